@@ -1,0 +1,87 @@
+"""Batched augmentation on the device; its randomness comes from (seed, epoch, image_id) alone.
+
+So a picture is changed in the same way whichever worker shows it, in whatever batch, however often the run was restarted.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from melanoma.config import AugmentConfig
+from melanoma.images import resize, to_float
+
+NUM_DRAWS = 12
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def image_keys(image_ids: list[str]) -> NDArray[np.uint64]:
+    """Return a 64-bit hash of each image_id, ``(N,)``, the same in every process."""
+    digests = [hashlib.blake2b(image_id.encode(), digest_size=8).digest() for image_id in image_ids]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One output step of SplitMix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, 2014)."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def uniform_draws(keys: NDArray[np.uint64], *, seed: int, epoch: int) -> Tensor:
+    """Return ``(N, NUM_DRAWS)`` float32 draws in [0, 1), a pure function of (seed, epoch, key)."""
+    with np.errstate(over="ignore"):  # wrapping around 2^64 is the arithmetic meant
+        stream = _mix(np.array([seed], np.uint64) + _GOLDEN * np.uint64(epoch + 1))
+        start = _mix(keys ^ stream)[:, None]
+        states = _mix(start + _GOLDEN * np.arange(1, NUM_DRAWS + 1, dtype=np.uint64)[None, :])
+    # 24 bits, as many as a float32 holds: 53 would round up to 1.0 on conversion.
+    return torch.from_numpy(((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32))
+
+
+def augment(pictures: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[int, int]) -> Tensor:
+    """Turn, flip, zoom, shift and recolour a batch.
+
+    Args:
+        pictures: ``(N, H, W, 3)`` uint8.
+        draws: ``(N, NUM_DRAWS)`` in [0, 1).
+        config: how far.
+        size: (h, w) of the result, px.
+
+    Returns:
+        ``(N, 3, h, w)`` float32 in [0, 1].
+    """
+    images = to_float(pictures)
+    height, width = images.shape[-2:]
+    if height > 2 * size[0]:  # a bilinear sample covers two pixels; shrink first what would alias
+        images = resize(images, (2 * size[0], 2 * size[1]))
+    draws = draws.to(images.device)
+    grid = F.affine_grid(_affine(draws, config, aspect=width / height), [len(images), 3, *size], align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _recolour(images, draws, config)
+
+
+def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:
+    """Return ``(N, 2, 3)`` maps from output to input in grid_sample's [-1, 1] coordinates; turning needs square pixels."""
+    angle = 2 * math.pi * draws[:, 0]
+    zoom = torch.exp((2 * draws[:, 1] - 1) * math.log(config.zoom))
+    flip = torch.where(draws[:, 2] < 0.5, 1.0, -1.0)
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    shift = (2 * draws[:, 3:5] - 1) * 2 * config.shift
+    rows = torch.stack([flip * cos, -sin / aspect, shift[:, 0], flip * sin * aspect, cos, shift[:, 1]], dim=1)
+    return rows.view(-1, 2, 3)
+
+
+def _recolour(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+    def factor(column: int, amount: float) -> Tensor:
+        return (1 + (2 * draws[:, column] - 1) * amount).view(-1, 1, 1, 1)
+
+    gains = (1 + (2 * draws[:, 8:11] - 1) * config.tint).view(-1, 3, 1, 1)
+    images = images * gains * factor(5, config.brightness)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * factor(6, config.contrast)
+    grey = images.mean(dim=1, keepdim=True)
+    return (grey + (images - grey) * factor(7, config.saturation)).clamp(0, 1)

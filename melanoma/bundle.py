@@ -1,0 +1,274 @@
+"""The deployable: weights (safetensors) and a manifest. Loading verifies and never unpickles; knows nothing of serving.
+
+Nothing is taken on trust that can be checked: every file against its hash, the manifest against its schema and version, and on
+`verify` the network against recorded outputs and the contract against the scores it rests on.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+import melanoma
+from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
+from melanoma.data.shards import sha256_of
+from melanoma.errors import BundleError
+from melanoma.evidence.calibration import ProbabilityMap
+from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
+from melanoma.files import new_folder, write_bytes, write_json, write_text
+from melanoma.images import Preprocess, Uint8Array
+from melanoma.networks import build_model
+from melanoma.views import predict_views
+
+FORMAT_VERSION = 1
+WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = "model.safetensors", "manifest.json", "calibration.parquet", "MODEL_CARD.md"
+NUM_PROBES = 3
+PROBE_TOLERANCE = 1e-3
+_FIELDS = {
+    "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
+    "group_columns", "split_hash", "training_config", "versions", "files", "probes",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory.
+
+    Attributes:
+        manifest: as written.
+        model: the network in eval mode, on the CPU.
+        preprocess: from stored pictures to its input.
+        views: turned copies averaged.
+        probability_map: from logits to probabilities.
+        operating_point: threshold and contract.
+        model_card: MODEL_CARD.md.
+    """
+
+    manifest: dict[str, Any]
+    model: nn.Module
+    preprocess: Preprocess
+    views: int
+    probability_map: ProbabilityMap
+    operating_point: OperatingPoint
+    model_card: str
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the weights file."""
+        return str(self.manifest["files"][WEIGHTS])
+
+    @property
+    def version(self) -> str:
+        """The bundle's version: changes with weights, probability map or operating point."""
+        return str(self.manifest["version"])
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleParts:
+    """What a finished training run hands over to be packed.
+
+    Attributes:
+        model: the trained network, on the CPU.
+        config: the run's settings.
+        canvas: (H, W) of stored pictures, px.
+        probability_map: fitted on the validation fold.
+        operating_point: selected on the calibration split.
+        calibration_rows: columns label and score, one row a unit the contract rests on; no ids.
+        group_columns: what was never split.
+        split_hash: of the data set's splits.
+        model_card: text for people.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    canvas: tuple[int, int]
+    probability_map: ProbabilityMap
+    operating_point: OperatingPoint
+    calibration_rows: pd.DataFrame
+    group_columns: tuple[str, ...]
+    split_hash: str
+    model_card: str
+
+
+def save_bundle(parts: BundleParts, folder: Path) -> None:
+    """Write a bundle folder atomically, in place of an older bundle."""
+    preprocess = Preprocess(parts.canvas, parts.config.data)
+    with new_folder(folder, replace_if=MANIFEST) as work:
+        write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in parts.model.state_dict().items()}))
+        parts.calibration_rows[["label", "score"]].sort_values(["label", "score"]).to_parquet(work / CALIBRATION, index=False)
+        write_text(work / MODEL_CARD, parts.model_card)
+        files = {name: sha256_of(work / name) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
+        manifest: dict[str, Any] = {
+            "kind": "melanoma-bundle",
+            "format_version": FORMAT_VERSION,
+            "name": "melanoma",
+            "classes": list(CLASSES),
+            "architecture": dataclasses.asdict(parts.config.model),
+            "preprocessing": {**dataclasses.asdict(parts.config.data), "canvas": list(parts.canvas)},
+            "calibration": parts.probability_map.as_dict(),
+            "operating_point": parts.operating_point.as_dict(),
+            "group_columns": list(parts.group_columns),
+            "split_hash": parts.split_hash,
+            "training_config": dataclasses.asdict(parts.config),
+            "versions": {"melanoma": melanoma.__version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+            "files": files,
+            "probes": _record_probes(parts.model, preprocess, parts.config.data.views),
+        }
+        manifest["version"] = _version_of(manifest)
+        write_json(work / MANIFEST, manifest)
+
+
+def _version_of(manifest: dict[str, Any]) -> str:
+    """Return a short name of what decides an answer: weights, preprocessing, probability map and threshold."""
+    deciding = [manifest["files"][WEIGHTS], manifest["preprocessing"], manifest["calibration"], manifest["operating_point"]["threshold"]]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
+    """Return smooth made-up pictures, ``(H, W, 3)`` uint8, that any decoder and resizer reproduces."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (NUM_PROBES, 6, 8, 3), dtype=np.uint8)
+    size = (canvas[1], canvas[0])
+    return [np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)) for cells in coarse]
+
+
+def _record_probes(model: nn.Module, preprocess: Preprocess, views: int) -> list[dict[str, Any]]:
+    pictures = probe_pictures(preprocess.canvas)
+    logits = _probe_logits(model, preprocess, views, pictures)
+    return [{"picture_png": _to_png(picture), "logits": [float(z) for z in row]} for picture, row in zip(pictures, logits, strict=True)]
+
+
+def _probe_logits(model: nn.Module, preprocess: Preprocess, views: int, pictures: list[Uint8Array]) -> np.ndarray:
+    model.eval()
+    with torch.no_grad():
+        return predict_views(model, preprocess(torch.from_numpy(np.stack(pictures))), views).float().numpy()
+
+
+def _to_png(picture: Uint8Array) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        BundleError: if it is missing, no JSON, incomplete, or of another format version or class list.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"BUNDLE must be a folder with a {MANIFEST}, {folder} has none.")
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the bundle's {MANIFEST} must be JSON, it is damaged; take the bundle from its source again.") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != "melanoma-bundle":
+        raise BundleError(f"the bundle's {MANIFEST} must describe a melanoma bundle, it describes something else.")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise BundleError(f"the bundle's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; use the release that wrote it.")
+    missing = sorted(_FIELDS - set(manifest))
+    if missing:
+        raise BundleError(f"the bundle's manifest must have the field {missing[0]}, it is missing; take the bundle from its source again.")
+    if manifest["classes"] != list(CLASSES):
+        raise BundleError(f"the bundle's classes must be {', '.join(CLASSES)}, got {', '.join(map(str, manifest['classes']))}.")
+    if manifest["version"] != _version_of(manifest):
+        raise BundleError("the bundle's version must match its manifest, it does not; the manifest was changed after it was written.")
+    return manifest
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Load a bundle, checking every file against its hash.
+
+    Raises:
+        BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
+    """
+    try:
+        return _load(folder)
+    except BundleError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"the bundle's manifest must be complete and consistent, it is not ({error}).") from error
+
+
+def _load(folder: Path) -> Bundle:
+    manifest = read_manifest(folder)
+    for name in (WEIGHTS, CALIBRATION, MODEL_CARD):
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
+        if sha256_of(path) != manifest["files"][name]:
+            raise BundleError(f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again.")
+    settings = dict(manifest["preprocessing"])
+    canvas = tuple(int(side) for side in settings.pop("canvas"))
+    data = DataConfig.from_dict(settings)
+    model = build_model(ModelConfig.from_dict(manifest["architecture"]))
+    try:
+        model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not.") from error
+    model.eval().requires_grad_(False)
+    return Bundle(
+        manifest=manifest,
+        model=model.to(memory_format=torch.channels_last),
+        preprocess=Preprocess((canvas[0], canvas[1]), data),
+        views=data.views,
+        probability_map=ProbabilityMap.from_dict(manifest["calibration"]),
+        operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
+        model_card=(folder / MODEL_CARD).read_text(),
+    )
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """Check all that can be checked of a bundle; return a sentence for each reason not to serve it, none if it may be served."""
+    try:
+        bundle = load_bundle(folder)
+    except BundleError as error:
+        return [str(error)]
+    findings = []
+    contract = bundle.operating_point.contract
+    if contract.status != "met":
+        findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
+    return [*findings, *_replay_probes(bundle), *_recompute_contract(bundle, folder)]
+
+
+def _replay_probes(bundle: Bundle) -> list[str]:
+    recorded = bundle.manifest["probes"]
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(probe["picture_png"]))).convert("RGB")) for probe in recorded]
+    logits = _probe_logits(bundle.model, bundle.preprocess, bundle.views, pictures)
+    gap = float(np.abs(logits - np.array([probe["logits"] for probe in recorded])).max())
+    if gap <= PROBE_TOLERANCE:
+        return []
+    return [f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by {gap:.3g}; another library version computes otherwise."]
+
+
+def _recompute_contract(bundle: Bundle, folder: Path) -> list[str]:
+    rows = pd.read_parquet(folder / CALIBRATION)
+    recorded, contract = bundle.operating_point, bundle.operating_point.contract
+    is_melanoma = rows["label"] == "mel"
+    again = select_operating_point(
+        rows.loc[is_melanoma, "score"].to_numpy(),
+        rows.loc[~is_melanoma, "score"].to_numpy(),
+        target_sensitivity=contract.target_sensitivity,
+        min_specificity=contract.min_specificity,
+        population=contract.population,
+        basis=contract.basis,
+        confidence=contract.confidence,
+    )
+    same = math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and again.contract == contract
+    return [] if same else [f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."]

@@ -1,0 +1,261 @@
+"""Every setting of a run as frozen dataclasses; knows nothing of how it is trained or served.
+
+A configuration is a dict only while it crosses a process (`dataclasses.asdict` and `from_dict`); defaults live here and nowhere else.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+MELANOMA_INDEX = CLASSES.index("mel")
+NUM_VIEWS = (1, 2, 4, 8)
+
+
+def _require(condition: bool, path: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{path} must be {rule}, got {value!r}.")
+
+
+class _Config:
+    """What all configuration dataclasses share: strict reading and overriding."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, _path: str = "") -> Self:
+        """Build from nested plain values, refusing unknown keys.
+
+        Raises:
+            ValueError: on an unknown key (the nearest known one is named) or a value that breaks its rule.
+        """
+        hints = typing.get_type_hints(cls)
+        known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        arguments = {}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {_path}{near[0]}" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"{_path}{key} is not a setting; {hint}.")
+            arguments[key] = _convert(value, known[key], f"{_path}{key}")
+        return cls(**arguments)
+
+    def with_overrides(self, overrides: Iterable[str]) -> Self:
+        """Return a copy with ``section.field=value`` settings replaced; values are JSON, anything else is a string."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        for override in overrides:
+            path, separator, text = override.partition("=")
+            if not separator:
+                raise ValueError(f"--set takes KEY=VALUE, got {override!r}.")
+            *sections, name = path.strip().split(".")
+            target = values
+            for section in sections:
+                target = target.setdefault(section, {})
+                if not isinstance(target, dict):
+                    raise ValueError(f"{path} is not a setting; {section} holds a value, not a section.")
+            target[name] = _parse(text)
+        return self.from_dict(values)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if isinstance(hint, type) and issubclass(hint, _Config):
+        _require(isinstance(value, Mapping), path, "a section (section.field=value)", value)
+        return hint.from_dict(value, _path=f"{path}.")
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in hint.__args__ if option is not types.NoneType)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), path, "a list", value)
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(item, inner, path) for item in value)
+    if hint is float:
+        _require(isinstance(value, int | float) and not isinstance(value, bool), path, "a number", value)
+        return float(value)
+    _require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), path, f"of type {hint.__name__}", value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Config):
+    """What the network is shown.
+
+    Attributes:
+        input_height: network input height, px.
+        input_width: network input width, px; the default 4:3 keeps the shape of dermoscopic pictures.
+        mean: channel means subtracted after scaling to [0, 1].
+        std: channel deviations divided by.
+        validation_fold: the fold that chooses the epoch and fits the probability map; the other folds train.
+        views: mirrored and turned copies averaged at prediction time (1, 2, 4 or 8).
+    """
+
+    input_height: int = 96
+    input_width: int = 128
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    validation_fold: int = 0
+    views: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("input_height", "input_width"):
+            _require(32 <= getattr(self, name) <= 2048, f"data.{name}", "32 to 2048 px", getattr(self, name))
+        ratio = self.input_width / self.input_height
+        _require(abs(ratio * 3 / 4 - 1) < 0.03, "data.input_width / data.input_height", "4:3 within 3 %, the shape of the stored pictures", ratio)
+        _require(len(self.mean) == 3, "data.mean", "three numbers", self.mean)
+        _require(len(self.std) == 3 and min(self.std) > 0, "data.std", "three positive numbers", self.std)
+        _require(self.validation_fold >= 0, "data.validation_fold", "at least 0", self.validation_fold)
+        _require(self.views in NUM_VIEWS, "data.views", f"one of {NUM_VIEWS}", self.views)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(_Config):
+    """How far a training picture may be changed; dermoscopy has no up or down, so flips and turns are unbounded.
+
+    Attributes:
+        zoom: largest factor by which a picture is enlarged or shrunk, at least 1.
+        shift: largest shift as a share of the side, in [0, 0.5].
+        brightness: largest relative change of brightness, in [0, 1).
+        contrast: largest relative change of contrast, in [0, 1).
+        saturation: largest relative change of saturation, in [0, 1).
+        tint: largest relative gain of a single colour channel (light source), in [0, 1).
+    """
+
+    zoom: float = 1.25
+    shift: float = 0.08
+    brightness: float = 0.12
+    contrast: float = 0.15
+    saturation: float = 0.2
+    tint: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(self.zoom >= 1, "augment.zoom", "at least 1", self.zoom)
+        _require(0 <= self.shift <= 0.5, "augment.shift", "in [0, 0.5]", self.shift)
+        for name in ("brightness", "contrast", "saturation", "tint"):
+            _require(0 <= getattr(self, name) < 1, f"augment.{name}", "in [0, 1)", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Config):
+    """The network.
+
+    Attributes:
+        backbone: a timm model name.
+        drop_path: stochastic depth rate, in [0, 1).
+        layer_scale: initial value of ConvNeXt's layer scale; None keeps timm's 1e-6, which is meant for very long training.
+    """
+
+    backbone: str = "convnext_atto"
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+        _require(self.layer_scale is None or self.layer_scale > 0, "model.layer_scale", "positive or null", self.layer_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(_Config):
+    """The weighted focal loss.
+
+    The default gamma is 0, weighted cross-entropy: no winner of an ISIC challenge shipped focal loss, it distorts the
+    probabilities a threshold rests on, and only a search on grouped folds can show that another gamma helps.
+
+    Attributes:
+        gamma: 0 or in [1, 5]; between 0 and 1 the gradient is infinite at p = 1.
+        tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse frequency.
+        melanoma_factor: further factor on the melanoma weight, in [1, 8].
+    """
+
+    gamma: float = 0.0
+    tau: float = 0.5
+    melanoma_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+        _require(0 <= self.tau <= 1, "loss.tau", "in [0, 1]", self.tau)
+        _require(1 <= self.melanoma_factor <= 8, "loss.melanoma_factor", "in [1, 8]", self.melanoma_factor)
+
+
+def check_gamma(gamma: float) -> None:
+    """Raise ValueError unless gamma is 0 or in [1, 5]."""
+    if not (gamma == 0 or 1 <= gamma <= 5):
+        raise ValueError(f"loss.gamma must be 0 or in [1, 5], got {gamma!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig(_Config):
+    """AdamW, its schedule and the moving average of the weights.
+
+    Attributes:
+        epochs: passes over the training folds.
+        batch_size: pictures per step over all workers together.
+        lr: peak learning rate of the head.
+        weight_decay: AdamW's, not applied to norms and biases.
+        layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
+        warmup_epochs: epochs of linear warm-up before the cosine.
+        ema_decay: moving average of the weights, in [0, 1); 0 is off. The first steps use (1 + t) / (10 + t).
+        grad_clip: largest gradient norm; 0 is off.
+        small_until: pairs (share of the epochs, scale): until that share, pictures are shown at that scale of the input size.
+    """
+
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    warmup_epochs: float = 1.0
+    ema_decay: float = 0.99
+    grad_clip: float = 5.0
+    small_until: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        _require(self.batch_size >= 1, "optim.batch_size", "at least 1", self.batch_size)
+        _require(self.lr > 0, "optim.lr", "positive", self.lr)
+        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)
+        _require(0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", "in [0, optim.epochs)", self.warmup_epochs)
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
+        _require(self.grad_clip >= 0, "optim.grad_clip", "at least 0", self.grad_clip)
+        shares = [stage[0] for stage in self.small_until if len(stage) == 2 and 0 < stage[0] <= 1 and 0 < stage[1] <= 1]
+        _require(
+            len(shares) == len(self.small_until) and shares == sorted(shares),
+            "optim.small_until",
+            "rising pairs [share of the epochs in (0, 1], scale in (0, 1]]",
+            self.small_until,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Config):
+    """One training run.
+
+    Attributes:
+        seed: with the epoch and the image_id the only source of randomness.
+        target_sensitivity: the melanoma sensitivity the bundle's contract promises, in (0, 1).
+        min_specificity: the specificity whose lower bound a met contract must reach, in [0, 1).
+    """
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    seed: int = 0
+    target_sensitivity: float = 0.9
+    min_specificity: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
+        _require(0 < self.target_sensitivity < 1, "target_sensitivity", "in (0, 1)", self.target_sensitivity)
+        _require(0 <= self.min_specificity < 1, "min_specificity", "in [0, 1)", self.min_specificity)

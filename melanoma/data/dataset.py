@@ -1,0 +1,119 @@
+"""A prepared data set: its manifest, its records and its memory-mapped pictures, as a torch Dataset."""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from melanoma.config import CLASSES
+from melanoma.data.shards import open_shard, sha256_of
+from melanoma.data.splits import SPLITS, check_splits, split_hash
+from melanoma.errors import DataError
+from melanoma.images import Uint8Array
+
+FORMAT_VERSION = 1
+ACCESS_LOG = "access_log.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A prepared data set on disk.
+
+    Attributes:
+        folder: where it lies.
+        manifest: `manifest.json`.
+        records: `records.parquet`, one row a picture.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    records: pd.DataFrame
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) of the stored pictures, px."""
+        return int(self.manifest["image_height_px"]), int(self.manifest["image_width_px"])
+
+    def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
+        """Return the records of a split, of one of its folds, or of all its folds but one.
+
+        Raises:
+            DataError: if there is no such row.
+        """
+        if split not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split}.")
+        chosen = self.records["split"] == split
+        if fold is not None:
+            chosen &= self.records["fold"] == fold
+        if without_fold is not None:
+            chosen &= self.records["fold"] != without_fold
+        if not chosen.any():
+            where = split if fold is None else f"{split}, fold {fold}"
+            raise DataError(f"the data set must hold pictures in {where}, it has none; prepare it with other fractions or folds.")
+        return self.records[chosen].reset_index(drop=True)
+
+    def log_access(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """Append one look at a test split to the access log and return all looks so far."""
+        path = self.folder / ACCESS_LOG
+        line = json.dumps({"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **entry})
+        with path.open("a") as log:
+            log.write(line + "\n")
+        return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def open_prepared(folder: Path, *, verify: bool = False) -> PreparedData:
+    """Open a prepared data set and check that it is what its manifest says.
+
+    Args:
+        folder: as written by prepare.
+        verify: also read every shard and compare its checksum.
+
+    Raises:
+        DataError: if it is no data set, of another format version, or damaged.
+        LeakageError: if a group stands on two sides of its split.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"DATASET must be a folder made by `melanoma data prepare`, {folder} has no manifest.json.")
+    manifest = json.loads(path.read_text())
+    if manifest.get("format_version") != FORMAT_VERSION or manifest.get("kind") != "melanoma-dataset":
+        raise DataError(f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again.")
+    if tuple(manifest["classes"]) != CLASSES:
+        raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
+    records = pd.read_parquet(folder / "records.parquet")
+    if split_hash(records["image_id"], records["split"], records["fold"]) != manifest["split_hash"]:
+        raise DataError("the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again.")
+    check_splits(records["group"], records["split"], records["fold"])
+    if verify:
+        for name, digest in manifest["shards"].items():
+            if not (folder / "shards" / name).is_file() or sha256_of(folder / "shards" / name) != digest:
+                raise DataError(f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again.")
+    return PreparedData(folder, manifest, records)
+
+
+class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
+    """Pictures of some records of a prepared data set: index -> (``(H, W, 3)`` uint8, label, image_id)."""
+
+    def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
+        self.image_ids: list[str] = rows["image_id"].tolist()
+        self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
+        names = sorted(set(rows["shard"]))
+        self._shards: dict[str, Uint8Array] = {name: open_shard(data.folder / "shards" / name, data.canvas) for name in names}
+        self._places: list[tuple[str, int]] = list(zip(rows["shard"], rows["row"], strict=True))
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        return self.pictures([index])[0], int(self.labels[index]), self.image_ids[index]
+
+    def pictures(self, indices: Sequence[int]) -> Tensor:
+        """Return the pictures at some indices, ``(N, H, W, 3)`` uint8."""
+        return torch.from_numpy(np.stack([self._shards[name][row] for name, row in (self._places[index] for index in indices)]))

@@ -1,0 +1,34 @@
+"""What must never be split: pictures joined over patient, lesion and duplicate pictures. Knows nothing of splits."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+
+def join_groups(image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """Join pictures that share any key, or stand in a known pair, into groups.
+
+    Args:
+        image_ids: N unique ids.
+        keys: sequences of N strings each (lesion ids, patient ids, hashes); pictures with an equal, non-empty string belong together.
+        pairs: image_ids of known pairs; pairs that name a picture not present are passed over.
+
+    Returns:
+        N group names: the smallest image_id of each group.
+    """
+    position = {image_id: index for index, image_id in enumerate(image_ids)}
+    edges: list[tuple[int, int]] = [(position[a], position[b]) for a, b in pairs if a in position and b in position]
+    for column in keys:
+        first: dict[str, int] = {}
+        for index, key in enumerate(column):
+            if key:
+                edges.append((first.setdefault(key, index), index))
+    left, right = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    num = len(image_ids)
+    _, component = connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(num, num)), directed=False)
+    smallest: dict[int, str] = {}
+    for image_id, label in zip(image_ids, component, strict=True):
+        smallest[label] = min(smallest.get(label, image_id), image_id)
+    return [smallest[label] for label in component]

@@ -1,0 +1,151 @@
+"""Synthetic dermoscopy with true lesion masks in HAM10000's layout: the embedded data set, every picture marked synthetic.
+
+Decides who has what: patients, lesions, views, sources, and planted faults for testing the leak auditor. `phantom_drawing` draws.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from melanoma.config import CLASSES
+from melanoma.data.phantom_drawing import Camera, Lesion, draw
+from melanoma.files import new_folder, write_text
+
+# Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
+HAM10000_LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
+# A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small set would give far fewer.
+LEAST_MELANOMAS = 250
+CAMERAS = {
+    "phantom_polarised": Camera((1.00, 1.00, 1.00), 0.10),
+    "phantom_contact": Camera((1.05, 0.97, 0.93), 0.45),
+    "phantom_scanner": Camera((0.96, 1.00, 1.06), 0.00),
+    "phantom_slides": Camera((1.02, 0.95, 0.97), 0.75),
+}
+_SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot")
+_MARK = "SYNTHETIC phantom dermoscopy, not a picture of a person"
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomConfig:
+    """What to draw.
+
+    Attributes:
+        num_lesions: lesions in all, at least 40.
+        seed: the same seed draws the same data set.
+        leaks: lesions shown again under a second lesion and patient id: a leak no id betrays.
+        shortcut: whether one source holds nearly all melanomas and gives the label away.
+    """
+
+    num_lesions: int = 1500
+    seed: int = 0
+    leaks: int = 0
+    shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_lesions < 40:
+            raise ValueError(f"--lesions must be at least 40, got {self.num_lesions}.")
+        if not 0 <= self.leaks <= self.num_lesions:
+            raise ValueError(f"--leaks must be from 0 to the number of lesions, got {self.leaks}.")
+
+
+def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int, int], None] | None = None) -> int:
+    """Write metadata.csv, images/*.jpg, masks/*.png and a README into a new folder; return the number of pictures.
+
+    Raises:
+        DataError: if out holds something else.
+    """
+    lesions, table = lay_out(config)
+    with new_folder(out) as work:
+        for name in ("images", "masks"):
+            (work / name).mkdir()
+        jobs = [(lesions[i], CAMERAS[source], view, str(work), image_id) for image_id, i, view, source in table[
+            ["image_id", "lesion_index", "view", "dataset"]
+        ].itertuples(index=False)]  # fmt: skip
+        # spawn: fork would copy the locks of whatever threads the caller runs
+        with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=16), start=1):
+                if on_picture is not None:
+                    on_picture(done, len(jobs))
+        write_text(work / "metadata.csv", table.drop(columns=["lesion_index", "view"]).to_csv(index=False))
+        write_text(work / "README.txt", f"{_MARK}. Made by `melanoma data phantom` with seed {config.seed}.\n")
+    return len(jobs)
+
+
+def _write_picture(job: tuple[Lesion, Camera, int, str, str]) -> None:
+    lesion, camera, view, folder, image_id = job
+    pixels, mask = draw(lesion, camera, view)
+    exif = Image.Exif()
+    exif[0x010E] = _MARK  # ImageDescription
+    Image.fromarray(pixels).save(Path(folder, "images", f"{image_id}.jpg"), quality=90, exif=exif, comment=_MARK.encode())
+    Image.fromarray((mask * 255).astype(np.uint8)).save(Path(folder, "masks", f"{image_id}.png"))
+
+
+def class_counts(num_lesions: int) -> dict[str, int]:
+    """Return the lesions of each class: HAM10000's balance, but melanomas enough for a contract, up to a fifth of all."""
+    total = sum(HAM10000_LESIONS.values())
+    melanomas = max(round(num_lesions * HAM10000_LESIONS["mel"] / total), min(LEAST_MELANOMAS, num_lesions // 5))
+    rest = {dx: count for dx, count in HAM10000_LESIONS.items() if dx not in ("mel", "nv")}
+    scale = (num_lesions - melanomas) / (total - HAM10000_LESIONS["mel"])
+    counts = {dx: max(2, round(count * scale)) for dx, count in rest.items()}
+    counts["mel"] = melanomas
+    counts["nv"] = num_lesions - sum(counts.values())
+    return {dx: counts[dx] for dx in CLASSES}
+
+
+def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
+    """Return the lesions and one metadata row a picture, in HAM10000's columns and patient_id."""
+    rng = np.random.default_rng([config.seed, 7])
+    diagnoses = rng.permutation([dx for dx, count in class_counts(config.num_lesions).items() for _ in range(count)])
+    patients = np.repeat(np.arange(config.num_lesions), rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]))[: config.num_lesions]
+    skins = np.clip(rng.beta(1.4, 2.2, config.num_lesions), 0, 1)
+    lesions = [
+        Lesion(str(dx), float(_strength(str(dx), rng)), float(skins[patients[i]]), int(config.seed * 1_000_003 + i)) for i, dx in enumerate(diagnoses)
+    ]
+    rows = [row for i, lesion in enumerate(lesions) for row in _rows_of_lesion(i, lesion, int(patients[i]), rng, shortcut=config.shortcut)]
+    rows += _planted_leaks(config, lesions, patients, rng)
+    table = pd.DataFrame(rows)
+    table.insert(1, "image_id", [f"PHANTOM_{number:07d}" for number in rng.permutation(len(table))])
+    return lesions, table.sort_values("image_id", ignore_index=True)
+
+
+def _strength(dx: str, rng: np.random.Generator) -> float:
+    """Draw how strongly signs of melanoma show; the classes overlap on purpose, so that nobody can be always right."""
+    shape = {"mel": (4.6, 2.2), "nv": (1.9, 4.6)}.get(dx, (1.6, 4.5))
+    return float(rng.beta(*shape))
+
+
+def _rows_of_lesion(index: int, lesion: Lesion, patient: int, rng: np.random.Generator, *, shortcut: bool) -> list[dict[str, object]]:
+    sources = list(CAMERAS)
+    source = sources[rng.choice(len(sources), p=[0.45, 0.25, 0.2, 0.1])]
+    if shortcut:
+        source = sources[-1] if lesion.dx == "mel" and rng.random() < 0.95 else sources[rng.integers(0, len(sources) - 1)]
+    person = np.random.default_rng([patient, 11])
+    age, sex = 5 * person.integers(4, 18), ("male", "female")[person.integers(2)]
+    common = {
+        "lesion_id": f"PHL_{index:06d}",
+        "patient_id": f"PHP_{patient:06d}",
+        "dx": lesion.dx,
+        "dx_type": "synthetic",
+        "age": float(age),
+        "sex": sex,
+        "localization": _SITES[rng.integers(len(_SITES))],
+        "dataset": source,
+        "lesion_index": index,
+    }
+    return [{**common, "view": view} for view in range(rng.choice([1, 2, 3], p=[0.74, 0.19, 0.07]))]
+
+
+def _planted_leaks(config: PhantomConfig, lesions: list[Lesion], patients: np.ndarray, rng: np.random.Generator) -> list[dict[str, object]]:
+    """Return rows that show a lesion once more, in a new view, as if it were another lesion of another patient."""
+    rows = []
+    for number, index in enumerate(rng.choice(config.num_lesions, config.leaks, replace=False)):
+        row = _rows_of_lesion(int(index), lesions[index], int(patients[index]), rng, shortcut=config.shortcut)[0]
+        rows.append({**row, "view": 9, "lesion_id": f"PHL_9{number:05d}", "patient_id": f"PHP_9{number:05d}"})
+    return rows

@@ -1,0 +1,290 @@
+"""Draws one synthetic dermoscopic picture and its true lesion mask. Knows nothing of data sets, files or splits.
+
+Nothing here models biology; it draws what the eye looks for (asymmetry, border, colours, veil, network) so that methods can be
+tested with the truth known. Signs of melanoma come in a strength that overlaps between the classes.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from melanoma.images import Uint8Array
+
+HEIGHT_PX, WIDTH_PX = 150, 200
+Field = NDArray[np.floating]
+
+_Y, _X = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
+_SKINS = np.array([[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32)
+_BROWNS = np.array([[168, 118, 84], [142, 92, 62], [112, 70, 48], [86, 52, 38]], dtype=np.float32)
+_MELANOMA_COLOURS = np.array([[46, 32, 30], [150, 70, 60], [108, 114, 136], [206, 180, 170], [84, 48, 34]], dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesion:
+    """What stays the same in every picture of one lesion.
+
+    Attributes:
+        dx: class name.
+        strength: how strongly signs of melanoma show, in [0, 1].
+        skin: position on the scale of skin colours, in [0, 1].
+        seed: draws everything else.
+    """
+
+    dx: str
+    strength: float
+    skin: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """What one source does to its pictures: a gain a channel, and how dark the corners get, in [0, 1]."""
+
+    tint: tuple[float, float, float]
+    vignette: float
+
+
+def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray[np.bool_]]:
+    """Draw view 0, 1, ... of a lesion.
+
+    Returns:
+        The picture, ``(150, 200, 3)`` uint8, and the true lesion mask, ``(150, 200)`` bool.
+    """
+    shape_rng = np.random.default_rng([lesion.seed, 0])
+    view_rng = np.random.default_rng([lesion.seed, 1, view])
+    u, v, scale = _lesion_coordinates(shape_rng, view_rng)
+    cover, radius = _outline(lesion, u, v, scale, shape_rng)
+    pixels = _skin(lesion, view_rng)
+    inside = _inside(lesion, u, v, radius, shape_rng)
+    pixels = pixels * (1 - cover[..., None]) + inside * cover[..., None]
+    pixels = _artefacts(pixels, view_rng)
+    pixels = _photograph(pixels, camera, view_rng)
+    return pixels, cover > 0.5
+
+
+def _noise(rng: np.random.Generator, cell_px: float) -> Field:
+    """Return smooth noise about 0 with deviation near 1, ``(H, W)``, varying over ``cell_px``."""
+    shape = (int(HEIGHT_PX / cell_px) + 4, int(WIDTH_PX / cell_px) + 4)
+    coarse = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
+    return np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC)) * 1.4
+
+
+def _lesion_noise(u: Field, v: Field, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
+    """Return smooth noise that moves with the lesion (unlike `_noise`), deviation near 1."""
+    angles, phases = rng.uniform(0, 2 * np.pi, (2, terms))
+    rates = frequency * rng.uniform(0.6, 1.5, terms)
+    total = np.zeros_like(u)
+    for angle, phase, rate in zip(angles.tolist(), phases.tolist(), rates.tolist(), strict=True):
+        total += np.cos((rate * math.cos(angle)) * u + (rate * math.sin(angle)) * v + phase)
+    return total * math.sqrt(2 / terms)
+
+
+def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> tuple[Field, Field, float]:
+    """Return lesion coordinates of every pixel, in lesion radii about its centre, and the radius in px."""
+    scale = shape_rng.uniform(27, 48) * view_rng.uniform(0.88, 1.14)
+    angle = view_rng.uniform(0, 2 * np.pi)
+    x = (_X - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
+    y = (_Y - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
+    return np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y, scale
+
+
+def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
+    """Return how strongly one sign shows: the lesion's strength, give or take, for no melanoma has all of them."""
+    return float(np.clip(lesion.strength + rng.normal(0, 0.13), 0, 1))
+
+
+def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Generator) -> tuple[Field, Field]:
+    """Return how much of each pixel the lesion covers, in [0, 1], and the distance from its centre in units of its border."""
+    asymmetry, irregularity = _sign(lesion, rng), _sign(lesion, rng)
+    u = u * rng.uniform(1.0, 1.35)
+    theta = np.arctan2(v, u)
+    border = np.ones_like(u)
+    for harmonic in (1, 2, 3):
+        border += (0.03 + 0.15 * asymmetry) * rng.normal(0, 0.55) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+    for harmonic in range(5, 14):
+        border += (0.008 + 0.055 * irregularity) * rng.normal(0, 0.6) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+    border = np.maximum(border, 0.35)
+    distance = np.hypot(u, v) / border
+    softness = {"nv": 0.10, "mel": 0.08, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
+    softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / scale)
+    return 1 / (1 + np.exp(np.clip((distance - 1) / (0.4 * softness), -30, 30))), distance
+
+
+def _skin(lesion: Lesion, rng: np.random.Generator) -> Field:
+    place = lesion.skin * (len(_SKINS) - 1)
+    low = min(int(place), len(_SKINS) - 2)
+    base = _SKINS[low] + (_SKINS[low + 1] - _SKINS[low]) * (place - low)
+    texture = 4 * _noise(rng, 48) + 2.5 * _noise(rng, 9) + 2.5 * _noise(rng, 3)
+    redness = 2.5 * _noise(rng, 30)
+    return base + texture[..., None] + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32)
+
+
+def _blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
+    return np.asarray(pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None])
+
+
+def _inside(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Return the colours inside the outline, ``(H, W, 3)``."""
+    painter = {"bcc": _bcc, "akiec": _akiec, "bkl": _bkl, "df": _df, "vasc": _vasc}.get(lesion.dx, _melanocytic)
+    pixels = painter(lesion, u, v, distance, rng)
+    shade = 5 * _lesion_noise(u, v, rng, 7) + 4 * _lesion_noise(u, v, rng, 19)
+    return np.asarray(pixels + shade[..., None])
+
+
+def _brown(rng: np.random.Generator) -> NDArray[np.floating]:
+    place = rng.uniform(0, len(_BROWNS) - 1.001)
+    low = int(place)
+    return np.asarray(_BROWNS[low] + (_BROWNS[low + 1] - _BROWNS[low]) * (place - low) + rng.normal(0, 5, 3))
+
+
+def _melanocytic(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Paint a nevus, or a melanoma, which differs in strength alone."""
+    base = _brown(rng)
+    centre = rng.uniform(-26, 26)  # darker or lighter towards the centre
+    pixels = base + (centre * (1 - np.clip(distance, 0, 1)))[..., None]
+    pixels = _colours(pixels, _sign(lesion, rng), u, v, rng)
+    pixels = _network(pixels, _sign(lesion, rng), u, v, distance, rng)
+    pixels = _globules(pixels, _sign(lesion, rng), u, v, rng)
+    return _veil(pixels, _sign(lesion, rng), u, v, rng)
+
+
+def _colours(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+    """Add patches of further colours; the stronger the sign, the more and the plainer."""
+    for colour in rng.permutation(_MELANOMA_COLOURS)[: 1 + round(3 * sign)]:
+        patch = 1 / (1 + np.exp(-4 * (_lesion_noise(u, v, rng, 2.6) - 0.5)))
+        pixels = _blend(pixels, colour + rng.normal(0, 6, 3), patch * (0.10 + 0.75 * sign**1.5))
+    return pixels
+
+
+def _network(pixels: Field, sign: float, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Add a pigment network: a honeycomb, warped and patchy where the sign is strong."""
+    rate = rng.uniform(32, 46)
+    warp = 0.02 + 0.11 * sign
+    wu, wv = u + warp * _lesion_noise(u, v, rng, 4), v + warp * _lesion_noise(u, v, rng, 4)
+    angles = rng.uniform(0, np.pi) + np.array([0, np.pi / 3, 2 * np.pi / 3])
+    lattice = np.sum([np.cos(rate * (np.cos(a) * wu + np.sin(a) * wv)) for a in angles], axis=0) / 3
+    lines = np.clip(0.35 - lattice, 0, 1)
+    patchy = np.clip(1 + sign * 1.8 * _lesion_noise(u, v, rng, 3), 0, 2.2)
+    depth = rng.uniform(14, 36) * lines * patchy * np.clip(1.35 - 0.5 * distance, 0, 1)
+    return pixels - depth[..., None] * np.array([1.0, 0.9, 0.75], dtype=np.float32)
+
+
+def _globules(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+    """Add dots, scattered to the border and of uneven size where the sign is strong."""
+    for _ in range(rng.integers(0, 4) + round(rng.uniform(0, 12) * sign)):
+        reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
+        size = rng.uniform(0.025, 0.035 + 0.05 * sign)
+        dot = np.exp(-(((u - reach * np.cos(angle)) ** 2 + (v - reach * np.sin(angle)) ** 2) / size**2))
+        pixels = _blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
+    return pixels
+
+
+def _veil(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+    """Lay a blue-white veil over part of the lesion."""
+    centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
+    shape = np.exp(-(((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / size**2) ** 2)
+    amount = 0.85 * max(0.0, sign - 0.35) / 0.65
+    return _blend(pixels, np.array([126.0, 138, 168]) + rng.normal(0, 6, 3), amount * shape * (0.8 + 0.2 * _lesion_noise(u, v, rng, 5)).clip(0, 1))
+
+
+def _spots(u: Field, v: Field, rng: np.random.Generator, num: int, size: tuple[float, float], reach: float = 0.85) -> Field:
+    """Return ``num`` soft round spots as a weight in [0, 1]."""
+    weight = np.zeros_like(u)
+    for _ in range(num):
+        distance, angle, radius = reach * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi), rng.uniform(*size)
+        spot = np.hypot(u - distance * np.cos(angle), v - distance * np.sin(angle)) / radius
+        weight = np.maximum(weight, 1 / (1 + np.exp(np.clip(8 * (spot - 1), -30, 30))))
+    return weight
+
+
+def _bkl(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
+    pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(u, v, rng, 9))[..., None]
+    pixels = _colours(pixels, 0.6 * _sign(lesion, rng), u, v, rng)
+    pixels = _blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(u, v, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
+    return _blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(u, v, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
+
+
+def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
+    pixels = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
+    nests = _spots(u, v, rng, int(rng.integers(2, 7)), (0.08, 0.22))
+    pixels = _blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
+    for _ in range(rng.integers(3, 7)):
+        angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
+        along, across = np.cos(angle) * u + np.sin(angle) * v, -np.sin(angle) * u + np.cos(angle) * v
+        across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
+        pixels = _blend(pixels, np.array([176.0, 48, 52]), 0.7 * np.exp(-((across / 0.022) ** 2)) * (np.abs(along) < rng.uniform(0.4, 0.9)))
+    return pixels
+
+
+def _akiec(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Actinic keratosis: red between pale follicles, with scale."""
+    pixels = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(u, v, rng, 12))[..., None]
+    pixels = _colours(pixels, 0.4 * _sign(lesion, rng), u, v, rng)
+    pixels = _blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(u, v, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
+    return _blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(u, v, rng, 14) > 1.3))
+
+
+def _df(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Dermatofibroma: a white centre in a delicate pale network."""
+    pixels = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*u.shape, 1))
+    pixels = _network(pixels, 0.3 * _sign(lesion, rng), u, v, distance, rng)
+    centre = np.exp(-((distance / rng.uniform(0.35, 0.55)) ** 4))
+    return _blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
+
+
+def _vasc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+    """Vascular lesion: red to purple lacunae."""
+    pixels = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
+    colour = np.array([146.0, 34, 48]) + rng.uniform(0, 1) * np.array([-50.0, -6, 26])
+    return _blend(pixels, colour, 0.9 * _spots(u, v, rng, int(rng.integers(7, 16)), (0.14, 0.3)))
+
+
+def _artefacts(pixels: Field, rng: np.random.Generator) -> Field:
+    """Add what is on real pictures and means nothing: hair, a ruler, ink, gel bubbles."""
+    if rng.random() < 0.45:
+        for _ in range(rng.integers(1, 14)):
+            pixels = _blend(pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng))
+    if rng.random() < 0.12:
+        pixels = _blend(pixels, np.array([40.0, 40, 44]), 0.85 * _ruler(rng))
+    if rng.random() < 0.10:
+        edge = (_X, WIDTH_PX - _X, _Y, HEIGHT_PX - _Y)[rng.integers(4)]
+        stroke = np.exp(-(((edge - rng.uniform(6, 24)) / rng.uniform(4, 9)) ** 4)) * (_noise(rng, 40) > -0.3)
+        pixels = _blend(pixels, np.array([92.0, 70, 150]), 0.7 * gaussian_filter(stroke, 1.2))
+    if rng.random() < 0.25:
+        for _ in range(rng.integers(1, 8)):
+            away = np.hypot(_X - rng.uniform(0, WIDTH_PX), _Y - rng.uniform(0, HEIGHT_PX))
+            radius = rng.uniform(3, 9)
+            pixels = _blend(pixels, np.array([246.0, 244, 240]), 0.6 * np.exp(-(((away - radius) / 1.1) ** 2)))
+    return pixels
+
+
+def _hair(rng: np.random.Generator) -> Field:
+    angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.002)
+    x, y = _X - rng.uniform(0, WIDTH_PX), _Y - rng.uniform(0, HEIGHT_PX)
+    along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    width, length = rng.uniform(0.45, 0.95), rng.uniform(30, 130)
+    return np.asarray(np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length))
+
+
+def _ruler(rng: np.random.Generator) -> Field:
+    pitch, base = rng.uniform(7, 11), rng.uniform(4, 10)
+    top = _Y if rng.random() < 0.5 else HEIGHT_PX - _Y
+    index = np.round(_X / pitch)
+    length = np.where(index % 5 == 0, 15, 9)
+    ticks = (np.abs(_X - index * pitch) < 0.7) & (top > base) & (top < base + length)
+    return np.asarray(ticks.astype(np.float64))
+
+
+def _photograph(pixels: Field, camera: Camera, rng: np.random.Generator) -> Uint8Array:
+    """Apply light, tint, vignette, focus and sensor noise."""
+    corner = np.hypot((_X - WIDTH_PX / 2) / WIDTH_PX, (_Y - HEIGHT_PX / 2) / HEIGHT_PX)
+    light = rng.uniform(0.9, 1.08) * (1 - camera.vignette * np.clip(2.2 * (corner - 0.38), 0, 1))
+    pixels = pixels * np.array(camera.tint) * light[..., None]
+    pixels = gaussian_filter(pixels, (rng.uniform(0.2, 0.9),) * 2 + (0,))
+    return np.clip(pixels + rng.normal(0, 2.2, pixels.shape), 0, 255).astype(np.uint8)

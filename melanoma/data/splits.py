@@ -1,0 +1,153 @@
+"""Grouped, stratified test / calibration / folds; raises if any group stands on two sides."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from melanoma.errors import DataError, LeakageError
+
+SPLITS = ("train", "calibration", "test")
+
+
+def draw_splits(
+    groups: Sequence[str],
+    labels: Sequence[int],
+    *,
+    test_fraction: float,
+    calibration_fraction: float,
+    num_folds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Draw test, calibration and the folds of the rest by group, every part with nearly the same share of every class.
+
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011): classes from
+    the rarest to the commonest, groups from the largest to the smallest, each to the part that lacks the class most.
+
+    Args:
+        groups: N group names.
+        labels: N class indices.
+        test_fraction: share of the pictures for test, in [0, 1).
+        calibration_fraction: share for calibration, in [0, 1).
+        num_folds: folds of the rest, at least 2.
+        seed: orders equal groups and breaks ties.
+
+    Returns:
+        N rows with `split` (train, calibration or test) and `fold` (-1 outside train).
+
+    Raises:
+        ValueError: if the fractions or the number of folds cannot be met.
+    """
+    if not (0 <= test_fraction and 0 <= calibration_fraction and test_fraction + calibration_fraction < 1):
+        raise ValueError(
+            f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
+        )
+    if num_folds < 2:
+        raise ValueError(f"folds must be at least 2, got {num_folds}.")
+    train_share = (1 - test_fraction - calibration_fraction) / num_folds
+    shares = np.array([test_fraction, calibration_fraction] + [train_share] * num_folds)
+    names, counts = _count_by_group(groups, labels)
+    parts = _assign(counts, shares, np.random.default_rng(seed))
+    part = pd.Series(parts, index=names).loc[list(groups)].to_numpy()
+    split = np.where(part == 0, "test", np.where(part == 1, "calibration", "train"))
+    drawn = pd.DataFrame({"split": split, "fold": np.where(part < 2, -1, part - 2)})
+    check_splits(pd.Series(list(groups)), drawn["split"], drawn["fold"])
+    return drawn
+
+
+def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[str], np.ndarray]:
+    """Return the group names in order and their ``(num_groups, C)`` counts of each class."""
+    table = pd.crosstab(pd.Series(list(groups), name="group"), pd.Series(list(labels), name="label"))
+    return [str(name) for name in table.index], table.to_numpy()
+
+
+def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the part of each group, ``(num_groups,)``."""
+    totals = counts.sum(axis=0)
+    missing = shares[:, None] * totals[None, :].astype(float)  # (parts, C): what each part still lacks
+    parts = np.full(len(counts), -1)
+    order = rng.permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    for label in np.argsort(totals):
+        for group in order[(counts[order, label] > 0) & (parts[order] < 0)]:
+            # Most lacking in this class first; then in pictures of any class; then the roll of a die.
+            lack = np.lexsort((rng.random(len(shares)), missing.sum(axis=1), missing[:, label]))
+            chosen = next(part for part in lack[::-1] if shares[part] > 0)
+            parts[group] = chosen
+            missing[chosen] -= counts[group]
+    return parts
+
+
+def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, seed: int) -> pd.DataFrame:
+    """Take the splits from a table `image_id,split` instead of drawing them.
+
+    `split` is train, validation, calibration or test. With validation rows these are fold 0 and the train rows the other
+    folds, so that a single run trains on exactly the train rows; without, the folds are drawn.
+
+    Args:
+        table: rows with image_id, group and label.
+        given: columns image_id and split.
+        num_folds: folds of the train rows, validation included.
+        seed: for drawing the folds.
+
+    Returns:
+        Rows as `draw_splits` gives, in the order of table.
+
+    Raises:
+        DataError: if a column is missing, a name of a split is unknown, or a picture has no split or two.
+        LeakageError: if a group stands on two sides.
+    """
+    if not {"image_id", "split"} <= set(given.columns):
+        raise DataError(f"the splits file must have the columns image_id and split, got {', '.join(given.columns)}.")
+    if given["image_id"].duplicated().any():
+        twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
+        raise DataError(f"the splits file must name every picture once, {twice} stands there twice.")
+    unknown = set(given["split"]) - {*SPLITS, "validation"}
+    if unknown:
+        raise DataError(f"split must be train, validation, calibration or test, got {sorted(map(str, unknown))[0]}.")
+    split = table["image_id"].map(given.set_index("image_id")["split"])
+    if split.isna().any():
+        raise DataError(
+            f"the splits file must name every picture; {int(split.isna().sum())} are missing, the first is "
+            f"{table.loc[split.isna(), 'image_id'].iloc[0]}."
+        )
+    has_validation = bool((split == "validation").any())
+    fold = pd.Series(-1, index=table.index)
+    train = split == "train"
+    first = 1 if has_validation else 0
+    if train.any():
+        if num_folds - first < 2:
+            fold[train] = first
+        else:
+            rows = table[train]
+            drawn = draw_splits(
+                rows["group"].tolist(), rows["label"].tolist(), test_fraction=0, calibration_fraction=0, num_folds=num_folds - first, seed=seed
+            )
+            fold[train] = drawn["fold"].to_numpy() + first
+    fold[split == "validation"] = 0
+    result = pd.DataFrame({"split": split.replace("validation", "train"), "fold": fold})
+    check_splits(table["group"], result["split"], result["fold"])
+    return result.reset_index(drop=True)
+
+
+def check_splits(group: pd.Series, split: pd.Series, fold: pd.Series) -> None:
+    """Raise LeakageError if any group stands on two sides of a split or in two folds."""
+    side = split.astype(str).to_numpy() + ":" + fold.astype(str).to_numpy()
+    sides: dict[str, set[str]] = defaultdict(set)
+    for name, place in zip(group.to_numpy(), side, strict=True):
+        sides[name].add(place)
+    leaking = sorted(name for name, places in sides.items() if len(places) > 1)
+    if leaking:
+        example = ", ".join(sorted(sides[leaking[0]]))
+        raise LeakageError(
+            f"no group may stand on two sides of a split, {len(leaking)} do (the first is {leaking[0]}, in {example}); "
+            "put all pictures of a group on one side."
+        )
+
+
+def split_hash(image_id: pd.Series, split: pd.Series, fold: pd.Series) -> str:
+    """Return the sha256 over the sorted ``image_id,split,fold`` lines."""
+    lines = sorted(f"{i},{s},{f}" for i, s, f in zip(image_id, split, fold, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,253 @@
+"""The training loop, the same on a laptop and on a cluster. A step's randomness depends on seed, epoch and image_id only.
+
+DDP is a wrapped model handed in; what happens at the end of an epoch (a checkpoint, a report) is a callable handed in.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from melanoma.augmentation import augment, image_keys, uniform_draws
+from melanoma.config import CLASSES, TrainConfig
+from melanoma.data.dataset import PictureDataset
+from melanoma.distributed import World
+from melanoma.evidence.metrics import validation_scores
+from melanoma.images import Preprocess
+from melanoma.losses import focal_terms
+from melanoma.networks import parameter_groups
+from melanoma.views import predict_views
+
+SELECTION = "auroc"
+PREDICT_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Logits of one network on some pictures, in the order of the data set.
+
+    Attributes:
+        image_ids: N ids.
+        labels: ``(N,)`` class indices.
+        logits: ``(N, C)`` float32.
+    """
+
+    image_ids: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclasses.dataclass
+class TrainState:
+    """All that a run needs to go on after an epoch."""
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and shipped: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values only, so that it loads with ``weights_only=True``."""
+        return {
+            "epoch": self.epoch,
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state made by `state_dict` of the same configuration."""
+        self.epoch, self.history = state["epoch"], state["history"]
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def start_state(model: nn.Module, config: TrainConfig) -> TrainState:
+    """Return the state before the first epoch; model is the bare network, not a DDP wrapper."""
+    on_gpu = next(model.parameters()).is_cuda
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.optim), lr=config.optim.lr, fused=on_gpu)
+    ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay > 0 else None
+    return TrainState(model, ema, optimizer)
+
+
+def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:
+    """Return the share of the peak rate at a step: a linear warm-up, then a half cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+
+
+def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the order ``(N,)`` in which an epoch shows the pictures, the same on every rank."""
+    return np.random.default_rng([seed, epoch]).permutation(num)
+
+
+def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
+    """Return (height, width) in px at which an epoch shows its pictures; multiples of 8, the input size at the end."""
+    full = config.data.input_height, config.data.input_width
+    for until, scale in config.optim.small_until:
+        if epoch < until * config.optim.epochs:
+            return round(full[0] * scale / 8) * 8, round(full[1] * scale / 8) * 8
+    return full
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device) -> Iterator[None]:
+    """Run in bfloat16 where the device is made for it (GPUs), in float32 elsewhere."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One run's fixed parts.
+
+    Attributes:
+        config: its settings.
+        train: pictures the network learns from.
+        validation: pictures that choose the epoch.
+        preprocess: from stored pictures to network input.
+        class_weights: ``(C,)``.
+        world: the processes sharing the run.
+        on_step: called with (epoch, step, num_steps, loss) on every rank.
+    """
+
+    config: TrainConfig
+    train: PictureDataset
+    validation: PictureDataset
+    preprocess: Preprocess
+    class_weights: Tensor
+    world: World = World()
+    on_step: Callable[[int, int, int, float], None] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; the rest waits for the next order."""
+        return len(self.train) // self.config.optim.batch_size
+
+
+def fit(training: Training, model: nn.Module, state: TrainState, on_epoch_end: Callable[[TrainState], None]) -> TrainState:
+    """Train from the state's epoch to the last.
+
+    Args:
+        training: the run.
+        model: what is called in the loop: ``state.model``, or DDP around it.
+        state: changed in place.
+        on_epoch_end: called after every epoch, on every rank equally often.
+
+    Raises:
+        ValueError: if a batch holds more pictures than there are, or fewer than there are workers.
+        FloatingPointError: if the loss is not finite.
+    """
+    batch_size = training.config.optim.batch_size
+    if not training.world.size <= batch_size <= len(training.train):
+        raise ValueError(
+            f"optim.batch_size must be from the number of workers ({training.world.size}) to that of training pictures "
+            f"({len(training.train)}), got {batch_size}."
+        )
+    while state.epoch < training.config.optim.epochs:
+        started = time.monotonic()
+        loss = train_one_epoch(training, model, state)
+        trained = time.monotonic()
+        predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world)
+        state.epoch += 1
+        state.history.append(
+            {
+                "epoch": state.epoch,
+                "loss": loss,
+                **validation_scores(predictions.labels, predictions.logits),
+                "train_seconds": round(trained - started, 2),
+                "validation_seconds": round(time.monotonic() - trained, 2),
+            }
+        )
+        on_epoch_end(state)
+    return state
+
+
+def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> float:
+    """Train one epoch in place and return its mean loss, the same on every rank."""
+    config, world, num_steps = training.config, training.world, training.steps_per_epoch
+    device = next(model.parameters()).device
+    # Drop path alone draws from torch's own generator.
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, state.epoch, world.rank]).generate_state(1)[0]))
+    order = epoch_order(len(training.train), seed=config.seed, epoch=state.epoch)
+    draws = uniform_draws(image_keys(training.train.image_ids), seed=config.seed, epoch=state.epoch)
+    weights = training.class_weights.to(device)
+    size = input_size(config, state.epoch)
+    model.train()
+    total = torch.zeros(2, dtype=torch.float64)
+    for step in range(num_steps):
+        batch = order[step * config.optim.batch_size : (step + 1) * config.optim.batch_size]
+        mine = torch.from_numpy(batch[list(world.share(len(batch)))])
+        pictures = training.train.pictures(mine.tolist()).to(device, non_blocking=True)
+        images = training.preprocess.normalise(augment(pictures, draws[mine], config.augment, size))
+        target = training.train.labels[mine].to(device)
+        loss_sum, weight_sum = _step(training, model, state, images, target, weights, state.epoch * num_steps + step)
+        total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
+        if training.on_step is not None:
+            training.on_step(state.epoch, step, num_steps, loss_sum / max(weight_sum, 1e-12))
+    mean = world.sum(total.to(device))
+    loss = float(mean[0] / mean[1])
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss must stay finite, it was {loss} in epoch {state.epoch + 1}; lower optim.lr.")
+    return loss
+
+
+def _step(
+    training: Training, model: nn.Module, state: TrainState, images: Tensor, target: Tensor, weights: Tensor, step: int
+) -> tuple[float, float]:
+    """Take one optimiser step on this rank's share of a batch; return its loss sum and weight sum."""
+    optim, world = training.config.optim, training.world
+    factor = learning_rate_factor(
+        step,
+        num_steps=optim.epochs * training.steps_per_epoch,
+        warmup_steps=round(optim.warmup_epochs * training.steps_per_epoch),
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = optim.lr * group["lr_scale"] * factor
+    images = images.contiguous(memory_format=torch.channels_last)
+    with autocast(images.device):
+        logits = model(images)
+    loss_sum, weight_sum = focal_terms(logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma)
+    # DDP averages gradients over ranks; times the world size over the batch's weight sum this is the global weighted mean.
+    loss = loss_sum * world.size / world.sum(weight_sum.detach())
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if optim.grad_clip > 0:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.grad_clip)
+    state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update(state.model, step=step + 1)
+    return loss_sum.item(), weight_sum.item()
+
+
+def predict(model: nn.Module, dataset: PictureDataset, preprocess: Preprocess, *, world: World | None = None, views: int = 1) -> Predictions:
+    """Predict a data set, every rank its share; all ranks return the whole."""
+    world = world or World()
+    device = next(model.parameters()).device
+    mine = list(world.share(len(dataset)))
+    logits = torch.zeros(len(mine), len(CLASSES), device=device)
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(mine), PREDICT_BATCH):
+            pictures = dataset.pictures(mine[start : start + PREDICT_BATCH]).to(device)
+            with autocast(device):
+                logits[start : start + PREDICT_BATCH] = predict_views(model, preprocess(pictures), views).float()
+    logits = world.join(logits, len(dataset))
+    return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

@@ -1,0 +1,1 @@
+"""What may be claimed: metrics, calibration, the operating point and its report."""

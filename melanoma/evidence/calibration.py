@@ -1,0 +1,102 @@
+"""The probability map from logits: temperature and bias fitted by likelihood, the form chosen by held-out likelihood."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.model_selection import GroupKFold
+
+from melanoma.config import CLASSES
+from melanoma.evidence.metrics import FloatArray, IntArray, negative_log_likelihood
+
+FORMS = ("identity", "temperature", "temperature_bias")
+# Keeps the bias of a class without a validation picture finite; too weak to matter for the others.
+RIDGE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbabilityMap:
+    """``softmax(logits / temperature + bias)``.
+
+    Class weights shift the prior the network learns, which temperature alone (Guo et al., On Calibration of Modern Neural
+    Networks, 2017) cannot undo; a bias a class can.
+    """
+
+    temperature: float = 1.0
+    bias: tuple[float, ...] = (0.0,) * len(CLASSES)
+    form: str = "identity"
+
+    def __call__(self, logits: FloatArray) -> FloatArray:
+        """Map ``(N, C)`` logits to ``(N, C)`` float64 probabilities."""
+        return np.asarray(softmax(logits.astype(np.float64) / self.temperature + np.array(self.bias), axis=1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        return {**dataclasses.asdict(self), "bias": list(self.bias)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "ProbabilityMap":
+        """Read what `as_dict` wrote."""
+        return ProbabilityMap(float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"]))
+
+
+def fit_probability_map(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> ProbabilityMap:
+    """Fit the map on pictures the network did not train on, in the form that predicts held-out groups best.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N,)`` class indices.
+        groups: ``(N,)`` groups that must not be split between fitting and comparing.
+        folds: of the comparison.
+    """
+    folds = min(folds, len(np.unique(groups)))
+    if folds < 2:
+        return ProbabilityMap()
+    scores = dict.fromkeys(FORMS, 0.0)
+    for fitted, held_out in GroupKFold(folds).split(logits, labels, groups):
+        for form in FORMS:
+            probabilities = _fit(logits[fitted], labels[fitted], form)(logits[held_out])
+            scores[form] += negative_log_likelihood(labels[held_out], probabilities) * len(held_out)
+    return _fit(logits, labels, min(FORMS, key=scores.__getitem__))
+
+
+def _fit(logits: FloatArray, labels: IntArray, form: str) -> ProbabilityMap:
+    if form == "identity":
+        return ProbabilityMap()
+    has_bias = form == "temperature_bias"
+    logits = logits.astype(np.float64)
+    target = np.eye(len(CLASSES))[labels]
+
+    def loss_and_gradient(parameters: FloatArray) -> tuple[float, FloatArray]:
+        bias = parameters[1:] if has_bias else np.zeros(len(CLASSES))
+        scaled = logits * np.exp(parameters[0]) + bias
+        log_p = log_softmax(scaled, axis=1)
+        error = (np.exp(log_p) - target) / len(labels)
+        gradient = np.concatenate([[(error * (scaled - bias)).sum()], error.sum(axis=0) + 2 * RIDGE * bias])
+        loss = -(log_p * target).sum() / len(labels) + RIDGE * (bias**2).sum()
+        return float(loss), gradient if has_bias else gradient[:1]
+
+    start = np.zeros(1 + (len(CLASSES) if has_bias else 0))
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B").x
+    bias = tuple(float(b) for b in found[1:]) if has_bias else (0.0,) * len(CLASSES)
+    return ProbabilityMap(float(np.exp(-found[0])), bias, form)
+
+
+def expected_calibration_error(labels: IntArray, probabilities: FloatArray, *, num_bins: int = 15) -> float:
+    """Return the mean gap between confidence and accuracy over equal-width bins of the likeliest class (not a proper score)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gap = np.bincount(bins, weights=confidence - right, minlength=num_bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def calibration_scores(labels: IntArray, probabilities: FloatArray) -> dict[str, float]:
+    """Return nll (nats), the multi-class Brier score and ece."""
+    brier = ((probabilities - np.eye(len(CLASSES))[labels]) ** 2).sum(axis=1).mean()
+    return {
+        "nll": negative_log_likelihood(labels, probabilities),
+        "brier": float(brier),
+        "ece": expected_calibration_error(labels, probabilities),
+    }

@@ -1,0 +1,1 @@
+"""Why the network said so."""

@@ -1,0 +1,79 @@
+"""Exact Grad-CAM through the head alone: no hooks, no state, no backward pass through the backbone.
+
+Grad-CAM (Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, 2017) weighs the
+last feature map by the mean gradient of a logit. That gradient needs the head only, which is a pooling, a norm and a linear
+layer; the feature map itself comes with the prediction.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from melanoma.images import Uint8Array
+from melanoma.networks import head
+from melanoma.views import turn_back, view_features
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """Logits and heatmaps of one batch.
+
+    Attributes:
+        logits: ``(N, C)`` float32, averaged over views.
+        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient, comparable between pictures.
+    """
+
+    logits: Tensor
+    heatmaps: Tensor
+
+
+def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+    """Return logits ``(N, C)`` and the Grad-CAM map ``(N, h, w)`` of a class, for a feature map ``(N, K, h, w)``.
+
+    The feature map may come from `torch.no_grad` but not from `torch.inference_mode`.
+    """
+    with torch.enable_grad():
+        leaf = feature_map.detach().requires_grad_()
+        logits = head(model, leaf)
+        # One sum over the batch: pictures do not meet in the head, so each gets its own gradient.
+        (gradient,) = torch.autograd.grad(logits[:, class_index].sum(), leaf)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
+
+
+def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: int = 1) -> Explained:
+    """Predict ``(N, 3, H, W)`` images and explain one class; over several views both are averaged, the maps turned back."""
+    with torch.no_grad():
+        feature_maps = view_features(model, images, views)
+    logits, heatmaps = zip(*(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True)
+    upright = [turn_back(heatmap, view) for view, heatmap in enumerate(heatmaps)]
+    return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Heatmap:
+    """One heatmap to be shown.
+
+    Attributes:
+        peak: its largest value, in units of the logit's gradient; 0 if the map is empty.
+        values: ``(H, W)`` uint8, the map over its peak, upscaled; all 0 if it is empty, never stretched.
+    """
+
+    peak: float
+    values: Uint8Array
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell speaks for the class."""
+        return self.peak <= 0
+
+
+def render_heatmap(heatmap: Tensor, size: tuple[int, int]) -> Heatmap:
+    """Upscale one ``(h, w)`` map to (H, W) px and scale it by its peak."""
+    peak = float(heatmap.max())
+    if not peak > 0:
+        return Heatmap(0.0, torch.zeros(size, dtype=torch.uint8).numpy())
+    large = F.interpolate(heatmap[None, None] / peak, size=size, mode="bilinear", align_corners=False)[0, 0]
+    return Heatmap(peak, (large.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())

@@ -1,0 +1,67 @@
+"""Writing so that a killed process leaves either the old file or folder, or the whole new one."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from melanoma.errors import DataError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: into a neighbour, flushed to disk, renamed over it."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN is refused, for JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
+    """Give a folder to write into, which takes its place only when the block ends well.
+
+    Args:
+        path: the folder to make.
+        replace_if: a file whose presence marks an older folder of the same kind, which is then replaced.
+
+    Raises:
+        DataError: if something else stands there already.
+    """
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    replaceable = replace_if is not None and path.is_dir() and (path / replace_if).is_file()
+    if occupied and not replaceable:
+        raise DataError(f"the output folder must be new or empty, {path} is not; name another one or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = work.with_name(f"{work.name}.old")
+    try:
+        os.chmod(work, 0o755)
+        yield work
+        if path.exists():
+            os.replace(path, old)
+        os.replace(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)

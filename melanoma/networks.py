@@ -1,0 +1,107 @@
+"""timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+from melanoma.config import CLASSES, ModelConfig, OptimConfig
+
+
+def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+    """Build a timm network with one output a class.
+
+    Args:
+        config: backbone, drop path and layer scale.
+        pretrained: fetch timm's published weights; needs its hub.
+
+    Raises:
+        ValueError: if timm has no such network, or it has no spatial feature map.
+        OSError: if the hub cannot be reached.
+    """
+    if not timm.is_model(config.backbone):
+        near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise ValueError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path}
+    if config.layer_scale is not None:
+        options["ls_init_value"] = config.layer_scale
+    try:
+        return cast(nn.Module, timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options))
+    except TypeError as error:
+        raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+
+
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the last feature map ``(N, K, h, w)`` of ``(N, 3, H, W)`` images."""
+    return cast(Tensor, cast(Any, model).forward_features(images))
+
+
+def head(model: nn.Module, feature_map: Tensor) -> Tensor:
+    """Return the logits ``(N, C)`` of a feature map ``(N, K, h, w)``."""
+    return cast(Tensor, cast(Any, model).forward_head(feature_map))
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: no decay on norms and biases, lower rates away from the head."""
+    if config.layer_decay < 1:
+        groups = param_groups_layer_decay(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
+    return [{**group, "lr_scale": group.get("lr_scale", 1.0)} for group in groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsReport:
+    """What of a file of weights fitted the network: names of tensors."""
+
+    matched: list[str]
+    missing: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        shown = f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}" if self.missing else ""
+        return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
+
+
+def load_weights(model: nn.Module, path: Path) -> WeightsReport:
+    """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
+
+    Raises:
+        ValueError: if the file is missing, holds anything but tensors, or nothing matches.
+    """
+    if not path.is_file():
+        raise ValueError(f"--weights must be none, imagenet or a file, {path} is not a file.")
+    given = read_state_dict(path)
+    own = model.state_dict()
+    matched = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    if not matched:
+        raise ValueError(f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it.")
+    model.load_state_dict(matched, strict=False)
+    return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
+
+    Raises:
+        ValueError: if it holds anything but tensors.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common base for damaged and for unsafe files
+        raise ValueError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), loaded)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"--weights must hold named tensors, {path.name} holds none.")
+    return tensors

@@ -1,0 +1,80 @@
+"""Bundle and pictures -> calibrated probabilities, decisions and heatmaps; evaluation, the server and the tests share it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from melanoma.bundle import Bundle
+from melanoma.config import MELANOMA_INDEX
+from melanoma.evidence.metrics import FloatArray
+from melanoma.evidence.operating_point import Decision, decide
+from melanoma.explain.grad_cam import explain_batch
+from melanoma.images import Uint8Array
+from melanoma.views import predict_views
+
+NO_CONTRACT = "contract_not_met"
+UNCONTRACTED = "uncontracted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the bundle says of one picture.
+
+    Attributes:
+        logits: ``(C,)`` float32.
+        probabilities: ``(C,)`` calibrated, float64.
+        decision: refer, no_referral or cannot_assess.
+        warnings: codes of what limits the answer.
+        heatmap: ``(h, w)`` float32 Grad-CAM of melanoma, unscaled, over the whole canvas; None if not asked for.
+    """
+
+    logits: FloatArray
+    probabilities: FloatArray
+    decision: Decision
+    warnings: tuple[str, ...]
+    heatmap: FloatArray | None = None
+
+
+class Predictor:
+    """Predicts with one bundle on one device. Holds no state between calls, so threads may share it."""
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", allow_uncontracted: bool = False) -> None:
+        self.bundle = bundle
+        self._device = torch.device(device)
+        self._model = bundle.model.to(self._device)
+        self._allow_uncontracted = allow_uncontracted
+
+    def predict(self, pictures: Sequence[Uint8Array], *, explain: bool = False) -> list[Prediction]:
+        """Predict stored pictures, ``(H, W, 3)`` uint8 each, as one batch; with Grad-CAM of melanoma if asked."""
+        images = self.bundle.preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
+        if explain:
+            explained = explain_batch(self._model, images, class_index=MELANOMA_INDEX, views=self.bundle.views)
+            logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
+        else:
+            with torch.no_grad():
+                logits, heatmaps = predict_views(self._model, images, self.bundle.views), None
+        return self.interpret(logits.float().cpu().numpy(), heatmaps)
+
+    def interpret(self, logits: FloatArray, heatmaps: FloatArray | None = None) -> list[Prediction]:
+        """Turn ``(N, C)`` logits into calibrated probabilities and decisions.
+
+        Raises:
+            FloatingPointError: if a logit is not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the network must give finite logits, it did not; the bundle or its input is broken.")
+        probabilities = self.bundle.probability_map(logits)
+        decided = [self._decide(float(row[MELANOMA_INDEX])) for row in probabilities]
+        return [
+            Prediction(logits[i], probabilities[i], *decided[i], None if heatmaps is None else heatmaps[i]) for i in range(len(logits))
+        ]
+
+    def _decide(self, probability: float) -> tuple[Decision, tuple[str, ...]]:
+        point = self.bundle.operating_point
+        if point.contract.status == "met":
+            return decide(probability, point.threshold), ()
+        if self._allow_uncontracted:
+            return decide(probability, point.threshold), (UNCONTRACTED,)
+        return "cannot_assess", (NO_CONTRACT,)

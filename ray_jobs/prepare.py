@@ -1,0 +1,247 @@
+"""Pictures -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
+
+Every shard is written by the task that decoded it, so that no picture passes through the driver or the object store.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray.data
+
+from melanoma.config import CLASSES
+from melanoma.data.dataset import FORMAT_VERSION
+from melanoma.data.groups import join_groups
+from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
+from melanoma.data.shards import sha256_of, write_shard
+from melanoma.data.splits import apply_splits, draw_splits, split_hash
+from melanoma.errors import DataError, InvalidImageError
+from melanoma.files import new_folder, write_json, write_text
+from melanoma.images import canvas_shape, decode_image, to_canvas
+from ray_jobs.cluster import connect
+
+SHARD_ROWS = 512
+REJECTED = "rejected.csv"
+RECORD_COLUMNS = (
+    "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex", "site", "source",
+    "width_px", "height_px", "sha256", "shard", "row",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How to prepare a data set.
+
+    Attributes:
+        size: long side of the stored pictures, px.
+        num_folds: folds of the training part, at least 2.
+        test_fraction: share of the pictures for test.
+        calibration_fraction: share for calibration.
+        seed: of the splits.
+        group_by: metadata columns that must not be split; None takes patient_id and lesion_id, whichever are there.
+        same_lesion: CSV of known pairs (two columns of image ids), or None.
+        splits: CSV `image_id,split` to take instead of drawing, or None.
+        skip_bad: go on without the bad rows.
+    """
+
+    size: int = 256
+    num_folds: int = 5
+    test_fraction: float = 0.15
+    calibration_fraction: float = 0.15
+    seed: int = 0
+    group_by: tuple[str, ...] | None = None
+    same_lesion: Path | None = None
+    splits: Path | None = None
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if not 64 <= self.size <= 2048:
+            raise ValueError(f"--size must be 64 to 2048 px, got {self.size}.")
+
+
+def prepare(source_dir: Path, out: Path, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Prepare a data set and return its manifest.
+
+    Raises:
+        DataError: if SOURCE cannot be used as it is; bad rows are then listed in OUT/rejected.csv.
+        LeakageError: if given splits part a group.
+    """
+    source = read_source(source_dir)
+    group_columns = _group_columns(source, config.group_by)
+    pairs = _read_pairs(config.same_lesion, set(source.records["image_id"]))
+    given = pd.read_csv(config.splits, dtype=str) if config.splits else None
+    with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
+        (work / "shards").mkdir()
+        decoded = _decode(source, work / "shards", config.size, on_picture)
+        records, rejections = _join(source, decoded)
+        _write_rejections(work / REJECTED, rejections)
+        if rejections and not config.skip_bad:
+            _keep_only_rejections(work)
+        else:
+            if records.empty:
+                raise DataError("SOURCE must hold at least one usable picture, it has none; see the reasons with --skip-bad left out.")
+            manifest = _write_dataset(work, records, config, given=given, pairs=pairs, group_columns=group_columns, name=source_dir.resolve().name)
+    if rejections and not config.skip_bad:
+        raise DataError(_count_reasons(rejections, out))
+    return manifest
+
+
+def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    columns = source.group_columns if wanted is None else wanted
+    missing = [column for column in columns if column not in source.group_columns]
+    if missing or not columns:
+        what = f"lack {', '.join(missing)}" if missing else "have neither patient_id nor lesion_id"
+        raise DataError(f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by.")
+    return columns
+
+
+def _read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
+    if path is None:
+        return []
+    table = pd.read_csv(path, dtype=str)
+    if table.shape[1] < 2:
+        raise DataError(f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}.")
+    pairs = [(str(a), str(b)) for a, b in table.iloc[:, :2].itertuples(index=False)]
+    if pairs and not any(a in known and b in known for a, b in pairs):
+        raise DataError(f"--same-lesion must name pictures of SOURCE, no pair of {path.name} does.")
+    return pairs
+
+
+def _holds_only_rejections(out: Path) -> bool:
+    return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
+
+
+def _keep_only_rejections(work: Path) -> None:
+    for shard in (work / "shards").iterdir():
+        shard.unlink()
+    (work / "shards").rmdir()
+
+
+def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
+    """Decode every picture that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
+    bad = {rejection.image_id for rejection in source.rejections}
+    rows = source.records[source.records["path"] != ""].drop_duplicates("image_id")
+    chunks = [
+        {"shard": f"shard-{start // SHARD_ROWS:05d}.arrow", "image_ids": part["image_id"].tolist(), "paths": part["path"].tolist()}
+        for start in range(0, len(rows), SHARD_ROWS)
+        for part in [rows.iloc[start : start + SHARD_ROWS]]
+    ]
+    if not chunks:
+        return pd.DataFrame(columns=["image_id", "reason", "pixel_sha256"])
+    connect()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).flat_map(
+        decode_chunk, fn_kwargs={"shards": str(shards), "size": size, "skip": bad}
+    )
+    found = []
+    for row in dataset.iter_rows():
+        found.append(row)
+        if on_picture is not None:
+            on_picture(len(found), len(rows))
+    return pd.DataFrame(found)
+
+
+def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> Iterator[dict[str, Any]]:
+    """Decode the pictures of one shard, write it, and yield a row a picture. Runs in a Ray Data task."""
+    shape = canvas_shape(size)
+    image_ids, pictures, rows = [], [], []
+    for image_id, path in zip(chunk["image_ids"], chunk["paths"], strict=True):
+        row: dict[str, Any] = {"image_id": image_id, "shard": chunk["shard"], "row": -1, "reason": "", "detail": ""}
+        row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
+        rows.append(row)
+        try:
+            data = Path(path).read_bytes()
+            image = decode_image(data)
+        except InvalidImageError as error:
+            row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
+            continue
+        pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+        row |= {"width_px": image.width, "height_px": image.height, "sha256": hashlib.sha256(data).hexdigest(), "pixel_sha256": pixels}
+        if image_id not in skip:
+            row["row"] = len(pictures)
+            image_ids.append(image_id)
+            pictures.append(to_canvas(image, shape))
+    if pictures:
+        write_shard(Path(shards, str(chunk["shard"])), image_ids, pictures)
+    yield from rows
+
+
+def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
+    """Join metadata and decoding; return the usable records and every rejection."""
+    rejections = list(source.rejections)
+    unreadable = decoded[decoded["reason"] != ""]
+    rejections += [Rejection(*row) for row in unreadable[["image_id", "reason", "detail"]].itertuples(index=False)] if len(unreadable) else []
+    records = source.records.drop_duplicates("image_id").merge(decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left")
+    records["pixel_sha256"] = records["pixel_sha256"].fillna("")
+    rejections += reject_conflicts(records, "pixel_sha256", "picture_with_two_labels", "one picture under several names")
+    bad = {rejection.image_id for rejection in rejections}
+    return records[~records["image_id"].isin(bad)].sort_values("image_id", ignore_index=True), rejections
+
+
+def _write_rejections(path: Path, rejections: list[Rejection]) -> None:
+    table = pd.DataFrame([dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"])
+    write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))
+
+
+def _count_reasons(rejections: list[Rejection], out: Path) -> str:
+    reasons = pd.Series([rejection.reason for rejection in rejections]).value_counts()
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    num = len({rejection.image_id for rejection in rejections})
+    return f"every picture must be usable, {num} are not ({counts}); see {out / REJECTED}, mend them or pass --skip-bad."
+
+
+def _write_dataset(
+    work: Path,
+    records: pd.DataFrame,
+    config: PrepareConfig,
+    *,
+    given: pd.DataFrame | None,
+    pairs: list[tuple[str, str]],
+    group_columns: tuple[str, ...],
+    name: str,
+) -> dict[str, Any]:
+    keys = [records[column].tolist() for column in (*group_columns, "sha256", "pixel_sha256")]
+    records["group"] = join_groups(records["image_id"].tolist(), keys, pairs)
+    drawn = _split(records, config, given)
+    records["split"], records["fold"] = drawn["split"], drawn["fold"]
+    records = records.astype({"width_px": int, "height_px": int, "row": int})
+    records[list(RECORD_COLUMNS)].to_parquet(work / "records.parquet", index=False)
+    height, width = canvas_shape(config.size)
+    manifest = {
+        "kind": "melanoma-dataset",
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "classes": list(CLASSES),
+        "image_height_px": height,
+        "image_width_px": width,
+        "num_images": len(records),
+        "num_groups": int(records["group"].nunique()),
+        "counts": {part: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict() for part, rows in records.groupby("split")},
+        "num_folds": int(records["fold"].max()) + 1,
+        "seed": config.seed,
+        "group_columns": list(group_columns),
+        "num_known_pairs": len(pairs),
+        "splits": "drawn" if given is None else "given",
+        "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
+        "shards": {path.name: sha256_of(path) for path in sorted((work / "shards").iterdir())},
+    }
+    write_json(work / "manifest.json", manifest)
+    return manifest
+
+
+def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:
+    if given is not None:
+        return apply_splits(records, given, num_folds=config.num_folds, seed=config.seed)
+    return draw_splits(
+        records["group"].tolist(),
+        records["label"].tolist(),
+        test_fraction=config.test_fraction,
+        calibration_fraction=config.calibration_fraction,
+        num_folds=config.num_folds,
+        seed=config.seed,
+    )

@@ -1,0 +1,1 @@
+"""The online system: a Ray Serve graph over a bundle."""
