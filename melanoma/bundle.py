@@ -36,7 +36,12 @@ from melanoma.networks import build_model
 from melanoma.views import predict_views
 
 FORMAT_VERSION = 1
-WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = "model.safetensors", "manifest.json", "calibration.parquet", "MODEL_CARD.md"
+WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = (
+    "model.safetensors",
+    "manifest.json",
+    "calibration.parquet",
+    "MODEL_CARD.md",
+)
 NUM_PROBES = 3
 PROBE_TOLERANCE = 1e-3
 _FIELDS = {
@@ -110,7 +115,9 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
     preprocess = Preprocess(parts.canvas, parts.config.data)
     with new_folder(folder, replace_if=MANIFEST) as work:
         write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in parts.model.state_dict().items()}))
-        parts.calibration_rows[["label", "score"]].sort_values(["label", "score"]).to_parquet(work / CALIBRATION, index=False)
+        parts.calibration_rows[["label", "score"]].sort_values(["label", "score"]).to_parquet(
+            work / CALIBRATION, index=False
+        )
         write_text(work / MODEL_CARD, parts.model_card)
         files = {name: sha256_of(work / name) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
         manifest: dict[str, Any] = {
@@ -125,7 +132,12 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "group_columns": list(parts.group_columns),
             "split_hash": parts.split_hash,
             "training_config": dataclasses.asdict(parts.config),
-            "versions": {"melanoma": melanoma.__version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+            "versions": {
+                "melanoma": melanoma.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+                "python": platform.python_version(),
+            },
             "files": files,
             "probes": _record_probes(parts.model, preprocess, parts.config.data.views),
         }
@@ -135,7 +147,12 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
 
 def _version_of(manifest: dict[str, Any]) -> str:
     """Return a short name of what decides an answer: weights, preprocessing, probability map and threshold."""
-    deciding = [manifest["files"][WEIGHTS], manifest["preprocessing"], manifest["calibration"], manifest["operating_point"]["threshold"]]
+    deciding = [
+        manifest["files"][WEIGHTS],
+        manifest["preprocessing"],
+        manifest["calibration"],
+        manifest["operating_point"]["threshold"],
+    ]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -150,7 +167,10 @@ def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
 def _record_probes(model: nn.Module, preprocess: Preprocess, views: int) -> list[dict[str, Any]]:
     pictures = probe_pictures(preprocess.canvas)
     logits = _probe_logits(model, preprocess, views, pictures)
-    return [{"picture_png": _to_png(picture), "logits": [float(z) for z in row]} for picture, row in zip(pictures, logits, strict=True)]
+    return [
+        {"picture_png": _to_png(picture), "logits": [float(z) for z in row]}
+        for picture, row in zip(pictures, logits, strict=True)
+    ]
 
 
 def _probe_logits(model: nn.Module, preprocess: Preprocess, views: int, pictures: list[Uint8Array]) -> np.ndarray:
@@ -177,18 +197,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"the bundle's {MANIFEST} must be JSON, it is damaged; take the bundle from its source again.") from error
+        raise BundleError(
+            f"the bundle's {MANIFEST} must be JSON, it is damaged; take the bundle from its source again."
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("kind") != "melanoma-bundle":
         raise BundleError(f"the bundle's {MANIFEST} must describe a melanoma bundle, it describes something else.")
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise BundleError(f"the bundle's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; use the release that wrote it.")
+        raise BundleError(
+            f"the bundle's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; use the release that wrote it."
+        )
     missing = sorted(_FIELDS - set(manifest))
     if missing:
-        raise BundleError(f"the bundle's manifest must have the field {missing[0]}, it is missing; take the bundle from its source again.")
+        raise BundleError(
+            f"the bundle's manifest must have the field {missing[0]}, it is missing; take the bundle from its source again."
+        )
     if manifest["classes"] != list(CLASSES):
-        raise BundleError(f"the bundle's classes must be {', '.join(CLASSES)}, got {', '.join(map(str, manifest['classes']))}.")
+        raise BundleError(
+            f"the bundle's classes must be {', '.join(CLASSES)}, got {', '.join(map(str, manifest['classes']))}."
+        )
     if manifest["version"] != _version_of(manifest):
-        raise BundleError("the bundle's version must match its manifest, it does not; the manifest was changed after it was written.")
+        raise BundleError(
+            "the bundle's version must match its manifest, it does not; the manifest was changed after it was written."
+        )
     return manifest
 
 
@@ -213,7 +243,9 @@ def _load(folder: Path) -> Bundle:
         if not path.is_file():
             raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
         if sha256_of(path) != manifest["files"][name]:
-            raise BundleError(f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again.")
+            raise BundleError(
+                f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
+            )
     settings = dict(manifest["preprocessing"])
     canvas = tuple(int(side) for side in settings.pop("canvas"))
     data = DataConfig.from_dict(settings)
@@ -221,7 +253,9 @@ def _load(folder: Path) -> Bundle:
     try:
         model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
     except (RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not.") from error
+        raise BundleError(
+            f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not."
+        ) from error
     model.eval().requires_grad_(False)
     return Bundle(
         manifest=manifest,
@@ -249,12 +283,16 @@ def verify_bundle(folder: Path) -> list[str]:
 
 def _replay_probes(bundle: Bundle) -> list[str]:
     recorded = bundle.manifest["probes"]
-    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(probe["picture_png"]))).convert("RGB")) for probe in recorded]
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(probe["picture_png"]))).convert("RGB")) for probe in recorded
+    ]
     logits = _probe_logits(bundle.model, bundle.preprocess, bundle.views, pictures)
     gap = float(np.abs(logits - np.array([probe["logits"] for probe in recorded])).max())
     if gap <= PROBE_TOLERANCE:
         return []
-    return [f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by {gap:.3g}; another library version computes otherwise."]
+    return [
+        f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by {gap:.3g}; another library version computes otherwise."
+    ]
 
 
 def _recompute_contract(bundle: Bundle, folder: Path) -> list[str]:
@@ -271,4 +309,6 @@ def _recompute_contract(bundle: Bundle, folder: Path) -> list[str]:
         confidence=contract.confidence,
     )
     same = math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and again.contract == contract
-    return [] if same else [f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."]
+    return (
+        [] if same else [f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."]
+    )

@@ -82,7 +82,12 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if hint is float:
         _require(isinstance(value, int | float) and not isinstance(value, bool), path, "a number", value)
         return float(value)
-    _require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), path, f"of type {hint.__name__}", value)
+    _require(
+        isinstance(value, hint) and (hint is bool or not isinstance(value, bool)),
+        path,
+        f"of type {hint.__name__}",
+        value,
+    )
     return value
 
 
@@ -110,7 +115,12 @@ class DataConfig(_Config):
         for name in ("input_height", "input_width"):
             _require(32 <= getattr(self, name) <= 2048, f"data.{name}", "32 to 2048 px", getattr(self, name))
         ratio = self.input_width / self.input_height
-        _require(abs(ratio * 3 / 4 - 1) < 0.03, "data.input_width / data.input_height", "4:3 within 3 %, the shape of the stored pictures", ratio)
+        _require(
+            abs(ratio * 3 / 4 - 1) < 0.03,
+            "data.input_width / data.input_height",
+            "4:3 within 3 %, the shape of the stored pictures",
+            ratio,
+        )
         _require(len(self.mean) == 3, "data.mean", "three numbers", self.mean)
         _require(len(self.std) == 3 and min(self.std) > 0, "data.std", "three positive numbers", self.std)
         _require(self.validation_fold >= 0, "data.validation_fold", "at least 0", self.validation_fold)
@@ -160,7 +170,9 @@ class ModelConfig(_Config):
 
     def __post_init__(self) -> None:
         _require(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
-        _require(self.layer_scale is None or self.layer_scale > 0, "model.layer_scale", "positive or null", self.layer_scale)
+        _require(
+            self.layer_scale is None or self.layer_scale > 0, "model.layer_scale", "positive or null", self.layer_scale
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,13 +206,15 @@ def check_gamma(gamma: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(_Config):
-    """AdamW, its schedule and the moving average of the weights.
+    """The optimiser, its schedule and the moving average of the weights.
 
     Attributes:
+        optimizer: adamw, or muon (orthogonalised momentum for matrices, AdamW for the rest), which learns from random
+            weights in far fewer epochs.
         epochs: passes over the training folds.
         batch_size: pictures per step over all workers together.
         lr: peak learning rate of the head.
-        weight_decay: AdamW's, not applied to norms and biases.
+        weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
         warmup_epochs: epochs of linear warm-up before the cosine.
         ema_decay: moving average of the weights, in [0, 1); 0 is off. The first steps use (1 + t) / (10 + t).
@@ -208,6 +222,7 @@ class OptimConfig(_Config):
         small_until: pairs (share of the epochs, scale): until that share, pictures are shown at that scale of the input size.
     """
 
+    optimizer: str = "adamw"
     epochs: int = 30
     batch_size: int = 32
     lr: float = 1e-3
@@ -219,12 +234,15 @@ class OptimConfig(_Config):
     small_until: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        _require(self.optimizer in ("adamw", "muon"), "optim.optimizer", "adamw or muon", self.optimizer)
         _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 1, "optim.batch_size", "at least 1", self.batch_size)
         _require(self.lr > 0, "optim.lr", "positive", self.lr)
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)
-        _require(0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", "in [0, optim.epochs)", self.warmup_epochs)
+        _require(
+            0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", "in [0, optim.epochs)", self.warmup_epochs
+        )
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
         _require(self.grad_clip >= 0, "optim.grad_clip", "at least 0", self.grad_clip)
         shares = [stage[0] for stage in self.small_until if len(stage) == 2 and 0 < stage[0] <= 1 and 0 < stage[1] <= 1]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -81,7 +82,11 @@ class TrainState:
 def start_state(model: nn.Module, config: TrainConfig) -> TrainState:
     """Return the state before the first epoch; model is the bare network, not a DDP wrapper."""
     on_gpu = next(model.parameters()).is_cuda
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.optim), lr=config.optim.lr, fused=on_gpu)
+    groups = parameter_groups(model, config.optim)
+    if config.optim.optimizer == "muon":  # Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024
+        optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=on_gpu)
     ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay > 0 else None
     return TrainState(model, ema, optimizer)
 
@@ -133,7 +138,7 @@ class Training:
     validation: PictureDataset
     preprocess: Preprocess
     class_weights: Tensor
-    world: World = World()
+    world: World = dataclasses.field(default_factory=World)
     on_step: Callable[[int, int, int, float], None] | None = None
 
     @property
@@ -142,7 +147,9 @@ class Training:
         return len(self.train) // self.config.optim.batch_size
 
 
-def fit(training: Training, model: nn.Module, state: TrainState, on_epoch_end: Callable[[TrainState], None]) -> TrainState:
+def fit(
+    training: Training, model: nn.Module, state: TrainState, on_epoch_end: Callable[[TrainState], None]
+) -> TrainState:
     """Train from the state's epoch to the last.
 
     Args:
@@ -205,7 +212,9 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     mean = world.sum(total.to(device))
     loss = float(mean[0] / mean[1])
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss must stay finite, it was {loss} in epoch {state.epoch + 1}; lower optim.lr.")
+        raise FloatingPointError(
+            f"the loss must stay finite, it was {loss} in epoch {state.epoch + 1}; lower optim.lr."
+        )
     return loss
 
 
@@ -237,7 +246,9 @@ def _step(
     return loss_sum.item(), weight_sum.item()
 
 
-def predict(model: nn.Module, dataset: PictureDataset, preprocess: Preprocess, *, world: World | None = None, views: int = 1) -> Predictions:
+def predict(
+    model: nn.Module, dataset: PictureDataset, preprocess: Preprocess, *, world: World | None = None, views: int = 1
+) -> Predictions:
     """Predict a data set, every rank its share; all ranks return the whole."""
     world = world or World()
     device = next(model.parameters()).device

@@ -41,7 +41,9 @@ def decode_image(data: bytes) -> Image.Image:
     kind = next((name for name, magics in _MAGIC.items() if data.startswith(magics)), None)
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
         raise InvalidImageError(
-            "The picture must be JPEG, PNG or WebP; convert it and send it again.", status=415, code="unsupported_format"
+            "The picture must be JPEG, PNG or WebP; convert it and send it again.",
+            status=415,
+            code="unsupported_format",
         )
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
@@ -53,15 +55,29 @@ def decode_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_large() from None
     # Pillow has no common base for what its decoders raise on damaged input; these are what fuzzing its readers shows.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        KeyError,
+    ) as error:
         raise InvalidImageError(
-            "The picture must be complete and undamaged; export it again from its source.", status=422, code="image_truncated"
+            "The picture must be complete and undamaged; export it again from its source.",
+            status=422,
+            code="image_truncated",
         ) from error
 
 
 def _too_large() -> InvalidImageError:
     return InvalidImageError(
-        f"The picture must have at most {MAX_PIXELS // 1_000_000} megapixels; send a smaller copy.", status=413, code="image_too_large"
+        f"The picture must have at most {MAX_PIXELS // 1_000_000} megapixels; send a smaller copy.",
+        status=413,
+        code="image_too_large",
     )
 
 
@@ -141,7 +157,9 @@ class Preprocess:
     def __call__(self, pictures: Tensor) -> Tensor:
         """Resize and normalise ``(N, H, W, 3)`` uint8 pictures to ``(N, 3, h, w)`` float32 network input."""
         if tuple(pictures.shape[1:]) != (*self.canvas, 3):
-            raise ValueError(f"pictures must be (N, {self.canvas[0]}, {self.canvas[1]}, 3), got {tuple(pictures.shape)}.")
+            raise ValueError(
+                f"pictures must be (N, {self.canvas[0]}, {self.canvas[1]}, 3), got {tuple(pictures.shape)}."
+            )
         return self.normalise(resize(to_float(pictures), (self.data.input_height, self.data.input_width)))
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
-        return cast(nn.Module, timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options))
+        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
         raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
 
@@ -66,7 +66,11 @@ class WeightsReport:
     unused: list[str]
 
     def __str__(self) -> str:
-        shown = f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}" if self.missing else ""
+        shown = (
+            f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
+            if self.missing
+            else ""
+        )
         return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
 
 
@@ -82,7 +86,9 @@ def load_weights(model: nn.Module, path: Path) -> WeightsReport:
     own = model.state_dict()
     matched = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     if not matched:
-        raise ValueError(f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it.")
+        raise ValueError(
+            f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it."
+        )
     model.load_state_dict(matched, strict=False)
     return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
 
@@ -101,7 +107,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), loaded)
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, Mapping) else {}
+    tensors = (
+        {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+        if isinstance(loaded, Mapping)
+        else {}
+    )
     if not tensors:
         raise ValueError(f"--weights must hold named tensors, {path.name} holds none.")
     return tensors

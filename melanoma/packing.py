@@ -67,7 +67,9 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
             canvas=data.canvas,
             probability_map=probability_map,
             operating_point=point,
-            calibration_rows=pd.DataFrame({"label": [CLASSES[label] for label in calibration.labels[chosen]], "score": scores[chosen]}),
+            calibration_rows=pd.DataFrame(
+                {"label": [CLASSES[label] for label in calibration.labels[chosen]], "score": scores[chosen]}
+            ),
             group_columns=tuple(data.manifest["group_columns"]),
             split_hash=data.manifest["split_hash"],
             model_card=_model_card(config, data, found, best_epoch=best_epoch),
@@ -83,7 +85,10 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_epoch: int) -> str:
-    counts = ", ".join(f"{split}: {sum(by_class.values())} ({by_class['mel']} mel)" for split, by_class in sorted(data.manifest["counts"].items()))
+    counts = ", ".join(
+        f"{split}: {sum(by_class.values())} ({by_class['mel']} mel)"
+        for split, by_class in sorted(data.manifest["counts"].items())
+    )
     contract = found.operating_point.contract
     return f"""# Model card
 

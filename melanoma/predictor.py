@@ -64,11 +64,14 @@ class Predictor:
             FloatingPointError: if a logit is not finite.
         """
         if not np.isfinite(logits).all():
-            raise FloatingPointError("the network must give finite logits, it did not; the bundle or its input is broken.")
+            raise FloatingPointError(
+                "the network must give finite logits, it did not; the bundle or its input is broken."
+            )
         probabilities = self.bundle.probability_map(logits)
         decided = [self._decide(float(row[MELANOMA_INDEX])) for row in probabilities]
         return [
-            Prediction(logits[i], probabilities[i], *decided[i], None if heatmaps is None else heatmaps[i]) for i in range(len(logits))
+            Prediction(logits[i], probabilities[i], *decided[i], None if heatmaps is None else heatmaps[i])
+            for i in range(len(logits))
         ]
 
     def _decide(self, probability: float) -> tuple[Decision, tuple[str, ...]]:

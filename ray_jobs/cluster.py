@@ -16,9 +16,6 @@ def connect(*, num_workers: int = 1) -> None:
     """
     if ray.is_initialized():
         return
-    # Set before anything of Ray starts: the default log of a local cluster buries the one line a person waits for.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         return
@@ -27,6 +24,7 @@ def connect(*, num_workers: int = 1) -> None:
         num_cpus=max(os.cpu_count() or 1, num_workers),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
+        log_to_driver=os.environ.get("MELANOMA_DEBUG") == "1",
         logging_level=logging.WARNING,
     )
 

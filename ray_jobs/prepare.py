@@ -5,7 +5,7 @@ Every shard is written by the task that decoded it, so that no picture passes th
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from melanoma.data.shards import sha256_of, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.files import new_folder, write_json, write_text
-from melanoma.images import canvas_shape, decode_image, to_canvas
+from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
 from ray_jobs.cluster import connect
 
 SHARD_ROWS = 512
@@ -62,7 +62,9 @@ class PrepareConfig:
             raise ValueError(f"--size must be 64 to 2048 px, got {self.size}.")
 
 
-def prepare(source_dir: Path, out: Path, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def prepare(
+    source_dir: Path, out: Path, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Prepare a data set and return its manifest.
 
     Raises:
@@ -82,8 +84,18 @@ def prepare(source_dir: Path, out: Path, config: PrepareConfig, *, on_picture: C
             _keep_only_rejections(work)
         else:
             if records.empty:
-                raise DataError("SOURCE must hold at least one usable picture, it has none; see the reasons with --skip-bad left out.")
-            manifest = _write_dataset(work, records, config, given=given, pairs=pairs, group_columns=group_columns, name=source_dir.resolve().name)
+                raise DataError(
+                    "SOURCE must hold at least one usable picture, it has none; see the reasons with --skip-bad left out."
+                )
+            manifest = _write_dataset(
+                work,
+                records,
+                config,
+                given=given,
+                pairs=pairs,
+                group_columns=group_columns,
+                name=source_dir.resolve().name,
+            )
     if rejections and not config.skip_bad:
         raise DataError(_count_reasons(rejections, out))
     return manifest
@@ -94,7 +106,9 @@ def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str,
     missing = [column for column in columns if column not in source.group_columns]
     if missing or not columns:
         what = f"lack {', '.join(missing)}" if missing else "have neither patient_id nor lesion_id"
-        raise DataError(f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by.")
+        raise DataError(
+            f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by."
+        )
     return columns
 
 
@@ -103,7 +117,9 @@ def _read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
         return []
     table = pd.read_csv(path, dtype=str)
     if table.shape[1] < 2:
-        raise DataError(f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}.")
+        raise DataError(
+            f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}."
+        )
     pairs = [(str(a), str(b)) for a, b in table.iloc[:, :2].itertuples(index=False)]
     if pairs and not any(a in known and b in known for a, b in pairs):
         raise DataError(f"--same-lesion must name pictures of SOURCE, no pair of {path.name} does.")
@@ -125,7 +141,11 @@ def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, 
     bad = {rejection.image_id for rejection in source.rejections}
     rows = source.records[source.records["path"] != ""].drop_duplicates("image_id")
     chunks = [
-        {"shard": f"shard-{start // SHARD_ROWS:05d}.arrow", "image_ids": part["image_id"].tolist(), "paths": part["path"].tolist()}
+        {
+            "shard": f"shard-{start // SHARD_ROWS:05d}.arrow",
+            "image_ids": part["image_id"].tolist(),
+            "paths": part["path"].tolist(),
+        }
         for start in range(0, len(rows), SHARD_ROWS)
         for part in [rows.iloc[start : start + SHARD_ROWS]]
     ]
@@ -146,10 +166,12 @@ def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, 
     return pd.DataFrame(found)
 
 
-def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> Iterator[dict[str, Any]]:
-    """Decode the pictures of one shard, write it, and yield a row a picture. Runs in a Ray Data task."""
+def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> list[dict[str, Any]]:
+    """Decode the pictures of one shard, write it, and return a row a picture. Runs in a Ray Data task."""
     shape = canvas_shape(size)
-    image_ids, pictures, rows = [], [], []
+    image_ids: list[str] = []
+    pictures: list[Uint8Array] = []
+    rows: list[dict[str, Any]] = []
     for image_id, path in zip(chunk["image_ids"], chunk["paths"], strict=True):
         row: dict[str, Any] = {"image_id": image_id, "shard": chunk["shard"], "row": -1, "reason": "", "detail": ""}
         row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
@@ -161,30 +183,45 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
             continue
         pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        row |= {"width_px": image.width, "height_px": image.height, "sha256": hashlib.sha256(data).hexdigest(), "pixel_sha256": pixels}
+        row |= {
+            "width_px": image.width,
+            "height_px": image.height,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "pixel_sha256": pixels,
+        }
         if image_id not in skip:
             row["row"] = len(pictures)
             image_ids.append(image_id)
             pictures.append(to_canvas(image, shape))
     if pictures:
         write_shard(Path(shards, str(chunk["shard"])), image_ids, pictures)
-    yield from rows
+    return rows
 
 
 def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
     """Join metadata and decoding; return the usable records and every rejection."""
     rejections = list(source.rejections)
     unreadable = decoded[decoded["reason"] != ""]
-    rejections += [Rejection(*row) for row in unreadable[["image_id", "reason", "detail"]].itertuples(index=False)] if len(unreadable) else []
-    records = source.records.drop_duplicates("image_id").merge(decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left")
+    rejections += (
+        [Rejection(*row) for row in unreadable[["image_id", "reason", "detail"]].itertuples(index=False)]
+        if len(unreadable)
+        else []
+    )
+    records = source.records.drop_duplicates("image_id").merge(
+        decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left"
+    )
     records["pixel_sha256"] = records["pixel_sha256"].fillna("")
-    rejections += reject_conflicts(records, "pixel_sha256", "picture_with_two_labels", "one picture under several names")
+    rejections += reject_conflicts(
+        records, "pixel_sha256", "picture_with_two_labels", "one picture under several names"
+    )
     bad = {rejection.image_id for rejection in rejections}
     return records[~records["image_id"].isin(bad)].sort_values("image_id", ignore_index=True), rejections
 
 
 def _write_rejections(path: Path, rejections: list[Rejection]) -> None:
-    table = pd.DataFrame([dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"])
+    table = pd.DataFrame(
+        [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]
+    )
     write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))
 
 
@@ -192,7 +229,9 @@ def _count_reasons(rejections: list[Rejection], out: Path) -> str:
     reasons = pd.Series([rejection.reason for rejection in rejections]).value_counts()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     num = len({rejection.image_id for rejection in rejections})
-    return f"every picture must be usable, {num} are not ({counts}); see {out / REJECTED}, mend them or pass --skip-bad."
+    return (
+        f"every picture must be usable, {num} are not ({counts}); see {out / REJECTED}, mend them or pass --skip-bad."
+    )
 
 
 def _write_dataset(
@@ -221,7 +260,10 @@ def _write_dataset(
         "image_width_px": width,
         "num_images": len(records),
         "num_groups": int(records["group"].nunique()),
-        "counts": {part: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict() for part, rows in records.groupby("split")},
+        "counts": {
+            part: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict()
+            for part, rows in records.groupby("split")
+        },
         "num_folds": int(records["fold"].max()) + 1,
         "seed": config.seed,
         "group_columns": list(group_columns),

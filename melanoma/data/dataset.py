@@ -56,7 +56,9 @@ class PreparedData:
             chosen &= self.records["fold"] != without_fold
         if not chosen.any():
             where = split if fold is None else f"{split}, fold {fold}"
-            raise DataError(f"the data set must hold pictures in {where}, it has none; prepare it with other fractions or folds.")
+            raise DataError(
+                f"the data set must hold pictures in {where}, it has none; prepare it with other fractions or folds."
+            )
         return self.records[chosen].reset_index(drop=True)
 
     def log_access(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,17 +86,23 @@ def open_prepared(folder: Path, *, verify: bool = False) -> PreparedData:
         raise DataError(f"DATASET must be a folder made by `melanoma data prepare`, {folder} has no manifest.json.")
     manifest = json.loads(path.read_text())
     if manifest.get("format_version") != FORMAT_VERSION or manifest.get("kind") != "melanoma-dataset":
-        raise DataError(f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again.")
+        raise DataError(
+            f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again."
+        )
     if tuple(manifest["classes"]) != CLASSES:
         raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
     records = pd.read_parquet(folder / "records.parquet")
     if split_hash(records["image_id"], records["split"], records["fold"]) != manifest["split_hash"]:
-        raise DataError("the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again.")
+        raise DataError(
+            "the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again."
+        )
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
         for name, digest in manifest["shards"].items():
             if not (folder / "shards" / name).is_file() or sha256_of(folder / "shards" / name) != digest:
-                raise DataError(f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again.")
+                raise DataError(
+                    f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again."
+                )
     return PreparedData(folder, manifest, records)
 
 
@@ -105,7 +113,9 @@ class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
         self.image_ids: list[str] = rows["image_id"].tolist()
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
-        self._shards: dict[str, Uint8Array] = {name: open_shard(data.folder / "shards" / name, data.canvas) for name in names}
+        self._shards: dict[str, Uint8Array] = {
+            name: open_shard(data.folder / "shards" / name, data.canvas) for name in names
+        }
         self._places: list[tuple[str, int]] = list(zip(rows["shard"], rows["row"], strict=True))
 
     def __len__(self) -> int:
@@ -116,4 +126,6 @@ class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         """Return the pictures at some indices, ``(N, H, W, 3)`` uint8."""
-        return torch.from_numpy(np.stack([self._shards[name][row] for name, row in (self._places[index] for index in indices)]))
+        return torch.from_numpy(
+            np.stack([self._shards[name][row] for name, row in (self._places[index] for index in indices)])
+        )

@@ -7,7 +7,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 
-def join_groups(image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: Iterable[tuple[str, str]] = ()) -> list[str]:
+def join_groups(
+    image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: Iterable[tuple[str, str]] = ()
+) -> list[str]:
     """Join pictures that share any key, or stand in a known pair, into groups.
 
     Args:
@@ -27,7 +29,9 @@ def join_groups(image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: 
                 edges.append((first.setdefault(key, index), index))
     left, right = np.array(edges, dtype=np.int64).reshape(-1, 2).T
     num = len(image_ids)
-    _, component = connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(num, num)), directed=False)
+    _, component = connected_components(
+        coo_array((np.ones(len(left)), (left, right)), shape=(num, num)), directed=False
+    )
     smallest: dict[int, str] = {}
     for image_id, label in zip(image_ids, component, strict=True):
         smallest[label] = min(smallest.get(label, image_id), image_id)

@@ -83,7 +83,9 @@ def _write_picture(job: tuple[Lesion, Camera, int, str, str]) -> None:
     pixels, mask = draw(lesion, camera, view)
     exif = Image.Exif()
     exif[0x010E] = _MARK  # ImageDescription
-    Image.fromarray(pixels).save(Path(folder, "images", f"{image_id}.jpg"), quality=90, exif=exif, comment=_MARK.encode())
+    Image.fromarray(pixels).save(
+        Path(folder, "images", f"{image_id}.jpg"), quality=90, exif=exif, comment=_MARK.encode()
+    )
     Image.fromarray((mask * 255).astype(np.uint8)).save(Path(folder, "masks", f"{image_id}.png"))
 
 
@@ -103,12 +105,19 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
     """Return the lesions and one metadata row a picture, in HAM10000's columns and patient_id."""
     rng = np.random.default_rng([config.seed, 7])
     diagnoses = rng.permutation([dx for dx, count in class_counts(config.num_lesions).items() for _ in range(count)])
-    patients = np.repeat(np.arange(config.num_lesions), rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]))[: config.num_lesions]
+    patients = np.repeat(np.arange(config.num_lesions), rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]))[
+        : config.num_lesions
+    ]
     skins = np.clip(rng.beta(1.4, 2.2, config.num_lesions), 0, 1)
     lesions = [
-        Lesion(str(dx), float(_strength(str(dx), rng)), float(skins[patients[i]]), int(config.seed * 1_000_003 + i)) for i, dx in enumerate(diagnoses)
+        Lesion(str(dx), float(_strength(str(dx), rng)), float(skins[patients[i]]), int(config.seed * 1_000_003 + i))
+        for i, dx in enumerate(diagnoses)
     ]
-    rows = [row for i, lesion in enumerate(lesions) for row in _rows_of_lesion(i, lesion, int(patients[i]), rng, shortcut=config.shortcut)]
+    rows = [
+        row
+        for i, lesion in enumerate(lesions)
+        for row in _rows_of_lesion(i, lesion, int(patients[i]), rng, shortcut=config.shortcut)
+    ]
     rows += _planted_leaks(config, lesions, patients, rng)
     table = pd.DataFrame(rows)
     table.insert(1, "image_id", [f"PHANTOM_{number:07d}" for number in rng.permutation(len(table))])
@@ -121,11 +130,15 @@ def _strength(dx: str, rng: np.random.Generator) -> float:
     return float(rng.beta(*shape))
 
 
-def _rows_of_lesion(index: int, lesion: Lesion, patient: int, rng: np.random.Generator, *, shortcut: bool) -> list[dict[str, object]]:
+def _rows_of_lesion(
+    index: int, lesion: Lesion, patient: int, rng: np.random.Generator, *, shortcut: bool
+) -> list[dict[str, object]]:
     sources = list(CAMERAS)
     source = sources[rng.choice(len(sources), p=[0.45, 0.25, 0.2, 0.1])]
     if shortcut:
-        source = sources[-1] if lesion.dx == "mel" and rng.random() < 0.95 else sources[rng.integers(0, len(sources) - 1)]
+        source = (
+            sources[-1] if lesion.dx == "mel" and rng.random() < 0.95 else sources[rng.integers(0, len(sources) - 1)]
+        )
     person = np.random.default_rng([patient, 11])
     age, sex = 5 * person.integers(4, 18), ("male", "female")[person.integers(2)]
     common = {
@@ -142,7 +155,9 @@ def _rows_of_lesion(index: int, lesion: Lesion, patient: int, rng: np.random.Gen
     return [{**common, "view": view} for view in range(rng.choice([1, 2, 3], p=[0.74, 0.19, 0.07]))]
 
 
-def _planted_leaks(config: PhantomConfig, lesions: list[Lesion], patients: np.ndarray, rng: np.random.Generator) -> list[dict[str, object]]:
+def _planted_leaks(
+    config: PhantomConfig, lesions: list[Lesion], patients: np.ndarray, rng: np.random.Generator
+) -> list[dict[str, object]]:
     """Return rows that show a lesion once more, in a new view, as if it were another lesion of another patient."""
     rows = []
     for number, index in enumerate(rng.choice(config.num_lesions, config.leaks, replace=False)):

@@ -20,7 +20,9 @@ Field = NDArray[np.floating]
 _Y, _X = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
 _SKINS = np.array([[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32)
 _BROWNS = np.array([[168, 118, 84], [142, 92, 62], [112, 70, 48], [86, 52, 38]], dtype=np.float32)
-_MELANOMA_COLOURS = np.array([[46, 32, 30], [150, 70, 60], [108, 114, 136], [206, 180, 170], [84, 48, 34]], dtype=np.float32)
+_MELANOMA_COLOURS = np.array(
+    [[46, 32, 30], [150, 70, 60], [108, 114, 136], [206, 180, 170], [84, 48, 34]], dtype=np.float32
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,7 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     inside = _inside(lesion, u, v, radius, shape_rng)
     pixels = pixels * (1 - cover[..., None]) + inside * cover[..., None]
     pixels = _artefacts(pixels, view_rng)
-    pixels = _photograph(pixels, camera, view_rng)
-    return pixels, cover > 0.5
+    return _photograph(pixels, camera, view_rng), cover > 0.5
 
 
 def _noise(rng: np.random.Generator, cell_px: float) -> Field:
@@ -106,7 +107,9 @@ def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Ge
     for harmonic in (1, 2, 3):
         border += (0.03 + 0.15 * asymmetry) * rng.normal(0, 0.55) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
     for harmonic in range(5, 14):
-        border += (0.008 + 0.055 * irregularity) * rng.normal(0, 0.6) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+        border += (
+            (0.008 + 0.055 * irregularity) * rng.normal(0, 0.6) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+        )
     border = np.maximum(border, 0.35)
     distance = np.hypot(u, v) / border
     softness = {"nv": 0.10, "mel": 0.08, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
@@ -186,12 +189,18 @@ def _globules(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Gen
 def _veil(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
     """Lay a blue-white veil over part of the lesion."""
     centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
-    shape = np.exp(-(((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / size**2) ** 2)
+    shape = np.exp(-((((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / size**2) ** 2))
     amount = 0.85 * max(0.0, sign - 0.35) / 0.65
-    return _blend(pixels, np.array([126.0, 138, 168]) + rng.normal(0, 6, 3), amount * shape * (0.8 + 0.2 * _lesion_noise(u, v, rng, 5)).clip(0, 1))
+    return _blend(
+        pixels,
+        np.array([126.0, 138, 168]) + rng.normal(0, 6, 3),
+        amount * shape * (0.8 + 0.2 * _lesion_noise(u, v, rng, 5)).clip(0, 1),
+    )
 
 
-def _spots(u: Field, v: Field, rng: np.random.Generator, num: int, size: tuple[float, float], reach: float = 0.85) -> Field:
+def _spots(
+    u: Field, v: Field, rng: np.random.Generator, num: int, size: tuple[float, float], reach: float = 0.85
+) -> Field:
     """Return ``num`` soft round spots as a weight in [0, 1]."""
     weight = np.zeros_like(u)
     for _ in range(num):
@@ -205,7 +214,9 @@ def _bkl(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gen
     """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
     pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(u, v, rng, 9))[..., None]
     pixels = _colours(pixels, 0.6 * _sign(lesion, rng), u, v, rng)
-    pixels = _blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(u, v, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
+    pixels = _blend(
+        pixels, np.array([232.0, 214, 178]), 0.75 * _spots(u, v, rng, int(rng.integers(3, 12)), (0.03, 0.07))
+    )
     return _blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(u, v, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
 
 
@@ -218,7 +229,11 @@ def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gen
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
         along, across = np.cos(angle) * u + np.sin(angle) * v, -np.sin(angle) * u + np.cos(angle) * v
         across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
-        pixels = _blend(pixels, np.array([176.0, 48, 52]), 0.7 * np.exp(-((across / 0.022) ** 2)) * (np.abs(along) < rng.uniform(0.4, 0.9)))
+        pixels = _blend(
+            pixels,
+            np.array([176.0, 48, 52]),
+            0.7 * np.exp(-((across / 0.022) ** 2)) * (np.abs(along) < rng.uniform(0.4, 0.9)),
+        )
     return pixels
 
 
@@ -226,7 +241,9 @@ def _akiec(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.G
     """Actinic keratosis: red between pale follicles, with scale."""
     pixels = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(u, v, rng, 12))[..., None]
     pixels = _colours(pixels, 0.4 * _sign(lesion, rng), u, v, rng)
-    pixels = _blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(u, v, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
+    pixels = _blend(
+        pixels, np.array([236.0, 206, 186]), 0.6 * _spots(u, v, rng, int(rng.integers(10, 26)), (0.03, 0.06))
+    )
     return _blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(u, v, rng, 14) > 1.3))
 
 

@@ -7,6 +7,7 @@ export, PAD-UFES-20.
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,16 @@ _ALIASES = {
     "source": ("dataset", "attribution"),
 }
 _DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
-_ONE_HOT = {"MEL": "mel", "NV": "nv", "BCC": "bcc", "AKIEC": "akiec", "AK": "akiec", "BKL": "bkl", "DF": "df", "VASC": "vasc"}
+_ONE_HOT = {
+    "MEL": "mel",
+    "NV": "nv",
+    "BCC": "bcc",
+    "AKIEC": "akiec",
+    "AK": "akiec",
+    "BKL": "bkl",
+    "DF": "df",
+    "VASC": "vasc",
+}
 _ONE_HOT_REFUSED = ("SCC", "UNK")
 _BY_NAME = {
     **{name: name for name in CLASSES},
@@ -32,9 +42,20 @@ _BY_NAME = {
     **{"nevus": "nv", "melanoma": "mel", "melanoma, nos": "mel", "melanoma in situ": "mel", "melanoma invasive": "mel"},
     **{"melanoma metastasis": "mel", "basal cell carcinoma": "bcc", "actinic keratosis": "akiec"},
     **{"solar or actinic keratosis": "akiec", "squamous cell carcinoma in situ": "akiec", "bowen's disease": "akiec"},
-    **{"seborrheic keratosis": "bkl", "lichenoid keratosis": "bkl", "lichen planus like keratosis": "bkl", "solar lentigo": "bkl"},
+    **{
+        "seborrheic keratosis": "bkl",
+        "lichenoid keratosis": "bkl",
+        "lichen planus like keratosis": "bkl",
+        "solar lentigo": "bkl",
+    },
     **{"lentigo nos": "bkl", "pigmented benign keratosis": "bkl", "dermatofibroma": "df"},
-    **{"hemangioma": "vasc", "angiokeratoma": "vasc", "angioma": "vasc", "vascular lesion": "vasc", "pyogenic granuloma": "vasc"},
+    **{
+        "hemangioma": "vasc",
+        "angiokeratoma": "vasc",
+        "angioma": "vasc",
+        "vascular lesion": "vasc",
+        "pyogenic granuloma": "vasc",
+    },
 }
 
 
@@ -98,7 +119,9 @@ def _read_metadata(folder: Path) -> pd.DataFrame:
     for table in tables[1:]:
         shared = [column for column in table.columns if column in merged.columns and column != "image_id"]
         if shared or table["image_id"].duplicated().any() or merged["image_id"].duplicated().any():
-            raise DataError("SOURCE must hold one metadata CSV, or several that share only the image id; move the others away.")
+            raise DataError(
+                "SOURCE must hold one metadata CSV, or several that share only the image id; move the others away."
+            )
         merged = merged.merge(table, on="image_id", how="outer").fillna("")
     return merged
 
@@ -129,11 +152,13 @@ def _diagnoses(table: pd.DataFrame) -> list[tuple[str | None, str]]:
     hot = [name for name in (*_ONE_HOT, *_ONE_HOT_REFUSED) if name in table.columns]
     named = [name for name in _DIAGNOSIS_COLUMNS if name in table.columns]
     if not named and not ("MEL" in hot and "NV" in hot):
-        raise DataError(f"the metadata must have a diagnosis column ({', '.join(_DIAGNOSIS_COLUMNS)} or MEL, NV, BCC, ...); none was found.")
+        raise DataError(
+            f"the metadata must have a diagnosis column ({', '.join(_DIAGNOSIS_COLUMNS)} or MEL, NV, BCC, ...); none was found."
+        )
     return [_diagnosis(row, named, hot) for row in table[named + hot].to_dict("records")]
 
 
-def _diagnosis(row: dict[str, str], named: list[str], hot: list[str]) -> tuple[str | None, str]:
+def _diagnosis(row: dict[Any, str], named: list[str], hot: list[str]) -> tuple[str | None, str]:
     given = [row[name].strip() for name in named if row[name].strip()]
     for text in given:
         if text.lower() in _BY_NAME:
@@ -161,7 +186,9 @@ def _reject_rows(records: pd.DataFrame) -> Iterable[Rejection]:
     for image_id in records.loc[records["image_id"] == "", "image_id"]:
         yield Rejection(image_id, "no_image_id", "the row has no image id")
     for image_id in sorted(set(records.loc[records["image_id"].duplicated(), "image_id"]) - {""}):
-        yield Rejection(image_id, "image_id_twice", f"{int((records['image_id'] == image_id).sum())} rows have this image_id")
+        yield Rejection(
+            image_id, "image_id_twice", f"{int((records['image_id'] == image_id).sum())} rows have this image_id"
+        )
     yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", "lesion")
 
 
@@ -171,7 +198,7 @@ def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str)
     for key, rows in known.groupby(column):
         names = sorted(set(rows["dx"]))
         if len(names) > 1:
-            shown = key if column == "lesion_id" else "one picture"
+            shown = f"{key!s}" if column == "lesion_id" else ""
             for image_id in rows["image_id"]:
                 yield Rejection(image_id, reason, f"{noun} {shown} is labelled {' and '.join(names)}")
 

@@ -37,7 +37,9 @@ def open_shard(path: Path, shape: tuple[int, int]) -> Uint8Array:
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
         raise DataError(f"{path.name} must hold pictures of {shape[1]} x {shape[0]} px; prepare the data set again.")
     chunk = column if isinstance(column, pa.Array) else column.chunk(0)
-    flat = np.frombuffer(chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * expected, offset=chunk.offset * expected)
+    flat = np.frombuffer(
+        chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * expected, offset=chunk.offset * expected
+    )
     return flat.reshape(len(chunk), *shape, 3)
 
 

@@ -40,7 +40,7 @@ def draw_splits(
     Raises:
         ValueError: if the fractions or the number of folds cannot be met.
     """
-    if not (0 <= test_fraction and 0 <= calibration_fraction and test_fraction + calibration_fraction < 1):
+    if not (test_fraction >= 0 and calibration_fraction >= 0 and test_fraction + calibration_fraction < 1):
         raise ValueError(
             f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
         )
@@ -123,7 +123,12 @@ def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, se
         else:
             rows = table[train]
             drawn = draw_splits(
-                rows["group"].tolist(), rows["label"].tolist(), test_fraction=0, calibration_fraction=0, num_folds=num_folds - first, seed=seed
+                rows["group"].tolist(),
+                rows["label"].tolist(),
+                test_fraction=0,
+                calibration_fraction=0,
+                num_folds=num_folds - first,
+                seed=seed,
             )
             fold[train] = drawn["fold"].to_numpy() + first
     fold[split == "validation"] = 0

@@ -39,7 +39,9 @@ class ProbabilityMap:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "ProbabilityMap":
         """Read what `as_dict` wrote."""
-        return ProbabilityMap(float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"]))
+        return ProbabilityMap(
+            float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"])
+        )
 
 
 def fit_probability_map(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> ProbabilityMap:

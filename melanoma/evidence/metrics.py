@@ -34,10 +34,14 @@ def average_precision(labels: IntArray, probabilities: FloatArray, weights: Floa
 
 def specificity_at_sensitivity_90(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
     """Return the best specificity of any threshold that refers at least 90 % of these melanomas; chosen on the data it is measured on."""
-    return specificity_at_sensitivity(labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], weights, sensitivity=0.9)
+    return specificity_at_sensitivity(
+        labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], weights, sensitivity=0.9
+    )
 
 
-def specificity_at_sensitivity(is_melanoma: NDArray[np.bool_], scores: FloatArray, weights: FloatArray, *, sensitivity: float) -> float:
+def specificity_at_sensitivity(
+    is_melanoma: NDArray[np.bool_], scores: FloatArray, weights: FloatArray, *, sensitivity: float
+) -> float:
     """Return the best specificity among thresholds whose sensitivity is at least the one given; NaN without both classes."""
     melanomas, benign = weights[is_melanoma].sum(), weights[~is_melanoma].sum()
     if melanomas == 0 or benign == 0:
@@ -52,7 +56,8 @@ def specificity_at_sensitivity(is_melanoma: NDArray[np.bool_], scores: FloatArra
 def confusion(labels: IntArray, decided: IntArray, weights: FloatArray) -> FloatArray:
     """Return the ``(C, C)`` weighted confusion matrix: true classes down, decided classes across."""
     size = len(CLASSES)
-    return np.bincount(labels * size + decided, weights=weights, minlength=size * size).reshape(size, size)
+    counts = np.bincount(labels * size + decided, weights=weights.astype(np.float64), minlength=size * size)
+    return counts.astype(np.float64).reshape(size, size)
 
 
 def _by_argmax(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> FloatArray:
@@ -111,7 +116,13 @@ def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> floa
 
 
 def group_bootstrap(
-    labels: IntArray, probabilities: FloatArray, groups: IntArray, *, num_draws: int = 1000, seed: int = 0, confidence: float = 0.95
+    labels: IntArray,
+    probabilities: FloatArray,
+    groups: IntArray,
+    *,
+    num_draws: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> dict[str, dict[str, float]]:
     """Return every metric with a percentile interval over groups drawn with replacement.
 

@@ -157,7 +157,9 @@ def select_operating_point(
     """
     melanomas, others = np.sort(melanoma_scores.astype(np.float64)), np.asarray(other_scores, dtype=np.float64)
     if len(melanomas) == 0:
-        raise ValueError("the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction.")
+        raise ValueError(
+            "the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction."
+        )
     if not (np.isfinite(melanomas).all() and np.isfinite(others).all()):
         raise ValueError("scores must be finite, some are not; the network is broken, train it again.")
     allowed = misses_allowed(len(melanomas), target_sensitivity=target_sensitivity, confidence=confidence)
@@ -168,7 +170,15 @@ def select_operating_point(
     return OperatingPoint(
         threshold,
         _contract(
-            melanomas, others, threshold, allowed, target_sensitivity, min_specificity, population=population, basis=basis, confidence=confidence
+            melanomas,
+            others,
+            threshold,
+            allowed,
+            target_sensitivity,
+            min_specificity,
+            population=population,
+            basis=basis,
+            confidence=confidence,
         ),
     )
 

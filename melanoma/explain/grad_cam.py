@@ -47,7 +47,9 @@ def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: 
     """Predict ``(N, 3, H, W)`` images and explain one class; over several views both are averaged, the maps turned back."""
     with torch.no_grad():
         feature_maps = view_features(model, images, views)
-    logits, heatmaps = zip(*(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True)
+    logits, heatmaps = zip(
+        *(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True
+    )
     upright = [turn_back(heatmap, view) for view, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
 

@@ -1,0 +1,304 @@
+"""report.json, its pictures and its page: what one bundle shows on one set of pictures. Knows nothing of how they were scored."""
+
+import base64
+import dataclasses
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from melanoma.bundle import Bundle
+from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.evidence.calibration import calibration_scores
+from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson, confusion, group_bootstrap
+from melanoma.evidence.operating_point import check_contract, choose_units, decide
+from melanoma.files import write_json, write_text
+
+FORMAT_VERSION = 1
+_INK, _MUTED, _ACCENT = "#1f2933", "#9aa5b1", "#b83280"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Predictions of a bundle on some pictures.
+
+    Attributes:
+        bundle: what predicted.
+        predictions: predictions.parquet's table.
+        split: train, calibration, test or external.
+        population: words for what the pictures are.
+        accesses: every look at this test split so far, this one included.
+        same_splits: whether the bundle was trained on the splits of this data set; if not, test may hold training pictures.
+    """
+
+    bundle: Bundle
+    predictions: pd.DataFrame
+    split: str
+    population: str
+    accesses: list[dict[str, Any]]
+    same_splits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """Pictures, or lesions with the mean probability of their pictures.
+
+    Attributes:
+        labels: ``(N,)``.
+        probabilities: ``(N, C)``.
+        groups: ``(N,)`` integers.
+    """
+
+    labels: IntArray
+    probabilities: FloatArray
+    groups: IntArray
+
+
+def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
+    """Write predictions.parquet, report.json, report.html and the pictures; return report.json."""
+    evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
+    images, lesions = _levels(evaluated.predictions)
+    threshold = evaluated.bundle.operating_point.threshold
+    report: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "population": evaluated.population,
+        "split": evaluated.split,
+        "bundle": {
+            "version": evaluated.bundle.version,
+            "weights_sha256": evaluated.bundle.weights_sha256,
+            "threshold": threshold,
+        },
+        "same_splits_as_training": evaluated.same_splits,
+        "image": _numbers(images, threshold),
+        "lesion": _numbers(lesions, threshold),
+        "confusion": confusion(images.labels, images.probabilities.argmax(axis=1), np.ones(len(images.labels)))
+        .astype(int)
+        .tolist(),
+        "calibration": calibration_scores(images.labels, images.probabilities),
+        "contract": _contract(evaluated, images),
+        "accesses": evaluated.accesses,
+    }
+    report = _without_nan(report)
+    write_json(folder / "report.json", report)
+    pictures = {
+        "roc.png": _plot_roc(images, threshold),
+        "precision_recall.png": _plot_precision_recall(images, threshold),
+        "reliability.png": _plot_reliability(images),
+        "confusion.png": _plot_confusion(np.array(report["confusion"])),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(folder / name, dpi=130)
+    write_text(
+        folder / "report.html", _page(report, {name: (folder / name).read_bytes() for name in pictures}, evaluated)
+    )
+    return report
+
+
+def _levels(table: pd.DataFrame) -> tuple[_Level, _Level]:
+    columns = [f"probability_{name}" for name in CLASSES]
+    groups = pd.factorize(table["group"], sort=True)[0]
+    images = _Level(table["label"].to_numpy(), table[columns].to_numpy(), groups)
+    lesion = table["lesion_id"].where(table["lesion_id"] != "", table["group"])
+    by_lesion = table.assign(lesion=lesion, code=groups).groupby(["lesion", "label"], sort=True)
+    means = by_lesion[[*columns, "code"]].mean().reset_index()
+    return images, _Level(
+        means["label"].to_numpy(), means[columns].to_numpy(), means["code"].round().astype(int).to_numpy()
+    )
+
+
+def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
+    is_melanoma = level.labels == MELANOMA_INDEX
+    referred = np.array([decide(float(p), threshold) == "refer" for p in level.probabilities[:, MELANOMA_INDEX]])
+    return {
+        "num": len(level.labels),
+        "num_melanoma": int(is_melanoma.sum()),
+        "sensitivity": _proportion(referred[is_melanoma], level.groups[is_melanoma]),
+        "specificity": _proportion(~referred[~is_melanoma], level.groups[~is_melanoma]),
+        **group_bootstrap(level.labels, level.probabilities, level.groups),
+    }
+
+
+def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
+    """Return a proportion with its Clopper-Pearson interval, which counts every group as one unit, whatever its pictures."""
+    if len(right) == 0:
+        return {"value": float("nan"), "low": 0.0, "high": 1.0}
+    num, value = len(np.unique(groups)), float(right.mean())
+    low, high = clopper_pearson(value * num, num)
+    return {"value": value, "low": low, "high": high}
+
+
+def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
+    point = evaluated.bundle.operating_point
+    melanomas, _ = choose_units(images.labels, images.groups, seed=0)
+    referred = sum(
+        decide(float(images.probabilities[i, MELANOMA_INDEX]), point.threshold) == "refer" for i in melanomas
+    )
+    target = point.contract.target_sensitivity
+    promised = point.contract.status == "met"
+    status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised else "none"
+    low, high = clopper_pearson(referred, len(melanomas), confidence=2 * point.contract.confidence - 1)
+    words = f"{referred} of {len(melanomas)} melanomas were referred, one picture a group (one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
+    return {
+        "status": status,
+        "bundle_status": point.contract.status,
+        "target_sensitivity": target,
+        "num_melanoma": len(melanomas),
+        "referred": referred,
+        "sensitivity_low": low,
+        "sensitivity_high": high,
+        "sentence": words if promised else f"The bundle promises nothing. {words}",
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null: a number that is undefined on these pictures."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    matplotlib.use("Agg")
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _plot_roc(images: _Level, threshold: float) -> Figure:
+    figure, axes = _axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
+    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
+    axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=":")
+    if is_melanoma.any() and not is_melanoma.all():
+        x, y, _ = roc_curve(is_melanoma, scores)
+        axes.plot(x, y, color=_INK, lw=1.8)
+        point = (scores[~is_melanoma] >= threshold).mean(), (scores[is_melanoma] >= threshold).mean()
+        axes.plot(
+            *point,
+            "o",
+            color=_ACCENT,
+            ms=8,
+            label=f"the bundle's threshold\nsensitivity {point[1]:.2f}, specificity {1 - point[0]:.2f}",
+        )
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
+    return figure
+
+
+def _plot_precision_recall(images: _Level, threshold: float) -> Figure:
+    figure, axes = _axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
+    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
+    if is_melanoma.any():
+        precision, recall, _ = precision_recall_curve(is_melanoma, scores)
+        axes.plot(recall, precision, color=_INK, lw=1.8)
+        axes.axhline(is_melanoma.mean(), color=_MUTED, lw=1, ls=":", label=f"prevalence here {is_melanoma.mean():.2f}")
+        referred = scores >= threshold
+        if referred.any():
+            axes.plot(
+                (referred & is_melanoma).sum() / is_melanoma.sum(),
+                is_melanoma[referred].mean(),
+                "o",
+                color=_ACCENT,
+                ms=8,
+                label="the bundle's threshold",
+            )
+        axes.legend(frameon=False, loc="upper right", fontsize=9)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
+    return figure
+
+
+def _plot_reliability(images: _Level) -> Figure:
+    figure, axes = _axes(
+        "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
+    )
+    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
+    axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=":")
+    bins = np.minimum((scores * 10).astype(int), 9)
+    for index in np.unique(bins):
+        chosen = bins == index
+        low, high = clopper_pearson(int(is_melanoma[chosen].sum()), int(chosen.sum()))
+        axes.plot([scores[chosen].mean()] * 2, [low, high], color=_MUTED, lw=1.4)
+        axes.plot(scores[chosen].mean(), is_melanoma[chosen].mean(), "o", color=_INK, ms=6)
+        axes.annotate(
+            f"{chosen.sum()}", (scores[chosen].mean(), high), ha="center", va="bottom", fontsize=7, color=_INK
+        )
+    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
+    return figure
+
+
+def _plot_confusion(matrix: np.ndarray) -> Figure:
+    figure, axes = _axes("Likeliest class (across) of each true class (down)", "", "")
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)
+    for (row, column), count in np.ndenumerate(matrix):
+        axes.text(
+            column,
+            row,
+            count,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share[row, column] > 0.6 else _INK,
+        )
+    axes.set_xticks(range(len(CLASSES)), CLASSES)
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _cell(metric: dict[str, float | None]) -> str:
+    if metric["value"] is None or metric["low"] is None or metric["high"] is None:
+        return "undefined here"
+    return f"{metric['value']:.3f} <small>{metric['low']:.3f} to {metric['high']:.3f}</small>"
+
+
+def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluated) -> str:
+    names = [name for name, value in report["image"].items() if isinstance(value, dict)]
+    rows = "".join(
+        f"<tr><th>{name.replace('_', ' ')}</th><td>{_cell(report['image'][name])}</td><td>{_cell(report['lesion'][name])}</td></tr>"
+        for name in names
+    )
+    figures = "".join(
+        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+        for name, data in pictures.items()
+    )
+    accesses = "".join(f"<li>{html.escape(json.dumps(access))}</li>" for access in report["accesses"])
+    looked = f"<h2>Looks at this test split</h2><ol>{accesses}</ol>" if accesses else ""
+    other = (
+        ""
+        if evaluated.same_splits
+        else "<p><b>The bundle was not trained on this data set's splits:</b> make sure that none of these pictures trained it.</p>"
+    )
+    contract = report["contract"]
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Melanoma triage: evaluation</title>
+<style>
+ :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {_INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+ table {{ border-collapse: collapse }} th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
+ thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
+ .verdict {{ border-left: 5px solid {_ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
+</style>
+<h1>{html.escape(report["population"])}</h1>
+<p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions; {report["image"]["num_melanoma"]} pictures of {report["lesion"]["num_melanoma"]}
+ melanomas. Bundle {report["bundle"]["version"]}, threshold {report["bundle"]["threshold"]:.4f}.</p>
+<p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>{html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
+<table><thead><tr><th></th><th>per picture</th><th>per lesion</th></tr></thead>{rows}</table>
+<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold: Clopper-Pearson, one unit a group; the others: bootstrap over groups.
+ Specificity at sensitivity 90 % chooses its threshold on these very pictures. Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},
+ Brier score {report["calibration"]["brier"]:.3f}, expected calibration error {report["calibration"]["ece"]:.3f}.</small></p>
+{figures}{looked}
+<p><b>Research use only. Not a medical device; not a diagnosis.</b></p></html>
+"""

@@ -1,0 +1,174 @@
+"""Batch prediction of a bundle over a data set, with Ray Data, and what it proves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray.data
+import torch
+
+from melanoma.bundle import load_bundle
+from melanoma.config import CLASSES
+from melanoma.data.dataset import PictureDataset, open_prepared
+from melanoma.data.groups import join_groups
+from melanoma.data.records import read_source
+from melanoma.errors import DataError
+from melanoma.evidence.report import Evaluated, write_report
+from melanoma.files import new_folder
+from melanoma.images import decode_image
+from melanoma.predictor import Prediction, Predictor
+from ray_jobs.cluster import connect, cpus_per_worker
+
+BATCH = 64
+EXTERNAL = "external"
+
+
+def evaluate(
+    bundle_dir: Path,
+    data_dir: Path,
+    out: Path,
+    *,
+    split: str | None = None,
+    num_workers: int = 1,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score a bundle on a split of a prepared data set (test unless named), or on a whole SOURCE folder, and write the evidence.
+
+    Returns:
+        report.json.
+
+    Raises:
+        BundleError: if the bundle cannot be loaded.
+        DataError: if the data cannot be used.
+    """
+    bundle = load_bundle(bundle_dir)
+    prepared = open_prepared(data_dir) if (data_dir / "manifest.json").is_file() else None
+    if prepared is None and split is not None:
+        raise DataError(
+            "--split needs a prepared data set, DATA is a folder of pictures; leave --split out or prepare it first."
+        )
+    name = EXTERNAL if prepared is None else split or "test"
+    rows = _external_rows(data_dir) if prepared is None else prepared.rows(name).assign(path="")
+    with new_folder(out, replace_if="report.json") as work:
+        accesses: list[dict[str, Any]] = []
+        if prepared is not None and name == "test":
+            # Logged before anything is predicted: a look that crashed has still been a look.
+            accesses = prepared.log_access(
+                {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
+            )
+        predictions = _predict(bundle_dir, data_dir, rows, num_workers, on_picture)
+        same_data = prepared is not None and prepared.manifest["split_hash"] == bundle.manifest["split_hash"]
+        population = f"{data_dir.resolve().name if prepared is None else prepared.manifest['name']}, {name}"
+        evaluated = Evaluated(
+            bundle, predictions, split=name, population=population, accesses=accesses, same_splits=same_data
+        )
+        return write_report(evaluated, work)
+
+
+def _external_rows(folder: Path) -> pd.DataFrame:
+    """Return the usable rows of a SOURCE folder: every picture with a known label and a group."""
+    source = read_source(folder)
+    bad = {rejection.image_id for rejection in source.rejections if rejection.reason != "picture_without_row"}
+    rows = source.records[~source.records["image_id"].isin(bad)].reset_index(drop=True)
+    if rows.empty:
+        raise DataError(f"SOURCE must hold at least one usable picture, {folder} has none.")
+    keys = [rows[column].tolist() for column in source.group_columns]
+    return rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
+
+
+def _predict(
+    bundle_dir: Path,
+    data_dir: Path,
+    rows: pd.DataFrame,
+    num_workers: int,
+    on_picture: Callable[[int, int], None] | None,
+) -> pd.DataFrame:
+    """Predict all rows in parallel and return predictions.parquet's table, in the order of rows."""
+    connect(num_workers=num_workers)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
+    num_cpus = cpus_per_worker(num_workers)
+    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+        _Scorer,
+        fn_constructor_args=[str(bundle_dir.resolve()), str(data_dir.resolve()), ray.put(rows), num_cpus],
+        batch_size=1,
+        num_cpus=num_cpus,
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+    )
+    found = []
+    for row in dataset.iter_rows():
+        found.append(row)
+        if on_picture is not None:
+            on_picture(len(found), len(rows))
+    scored = pd.DataFrame(found).sort_values("position").set_index("position")
+    table = rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
+    if scored["failed"].any():
+        first = rows["image_id"].iloc[int(scored.index[scored["failed"]][0])]
+        raise DataError(
+            f"every picture must be readable, {int(scored['failed'].sum())} are not (the first is {first}); mend or remove them."
+        )
+    return table.drop(columns="failed")
+
+
+class _Scorer:
+    """A Ray Data actor that holds the bundle and the data set; scores chunks of rows."""
+
+    def __init__(self, bundle_dir: str, data_dir: str, rows: Any, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._predictor = Predictor(load_bundle(Path(bundle_dir)), allow_uncontracted=True)
+        self._rows: pd.DataFrame = ray.get(rows)
+        is_prepared = Path(data_dir, "manifest.json").is_file()
+        self._dataset = PictureDataset(open_prepared(Path(data_dir)), self._rows) if is_prepared else None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        positions = [i for start, stop in zip(batch["start"], batch["stop"], strict=True) for i in range(start, stop)]
+        pictures = [self._picture(position) for position in positions]
+        readable = [picture for picture in pictures if picture is not None]
+        predictions = iter(self._predictor.predict(readable) if readable else [])
+        rows = [
+            _row(position, None if picture is None else next(predictions))
+            for position, picture in zip(positions, pictures, strict=True)
+        ]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _picture(self, position: int) -> np.ndarray | None:
+        if self._dataset is not None:
+            return self._dataset.pictures([position])[0].numpy()
+        try:
+            return self._predictor.bundle.preprocess.stored(
+                decode_image(Path(self._rows["path"].iloc[position]).read_bytes())
+            )
+        except DataError:
+            return None
+
+
+def _row(position: int, prediction: Prediction | None) -> dict[str, Any]:
+    nothing = np.full(len(CLASSES), np.nan)
+    logits, probabilities = (nothing, nothing) if prediction is None else (prediction.logits, prediction.probabilities)
+    return {
+        "position": position,
+        **{f"logit_{name}": float(logits[i]) for i, name in enumerate(CLASSES)},
+        **{f"probability_{name}": float(probabilities[i]) for i, name in enumerate(CLASSES)},
+        "decision": "cannot_assess" if prediction is None else prediction.decision,
+        "failed": prediction is None,
+    }
+
+
+def describe_evaluation(report: dict[str, Any], out: Path) -> str:
+    """Return the evaluation as a table for people."""
+    lines = [f"{report['population']}: {report['image']['num']} pictures, {report['lesion']['num']} lesions", ""]
+    lines.append(f"{'':32}{'per picture':>26}{'per lesion':>26}")
+    for name in (key for key, value in report["image"].items() if isinstance(value, dict) and "value" in value):
+        cells = [
+            f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+            for m in (report["image"][name], report["lesion"][name])
+        ]
+        lines.append(f"{name:32}{cells[0]:>26}{cells[1]:>26}")
+    lines += ["", f"contract here: {report['contract']['status']}. {report['contract']['sentence']}"]
+    if report["accesses"]:
+        lines.append(f"this test split has been opened {len(report['accesses'])} time(s)")
+    return "\n".join([*lines, f"written to {out}"])

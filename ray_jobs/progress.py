@@ -1,0 +1,80 @@
+"""Progress for people, on stderr: a bar at a terminal, plain lines elsewhere."""
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callable (done, total) that shows how far a job of known length is."""
+    if sys.stderr.isatty():
+        with tqdm(desc=what, unit=" pictures", file=sys.stderr) as bar:
+
+            def on_bar(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield on_bar
+        return
+    last = time.monotonic()
+
+    def on_line(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{what}: {done} of {total} pictures")
+
+    yield on_line
+
+
+def say(line: str) -> None:
+    """Print one line to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def training_progress(run_dir: Path) -> Iterator[None]:
+    """Show, while the block runs, what the workers write to RUN/progress.json and RUN/history.jsonl."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(run_dir, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _watch(run_dir: Path, stop: threading.Event) -> None:
+    history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
+    shown = len(history.read_text().splitlines()) if history.is_file() else 0
+    with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
+        while True:
+            ended = stop.wait(0.5)
+            if progress.is_file():
+                where = json.loads(progress.read_text())
+                bar.total = where["epochs"] * where["steps"]
+                bar.set_description(f"epoch {where['epoch']}/{where['epochs']}")
+                bar.update((where["epoch"] - 1) * where["steps"] + where["step"] - bar.n)
+            lines = history.read_text().splitlines() if history.is_file() else []
+            for line in lines[shown:]:
+                tqdm.write(_epoch_line(json.loads(line)), file=sys.stderr)
+            shown = max(shown, len(lines))
+            if ended:
+                return
+
+
+def _epoch_line(row: dict[str, float]) -> str:
+    return (
+        f"epoch {row['epoch']}: loss {row['loss']:.3f}, validation melanoma AUROC {row['auroc']:.3f}, specificity at 90 % sensitivity "
+        f"{row['specificity_at_sensitivity_90']:.3f}, macro-F1 {row['macro_f1']:.3f}, {row['train_seconds'] + row['validation_seconds']:.0f} s"
+    )

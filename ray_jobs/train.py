@@ -1,0 +1,162 @@
+"""The driver of a training run: configuration -> TorchTrainer -> bundle. The same call again resumes a run cut short."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from melanoma.bundle import MANIFEST
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import open_prepared
+from melanoma.engine import SELECTION
+from melanoma.errors import DataError
+from melanoma.files import write_json
+from melanoma.networks import build_model, load_weights
+from melanoma.packing import pack
+from ray_jobs.cluster import connect, cpus_per_worker
+from ray_jobs.progress import say, training_progress
+from ray_jobs.worker import STATE, WorkerArgs, train_worker
+
+MAX_FAILURES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """One training run on a cluster.
+
+    Attributes:
+        dataset: a prepared data set.
+        run_dir: OUT/RUN; holds bundle/, history.jsonl and checkpoints/.
+        config: the run's settings.
+        num_workers: DDP workers sharing every batch.
+        use_gpu: one GPU a worker.
+        weights: none, imagenet or a path to weights.
+    """
+
+    dataset: Path
+    run_dir: Path
+    config: TrainConfig
+    num_workers: int = 1
+    use_gpu: bool = False
+    weights: str = "none"
+
+
+def train(job: TrainJob) -> dict[str, Any]:
+    """Train, pack the best epoch and return what is printed; a finished run is only reported.
+
+    Raises:
+        DataError: if the data set or the run folder does not fit.
+        ValueError: if a setting does not fit.
+    """
+    data = open_prepared(job.dataset)
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    _claim(job, split_hash=data.manifest["split_hash"])
+    if not (job.run_dir / "bundle" / MANIFEST).is_file():
+        _check_weights(job)
+        connect(num_workers=job.num_workers)
+        checkpoint = _fit(job)
+        # On the cluster, not in the driver: the driver's machine may have neither the memory nor the accelerator.
+        ray.get(ray.remote(num_cpus=1, num_gpus=0)(_pack).remote(job, checkpoint))
+    result: dict[str, Any] = json.loads((job.run_dir / "result.json").read_text())
+    return result
+
+
+def _claim(job: TrainJob, *, split_hash: str) -> None:
+    """Tie the run folder to its settings, so that another run never resumes from its checkpoints."""
+    path = job.run_dir / "run.json"
+    described = {
+        "config": json.loads(json.dumps(dataclasses.asdict(job.config))),
+        "weights": job.weights,
+        "split_hash": split_hash,
+    }
+    if not path.is_file():
+        if any(job.run_dir.iterdir()):
+            raise DataError(
+                f"the run folder must be new or hold this run, {job.run_dir} holds something else; choose another --name."
+            )
+        write_json(path, described)
+        return
+    if json.loads(path.read_text()) != described:
+        raise DataError(
+            f"{job.run_dir} must hold a run with the same settings and data, it holds another; choose another --name."
+        )
+    if (job.run_dir / "bundle" / MANIFEST).is_file():
+        say(f"{job.run_dir} is finished; nothing is left to do.")
+    elif (job.run_dir / "history.jsonl").is_file():
+        epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
+        say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
+
+
+def _check_weights(job: TrainJob) -> None:
+    """Find out before any worker starts whether the weights can be had, and say what of them fits."""
+    if job.weights == "none":
+        build_model(job.config.model)
+    elif job.weights == "imagenet":
+        try:
+            build_model(job.config.model, pretrained=True)
+        except Exception as error:  # the hub's client raises whatever its transport raises
+            raise DataError(
+                f"--weights imagenet needs timm's hub, it could not be reached ({type(error).__name__}); pass --weights FILE or connect."
+            ) from error
+    else:
+        say(f"weights: {load_weights(build_model(job.config.model), Path(job.weights))}")
+
+
+def _fit(job: TrainJob) -> str:
+    """Run the trainer and return the path of the best checkpoint."""
+    num_cpus = cpus_per_worker(job.num_workers)
+    args = WorkerArgs(
+        config=dataclasses.asdict(job.config),
+        dataset=str(job.dataset.resolve()),
+        run_dir=str(job.run_dir.resolve()),
+        weights=job.weights if job.weights in ("none", "imagenet") else str(Path(job.weights).resolve()),
+        num_threads=num_cpus,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=dataclasses.asdict(args),
+        scaling_config=ScalingConfig(
+            num_workers=job.num_workers,
+            use_gpu=job.use_gpu,
+            resources_per_worker={"CPU": num_cpus, **({"GPU": 1} if job.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(job.run_dir.resolve()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            # Ray keeps the latest besides the best one: what resumes, and what is shipped.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    with training_progress(job.run_dir):
+        result = trainer.fit()
+    best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
+    return str(best.path)
+
+
+def _pack(job: TrainJob, checkpoint: str) -> None:
+    state = torch.load(Path(checkpoint, STATE), map_location="cpu", weights_only=True)
+    model = build_model(job.config.model)
+    model.load_state_dict(state["ema"] or state["model"])
+    model.to(memory_format=torch.channels_last)
+    packed = pack(model, job.config, open_prepared(job.dataset), job.run_dir / "bundle.new", best_epoch=state["epoch"])
+    contract = dataclasses.asdict(packed.operating_point.contract)
+    result = {
+        "bundle": str(job.run_dir / "bundle"),
+        "best_epoch": state["epoch"],
+        "validation": packed.validation,
+        "threshold": packed.operating_point.threshold,
+        "contract": contract,
+        "contract_sentence": packed.operating_point.contract.sentence(),
+    }
+    write_json(job.run_dir / "result.json", result)
+    shutil.move(job.run_dir / "bundle.new", job.run_dir / "bundle")

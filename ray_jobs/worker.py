@@ -1,0 +1,157 @@
+"""What one Ray Train worker does: wrap the network in DDP, run the engine's loop, report and checkpoint every epoch.
+
+Everything that could differ between workers or restarts is decided here once: the device, the threads, what is resumed.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from melanoma.config import CLASSES, TrainConfig
+from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.distributed import World
+from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
+from melanoma.files import write_json, write_text
+from melanoma.images import Preprocess
+from melanoma.losses import class_weights_from_counts
+from melanoma.networks import build_model, load_weights
+
+STATE = "state.pt"
+PROGRESS_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerArgs:
+    """What the driver tells every worker; crosses processes as a dict.
+
+    Attributes:
+        config: `TrainConfig` as a dict.
+        dataset: folder of the prepared data set.
+        run_dir: where history, TensorBoard and progress are written.
+        weights: none, imagenet or a path.
+        num_threads: CPU threads of each worker.
+    """
+
+    config: dict[str, Any]
+    dataset: str
+    run_dir: str
+    weights: str
+    num_threads: int
+
+
+def train_worker(values: Mapping[str, Any]) -> None:
+    """Train one run on this worker; called by Ray Train on every worker at once."""
+    args = WorkerArgs(**values)
+    config, run_dir, world = TrainConfig.from_dict(args.config), Path(args.run_dir), World.current()
+    torch.set_num_threads(args.num_threads)
+    device = ray.train.torch.get_device()
+    training = _training(config, open_prepared(Path(args.dataset)), world, _Progress(config, run_dir, world))
+    torch.manual_seed(config.seed)  # the same start on every rank
+    model = (
+        build_model(config.model, pretrained=args.weights == "imagenet")
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
+    if args.weights not in ("none", "imagenet"):
+        load_weights(model, Path(args.weights))
+    state = start_state(model, config)
+    _resume(state, device)
+    wrapped = (
+        model
+        if world.size == 1
+        else DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    )
+    with (
+        SummaryWriter(str(run_dir / "tensorboard"), purge_step=state.epoch + 1)
+        if world.rank == 0
+        else _NoWriter() as writer
+    ):
+        fit(training, wrapped, state, lambda state: _report(state, run_dir, world, writer))
+
+
+def _training(config: TrainConfig, data: PreparedData, world: World, progress: "_Progress") -> Training:
+    fold = config.data.validation_fold
+    rows = data.rows("train", without_fold=fold)
+    counts = [int((rows["label"] == label).sum()) for label in range(len(CLASSES))]
+    return Training(
+        config=config,
+        train=PictureDataset(data, rows),
+        validation=PictureDataset(data, data.rows("train", fold=fold)),
+        preprocess=Preprocess(data.canvas, config.data),
+        class_weights=class_weights_from_counts(
+            counts, tau=config.loss.tau, melanoma_factor=config.loss.melanoma_factor
+        ),
+        world=world,
+        on_step=progress,
+    )
+
+
+def _resume(state: TrainState, device: torch.device) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as folder:
+        state.load_state_dict(torch.load(Path(folder, STATE), map_location=device, weights_only=True))
+
+
+def _report(state: TrainState, run_dir: Path, world: World, writer: "SummaryWriter | _NoWriter") -> None:
+    """Save, log and report one epoch; every rank reports, for `report` is a barrier, and rank 0 alone writes."""
+    latest = state.history[-1]
+    metrics = {"epoch": state.epoch, SELECTION: latest[SELECTION] if math.isfinite(latest[SELECTION]) else 0.0}
+    if world.rank > 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state.state_dict(), Path(folder, STATE))
+        # The history travels in the checkpoint and is written whole, so that a restarted epoch never stands there twice.
+        write_text(run_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
+        for name, value in latest.items():
+            writer.add_scalar(name, value, state.epoch)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _NoWriter:
+    """Stands in for TensorBoard's writer on the ranks that write nothing."""
+
+    def __enter__(self) -> "_NoWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+
+class _Progress:
+    """Writes where the run stands to RUN/progress.json, for the driver to show; state: when it last wrote."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, world: World) -> None:
+        self._epochs, self._path, self._active = config.optim.epochs, run_dir / "progress.json", world.rank == 0
+        self._written = 0.0
+
+    def __call__(self, epoch: int, step: int, num_steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if self._active and (now - self._written >= PROGRESS_SECONDS or step + 1 == num_steps):
+            self._written = now
+            where = {
+                "epoch": epoch + 1,
+                "epochs": self._epochs,
+                "step": step + 1,
+                "steps": num_steps,
+                "loss": loss,
+                "pid": os.getpid(),
+            }
+            write_json(self._path, where | {"loss": loss if math.isfinite(loss) else None})

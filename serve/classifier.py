@@ -1,0 +1,63 @@
+"""The classifier deployment: batched probabilities and Grad-CAM from one forward pass, on its own replicas."""
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+
+from melanoma.bundle import load_bundle
+from melanoma.images import Uint8Array
+from melanoma.predictor import Prediction, Predictor
+
+MAX_BATCH = 8
+BATCH_WAIT_SECONDS = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One picture for the classifier: ``(H, W, 3)`` uint8 as stored, and whether its heatmap is wanted."""
+
+    picture: Uint8Array
+    explain: bool
+
+
+class Classifier:
+    """Loads a bundle once and predicts in batches; holds nothing of any request."""
+
+    def __init__(self, bundle_dir: str, *, allow_uncontracted: bool, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        bundle = load_bundle(Path(bundle_dir))
+        self._predictor = Predictor(
+            bundle, device="cuda" if torch.cuda.is_available() else "cpu", allow_uncontracted=allow_uncontracted
+        )
+        blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
+        self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
+
+    async def predict(self, job: Job) -> Prediction:
+        """Predict one picture, together with whatever else is waiting."""
+        return await self._batch(job)  # type: ignore[no-any-return]
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
+    async def _batch(self, jobs: list[Job]) -> list[Prediction]:
+        # A thread, so that health checks and the next batch's arrivals are answered meanwhile.
+        return await asyncio.to_thread(self._predict, jobs)
+
+    def _predict(self, jobs: list[Job]) -> list[Prediction]:
+        predictions = self._predictor.predict([job.picture for job in jobs], explain=any(job.explain for job in jobs))
+        return [
+            prediction if job.explain else dataclasses.replace(prediction, heatmap=None)
+            for job, prediction in zip(jobs, predictions, strict=True)
+        ]
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what the ingress needs to know of the bundle, so that ingress and classifier never disagree."""
+        bundle = self._predictor.bundle
+        return {
+            "manifest": bundle.manifest,
+            "model_card": bundle.model_card,
+            "contract_sentence": bundle.operating_point.contract.sentence(),
+        }

@@ -1,0 +1,43 @@
+"""Serves one bundle on this machine until it is stopped."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from melanoma.bundle import load_bundle
+from serve.app import AppArgs, build_app
+
+
+def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: bool) -> None:
+    """Serve a bundle on a local cluster of its own; returns when interrupted or terminated.
+
+    Raises:
+        BundleError: if the bundle cannot be loaded.
+    """
+    point = load_bundle(bundle).operating_point  # a refusal should come at once and in words, not from a replica's log
+    if not ray.is_initialized():
+        num_cpus = max(os.cpu_count() or 1, 2)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    serve.start(http_options={"host": host, "port": port})
+    replicas = max(1, (os.cpu_count() or 2) - 1)
+    args = AppArgs(bundle=str(bundle.resolve()), allow_uncontracted=allow_uncontracted, max_replicas=replicas)
+    serve.run(build_app(args), name="melanoma", route_prefix="/")
+    print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+    serve.shutdown()
+    ray.shutdown()

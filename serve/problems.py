@@ -1,0 +1,93 @@
+"""Every error as problem+json: one shape, never a path, a stack, a file name or a byte of the input."""
+
+import http
+import uuid
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ray.serve.exceptions import BackPressureError
+from starlette.exceptions import HTTPException
+
+from melanoma.errors import InvalidImageError
+from serve.schemas import Problem
+
+RETRY_AFTER_SECONDS = "1"
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_format",
+    422: "invalid_request",
+}
+
+
+def new_request_id() -> str:
+    """Return an id of our own; a client's id is never echoed, for it may carry anything."""
+    return uuid.uuid4().hex
+
+
+def problem(
+    request: Request, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Return one error."""
+    body = Problem(
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.state.request_id,
+    )
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type="application/problem+json")
+
+
+async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InvalidImageError)
+    return problem(request, error.status, error.code, str(error))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "error")
+    return problem(
+        request,
+        error.status_code,
+        code,
+        f"{http.HTTPStatus(error.status_code).description or error.detail}.",
+        headers=dict(error.headers or {}),
+    )
+
+
+async def _validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+    return problem(
+        request,
+        422,
+        "invalid_request",
+        f"The request must follow the schema at /openapi.json; wrong: {', '.join(places)}.",
+    )
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    detail = "The service is at its limit; try again after the time in Retry-After."
+    return problem(request, 503, "overloaded", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+
+
+async def _crashed(request: Request, error: Exception) -> JSONResponse:
+    return problem(
+        request,
+        500,
+        "internal_error",
+        "The service failed on this request; try again, and report the request_id if it fails again.",
+    )
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make an application answer every error as problem+json."""
+    app.add_exception_handler(InvalidImageError, _invalid_image)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(BackPressureError, _busy)
+    app.add_exception_handler(Exception, _crashed)

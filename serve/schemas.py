@@ -1,0 +1,99 @@
+"""The wire contract: requests and responses over HTTP, and nothing else."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), serialize_by_alias=True, validate_by_name=True)
+
+
+class ModelInfo(_Model):
+    """Which network answered."""
+
+    name: str
+    version: str
+    weights_sha256: str
+
+
+class ContractInfo(_Model):
+    """The sensitivity contract the decision rests on."""
+
+    status: Literal["met", "unmet", "none"]
+    reason: str | None = None
+    target_sensitivity: float
+    confidence: float
+    sensitivity: float
+    sensitivity_low: float
+    specificity: float
+    specificity_low: float
+    min_specificity: float
+    num_melanoma: int
+    num_other: int
+    misses_allowed: int
+    num_melanoma_needed: int
+    unit: str
+    population: str
+    basis: Literal["split", "out_of_fold"]
+
+
+class Explanation(_Model):
+    """A heatmap; `lesion_claim` stays none until a scorecard shows that it marks lesions."""
+
+    method: Literal["grad_cam"]
+    class_name: str = Field(alias="class")
+    heatmap_png: str = Field(
+        description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright picture"
+    )
+    overlay_png: str = Field(description="base64 PNG, the map laid over the picture")
+    peak: float = Field(description="largest value of the map before scaling; 0 means that the map is empty")
+    lesion_claim: Literal["none"] = "none"
+
+
+class PredictResponse(_Model):
+    """The answer to one picture."""
+
+    request_id: str
+    model: ModelInfo
+    probabilities: dict[str, float]
+    decision: Literal["refer", "no_referral", "cannot_assess"]
+    threshold: float
+    contract: ContractInfo
+    warnings: list[str]
+    explanation: Explanation | None = None
+    disclaimer: str = DISCLAIMER
+
+
+class ModelResponse(_Model):
+    """What a client may know of the bundle being served."""
+
+    model: ModelInfo
+    classes: list[str]
+    architecture: dict[str, Any]
+    preprocessing: dict[str, Any]
+    calibration: dict[str, Any]
+    operating_point: dict[str, Any]
+    contract_sentence: str
+    group_columns: list[str]
+    model_card: str
+    disclaimer: str = DISCLAIMER
+
+
+class Problem(_Model):
+    """Every error: RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class Alive(_Model):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
