@@ -104,11 +104,12 @@ def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
-    """Return (height, width) in px at which an epoch shows its pictures; multiples of 8, the input size at the end."""
+    """Return (height, width) in px at which an epoch shows its pictures; smaller sizes are 4:3 too."""
     full = config.data.input_height, config.data.input_width
     for until, scale in config.optim.small_until:
         if epoch < until * config.optim.epochs:
-            return round(full[0] * scale / 8) * 8, round(full[1] * scale / 8) * 8
+            unit = max(2, round(full[1] * scale / 16))
+            return 12 * unit, 16 * unit
     return full
 
 

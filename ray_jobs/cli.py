@@ -125,48 +125,16 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from melanoma.bundle import load_bundle
-    from melanoma.errors import DataError
-    from melanoma.explain.overlay import write_overlay
-    from melanoma.images import decode_image
-    from melanoma.predictor import Predictor
+    from ray_jobs.predict import predict_files
 
-    predictor = Predictor(load_bundle(args.bundle), allow_uncontracted=args.allow_uncontracted)
-    if args.explain and args.out is None:
-        raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
-    results = []
-    for path in args.image:
-        if not path.is_file():
-            raise DataError(f"IMAGE must be a picture, {path} is not a file.")
-        image = decode_image(path.read_bytes())
-        (prediction,) = predictor.predict([predictor.bundle.preprocess.stored(image)], explain=args.explain is not None)
-        probabilities = dict(
-            zip(predictor.bundle.manifest["classes"], map(float, prediction.probabilities), strict=True)
-        )
-        result = {
-            "image": str(path),
-            "decision": prediction.decision,
-            "warnings": list(prediction.warnings),
-            "probabilities": probabilities,
-        }
-        if prediction.heatmap is not None:
-            args.out.mkdir(parents=True, exist_ok=True)
-            result["overlay"] = str(
-                write_overlay(
-                    args.out / f"{path.stem}_{args.explain}.png", image, prediction.heatmap, predictor.bundle.preprocess
-                )
-            )
-        results.append(result)
-    point = predictor.bundle.operating_point
-    lines = [
-        f"{r['decision']:14} melanoma {r['probabilities']['mel']:.3f} (threshold {point.threshold:.3f})  {r['image']}"
-        for r in results
-    ]
-    _print(
-        args,
-        {"results": results, "threshold": point.threshold, "contract": point.as_dict()["contract"]},
-        "\n".join([*lines, point.contract.sentence()]),
+    found = predict_files(
+        args.bundle, args.image, explain=args.explain, out=args.out, allow_uncontracted=args.allow_uncontracted
     )
+    lines = [
+        f"{r['decision']:14} melanoma {r['probabilities']['mel']:.3f} (threshold {found['threshold']:.3f})  {r['image']}"
+        for r in found["results"]
+    ]
+    _print(args, found, "\n".join([*lines, found["contract_sentence"]]))
     return DONE
 
 

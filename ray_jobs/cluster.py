@@ -2,8 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import ray
+import ray.data
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # pictures travel as files, never through the object store
 
@@ -32,3 +35,19 @@ def connect(*, num_workers: int = 1) -> None:
 def cpus_per_worker(num_workers: int) -> int:
     """Return the CPUs each of some equal workers may use on the connected cluster, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
+
+
+def collect(
+    dataset: ray.data.Dataset, total: int, on_picture: Callable[[int, int], None] | None
+) -> list[dict[str, Any]]:
+    """Run a Ray Data pipeline and return its rows, telling how many of the total are done."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # progress is shown by the command, once, in its own words
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows: list[dict[str, Any]] = []
+    for row in dataset.iter_rows():
+        rows.append(row)
+        if on_picture is not None:
+            on_picture(len(rows), total)
+    return rows

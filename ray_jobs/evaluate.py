@@ -19,7 +19,7 @@ from melanoma.evidence.report import Evaluated, write_report
 from melanoma.files import new_folder
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
-from ray_jobs.cluster import connect, cpus_per_worker
+from ray_jobs.cluster import collect, connect, cpus_per_worker
 
 BATCH = 64
 EXTERNAL = "external"
@@ -87,9 +87,6 @@ def _predict(
 ) -> pd.DataFrame:
     """Predict all rows in parallel and return predictions.parquet's table, in the order of rows."""
     connect(num_workers=num_workers)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
     num_cpus = cpus_per_worker(num_workers)
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
@@ -99,12 +96,7 @@ def _predict(
         num_cpus=num_cpus,
         compute=ray.data.ActorPoolStrategy(size=num_workers),
     )
-    found = []
-    for row in dataset.iter_rows():
-        found.append(row)
-        if on_picture is not None:
-            on_picture(len(found), len(rows))
-    scored = pd.DataFrame(found).sort_values("position").set_index("position")
+    scored = pd.DataFrame(collect(dataset, len(rows), on_picture)).sort_values("position").set_index("position")
     table = rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
     if scored["failed"].any():
         first = rows["image_id"].iloc[int(scored.index[scored["failed"]][0])]

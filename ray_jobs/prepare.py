@@ -21,7 +21,7 @@ from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.files import new_folder, write_json, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS = 512
 REJECTED = "rejected.csv"
@@ -152,18 +152,11 @@ def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, 
     if not chunks:
         return pd.DataFrame(columns=["image_id", "reason", "pixel_sha256"])
     connect()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).flat_map(
-        decode_chunk, fn_kwargs={"shards": str(shards), "size": size, "skip": bad}
+        decode_chunk,  # type: ignore[arg-type]
+        fn_kwargs={"shards": str(shards), "size": size, "skip": bad},
     )
-    found = []
-    for row in dataset.iter_rows():
-        found.append(row)
-        if on_picture is not None:
-            on_picture(len(found), len(rows))
-    return pd.DataFrame(found)
+    return pd.DataFrame(collect(dataset, len(rows), on_picture))
 
 
 def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> list[dict[str, Any]]:

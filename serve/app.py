@@ -1,5 +1,7 @@
 """The graph, and nothing else: ingress -> classifier. `serve run serve.app:build_app bundle=DIR` starts it."""
 
+from typing import cast
+
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
@@ -47,4 +49,4 @@ def build_app(args: AppArgs) -> Application:
     ).bind(args.bundle, allow_uncontracted=args.allow_uncontracted, num_threads=max(1, round(args.num_cpus)))
     # 0.1 CPU: the ingress decodes in threads and waits; a whole CPU each would starve a small machine of classifiers.
     ingress = serve.deployment(Ingress, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1})
-    return ingress.bind(classifier)
+    return cast(Application, ingress.bind(classifier))  # type: ignore[attr-defined]

@@ -167,9 +167,9 @@ def _decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Arra
 def _explain(image: Image.Image, prediction: Prediction, preprocess: Preprocess) -> Explanation:
     assert prediction.heatmap is not None
     shown, heatmap = heatmap_on(image, prediction.heatmap, preprocess)
-    return Explanation(
+    return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
         method="grad_cam",
-        **{"class": "mel"},
+        class_name="mel",
         heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
         overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),
         peak=heatmap.peak,

@@ -123,7 +123,7 @@ def _skin(lesion: Lesion, rng: np.random.Generator) -> Field:
     base = _SKINS[low] + (_SKINS[low + 1] - _SKINS[low]) * (place - low)
     texture = 4 * _noise(rng, 48) + 2.5 * _noise(rng, 9) + 2.5 * _noise(rng, 3)
     redness = 2.5 * _noise(rng, 30)
-    return base + texture[..., None] + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32)
+    return np.asarray(base + texture[..., None] + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32))
 
 
 def _blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
@@ -173,7 +173,7 @@ def _network(pixels: Field, sign: float, u: Field, v: Field, distance: Field, rn
     lines = np.clip(0.35 - lattice, 0, 1)
     patchy = np.clip(1 + sign * 1.8 * _lesion_noise(u, v, rng, 3), 0, 2.2)
     depth = rng.uniform(14, 36) * lines * patchy * np.clip(1.35 - 0.5 * distance, 0, 1)
-    return pixels - depth[..., None] * np.array([1.0, 0.9, 0.75], dtype=np.float32)
+    return np.asarray(pixels - depth[..., None] * np.array([1.0, 0.9, 0.75], dtype=np.float32))
 
 
 def _globules(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
@@ -222,7 +222,7 @@ def _bkl(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gen
 
 def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
     """Basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
-    pixels = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
+    pixels: Field = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
     nests = _spots(u, v, rng, int(rng.integers(2, 7)), (0.08, 0.22))
     pixels = _blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
     for _ in range(rng.integers(3, 7)):
@@ -239,7 +239,7 @@ def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gen
 
 def _akiec(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
     """Actinic keratosis: red between pale follicles, with scale."""
-    pixels = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(u, v, rng, 12))[..., None]
+    pixels: Field = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(u, v, rng, 12))[..., None]
     pixels = _colours(pixels, 0.4 * _sign(lesion, rng), u, v, rng)
     pixels = _blend(
         pixels, np.array([236.0, 206, 186]), 0.6 * _spots(u, v, rng, int(rng.integers(10, 26)), (0.03, 0.06))
@@ -249,7 +249,7 @@ def _akiec(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.G
 
 def _df(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
     """Dermatofibroma: a white centre in a delicate pale network."""
-    pixels = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*u.shape, 1))
+    pixels: Field = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*u.shape, 1))
     pixels = _network(pixels, 0.3 * _sign(lesion, rng), u, v, distance, rng)
     centre = np.exp(-((distance / rng.uniform(0.35, 0.55)) ** 4))
     return _blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
@@ -257,7 +257,7 @@ def _df(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gene
 
 def _vasc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
     """Vascular lesion: red to purple lacunae."""
-    pixels = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
+    pixels: Field = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
     colour = np.array([146.0, 34, 48]) + rng.uniform(0, 1) * np.array([-50.0, -6, 26])
     return _blend(pixels, colour, 0.9 * _spots(u, v, rng, int(rng.integers(7, 16)), (0.14, 0.3)))
 

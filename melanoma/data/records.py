@@ -189,18 +189,17 @@ def _reject_rows(records: pd.DataFrame) -> Iterable[Rejection]:
         yield Rejection(
             image_id, "image_id_twice", f"{int((records['image_id'] == image_id).sum())} rows have this image_id"
         )
-    yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", "lesion")
+    yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", "its lesion")
 
 
 def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str) -> Iterable[Rejection]:
     """Yield a rejection for every picture whose lesion, or whose pixels, stand in the table under two labels."""
     known = records[(records[column] != "") & (records["label"] >= 0)]
-    for key, rows in known.groupby(column):
+    for _, rows in known.groupby(column):
         names = sorted(set(rows["dx"]))
         if len(names) > 1:
-            shown = f"{key!s}" if column == "lesion_id" else ""
             for image_id in rows["image_id"]:
-                yield Rejection(image_id, reason, f"{noun} {shown} is labelled {' and '.join(names)}")
+                yield Rejection(image_id, reason, f"{noun} is labelled {' and '.join(names)}")
 
 
 def _reject_pictures(records: pd.DataFrame, paths: dict[str, str], doubled: dict[str, int]) -> Iterable[Rejection]:

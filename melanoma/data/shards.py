@@ -32,15 +32,14 @@ def open_shard(path: Path, shape: tuple[int, int]) -> Uint8Array:
     if not path.is_file():
         raise DataError(f"the data set must hold {path.name}, it is missing; prepare the data set again.")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    column = table.column("pixels").combine_chunks()
+    column = table.column("pixels").chunk(0)  # written as one batch; combining chunks would copy it into memory
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
         raise DataError(f"{path.name} must hold pictures of {shape[1]} x {shape[0]} px; prepare the data set again.")
-    chunk = column if isinstance(column, pa.Array) else column.chunk(0)
     flat = np.frombuffer(
-        chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * expected, offset=chunk.offset * expected
+        column.buffers()[1], dtype=np.uint8, count=len(column) * expected, offset=column.offset * expected
     )
-    return flat.reshape(len(chunk), *shape, 3)
+    return flat.reshape(len(column), *shape, 3)
 
 
 def sha256_of(path: Path) -> str:

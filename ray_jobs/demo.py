@@ -1,0 +1,150 @@
+"""The main job from pictures to an answered request, by the same commands a person would type; nothing here is special.
+
+Runs on a Ray of its own whatever RAY_ADDRESS says, in a new folder, on a free port.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.progress import say
+
+NEEDED_GB = 5
+READY_SECONDS = 180.0
+# The training settings that make the phantom data's contract in a few minutes on two cores.
+PHANTOM_TRAINING = [
+    "--preset", "smoke", "--set", "optim.epochs=24", "--set", "optim.optimizer=muon", "--set", "data.views=4",
+]  # fmt: skip
+REAL_TRAINING = ["--preset", "cpu_quick"]
+
+
+def main() -> int:
+    """Run the demonstration; serve on at a terminal unless DEMO_EXIT=1."""
+    parser = argparse.ArgumentParser(prog="make demo", description="pictures -> bundle -> an answer over HTTP")
+    parser.add_argument("--data", type=Path, help="a SOURCE folder in place of the phantom data")
+    parser.add_argument("--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+    args = parser.parse_args()
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process's own, on loopback
+    args.out.mkdir(parents=True, exist_ok=True)
+    free_gb = shutil.disk_usage(args.out).free / 1e9
+    if free_gb < NEEDED_GB:
+        say(
+            f"melanoma: the demonstration needs {NEEDED_GB} GB of disk space, {free_gb:.1f} GB are free; make room or use --out."
+        )
+        return 2
+    source, bundle = _train(args.data, args.out)
+    stay = sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
+    picture = next(path for path in sorted((source).rglob("*.jpg")))
+    with _serving(bundle) as (server, address):
+        answer = _ask(address, picture)
+        _save(answer, args.out)
+        _show(answer, picture, args.out)
+        if stay:
+            say(f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{picture} {address}/v1/predict")
+            with contextlib.suppress(KeyboardInterrupt):
+                server.wait()
+    return 0
+
+
+def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
+    """Make or take the pictures, prepare, train and evaluate; return SOURCE and the bundle."""
+    prepared, runs = out / "dataset", out / "runs"
+    if data is None:
+        source = out / "phantom"
+        _melanoma("data", "phantom", source)
+        _melanoma("data", "prepare", source, prepared, "--size", "128", "--calibration-fraction", "0.25")
+        training = PHANTOM_TRAINING
+    else:
+        source = data
+        pairs = data / "known_duplicates.csv"
+        _melanoma("data", "prepare", source, prepared, *(["--same-lesion", pairs] if pairs.is_file() else []))
+        training = REAL_TRAINING
+    _melanoma("train", prepared, runs, *training, "--workers", "2", "--name", "demo", allowed=(0, 1))
+    bundle = runs / "demo" / "bundle"
+    _melanoma("evaluate", bundle, prepared, out / "evidence", allowed=(0, 1))
+    _melanoma("bundle", "verify", bundle)
+    return source, bundle
+
+
+def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:
+    """Show and run one `melanoma` command; end the demonstration if it fails."""
+    say(f"\n$ melanoma {' '.join(map(str, words))}")
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", "ray_jobs.cli", *map(str, words)], check=False).returncode
+    say(f"  ({time.monotonic() - started:.0f} s)")
+    if code not in allowed:
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _serving(bundle: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """Serve a bundle on a free port until the block ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    say(f"\n$ melanoma serve {bundle} --port {port}")
+    server = subprocess.Popen([sys.executable, "-m", "ray_jobs.cli", "serve", str(bundle), "--port", str(port)])
+    try:
+        _wait_ready(server, f"http://127.0.0.1:{port}")
+        yield server, f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            urllib.request.urlopen(f"{address}/readyz", timeout=5),
+        ):
+            return
+        time.sleep(0.5)
+    sys.exit("melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see why.")
+
+
+def _ask(address: str, picture: Path) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{address}/v1/predict?explain=grad_cam", picture.read_bytes(), {"Content-Type": "image/jpeg"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer: dict[str, Any] = json.loads(response.read())
+    return answer
+
+
+def _save(answer: dict[str, Any], out: Path) -> None:
+    for name in ("heatmap", "overlay"):
+        (out / f"{name}.png").write_bytes(b64decode(answer["explanation"].pop(f"{name}_png")))
+    (out / "answer.json").write_text(json.dumps(answer, indent=2) + "\n")
+
+
+def _show(answer: dict[str, Any], picture: Path, out: Path) -> None:
+    print(
+        f"\n{picture.name}: {answer['decision']}, melanoma {answer['probabilities']['mel']:.3f}, threshold {answer['threshold']:.3f}"
+    )
+    print(
+        f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}\nheatmap:  {out / 'overlay.png'}"
+    )
+    print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Fixtures shared by all tests; one Ray cluster and one small trained bundle a session."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+# Before anything imports Ray: no token is written to a real home, and both ends agree on having none.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("RAY_ADDRESS", None)
+os.environ["HOME"] = tempfile.mkdtemp(prefix="melanoma-test-home-")
+
+from melanoma.config import CLASSES, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from melanoma.data.dataset import FORMAT_VERSION, PreparedData, open_prepared
+from melanoma.data.groups import join_groups
+from melanoma.data.phantom import PhantomConfig, write_phantom
+from melanoma.data.records import read_source
+from melanoma.data.shards import write_shard
+from melanoma.data.splits import draw_splits, split_hash
+from melanoma.files import write_json
+from melanoma.images import canvas_shape, decode_image, to_canvas
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    path = Path(os.environ.get("MELANOMA_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+    if not (path / "data" / "ham10000").is_dir():
+        pytest.skip("HAM10000 is not here: set MELANOMA_SHARED to the folder whose data/ham10000 holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantom") / "source"
+    write_phantom(PhantomConfig(num_lesions=260, seed=3), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """A prepared data set made without Ray; `ray_jobs.prepare` has tests of its own."""
+    folder = tmp_path_factory.mktemp("prepared")
+    records = read_source(phantom_source).records.sort_values("image_id", ignore_index=True)
+    shape = canvas_shape(96)
+    (folder / "shards").mkdir()
+    pictures = [to_canvas(decode_image(Path(path).read_bytes()), shape) for path in records["path"]]
+    digest = write_shard(folder / "shards" / "shard-00000.arrow", records["image_id"].tolist(), pictures)
+    records["group"] = join_groups(
+        records["image_id"].tolist(), [records["lesion_id"].tolist(), records["patient_id"].tolist()]
+    )
+    drawn = draw_splits(
+        records["group"].tolist(),
+        records["label"].tolist(),
+        test_fraction=0.15,
+        calibration_fraction=0.45,
+        num_folds=3,
+        seed=0,
+    )
+    records = records.assign(
+        split=drawn["split"], fold=drawn["fold"], shard="shard-00000.arrow", row=np.arange(len(records))
+    )
+    records.to_parquet(folder / "records.parquet", index=False)
+    manifest = {
+        "kind": "melanoma-dataset",
+        "format_version": FORMAT_VERSION,
+        "name": "phantom",
+        "classes": list(CLASSES),
+        "image_height_px": shape[0],
+        "image_width_px": shape[1],
+        "num_images": len(records),
+        "num_groups": int(records["group"].nunique()),
+        "counts": {
+            s: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict()
+            for s, rows in records.groupby("split")
+        },
+        "group_columns": ["patient_id", "lesion_id"],
+        "shards": {"shard-00000.arrow": digest},
+        "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return open_prepared(folder, verify=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(input_height=48, input_width=64, views=2),
+        model=ModelConfig(backbone="test_convnext", layer_scale=0.5),
+        optim=OptimConfig(optimizer="muon", epochs=10, batch_size=16, lr=3e-3, warmup_epochs=0.5, ema_decay=0.9),
+        min_specificity=0.02,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module:
+    """A small network that has learned something, so that its maps and scores are not those of noise."""
+    from melanoma.engine import fit, start_state
+    from melanoma.networks import build_model
+    from tests.runs import training_of
+
+    torch.manual_seed(0)
+    model = build_model(tiny_config.model)
+    state = start_state(model, tiny_config)
+    fit(training_of(prepared, tiny_config), model, state, lambda _: None)
+    return state.evaluated.eval()
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(
+    trained: torch.nn.Module, prepared: PreparedData, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from melanoma.packing import pack
+
+    folder = tmp_path_factory.mktemp("run") / "bundle"
+    packed = pack(trained, tiny_config, prepared, folder, best_epoch=tiny_config.optim.epochs)
+    assert packed.operating_point.contract.status == "met"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    from ray_jobs.cluster import connect
+
+    connect(num_workers=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small SOURCE folder in HAM10000's layout, made of noise: four lesions of each of two classes, two pictures each."""
+    folder = tmp_path / "source"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for lesion in range(24):
+        for view in range(2):
+            image_id = f"IMG_{lesion:03d}_{view}"
+            pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"{image_id}.jpg")
+            rows.append(
+                {
+                    "lesion_id": f"L{lesion}",
+                    "image_id": image_id,
+                    "dx": ("mel", "nv")[lesion % 2],
+                    "age": 40,
+                    "sex": "male",
+                }
+            )
+    pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+    return folder

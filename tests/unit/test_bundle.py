@@ -1,0 +1,166 @@
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from melanoma.bundle import load_bundle, probe_pictures, verify_bundle
+from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.errors import BundleError
+from melanoma.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
+
+
+@pytest.fixture
+def copied(bundle_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_good_bundle_verifies(bundle_dir: Path) -> None:
+    assert verify_bundle(bundle_dir) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "calibration.parquet", "MODEL_CARD.md"])
+def test_a_changed_file_is_refused(name: str, copied: Path) -> None:
+    data = bytearray((copied / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / name).write_bytes(bytes(data))
+    with pytest.raises(BundleError, match=f"{name} must match its sha256"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("operating_point"), "field operating_point"),
+        (lambda m: m.update(classes=list(reversed(CLASSES))), "classes must be"),
+        (lambda m: m.update(format_version=99), "format version must be 1, got 99"),
+        (lambda m: m["operating_point"].update(threshold=0.9), "was changed"),
+        (lambda m: m["operating_point"]["contract"].pop("status"), "complete and consistent"),
+        (lambda m: m["architecture"].update(backbone="resnet18"), "does not|must take the settings"),
+        (lambda m: m.update(kind="other"), "describes something else"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_in_one_sentence(
+    change: Callable[[dict[str, Any]], object], message: str, copied: Path
+) -> None:
+    _edit(copied, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_bundle(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_contract_that_does_not_follow_from_its_scores_is_found(copied: Path) -> None:
+    _edit(copied, lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.999))
+    assert any("must follow from calibration.parquet" in finding for finding in verify_bundle(copied))
+
+
+def test_a_network_that_answers_otherwise_is_found(copied: Path) -> None:
+    _edit(copied, lambda m: m["probes"][0]["logits"].__setitem__(0, 99.0))
+    assert any("recorded outputs" in finding for finding in verify_bundle(copied))
+
+
+def test_nothing_is_ever_unpickled(copied: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (marker,))
+
+    (copied / "model.safetensors").write_bytes(pickle.dumps({"weights": Bomb()}))
+    import hashlib
+
+    digest = hashlib.sha256((copied / "model.safetensors").read_bytes()).hexdigest()
+    _edit(copied, lambda m: m["files"].update({"model.safetensors": digest}))
+    with pytest.raises(BundleError):
+        load_bundle(copied)
+    assert not marker.exists()
+
+
+def test_the_calibration_table_leads_back_to_nobody(bundle_dir: Path) -> None:
+    table = pd.read_parquet(bundle_dir / "calibration.parquet")
+    assert list(table.columns) == ["label", "score"]
+    assert table.sort_values(["label", "score"]).equals(table)  # nor does its order
+
+
+def test_the_contract_counts_one_picture_a_group(bundle_dir: Path, prepared: PreparedData) -> None:
+    contract = load_bundle(bundle_dir).operating_point.contract
+    calibration = prepared.rows("calibration")
+    assert contract.num_melanoma == calibration.loc[calibration["dx"] == "mel", "group"].nunique()
+    assert contract.num_other == calibration.loc[calibration["dx"] != "mel", "group"].nunique()
+    assert contract.population == "phantom, calibration split"
+
+
+def test_batches_do_not_change_an_answer(bundle_dir: Path, prepared: PreparedData) -> None:
+    predictor = Predictor(load_bundle(bundle_dir))
+    pictures = list(PictureDataset(prepared, prepared.rows("test")).pictures(range(9)).numpy())
+    together = predictor.predict(pictures)
+    for picture, expected in zip(pictures, together, strict=True):
+        (alone,) = predictor.predict([picture])
+        assert np.abs(alone.probabilities - expected.probabilities).max() < 1e-6
+        assert alone.decision == expected.decision
+
+
+def test_explaining_does_not_change_an_answer(bundle_dir: Path) -> None:
+    predictor = Predictor(load_bundle(bundle_dir))
+    pictures = probe_pictures(predictor.bundle.preprocess.canvas)
+    plain, explained = predictor.predict(pictures), predictor.predict(pictures, explain=True)
+    for a, b in zip(plain, explained, strict=True):
+        assert np.abs(a.probabilities - b.probabilities).max() < 1e-6
+        assert a.heatmap is None
+        assert b.heatmap is not None
+        assert b.heatmap.min() >= 0
+
+
+def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
+    import dataclasses
+
+    bundle = load_bundle(bundle_dir)
+    point = bundle.operating_point
+    unmet = dataclasses.replace(
+        point, contract=dataclasses.replace(point.contract, status="unmet", reason="uninformative")
+    )
+    bundle = dataclasses.replace(bundle, operating_point=unmet)
+    pictures = probe_pictures(bundle.preprocess.canvas)
+    assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(pictures)} == {
+        ("cannot_assess", (NO_CONTRACT,))
+    }
+    allowed = Predictor(bundle, allow_uncontracted=True).predict(pictures)
+    assert all(p.warnings == (UNCONTRACTED,) and p.decision != "cannot_assess" for p in allowed)
+
+
+def test_a_broken_network_gives_no_answer(bundle_dir: Path) -> None:
+    predictor = Predictor(load_bundle(bundle_dir))
+    with pytest.raises(FloatingPointError):
+        predictor.interpret(np.full((1, 7), np.nan))
+
+
+def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir: Path) -> None:
+    predictor = Predictor(load_bundle(bundle_dir))
+    logits = torch.linspace(-4, 4, 41)[:, None] * torch.eye(7)[MELANOMA_INDEX][None]
+    for prediction in predictor.interpret(logits.numpy()):
+        expected = (
+            "refer"
+            if prediction.probabilities[MELANOMA_INDEX] >= predictor.bundle.operating_point.threshold
+            else "no_referral"
+        )
+        assert prediction.decision == expected

@@ -1,0 +1,78 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from melanoma.data.dataset import PreparedData
+from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND, main
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["nonsense"], ["train"], ["data", "phantom", "x", "--lesions", "0"]])
+def test_bad_usage_is_exit_2_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == BAD_INPUT
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "/nowhere", "/tmp/none"], "melanoma data prepare"),
+        (["data", "describe", "/nowhere"], "melanoma data prepare"),
+        (["train", "/nowhere", "/tmp/none", "--preset", "gpuu"], "--preset must be one of"),
+        (["train", "/nowhere", "/tmp/none", "--set", "loss.gamma=0.5"], "loss.gamma"),
+        (["predict", "/nowhere", "x.jpg"], "manifest.json"),
+        (["data", "prepare", "/nowhere", "/tmp/none"], "not a folder"),
+    ],
+)
+def test_bad_input_is_exit_2_in_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_crash_is_exit_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr("melanoma.data.dataset.open_prepared", crash)
+    assert main(["data", "describe", "x"]) == FAILED
+    assert "the disk is gone" in capsys.readouterr().err
+
+
+def test_verify_answers_with_its_exit_code(
+    bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "verify", str(bundle_dir), "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "findings": []}
+    broken = Path(shutil.copytree(bundle_dir, tmp_path / "b"))
+    (broken / "MODEL_CARD.md").write_text("a medical device")
+    assert main(["bundle", "verify", str(broken)]) == FOUND
+
+
+def test_describe_counts(prepared: PreparedData, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", str(prepared.folder), "--json"]) == DONE
+    described = json.loads(capsys.readouterr().out)
+    assert described["num_images"] == len(prepared.records)
+    assert sum(described["groups"].values()) == prepared.records["group"].nunique()
+
+
+def test_predict_decides_and_explains(
+    bundle_dir: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [str(path) for path in sorted((phantom_source / "images").iterdir())[:2]]
+    assert (
+        main(["predict", str(bundle_dir), *pictures, "--explain", "grad_cam", "--out", str(tmp_path), "--json"]) == DONE
+    )
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [r["image"] for r in results] == pictures
+    assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
+    assert main(["predict", str(bundle_dir), __file__]) == BAD_INPUT
+    assert "JPEG, PNG or WebP" in capsys.readouterr().err

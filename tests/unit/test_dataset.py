@@ -1,0 +1,79 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.errors import DataError
+from melanoma.files import new_folder, write_text
+from melanoma.images import decode_image, to_canvas
+
+
+@pytest.fixture
+def copied(prepared: PreparedData, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared.folder, tmp_path / "dataset"))
+
+
+def test_pictures_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
+    rows = prepared.rows("test")
+    dataset = PictureDataset(prepared, rows)
+    picture, label, image_id = dataset[3]
+    data = (phantom_source / "images" / f"{image_id}.jpg").read_bytes()
+    assert np.array_equal(picture.numpy(), to_canvas(decode_image(data), prepared.canvas))
+    assert label == rows["label"][3]
+
+
+def test_folds_of_train_are_apart(prepared: PreparedData) -> None:
+    held_out, rest = prepared.rows("train", fold=0), prepared.rows("train", without_fold=0)
+    assert not set(held_out["group"]) & set(rest["group"])
+    assert len(held_out) + len(rest) == len(prepared.rows("train"))
+
+
+def test_a_damaged_shard_is_found(copied: Path) -> None:
+    shard = next((copied / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="checksum"):
+        open_prepared(copied, verify=True)
+
+
+def test_moved_splits_are_found(copied: Path) -> None:
+    records = pd.read_parquet(copied / "records.parquet")
+    records.loc[records["split"] == "test", "split"] = "train"
+    records.to_parquet(copied / "records.parquet")
+    with pytest.raises(DataError, match="must match the hash"):
+        open_prepared(copied)
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="melanoma data prepare"):
+        open_prepared(tmp_path)
+
+
+def test_every_look_at_test_is_logged(copied: Path) -> None:
+    data = open_prepared(copied)
+    data.log_access({"bundle_version": "a"})
+    assert [access["bundle_version"] for access in data.log_access({"bundle_version": "b"})] == ["a", "b"]
+
+
+def test_a_killed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as work:
+        write_text(work / "half", "x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as work:
+        write_text(work / "mark", "old")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", replace_if="mark") as work:
+        write_text(work / "mark", "new")
+        raise RuntimeError
+    assert (tmp_path / "out" / "mark").read_text() == "old"
+    with new_folder(tmp_path / "out", replace_if="mark") as work:
+        write_text(work / "mark", "new")
+    assert (tmp_path / "out" / "mark").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,138 @@
+import copy
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.distributed import World
+from melanoma.engine import TrainState, epoch_order, fit, input_size, learning_rate_factor, start_state
+from melanoma.networks import build_model
+from tests.runs import training_of
+
+PARITY_TOLERANCE = 2e-5
+
+
+def _config(config: TrainConfig, *overrides: str) -> TrainConfig:
+    return config.with_overrides(
+        ["optim.epochs=2", "optim.batch_size=32", "optim.warmup_epochs=0.5", "optim.ema_decay=0.9", *overrides]
+    )
+
+
+def _fit(
+    data: PreparedData,
+    config: TrainConfig,
+    world: World | None = None,
+    state: TrainState | None = None,
+    on_epoch_end=None,
+) -> TrainState:  # type: ignore[no-untyped-def]
+    training = training_of(data, config, world)
+    if state is None:
+        torch.manual_seed(config.seed)
+        state = start_state(build_model(config.model), config)
+    model = state.model if training.world.size == 1 else DistributedDataParallel(state.model)
+    return fit(training, model, state, on_epoch_end or (lambda _: None))
+
+
+def _work(rank: int, size: int, folder: str, config: TrainConfig, port: int, out: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    state = _fit(open_prepared(Path(folder)), config, World.current())
+    if rank == 0:
+        torch.save(
+            {"model": state.model.state_dict(), "ema": state.evaluated.state_dict(), "history": state.history}, out
+        )
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_workers_with_16_pictures_end_like_one_with_32(
+    optimizer: str, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    """The weighted mean is taken over the global batch: per-rank means would differ by far more than rounding."""
+    config = _config(tiny_config, f"optim.optimizer={optimizer}", "optim.lr=0.0005", "loss.gamma=2", "loss.tau=1")
+    one = _fit(prepared, config)
+    out = tmp_path / "two.pt"
+    mp.start_processes(_work, (2, str(prepared.folder), config, _free_port(), str(out)), nprocs=2, start_method="spawn")
+    two = torch.load(out, weights_only=True)
+    for name, value in one.model.state_dict().items():
+        assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE), name
+    for name, value in one.evaluated.state_dict().items():
+        assert torch.allclose(value, two["ema"][name], atol=PARITY_TOLERANCE), name
+    for mine, other in zip(one.history, two["history"], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert mine["auroc"] == pytest.approx(other["auroc"], abs=1e-3)
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    config = _config(tiny_config, "model.drop_path=0.2", "optim.epochs=3")
+    whole = _fit(prepared, config)
+    saved: list[bytes] = []
+
+    def save(state: TrainState) -> None:
+        buffer = io.BytesIO()
+        torch.save(state.state_dict(), buffer)
+        saved.append(buffer.getvalue())
+
+    _fit(prepared, config, on_epoch_end=save)
+    torch.manual_seed(77)  # whatever the new process did before must not matter
+    fresh = start_state(build_model(config.model), config)
+    fresh.load_state_dict(torch.load(io.BytesIO(saved[0]), weights_only=True))
+    assert fresh.epoch == 1
+    resumed = _fit(prepared, config, state=fresh)
+    for name, value in whole.evaluated.state_dict().items():
+        assert torch.equal(value, resumed.evaluated.state_dict()[name]), name
+    timeless = [
+        {k: v for k, v in row.items() if not k.endswith("_seconds")} for row in (*whole.history, *resumed.history)
+    ]
+    assert timeless[:3] == timeless[3:]
+
+
+def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    state = start_state(build_model(tiny_config.model), tiny_config)
+    with torch.no_grad():
+        next(iter(state.model.parameters())).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="finite"):
+        _fit(prepared, _config(tiny_config), state=state)
+
+
+def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"optim\.batch_size"):
+        _fit(prepared, _config(tiny_config, "optim.batch_size=100000"))
+
+
+def test_every_epoch_shows_every_picture_once_in_another_order() -> None:
+    first, second = epoch_order(50, seed=0, epoch=0), epoch_order(50, seed=0, epoch=1)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert not np.array_equal(first, second)
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, num_steps=100, warmup_steps=10) for step in range(100)]
+    assert np.argmax(factors) in (9, 10)
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == 1
+    assert factors[-1] < 0.001
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_pictures_grow_to_the_input_size(tiny_config: TrainConfig) -> None:
+    config = copy.deepcopy(tiny_config).with_overrides(["optim.epochs=10", "optim.small_until=[[0.5,0.5],[0.8,0.75]]"])
+    sizes = [input_size(config, epoch) for epoch in range(10)]
+    assert sizes == [(24, 32)] * 5 + [(36, 48)] * 3 + [(48, 64)] * 2

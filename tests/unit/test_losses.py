@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.losses import FocalLoss, class_weights_from_counts, focal_loss, focal_terms
+
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return 4 * torch.randn(64, 7, generator=generator), torch.randint(0, 7, (64,), generator=generator)
+
+
+def test_gamma_zero_is_weighted_cross_entropy() -> None:
+    logits, target = _batch()
+    ours = focal_loss(logits, target, class_weights=WEIGHTS, gamma=0)
+    assert ours.item() == pytest.approx(F.cross_entropy(logits, target, weight=WEIGHTS).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 5.0])
+def test_it_is_the_published_formula(gamma: float) -> None:
+    logits, target = _batch()
+    p = torch.softmax(logits.double(), dim=1)[torch.arange(64), target]
+    weights = WEIGHTS.double()[target]
+    expected = (weights * -((1 - p) ** gamma) * p.log()).sum() / weights.sum()
+    assert focal_loss(logits, target, class_weights=WEIGHTS, gamma=gamma).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 5.0])
+@pytest.mark.parametrize("margin", [0.0, 30.0, 1e4, -1e4])
+def test_value_and_gradient_stay_finite_at_certainty(gamma: float, margin: float) -> None:
+    logits = torch.zeros(1, 7)
+    logits[0, 4] = margin
+    logits.requires_grad_()
+    loss = focal_loss(logits, torch.tensor([4]), class_weights=WEIGHTS, gamma=gamma)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
+    logits, target = _batch()
+    halves = [
+        focal_terms(logits[part], target[part], class_weights=WEIGHTS, gamma=2)
+        for part in (slice(0, 20), slice(20, 64))
+    ]
+    joined = sum(loss for loss, _ in halves) / sum(weight for _, weight in halves)
+    assert joined.item() == pytest.approx(focal_loss(logits, target, class_weights=WEIGHTS, gamma=2).item(), rel=1e-6)
+
+
+def test_gamma_between_zero_and_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="gamma"):
+        FocalLoss(WEIGHTS, 0.5)
+
+
+def test_class_weights_follow_the_counts() -> None:
+    counts = [327, 514, 1099, 115, 1113, 6705, 0]
+    weights = class_weights_from_counts(counts, tau=0.5, melanoma_factor=2.0)
+    nv, bcc = CLASSES.index("nv"), CLASSES.index("bcc")
+    assert weights[bcc] / weights[nv] == pytest.approx((514 / 6705) ** -0.5, rel=1e-5)
+    assert weights[MELANOMA_INDEX] / weights[nv] == pytest.approx(2 * (1113 / 6705) ** -0.5, rel=1e-5)
+    assert weights[CLASSES.index("vasc")] == 0
+    assert (weights * torch.tensor(counts)).sum() / sum(counts) == pytest.approx(1, rel=1e-5)

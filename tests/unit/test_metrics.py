@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
+
+from melanoma.config import MELANOMA_INDEX
+from melanoma.evidence.metrics import METRICS, clopper_pearson, group_bootstrap
+
+
+def _predictions(seed: int = 0, num: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(7, num, p=[0.05, 0.05, 0.1, 0.05, 0.2, 0.5, 0.05])
+    logits = rng.normal(0, 1, (num, 7)) + 1.2 * np.eye(7)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, probabilities
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
+    labels, probabilities = _predictions()
+    weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(float) if weighted else np.ones(len(labels))
+    decided = probabilities.argmax(axis=1)
+    expected = {
+        "auroc": roc_auc_score(labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights),
+        "melanoma_recall_argmax": recall_score(
+            labels, decided, labels=[MELANOMA_INDEX], average="macro", sample_weight=weights
+        ),
+        "macro_f1": f1_score(labels, decided, average="macro", sample_weight=weights),
+        "balanced_accuracy": balanced_accuracy_score(labels, decided, sample_weight=weights),
+        "accuracy": accuracy_score(labels, decided, sample_weight=weights),
+    }
+    for name, value in expected.items():
+        assert METRICS[name](labels, probabilities, weights) == pytest.approx(value), name
+
+
+def test_specificity_at_sensitivity_is_the_best_over_all_thresholds() -> None:
+    labels, probabilities = _predictions()
+    scores, is_melanoma = probabilities[:, MELANOMA_INDEX], labels == MELANOMA_INDEX
+    allowed = [t for t in scores if (scores[is_melanoma] >= t).mean() >= 0.9]
+    best = max((scores[~is_melanoma] < t).mean() for t in allowed)
+    assert METRICS["specificity_at_sensitivity_90"](labels, probabilities, np.ones(len(labels))) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("successes", "num"), [(0, 10), (10, 10), (127, 187), (1, 2)])
+def test_clopper_pearson_is_that_of_scipy(successes: int, num: int) -> None:
+    expected = binomtest(successes, num).proportion_ci(0.95, "exact")
+    assert clopper_pearson(successes, num) == pytest.approx((expected.low, expected.high))
+
+
+def test_nothing_observed_leaves_everything_open() -> None:
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def test_copies_of_a_picture_do_not_narrow_its_interval() -> None:
+    labels, probabilities = _predictions(num=120)
+    once = group_bootstrap(labels, probabilities, np.arange(120), num_draws=200)
+    thrice = group_bootstrap(
+        np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(np.arange(120), 3), num_draws=200
+    )
+    assert thrice["auroc"] == pytest.approx(once["auroc"])
+
+
+def _coverage(num_trials: int, num_draws: int) -> float:
+    """Return how often the bootstrap interval of AUROC holds the true value, for groups of one to three alike pictures."""
+    covered = 0
+    big_labels, big = _predictions(seed=999, num=200_000)
+    truth = METRICS["auroc"](big_labels, big, np.ones(len(big_labels)))
+    for trial in range(num_trials):
+        labels, probabilities = _predictions(seed=trial, num=250)
+        repeats = np.random.default_rng(trial).integers(1, 4, 250)
+        groups = np.repeat(np.arange(250), repeats)
+        interval = group_bootstrap(labels[groups], probabilities[groups], groups, num_draws=num_draws, seed=trial)[
+            "auroc"
+        ]
+        covered += interval["low"] <= truth <= interval["high"]
+    return covered / num_trials
+
+
+@pytest.mark.drill
+def test_the_bootstrap_covers_what_it_says() -> None:
+    coverage = _coverage(num_trials=300, num_draws=300)
+    print(f"\ngroup bootstrap of AUROC, nominal 95 %: covered {coverage:.1%} of 300 simulated data sets")
+    assert 0.90 <= coverage <= 0.99

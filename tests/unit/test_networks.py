@@ -1,0 +1,65 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from melanoma.config import ModelConfig, OptimConfig
+from melanoma.networks import build_model, features, head, load_weights, parameter_groups
+
+TINY = ModelConfig(backbone="test_convnext")
+
+
+def test_features_and_head_make_the_whole() -> None:
+    model = build_model(TINY).eval()
+    images = torch.randn(2, 3, 72, 96)
+    with torch.no_grad():
+        assert torch.equal(head(model, features(model, images)), model(images))
+
+
+def test_an_unknown_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match="timm model name"):
+        build_model(ModelConfig(backbone="convnext_gigantic"))
+
+
+def test_layers_far_from_the_head_learn_more_slowly() -> None:
+    model = build_model(TINY)
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5))
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scale) == len(list(model.parameters()))
+    assert scale[id(model.head.fc.weight)] == 1  # type: ignore[union-attr]
+    assert scale[id(model.stem[0].weight)] < 0.3  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_load_as_far_as_they_match(suffix: str, tmp_path: Path) -> None:
+    donor, path = build_model(TINY), tmp_path / f"weights{suffix}"
+    state = {**donor.state_dict(), "head.fc.weight": torch.zeros(1000, 64), "extra": torch.zeros(3)}
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    model = build_model(TINY)
+    report = load_weights(model, path)
+    assert report.missing == ["head.fc.weight"]
+    assert report.unused == ["extra", "head.fc.weight"]
+    assert torch.equal(model.stem[0].weight, donor.stem[0].weight)  # type: ignore[index,union-attr]
+    assert f"{len(report.matched)} tensors matched" in str(report)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (marker,))
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"w": Bomb()}))
+    with pytest.raises(ValueError, match="tensors-only"):
+        load_weights(build_model(TINY), tmp_path / "weights.pth")
+    assert not marker.exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_file({"nothing.like.it": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no tensor of"):
+        load_weights(build_model(TINY), tmp_path / "w.safetensors")

@@ -1,0 +1,104 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold
+
+from melanoma.data.groups import join_groups
+from melanoma.data.records import read_source
+from melanoma.data.splits import apply_splits, check_splits, draw_splits, split_hash
+from melanoma.errors import DataError, LeakageError
+
+
+def _table(seed: int = 0, num: int = 900) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group in range(num):
+        label = rng.choice(7, p=[0.03, 0.05, 0.1, 0.02, 0.1, 0.68, 0.02])
+        rows += [
+            {"group": f"G{group}", "label": int(label), "image_id": f"I{group}_{view}"}
+            for view in range(rng.integers(1, 5))
+        ]
+    return pd.DataFrame(rows)
+
+
+def _draw(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    return draw_splits(
+        table["group"].tolist(),
+        table["label"].tolist(),
+        test_fraction=0.15,
+        calibration_fraction=0.15,
+        num_folds=5,
+        seed=seed,
+    )
+
+
+def test_groups_are_joined_over_every_key() -> None:
+    lesions, patients = ["L1", "L1", "L2", "L3", ""], ["", "P1", "P1", "", ""]
+    assert join_groups(list("abcde"), [lesions, patients], [("d", "e"), ("a", "absent")]) == ["a", "a", "a", "d", "d"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_parted_and_every_part_has_its_share_of_every_class(seed: int) -> None:
+    table = _table(seed)
+    drawn = _draw(table, seed)
+    sides = pd.Series(drawn["split"] + drawn["fold"].astype(str))
+    assert (sides.groupby(table["group"].to_numpy()).nunique() == 1).all()
+    for label, rows in table.groupby("label"):
+        for split, share in (("test", 0.15), ("calibration", 0.15)):
+            got = (drawn.loc[rows.index, "split"] == split).mean()
+            assert got == pytest.approx(share, abs=4 / len(rows)), (label, split)
+
+
+def test_folds_are_as_even_as_those_of_scikit_learn() -> None:
+    """The promise of StratifiedGroupKFold: class shares of the folds as close as the groups allow."""
+    table = _table()
+    ours = draw_splits(
+        table["group"].tolist(), table["label"].tolist(), test_fraction=0, calibration_fraction=0, num_folds=5, seed=0
+    )["fold"]
+    theirs = np.empty(len(table), int)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(table, table["label"], table["group"])
+    for fold, (_, held_out) in enumerate(folds):
+        theirs[held_out] = fold
+
+    def unevenness(fold: np.ndarray) -> float:
+        return float(pd.crosstab(fold, table["label"], normalize="columns").std().mean())
+
+    assert unevenness(ours.to_numpy()) <= unevenness(theirs) + 1e-9
+
+
+def test_the_same_seed_draws_the_same_splits() -> None:
+    table = _table()
+    first, again, other = _draw(table), _draw(table), _draw(table, seed=1)
+    hashes = [split_hash(table["image_id"], drawn["split"], drawn["fold"]) for drawn in (first, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_parted_group_is_refused() -> None:
+    with pytest.raises(LeakageError, match=r"1 do \(the first is g"):
+        check_splits(pd.Series(["g", "g", "h"]), pd.Series(["train", "test", "test"]), pd.Series([0, -1, -1]))
+
+
+def test_given_splits_are_taken_and_checked() -> None:
+    table = _table()
+    drawn = _draw(table)
+    given = table[["image_id"]].assign(split=np.where(drawn["fold"] == 0, "validation", drawn["split"]))
+    applied = apply_splits(table, given, num_folds=5, seed=0)
+    assert ((applied["fold"] == 0) == (given["split"] == "validation")).all()
+    assert (applied["split"] == drawn["split"]).all()
+    leak = given.copy()
+    leak.loc[table.index[table["group"].duplicated()][0], "split"] = "test"
+    with pytest.raises(LeakageError):
+        apply_splits(table, leak, num_folds=5, seed=0)
+    with pytest.raises(DataError, match="1 are missing"):
+        apply_splits(table, given.iloc[1:], num_folds=5, seed=0)
+    with pytest.raises(DataError, match="got val"):
+        apply_splits(table, given.replace("validation", "val"), num_folds=5, seed=0)
+
+
+def test_ham10000_has_its_known_groups(shared) -> None:  # type: ignore[no-untyped-def]
+    folder = shared / "data" / "ham10000"
+    records = read_source(folder).records
+    lesions = [records["lesion_id"].tolist()]
+    pairs = list(pd.read_csv(folder / "known_duplicates.csv").iloc[:, :2].itertuples(index=False, name=None))
+    assert len(set(join_groups(records["image_id"].tolist(), lesions))) == 7470
+    assert len(set(join_groups(records["image_id"].tolist(), lesions, pairs))) == 7452
