@@ -95,8 +95,10 @@ def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_
 **Research use only. Not a medical device; not a diagnosis.**
 
 - Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.views} views averaged.
-- Data: {data.manifest["name"]}, grouped by {", ".join(data.manifest["group_columns"])}; pictures by split: {counts}; split hash `{data.manifest["split_hash"][:16]}`.
-- Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs}, melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
+- Data: {data.manifest["name"]}, grouped by {", ".join(data.manifest["group_columns"])}; pictures by split: {counts};
+  split hash `{data.manifest["split_hash"][:16]}`.
+- Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs},
+  melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
 - Contract: **{contract.status}**. {contract.sentence()}
 - Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.
 

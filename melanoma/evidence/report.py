@@ -143,7 +143,10 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
     promised = point.contract.status == "met"
     status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised else "none"
     low, high = clopper_pearson(referred, len(melanomas), confidence=2 * point.contract.confidence - 1)
-    words = f"{referred} of {len(melanomas)} melanomas were referred, one picture a group (one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
+    words = (
+        f"{referred} of {len(melanomas)} melanomas were referred, one picture a group "
+        f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
+    )
     return {
         "status": status,
         "bundle_status": point.contract.status,
@@ -287,17 +290,21 @@ def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluat
 <title>Melanoma triage: evaluation</title>
 <style>
  :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {_INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
- table {{ border-collapse: collapse }} th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
+ table {{ border-collapse: collapse }}
+ th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
  thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
  .verdict {{ border-left: 5px solid {_ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
 </style>
 <h1>{html.escape(report["population"])}</h1>
-<p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions; {report["image"]["num_melanoma"]} pictures of {report["lesion"]["num_melanoma"]}
- melanomas. Bundle {report["bundle"]["version"]}, threshold {report["bundle"]["threshold"]:.4f}.</p>
-<p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>{html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
+<p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions;
+ {report["image"]["num_melanoma"]} pictures of {report["lesion"]["num_melanoma"]} melanomas.
+ Bundle {report["bundle"]["version"]}, threshold {report["bundle"]["threshold"]:.4f}.</p>
+<p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>
+{html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
 <table><thead><tr><th></th><th>per picture</th><th>per lesion</th></tr></thead>{rows}</table>
 <p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold: Clopper-Pearson, one unit a group; the others: bootstrap over groups.
- Specificity at sensitivity 90 % chooses its threshold on these very pictures. Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},
+ Specificity at sensitivity 90 % chooses its threshold on these very pictures.
+ Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},
  Brier score {report["calibration"]["brier"]:.3f}, expected calibration error {report["calibration"]["ece"]:.3f}.</small></p>
 {figures}{looked}
 <p><b>Research use only. Not a medical device; not a diagnosis.</b></p></html>

@@ -59,19 +59,22 @@ def test_every_look_at_test_is_logged(copied: Path) -> None:
     assert [access["bundle_version"] for access in data.log_access({"bundle_version": "b"})] == ["a", "b"]
 
 
+def _write_and_stop(path: Path) -> None:
+    write_text(path, "half")
+    raise KeyboardInterrupt
+
+
 def test_a_killed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as work:
-        write_text(work / "half", "x")
-        raise KeyboardInterrupt
+        _write_and_stop(work / "half")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out") as work:
         write_text(work / "mark", "old")
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", replace_if="mark") as work:
-        write_text(work / "mark", "new")
-        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", replace_if="mark") as work:
+        _write_and_stop(work / "mark")
     assert (tmp_path / "out" / "mark").read_text() == "old"
     with new_folder(tmp_path / "out", replace_if="mark") as work:
         write_text(work / "mark", "new")

@@ -1,5 +1,6 @@
 import copy
 import io
+import itertools
 import os
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == 1
     assert factors[-1] < 0.001
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_pictures_grow_to_the_input_size(tiny_config: TrainConfig) -> None:

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from melanoma.data.dataset import PictureDataset, open_prepared
+from melanoma.errors import DataError, LeakageError
+from melanoma.images import decode_image, to_canvas
+from ray_jobs.cli import BAD_INPUT, main
+from ray_jobs.prepare import PrepareConfig, prepare
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+CONFIG = PrepareConfig(size=64, num_folds=2, test_fraction=0.2, calibration_fraction=0.2)
+
+
+def _spoil(source: Path) -> None:
+    """Plant one fault of every kind that only decoding shows, and one of the metadata."""
+    data = (source / "images" / "IMG_000_0.jpg").read_bytes()
+    (source / "images" / "IMG_000_0.jpg").write_bytes(data[: len(data) // 2])
+    (source / "images" / "IMG_002_0.jpg").write_bytes(b"not a picture")
+    (source / "images" / "IMG_005_1.jpg").unlink()
+    # The same pixels under two names and two labels.
+    (source / "images" / "IMG_007_0.jpg").write_bytes((source / "images" / "IMG_008_0.jpg").read_bytes())
+
+
+def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> None:
+    manifest = prepare(source, tmp_path / "out", CONFIG)
+    data = open_prepared(tmp_path / "out", verify=True)
+    assert manifest["num_images"] == len(data.records) == 48
+    dataset = PictureDataset(data, data.records)
+    for index in (0, 17, 47):
+        picture, label, image_id = dataset[index]
+        encoded = (source / "images" / f"{image_id}.jpg").read_bytes()
+        assert np.array_equal(picture.numpy(), to_canvas(decode_image(encoded), data.canvas))
+        assert label == data.records["label"][index]
+
+
+def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _spoil(source)
+    out = tmp_path / "out"
+    assert main(["data", "prepare", str(source), str(out), "--size", "64", "--folds", "2"]) == BAD_INPUT
+    assert "2 picture_unreadable" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["rejected.csv"]
+    rejected = pd.read_csv(out / "rejected.csv")
+    assert set(zip(rejected["image_id"], rejected["reason"], strict=True)) == {
+        ("IMG_000_0", "picture_unreadable"),
+        ("IMG_002_0", "picture_unreadable"),
+        ("IMG_005_1", "picture_missing"),
+        ("IMG_007_0", "picture_with_two_labels"),
+        ("IMG_008_0", "picture_with_two_labels"),
+    }
+
+
+def test_bad_rows_can_be_left_out_and_are_listed(source: Path, tmp_path: Path) -> None:
+    _spoil(source)
+    manifest = prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, skip_bad=True))
+    assert manifest["num_images"] == 43
+    assert len(pd.read_csv(tmp_path / "out" / "rejected.csv")) == 5
+
+
+def test_copies_and_known_pairs_are_joined(source: Path, tmp_path: Path) -> None:
+    images = source / "images"
+    (images / "IMG_002_0.jpg").write_bytes((images / "IMG_004_0.jpg").read_bytes())  # the same bytes
+    Image.open(images / "IMG_006_0.jpg").save(images / "IMG_006_0.png")  # the same pixels in another file
+    (images / "IMG_008_0.jpg").unlink()
+    (images / "IMG_006_0.png").rename(images / "IMG_008_0.png")
+    (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
+    prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
+    group = open_prepared(tmp_path / "out").records.set_index("image_id")["group"]
+    assert group["IMG_002_1"] == group["IMG_004_1"]
+    assert group["IMG_006_1"] == group["IMG_008_1"]
+    assert group["IMG_001_1"] == group["IMG_003_0"]
+    assert group.nunique() == 24 - 3
+
+
+def test_given_splits_that_leak_are_refused(source: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(source / "metadata.csv")
+    given = table[["image_id"]].assign(split=np.where(np.arange(len(table)) % 2, "train", "test"))
+    given.to_csv(tmp_path / "splits.csv", index=False)
+    with pytest.raises(LeakageError, match="24 do"):
+        prepare(source, tmp_path / "out", PrepareConfig(size=64, splits=tmp_path / "splits.csv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_grouping_is_never_guessed(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lack patient_id"):
+        prepare(source, tmp_path / "out", PrepareConfig(size=64, group_by=("patient_id",)))
+    pd.read_csv(source / "metadata.csv").drop(columns="lesion_id").to_csv(source / "metadata.csv", index=False)
+    with pytest.raises(DataError, match="neither patient_id nor lesion_id"):
+        prepare(source, tmp_path / "out", CONFIG)
+
+
+def test_a_data_set_is_never_overwritten(source: Path, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "out", CONFIG)
+    with pytest.raises(DataError, match="must be new or empty"):
+        prepare(source, tmp_path / "out", CONFIG)
+    assert open_prepared(tmp_path / "out", verify=True).manifest["seed"] == 0
+
+
+def test_public_photographs_with_patients_are_prepared(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data" / "pad_ufes_20_sample"
+    manifest = prepare(folder, tmp_path / "out", PrepareConfig(size=64, num_folds=2, skip_bad=True))
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
+    assert manifest["group_columns"] == ["patient_id", "lesion_id"]
+    assert (rejected["reason"] == "unknown_dx").sum() == 6  # squamous cell carcinoma has no counterpart
+    assert manifest["num_images"] == 119

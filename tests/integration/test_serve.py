@@ -1,0 +1,164 @@
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from melanoma.bundle import load_bundle
+from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.predictor import Predictor
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def client(bundle_dir: Path, ray_cluster: None) -> Iterator[httpx.Client]:
+    import socket
+
+    from ray import serve
+
+    from serve.app import AppArgs, build_app
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build_app(AppArgs(bundle=str(bundle_dir), max_replicas=1)), name="melanoma", route_prefix="/")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def picture(phantom_source: Path) -> bytes:
+    return sorted((phantom_source / "images").iterdir())[0].read_bytes()
+
+
+def _is_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert response.headers["x-request-id"] == body["request_id"]
+    return body
+
+
+def test_the_server_answers_what_evaluation_computes(
+    client: httpx.Client, bundle_dir: Path, prepared: PreparedData, phantom_source: Path
+) -> None:
+    """One picture through the shards and through HTTP: the same probabilities and the same decision."""
+    rows = prepared.rows("test").iloc[:8].reset_index(drop=True)
+    stored = PictureDataset(prepared, rows).pictures(range(len(rows))).numpy()
+    expected = Predictor(load_bundle(bundle_dir)).predict(list(stored))
+    sources = [(phantom_source / "images" / f"{image_id}.jpg").read_bytes() for image_id in rows["image_id"]]
+    with ThreadPoolExecutor(8) as pool:  # at once, so that they travel in batches
+        answers = [
+            response.json() for response in pool.map(lambda data: client.post("/v1/predict", content=data), sources)
+        ]
+    for answer, prediction in zip(answers, expected, strict=True):
+        assert np.abs(np.array(list(answer["probabilities"].values())) - prediction.probabilities).max() < 1e-6
+        assert answer["decision"] == prediction.decision
+
+
+def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bundle_dir: Path, picture: bytes) -> None:
+    answer = client.post("/v1/predict", content=picture, headers={"Content-Type": "image/jpeg"}).json()
+    bundle = load_bundle(bundle_dir)
+    assert answer["model"] == {"name": "melanoma", "version": bundle.version, "weights_sha256": bundle.weights_sha256}
+    assert list(answer["probabilities"]) == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert answer["contract"] == bundle.manifest["operating_point"]["contract"]
+    assert answer["threshold"] == bundle.operating_point.threshold
+    assert answer["explanation"] is None
+    assert "Not a medical device" in answer["disclaimer"]
+
+
+def test_a_heatmap_lies_in_the_frame_of_the_picture(client: httpx.Client, picture: bytes) -> None:
+    answer = client.post("/v1/predict?explain=grad_cam", content=picture).json()
+    explanation = answer["explanation"]
+    assert (explanation["method"], explanation["class"], explanation["lesion_claim"]) == ("grad_cam", "mel", "none")
+    size = Image.open(io.BytesIO(picture)).size
+    for name in ("heatmap_png", "overlay_png"):
+        image = Image.open(io.BytesIO(base64.b64decode(explanation[name])))
+        assert image.size == size
+        assert not image.info
+    if explanation["peak"] == 0:
+        assert "heatmap_empty" in answer["warnings"]
+
+
+def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, picture: bytes) -> None:
+    raw = client.post("/v1/predict", content=picture).json()
+    form = client.post("/v1/predict", files={"image": ("../../etc/passwd\r\n.jpg", picture, "text/plain")}).json()
+    assert raw["probabilities"] == pytest.approx(form["probabilities"], abs=1e-6)
+    assert raw["request_id"] != form["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 400, "empty_image"),
+        (b"GIF89a" + b"\0" * 64, 415, "unsupported_format"),
+        (b"\xff\xd8\xff" + b"\0" * 64, 422, "image_truncated"),
+        (b"\xff" * (21 * 1024 * 1024), 413, "body_too_large"),
+    ],
+)
+def test_bad_pictures_are_problems(client: httpx.Client, content: bytes, status: int, code: str) -> None:
+    detail = _is_problem(client.post("/v1/predict", content=content), status, code)["detail"]
+    assert detail.endswith(".")
+
+
+def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(25):
+            yield b"\xff" * 1024 * 1024
+
+    _is_problem(client.post("/v1/predict", content=chunks()), 413, "body_too_large")
+
+
+def test_wrong_requests_are_problems(client: httpx.Client, picture: bytes) -> None:
+    _is_problem(client.get("/v1/nowhere"), 404, "not_found")
+    _is_problem(client.get("/v1/predict"), 405, "method_not_allowed")
+    _is_problem(client.post("/v1/predict?explain=everything", content=picture), 422, "invalid_request")
+    _is_problem(client.post("/v1/predict", files={"picture": picture}), 422, "no_image_field")
+
+
+def test_a_bad_picture_does_not_fail_its_neighbours(client: httpx.Client, picture: bytes) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(
+            pool.map(lambda i: client.post("/v1/predict", content=picture if i % 3 else picture[:300]), range(12))
+        )
+    assert [answer.status_code for answer in answers] == [200 if i % 3 else 422 for i in range(12)]
+
+
+def test_answers_are_neither_cached_nor_sniffed(client: httpx.Client, picture: bytes) -> None:
+    headers = client.post("/v1/predict", content=picture, headers={"X-Request-ID": "evil\t" * 9}).headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "evil" not in headers["x-request-id"]
+
+
+def test_the_model_describes_itself(client: httpx.Client, bundle_dir: Path) -> None:
+    body = client.get("/v1/model").json()
+    assert body["model"]["version"] == load_bundle(bundle_dir).version
+    assert "Research use only" in body["model_card"]
+    assert str(bundle_dir) not in json.dumps(body)
+
+
+def test_it_is_alive_and_ready(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    assert "/v1/predict" in client.get("/openapi.json").json()["paths"]
+
+
+def test_the_served_decisions_keep_the_contracts_counts(client: httpx.Client, bundle_dir: Path) -> None:
+    """The contract was counted by the same rule that serves: re-deciding its scores gives its sensitivity."""
+    rows, bundle = pd.read_parquet(bundle_dir / "calibration.parquet"), load_bundle(bundle_dir)
+    melanomas = rows.loc[rows["label"] == "mel", "score"]
+    assert (melanomas >= bundle.operating_point.threshold).mean() == bundle.operating_point.contract.sensitivity

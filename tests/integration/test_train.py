@@ -1,0 +1,173 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from melanoma.data.dataset import PreparedData
+from melanoma.errors import DataError
+from melanoma.evidence.metrics import METRICS
+from ray_jobs.cli import BAD_INPUT, DONE, FOUND, main
+
+pytestmark = pytest.mark.ray
+SETTINGS = [
+    "--preset", "smoke", "--workers", "2", "--set", "optim.epochs=4", "--set", "data.input_height=48", "--set", "data.input_width=64",
+    "--set", "optim.batch_size=16", "--set", "min_specificity=0",
+]  # fmt: skip
+
+
+def _train(data: PreparedData, out: Path, *more: str, wait: bool = True) -> "subprocess.Popen[bytes]":
+    """Run `melanoma train` in a process, and a Ray, of its own, as a person would."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "train", str(data.folder), str(out), *SETTINGS, *more]
+    process = subprocess.Popen(command, start_new_session=True)
+    if wait:
+        assert process.wait(300) == 0
+    return process
+
+
+def _history(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_seconds")} for row in rows]
+
+
+def _wait_for(condition, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def _epochs(run: Path) -> int:
+    path = run / "history.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    _train(prepared, out)
+    return out / "smoke"
+
+
+def _same_end(run: Path, undisturbed: Path) -> None:
+    assert _history(run) == _history(undisturbed)
+    files = [
+        json.loads((folder / "bundle" / "manifest.json").read_text())["files"]["model.safetensors"]
+        for folder in (run, undisturbed)
+    ]
+    assert files[0] == files[1]
+
+
+def test_a_run_leaves_what_it_promises(undisturbed: Path) -> None:
+    assert {"bundle", "history.jsonl", "checkpoints", "tensorboard"} <= {path.name for path in undisturbed.iterdir()}
+    assert [row["epoch"] for row in _history(undisturbed)] == [1, 2, 3, 4]
+    kept = [path for path in (undisturbed / "checkpoints").iterdir() if path.name.startswith("checkpoint_2")]
+    assert 1 <= len(kept) <= 2  # the best and the last
+    best = json.loads((undisturbed / "result.json").read_text())["best_epoch"]
+    assert best == max(_history(undisturbed), key=lambda row: row["auroc"])["epoch"]
+
+
+def test_a_run_killed_at_any_moment_ends_like_one_left_alone(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = _train(prepared, tmp_path, wait=False)
+    _wait_for(lambda: _epochs(tmp_path / "smoke") >= 2)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver, and what is left of its Ray dies with it
+    process.wait()
+    _wait_for(lambda: not _workers_of(tmp_path))
+    killed_after = _epochs(tmp_path / "smoke")
+    assert not (tmp_path / "smoke" / "bundle").exists()
+    _train(prepared, tmp_path)
+    assert killed_after < 4 or _epochs(tmp_path / "smoke") == 4
+    _same_end(tmp_path / "smoke", undisturbed)
+
+
+def _workers_of(run: Path) -> list[int]:
+    """Return the training workers that write into a run: progress.json names their process."""
+    path = run / "smoke" / "progress.json"
+    if not path.is_file():
+        return []
+    pid = json.loads(path.read_text())["pid"]
+    return [pid] if Path(f"/proc/{pid}").exists() else []
+
+
+def test_a_worker_that_dies_is_replaced_and_the_run_goes_on(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = _train(prepared, tmp_path, wait=False)
+    _wait_for(lambda: _epochs(tmp_path / "smoke") >= 1 and _workers_of(tmp_path))
+    os.kill(_workers_of(tmp_path)[0], signal.SIGKILL)
+    assert process.wait(300) == 0
+    _same_end(tmp_path / "smoke", undisturbed)
+
+
+def test_a_finished_run_is_only_reported(
+    prepared: PreparedData, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (undisturbed / "bundle" / "manifest.json").stat().st_mtime
+    assert main(["train", str(prepared.folder), str(undisturbed.parent), *SETTINGS, "--json"]) == DONE
+    out, err = capsys.readouterr()
+    assert "nothing is left to do" in err
+    assert json.loads(out)["contract"]["status"] == "met"
+    assert (undisturbed / "bundle" / "manifest.json").stat().st_mtime == before
+
+
+def test_a_run_folder_is_never_shared_by_other_settings(
+    prepared: PreparedData, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["train", str(prepared.folder), str(undisturbed.parent), *SETTINGS, "--set", "loss.gamma=2"]) == BAD_INPUT
+    )
+    assert "choose another --name" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_evidence_is_written_and_follows_from_the_predictions(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evidence"
+    looks = len(prepared.log_access({"by": "the test itself"}))
+    code = main(["evaluate", str(undisturbed / "bundle"), str(prepared.folder), str(out), "--workers", "2", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (FOUND if report["contract"]["status"] == "refuted" else DONE)
+    assert len(report["accesses"]) == looks + 1
+    assert {
+        "predictions.parquet",
+        "report.html",
+        "report.json",
+        "roc.png",
+        "precision_recall.png",
+        "reliability.png",
+        "confusion.png",
+    } == {path.name for path in out.iterdir()}
+    table = pd.read_parquet(out / "predictions.parquet")
+    test = prepared.rows("test")
+    assert table["image_id"].tolist() == test["image_id"].tolist()
+    probabilities = table[[name for name in table.columns if name.startswith("probability_")]].to_numpy()
+    for name, metric in METRICS.items():
+        value = report["image"][name]
+        assert value["value"] == pytest.approx(
+            metric(table["label"].to_numpy(), probabilities, pd.Series(1.0, test.index).to_numpy())
+        )
+        assert value["low"] <= value["value"] <= value["high"]
+    assert report["image"]["num"] == len(test)
+    assert report["lesion"]["num"] == test["lesion_id"].nunique()
+    assert sum(map(sum, report["confusion"])) == len(test)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Path, source: Path, tmp_path: Path) -> None:
+    from ray_jobs.evaluate import evaluate
+
+    report = evaluate(undisturbed / "bundle", source, tmp_path / "evidence")
+    assert (report["split"], report["image"]["num"], report["accesses"]) == ("external", 48, [])
+    assert not report["same_splits_as_training"]
+    (source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(DataError, match="IMG_003_0"):
+        evaluate(undisturbed / "bundle", source, tmp_path / "again")
