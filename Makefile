@@ -24,7 +24,7 @@ serve: setup
 	$(BIN)/melanoma serve $(BUNDLE)
 
 test: setup
-	$(BIN)/python -m pytest -m "not drill"
+	$(BIN)/python -m pytest
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -6,6 +6,7 @@ those into network input. Knows nothing of networks, data sets or HTTP.
 
 import dataclasses
 import io
+import struct
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ def decode_image(data: bytes) -> Image.Image:
             status=415,
             code="unsupported_format",
         )
+    if kind == "PNG" and len(data) >= 24:  # Pillow reads on to the pixels before it tells a PNG's size
+        _check_size(*struct.unpack(">II", data[16:24]))
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
         _check_size(*image.size)

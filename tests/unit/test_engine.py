@@ -18,7 +18,8 @@ from melanoma.engine import TrainState, epoch_order, fit, input_size, learning_r
 from melanoma.networks import build_model
 from tests.runs import training_of
 
-PARITY_TOLERANCE = 2e-5
+# Largest difference of any weight. Muon orthogonalises in bfloat16, which enlarges the rounding of the sums it is given.
+PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-3}
 
 
 def _config(config: TrainConfig, *overrides: str) -> TrainConfig:
@@ -73,9 +74,9 @@ def test_two_workers_with_16_pictures_end_like_one_with_32(
     mp.start_processes(_work, (2, str(prepared.folder), config, _free_port(), str(out)), nprocs=2, start_method="spawn")
     two = torch.load(out, weights_only=True)
     for name, value in one.model.state_dict().items():
-        assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE), name
+        assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE[optimizer]), name
     for name, value in one.evaluated.state_dict().items():
-        assert torch.allclose(value, two["ema"][name], atol=PARITY_TOLERANCE), name
+        assert torch.allclose(value, two["ema"][name], atol=PARITY_TOLERANCE[optimizer]), name
     for mine, other in zip(one.history, two["history"], strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
         assert mine["auroc"] == pytest.approx(other["auroc"], abs=1e-3)

@@ -1,3 +1,4 @@
+import copy
 import warnings
 
 import numpy as np
@@ -33,7 +34,8 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
             self.unscaled = np.maximum(cam, 0)
             return super().compute_cam_per_layer(input_tensor, targets, eigen_smooth)
 
-    with Unscaled(model=trained, target_layers=[trained.stages[-1]]) as oracle:  # type: ignore[index]
+    model = copy.deepcopy(trained)  # the oracle leaves gradients behind
+    with Unscaled(model=model, target_layers=[model.stages[-1]]) as oracle:  # type: ignore[index]
         oracle(input_tensor=images.clone(), targets=[ClassifierOutputTarget(MELANOMA_INDEX)] * len(images))
         expected = oracle.unscaled
     ours = explain_batch(trained, images, class_index=MELANOMA_INDEX)

@@ -78,6 +78,6 @@ def _coverage(num_trials: int, num_draws: int) -> float:
 
 @pytest.mark.drill
 def test_the_bootstrap_covers_what_it_says() -> None:
-    coverage = _coverage(num_trials=300, num_draws=300)
-    print(f"\ngroup bootstrap of AUROC, nominal 95 %: covered {coverage:.1%} of 300 simulated data sets")
-    assert 0.90 <= coverage <= 0.99
+    coverage = _coverage(num_trials=100, num_draws=200)
+    print(f"\ngroup bootstrap of AUROC, nominal 95 %: covered {coverage:.1%} of 100 simulated data sets")
+    assert 0.88 <= coverage <= 0.995

@@ -14,6 +14,7 @@ from melanoma.data.phantom import PhantomConfig, class_counts, lay_out, write_ph
 from melanoma.data.phantom_drawing import Camera, Lesion, draw
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
+from melanoma.images import decode_image
 
 
 def _metadata(source: Path) -> pd.DataFrame:
@@ -31,11 +32,13 @@ def test_it_reads_like_ham10000(phantom_source: Path) -> None:
 
 def test_every_picture_has_a_true_mask_and_says_that_it_is_synthetic(phantom_source: Path) -> None:
     for image_id in _metadata(phantom_source)["image_id"]:
-        picture = Image.open(phantom_source / "images" / f"{image_id}.jpg")
-        mask = np.asarray(Image.open(phantom_source / "masks" / f"{image_id}.png"))
-        assert mask.shape == picture.size[::-1]
+        with Image.open(phantom_source / "images" / f"{image_id}.jpg") as picture:
+            size, description = picture.size, picture.getexif()[0x010E]
+        with Image.open(phantom_source / "masks" / f"{image_id}.png") as image:
+            mask = np.asarray(image)
+        assert mask.shape == size[::-1]
         assert 0.01 < (mask > 0).mean() < 0.8
-        assert "SYNTHETIC" in picture.getexif()[0x010E]
+        assert "SYNTHETIC" in description
 
 
 def test_lesions_have_views_and_patients_have_lesions(phantom_source: Path) -> None:
@@ -68,10 +71,8 @@ def test_the_same_seed_draws_the_same_picture() -> None:
 
 def test_mean_colour_does_not_give_melanoma_away(phantom_source: Path) -> None:
     table = _metadata(phantom_source)
-    colours = [
-        np.asarray(Image.open(phantom_source / "images" / f"{i}.jpg")).reshape(-1, 3).mean(axis=0)
-        for i in table["image_id"]
-    ]
+    files = [(phantom_source / "images" / f"{image_id}.jpg").read_bytes() for image_id in table["image_id"]]
+    colours = [np.asarray(decode_image(data)).reshape(-1, 3).mean(axis=0) for data in files]
     labels = (table["dx"] == "mel").to_numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression())
     scores = cross_val_predict(
