@@ -91,7 +91,7 @@ def _predict(
     num_cpus = cpus_per_worker(num_workers)
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
         _Scorer,
-        fn_constructor_args=[str(bundle_dir.resolve()), str(data_dir.resolve()), ray.put(rows), num_cpus],
+        fn_constructor_args=[str(bundle_dir.resolve()), str(data_dir.resolve()), rows, num_cpus],
         batch_size=1,
         num_cpus=num_cpus,
         compute=ray.data.ActorPoolStrategy(size=num_workers),
@@ -109,10 +109,10 @@ def _predict(
 class _Scorer:
     """A Ray Data actor that holds the bundle and the data set; scores chunks of rows."""
 
-    def __init__(self, bundle_dir: str, data_dir: str, rows: Any, num_threads: int) -> None:
+    def __init__(self, bundle_dir: str, data_dir: str, rows: pd.DataFrame, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._predictor = Predictor(load_bundle(Path(bundle_dir)), allow_uncontracted=True)
-        self._rows: pd.DataFrame = ray.get(rows)
+        self._rows = rows
         is_prepared = Path(data_dir, "manifest.json").is_file()
         self._dataset = PictureDataset(open_prepared(Path(data_dir)), self._rows) if is_prepared else None
 

@@ -1,29 +1,19 @@
 """The HTTP surface: bytes in, checked and decoded here, fanned out, encoded and answered. Nothing of a request is kept."""
 
 import asyncio
-import base64
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
-from PIL import Image
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartParser
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from melanoma.config import DataConfig
-from melanoma.errors import InvalidImageError
-from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, Uint8Array, decode_image
 from melanoma.predictor import Prediction
 from serve.classifier import Job
-from serve.problems import install_problem_handlers, new_request_id, problem
-from serve.schemas import Alive, ContractInfo, Explanation, ModelInfo, ModelResponse, PredictResponse, Problem
-
-MAX_BODY_BYTES = 20 * 1024 * 1024
-# starlette writes larger parts to a temporary file; nothing of a picture may reach a disk.
-MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
+from serve.pictures import MAX_BODY_BYTES, decode, explanation_of, model_info, picture_bytes, preprocess_of
+from serve.problems import body_too_large, install_problem_handlers, new_request_id, problem
+from serve.schemas import Alive, ContractInfo, ModelResponse, PredictResponse, Problem
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (400, 413, 415, 422, 500, 503)
@@ -53,17 +43,23 @@ app = FastAPI(
     description="Melanoma triage. Research use only; not a medical device.",
     docs_url=None,
     redoc_url=None,
-    max_body_size=MAX_BODY_BYTES,
 )
 install_problem_handlers(app)
+app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY_BYTES)  # counts bodies that state no length
 
 
 @app.middleware("http")
 async def _frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give every request an id and every answer the headers that keep it from being cached or sniffed."""
+    """Give every request an id and every answer the headers that keep it from being cached or sniffed.
+
+    The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
+    """
     request.state.request_id = new_request_id()
-    response = await call_next(request)
-    response.headers["X-Request-ID"] = request.state.request_id
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        response: Response = body_too_large(request, MAX_BODY_BYTES)
+    else:
+        response = await call_next(request)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
@@ -88,19 +84,19 @@ class Ingress:
         self, request: Request, explain: Annotated[Literal["none", "grad_cam"], Query()] = "none"
     ) -> PredictResponse:
         """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
-        data = await _picture_bytes(request)
+        data = await picture_bytes(request)
         described = await self._describe()
-        preprocess = _preprocess(described["manifest"])
-        image, picture = await asyncio.to_thread(_decode, data, preprocess)
+        preprocess = preprocess_of(described["manifest"])
+        image, picture = await asyncio.to_thread(decode, data, preprocess)
         prediction: Prediction = await self._classifier.predict.remote(Job(picture, explain == "grad_cam"))
         explanation = (
-            await asyncio.to_thread(_explain, image, prediction, preprocess) if explain == "grad_cam" else None
+            await asyncio.to_thread(explanation_of, image, prediction, preprocess) if explain == "grad_cam" else None
         )
         warnings = [*prediction.warnings, *(["heatmap_empty"] if explanation and explanation.peak == 0 else [])]
         manifest = described["manifest"]
         return PredictResponse(
             request_id=request.state.request_id,
-            model=_model_info(manifest),
+            model=model_info(manifest),
             probabilities={
                 name: float(p) for name, p in zip(manifest["classes"], prediction.probabilities, strict=True)
             },
@@ -117,7 +113,7 @@ class Ingress:
         described = await self._describe()
         shown = ("classes", "architecture", "preprocessing", "calibration", "operating_point", "group_columns")
         return ModelResponse(
-            model=_model_info(described["manifest"]),
+            model=model_info(described["manifest"]),
             **{name: described["manifest"][name] for name in shown},
             contract_sentence=described["contract_sentence"],
             model_card=described["model_card"],
@@ -136,47 +132,3 @@ class Ingress:
         except TimeoutError:
             return problem(request, 503, "not_ready", "No classifier answers yet; try again in a few seconds.")
         return Alive()
-
-
-async def _picture_bytes(request: Request) -> bytes:
-    """Return the picture of a raw body or of the one multipart field `image`."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
-        return await request.body()
-    async with request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES) as form:
-        field = form.get("image")
-        if not isinstance(field, UploadFile):
-            raise InvalidImageError(
-                "The form must have one file field named image; send the picture in it.",
-                status=422,
-                code="no_image_field",
-            )
-        return await field.read()
-
-
-def _preprocess(manifest: dict[str, Any]) -> Preprocess:
-    settings = dict(manifest["preprocessing"])
-    height, width = settings.pop("canvas")
-    return Preprocess((height, width), DataConfig.from_dict(settings))
-
-
-def _decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
-    image = decode_image(data)
-    return image, preprocess.stored(image)
-
-
-def _explain(image: Image.Image, prediction: Prediction, preprocess: Preprocess) -> Explanation:
-    assert prediction.heatmap is not None
-    shown, heatmap = heatmap_on(image, prediction.heatmap, preprocess)
-    return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
-        method="grad_cam",
-        class_name="mel",
-        heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
-        overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),
-        peak=heatmap.peak,
-    )
-
-
-def _model_info(manifest: dict[str, Any]) -> ModelInfo:
-    return ModelInfo(
-        name=manifest["name"], version=manifest["version"], weights_sha256=manifest["files"]["model.safetensors"]
-    )

@@ -42,6 +42,13 @@ def problem(
     return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type="application/problem+json")
 
 
+def body_too_large(request: Request, limit: int) -> JSONResponse:
+    """Return the refusal of a body whose stated length is over the limit, without reading it."""
+    return problem(
+        request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller picture."
+    )
+
+
 async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InvalidImageError)
     return problem(request, error.status, error.code, str(error))

@@ -135,6 +135,9 @@ def _normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     for name, aliases in _ALIASES.items():
         column = _first(table, aliases)
         records[name] = table[column].str.strip() if column else ""
+    # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
+    is_number = records["lesion_id"].str.fullmatch(r"\d+") & (records["patient_id"] != "")
+    records["lesion_id"] = records["lesion_id"].where(~is_number, records["patient_id"] + "/" + records["lesion_id"])
     stem = records["image_id"].str.rsplit(".", n=1)
     has_suffix = stem.str[-1].str.lower().map(lambda suffix: f".{suffix}" in IMAGE_SUFFIXES)
     records["image_id"] = records["image_id"].where(~has_suffix, stem.str[0])

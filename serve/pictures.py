@@ -1,0 +1,71 @@
+"""One picture in, one answer out: reading bodies, decoding, encoding heatmaps. Knows requests, but nothing of deployments.
+
+Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class, before any below it exist.
+"""
+
+import base64
+from typing import Any
+
+from fastapi import Request
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartParser
+
+from melanoma.config import DataConfig
+from melanoma.errors import InvalidImageError
+from melanoma.explain.overlay import heatmap_on, overlay, to_png
+from melanoma.images import Preprocess, Uint8Array, decode_image
+from melanoma.predictor import Prediction
+from serve.schemas import Explanation, ModelInfo
+
+MAX_BODY_BYTES = 20 * 1024 * 1024
+# starlette writes larger parts to a temporary file; nothing of a picture may reach a disk.
+MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
+
+
+async def picture_bytes(request: Request) -> bytes:
+    """Return the picture of a raw body or of the one multipart field `image`."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+        return await request.body()
+    async with request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES) as form:
+        field = form.get("image")
+        if not isinstance(field, UploadFile):
+            raise InvalidImageError(
+                "The form must have one file field named image; send the picture in it.",
+                status=422,
+                code="no_image_field",
+            )
+        return await field.read()
+
+
+def preprocess_of(manifest: dict[str, Any]) -> Preprocess:
+    """Return the preprocessing a bundle's manifest names."""
+    settings = dict(manifest["preprocessing"])
+    height, width = settings.pop("canvas")
+    return Preprocess((height, width), DataConfig.from_dict(settings))
+
+
+def decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
+    """Return the upright picture and what the classifier takes."""
+    image = decode_image(data)
+    return image, preprocess.stored(image)
+
+
+def explanation_of(image: Image.Image, prediction: Prediction, preprocess: Preprocess) -> Explanation:
+    """Return the heatmap of a prediction in the frame of its picture."""
+    assert prediction.heatmap is not None
+    shown, heatmap = heatmap_on(image, prediction.heatmap, preprocess)
+    return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
+        method="grad_cam",
+        class_name="mel",
+        heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
+        overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),
+        peak=heatmap.peak,
+    )
+
+
+def model_info(manifest: dict[str, Any]) -> ModelInfo:
+    """Return which network answers."""
+    return ModelInfo(
+        name=manifest["name"], version=manifest["version"], weights_sha256=manifest["files"]["model.safetensors"]
+    )
