@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     phantom = add(data, "phantom", _phantom, "write a synthetic data set in HAM10000's layout")
     phantom.add_argument("out", type=Path, metavar="OUT")
     phantom.add_argument(
-        "--lesions", type=_positive, default=1500, metavar="N", help="lesions in all (default %(default)s)"
+        "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
     )
     phantom.add_argument("--seed", type=int, default=0, metavar="S")
     phantom.add_argument(

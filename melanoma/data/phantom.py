@@ -21,7 +21,7 @@ from melanoma.files import new_folder, write_text
 # Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
 HAM10000_LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
 # A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small set would give far fewer.
-LEAST_MELANOMAS = 250
+LEAST_MELANOMAS = 330
 CAMERAS = {
     "phantom_polarised": Camera((1.00, 1.00, 1.00), 0.10),
     "phantom_contact": Camera((1.05, 0.97, 0.93), 0.45),
@@ -43,7 +43,7 @@ class PhantomConfig:
         shortcut: whether one source holds nearly all melanomas and gives the label away.
     """
 
-    num_lesions: int = 1500
+    num_lesions: int = 2000
     seed: int = 0
     leaks: int = 0
     shortcut: bool = False
@@ -126,7 +126,7 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
 
 def _strength(dx: str, rng: np.random.Generator) -> float:
     """Draw how strongly signs of melanoma show; the classes overlap on purpose, so that nobody can be always right."""
-    shape = {"mel": (4.6, 2.2), "nv": (1.9, 4.6)}.get(dx, (1.6, 4.5))
+    shape = {"mel": (5.2, 1.9), "nv": (1.9, 5.2)}.get(dx, (1.6, 4.8))
     return float(rng.beta(*shape))
 
 

@@ -95,7 +95,7 @@ def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Gene
 
 def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
     """Return how strongly one sign shows: the lesion's strength, give or take, for no melanoma has all of them."""
-    return float(np.clip(lesion.strength + rng.normal(0, 0.13), 0, 1))
+    return float(np.clip(lesion.strength + rng.normal(0, 0.09), 0, 1))
 
 
 def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Generator) -> tuple[Field, Field]:
