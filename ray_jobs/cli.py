@@ -9,19 +9,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Any
+
+from ray_jobs.arguments import Command, build_parser
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3
-_Command = Callable[[argparse.Namespace], int]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says bad usage in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"melanoma: {message}; see {self.prog} --help.\n")
 
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
@@ -154,151 +147,22 @@ def _verify(args: argparse.Namespace) -> int:
     return FOUND if findings else DONE
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; each sub-command imports what it needs only when it runs, so that --help is instant."""
-    parser = _Parser(prog="melanoma", description="Melanoma triage on Ray. Research use only; not a medical device.")
-    parser.add_argument("--version", action="version", version="melanoma 0.1.0")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    data = commands.add_parser("data", help="make, prepare and describe data sets").add_subparsers(
-        title="commands", required=True, metavar="COMMAND"
-    )
-    bundle = commands.add_parser("bundle", help="check bundles").add_subparsers(
-        title="commands", required=True, metavar="COMMAND"
-    )
-
-    def add(where: Any, name: str, run: _Command, description: str) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = where.add_parser(name, help=description, description=description)
-        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        command.set_defaults(run=run)
-        return command
-
-    phantom = add(data, "phantom", _phantom, "write a synthetic data set in HAM10000's layout")
-    phantom.add_argument("out", type=Path, metavar="OUT")
-    phantom.add_argument(
-        "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
-    )
-    phantom.add_argument("--seed", type=int, default=0, metavar="S")
-    phantom.add_argument(
-        "--leaks", type=int, default=0, metavar="N", help="plant a leak: show N lesions again under a second id"
-    )
-    phantom.add_argument(
-        "--shortcut", action="store_true", help="plant a shortcut: one source holds nearly all melanomas"
-    )
-
-    prepare = add(data, "prepare", _prepare, "pictures and metadata -> checked, grouped, split, decoded shards")
-    prepare.add_argument("source", type=Path, metavar="SOURCE")
-    prepare.add_argument("out", type=Path, metavar="OUT")
-    prepare.add_argument(
-        "--size",
-        type=_positive,
-        default=256,
-        metavar="PX",
-        help="long side of the stored pictures (default %(default)s)",
-    )
-    prepare.add_argument("--folds", type=_positive, default=5, metavar="K", help="default %(default)s")
-    prepare.add_argument("--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
-    prepare.add_argument("--calibration-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
-    prepare.add_argument("--seed", type=int, default=0, metavar="S")
-    prepare.add_argument(
-        "--group-by",
-        metavar="COL,...",
-        help="columns that must not be split (default: patient_id and lesion_id, whichever are there)",
-    )
-    prepare.add_argument(
-        "--same-lesion", type=Path, metavar="FILE", help="CSV of known pairs of pictures of one lesion"
-    )
-    prepare.add_argument(
-        "--splits",
-        type=Path,
-        metavar="FILE",
-        help="CSV image_id,split (train, validation, calibration, test) instead of drawing",
-    )
-    prepare.add_argument(
-        "--skip-bad", action="store_true", help="go on without the bad rows; they are listed in OUT/rejected.csv"
-    )
-
-    describe = add(data, "describe", _describe, "counts by class, split, group and source; checks every checksum")
-    describe.add_argument("dataset", type=Path, metavar="DATASET")
-
-    train = add(
-        commands,
-        "train",
-        _train,
-        "Ray Train DDP -> contracted bundle; the same command again resumes. Exit 1: the contract is unmet",
-    )
-    train.add_argument("dataset", type=Path, metavar="DATASET")
-    train.add_argument("out", type=Path, metavar="OUT")
-    train.add_argument(
-        "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
-    )
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
-    )
-    train.add_argument("--set-file", type=Path, metavar="FILE", help="a JSON file of settings in place of the preset")
-    train.add_argument(
-        "--workers",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="DDP workers sharing every batch (default %(default)s)",
-    )
-    train.add_argument("--gpu", action="store_true", help="one GPU a worker")
-    train.add_argument(
-        "--weights", default="none", metavar="none|imagenet|PATH", help="start weights (default %(default)s)"
-    )
-    train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
-
-    evaluate = add(
-        commands, "evaluate", _evaluate, "score a bundle and write the evidence. Exit 1: the contract is refuted"
-    )
-    evaluate.add_argument("bundle", type=Path, metavar="BUNDLE")
-    evaluate.add_argument(
-        "data", type=Path, metavar="DATA", help="a prepared data set, or a folder of pictures with metadata"
-    )
-    evaluate.add_argument("out", type=Path, metavar="OUT")
-    evaluate.add_argument(
-        "--split",
-        choices=("train", "calibration", "test"),
-        help="of a prepared data set (default test; every look is logged)",
-    )
-    evaluate.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)"
-    )
-
-    predict = add(commands, "predict", _predict, "pictures -> decisions and heatmaps")
-    predict.add_argument("bundle", type=Path, metavar="BUNDLE")
-    predict.add_argument("image", type=Path, nargs="+", metavar="IMAGE")
-    predict.add_argument("--explain", choices=("grad_cam",), help="also write the heatmap laid over the picture")
-    predict.add_argument("--out", type=Path, metavar="DIR")
-    predict.add_argument(
-        "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
-    )
-
-    serve = add(commands, "serve", _serve, "serve a bundle on this machine with Ray Serve")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE")
-    serve.add_argument("--host", default="127.0.0.1", metavar="H")
-    serve.add_argument("--port", type=int, default=8000, metavar="P")
-    serve.add_argument(
-        "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
-    )
-
-    verify = add(
-        bundle, "verify", _verify, "check hashes, replay probes, recompute the contract. Exit 1: it must not be served"
-    )
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
-    return parser
+_COMMANDS: dict[str, Command] = {
+    "phantom": _phantom,
+    "prepare": _prepare,
+    "describe": _describe,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "serve": _serve,
+    "verify": _verify,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
-    command: _Command = args.run
+    args = build_parser(_COMMANDS, version("melanoma")).parse_args(argv)
+    command: Command = args.run
     try:
         return command(args)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from melanoma.bundle import MANIFEST
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import open_prepared
+from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
 from melanoma.files import write_json
@@ -56,6 +56,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         ValueError: if a setting does not fit.
     """
     data = open_prepared(job.dataset)
+    _check_data(job, data)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     _claim(job, split_hash=data.manifest["split_hash"])
     if not (job.run_dir / "bundle" / MANIFEST).is_file():
@@ -92,6 +93,21 @@ def _claim(job: TrainJob, *, split_hash: str) -> None:
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
+
+
+def _check_data(job: TrainJob, data: PreparedData) -> None:
+    """Find out before hours of training whether the data can carry them: the folds, the batch, the contract."""
+    fold, batch_size = job.config.data.validation_fold, job.config.optim.batch_size
+    data.rows("train", fold=fold)
+    num_train = len(data.rows("train", without_fold=fold))
+    if not job.num_workers <= batch_size <= num_train:
+        raise DataError(
+            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of training pictures ({num_train}), got {batch_size}."
+        )
+    if not data.manifest["counts"].get("calibration", {}).get("mel", 0):
+        raise DataError(
+            "the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction."
+        )
 
 
 def _check_weights(job: TrainJob) -> None:

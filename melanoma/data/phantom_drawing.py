@@ -94,8 +94,11 @@ def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Gene
 
 
 def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
-    """Return how strongly one sign shows: the lesion's strength, give or take, for no melanoma has all of them."""
-    return float(np.clip(lesion.strength + rng.normal(0, 0.09), 0, 1))
+    """Return how plainly one sign shows, in [0, 1]: the lesion's strength, give or take, for no melanoma has all of them.
+
+    A steep curve: a sign is mostly there or not, and what lies between the classes stays between them.
+    """
+    return float(1 / (1 + np.exp(-9 * (lesion.strength + rng.normal(0, 0.08) - 0.5))))
 
 
 def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Generator) -> tuple[Field, Field]:

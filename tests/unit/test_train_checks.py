@@ -1,0 +1,47 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import PreparedData
+from melanoma.errors import DataError
+from ray_jobs.train import TrainJob, _check_data, _check_weights
+
+
+def _job(prepared: PreparedData, config: TrainConfig, **changes: object) -> TrainJob:
+    return dataclasses.replace(TrainJob(prepared.folder, Path("unused"), config), **changes)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_cannot_be_filled_is_refused_before_training(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    config = tiny_config.with_overrides(["optim.batch_size=100000"])
+    with pytest.raises(DataError, match=r"optim\.batch_size"):
+        _check_data(_job(prepared, config), prepared)
+    with pytest.raises(DataError, match="number of workers"):
+        _check_data(_job(prepared, tiny_config, num_workers=64), prepared)
+
+
+def test_a_fold_that_is_not_there_is_refused_before_training(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    with pytest.raises(DataError, match="fold 9"):
+        _check_data(_job(prepared, tiny_config.with_overrides(["data.validation_fold=9"])), prepared)
+
+
+def test_calibration_without_melanomas_is_refused_before_training(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    data = dataclasses.replace(prepared, manifest={**prepared.manifest, "counts": {"calibration": {"mel": 0}}})
+    with pytest.raises(DataError, match="must hold melanomas"):
+        _check_data(_job(prepared, tiny_config), data)
+
+
+def test_an_unreachable_hub_is_one_sentence(
+    prepared: PreparedData, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("ray_jobs.train.build_model", offline)
+    with pytest.raises(DataError, match="--weights imagenet needs timm's hub"):
+        _check_weights(_job(prepared, tiny_config, weights="imagenet"))
