@@ -1,7 +1,7 @@
 """The deployable: weights (safetensors) and a manifest. Loading verifies and never unpickles; knows nothing of serving.
 
-Nothing is taken on trust that can be checked: every file against its hash, the manifest against its schema and version, and on
-`verify` the network against recorded outputs and the contract against the scores it rests on.
+Nothing is taken on trust that can be checked: every file against its hash, the manifest against its schema and version, the
+contract against the scores it rests on, and on `verify` the network against recorded outputs.
 """
 
 import base64
@@ -146,14 +146,9 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
 
 
 def _version_of(manifest: dict[str, Any]) -> str:
-    """Return a short name of what decides an answer: weights, preprocessing, probability map and threshold."""
-    deciding = [
-        manifest["files"][WEIGHTS],
-        manifest["preprocessing"],
-        manifest["calibration"],
-        manifest["operating_point"]["threshold"],
-    ]
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+    """Return a short name that changes with anything the manifest says; it also shows a later change of any word of it."""
+    content = {key: value for key, value in manifest.items() if key != "version"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
@@ -223,7 +218,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Load a bundle, checking every file against its hash.
+    """Load a bundle, checking every file against its hash and the contract against its scores.
 
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
@@ -257,7 +252,7 @@ def _load(folder: Path) -> Bundle:
             f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not."
         ) from error
     model.eval().requires_grad_(False)
-    return Bundle(
+    bundle = Bundle(
         manifest=manifest,
         model=model.to(memory_format=torch.channels_last),
         preprocess=Preprocess((canvas[0], canvas[1]), data),
@@ -266,6 +261,11 @@ def _load(folder: Path) -> Bundle:
         operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
         model_card=(folder / MODEL_CARD).read_text(),
     )
+    if not _contract_follows(bundle.operating_point, folder):
+        raise BundleError(
+            f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."
+        )
+    return bundle
 
 
 def verify_bundle(folder: Path) -> list[str]:
@@ -278,7 +278,7 @@ def verify_bundle(folder: Path) -> list[str]:
     contract = bundle.operating_point.contract
     if contract.status != "met":
         findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
-    return [*findings, *_replay_probes(bundle), *_recompute_contract(bundle, folder)]
+    return [*findings, *_replay_probes(bundle)]
 
 
 def _replay_probes(bundle: Bundle) -> list[str]:
@@ -295,9 +295,9 @@ def _replay_probes(bundle: Bundle) -> list[str]:
     ]
 
 
-def _recompute_contract(bundle: Bundle, folder: Path) -> list[str]:
-    rows = pd.read_parquet(folder / CALIBRATION)
-    recorded, contract = bundle.operating_point, bundle.operating_point.contract
+def _contract_follows(recorded: OperatingPoint, folder: Path) -> bool:
+    """Recompute threshold and contract from the scores they rest on."""
+    rows, contract = pd.read_parquet(folder / CALIBRATION), recorded.contract
     is_melanoma = rows["label"] == "mel"
     again = select_operating_point(
         rows.loc[is_melanoma, "score"].to_numpy(),
@@ -308,7 +308,4 @@ def _recompute_contract(bundle: Bundle, folder: Path) -> list[str]:
         basis=contract.basis,
         confidence=contract.confidence,
     )
-    same = math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and again.contract == contract
-    return (
-        [] if same else [f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."]
-    )
+    return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and again.contract == contract

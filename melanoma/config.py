@@ -217,7 +217,7 @@ class OptimConfig(_Config):
         weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
         warmup_epochs: epochs of linear warm-up before the cosine.
-        ema_decay: moving average of the weights, in [0, 1); 0 is off. The first steps use (1 + t) / (10 + t).
+        ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 + t)^(-2/3) while that is less.
         grad_clip: largest gradient norm; 0 is off.
         small_until: pairs (share of the epochs, scale): until that share, pictures are shown at that scale of the input size.
     """

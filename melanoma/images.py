@@ -7,6 +7,7 @@ those into network input. Knows nothing of networks, data sets or HTTP.
 import dataclasses
 import io
 import struct
+import zlib
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ def decode_image(data: bytes) -> Image.Image:
         OverflowError,
         MemoryError,
         KeyError,
+        struct.error,
+        zlib.error,
     ) as error:
         raise InvalidImageError(
             "The picture must be complete and undamaged; export it again from its source.",

@@ -22,7 +22,7 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
-        ValueError: if timm has no such network, or it has no spatial feature map.
+        ValueError: if timm has no such network, or it does not take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
@@ -36,6 +36,17 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         return timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
         raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+
+
+def check_feature_map(model: nn.Module) -> None:
+    """Raise ValueError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
+    model.eval()
+    with torch.no_grad():
+        shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
+    if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
+        raise ValueError(
+            f"model.backbone must give a feature map (N, channels, height, width), it gives {shape}; choose a convolutional network."
+        )
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
     rows = data.rows("train", fold=config.data.validation_fold)
     validation = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
     probability_map = fit_probability_map(validation.logits, validation.labels, group_codes(rows))
+    num_looks = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
     rows = data.rows("calibration")
     calibration = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
     scores = probability_map(calibration.logits)[:, MELANOMA_INDEX]
@@ -72,7 +73,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
             ),
             group_columns=tuple(data.manifest["group_columns"]),
             split_hash=data.manifest["split_hash"],
-            model_card=_model_card(config, data, found, best_epoch=best_epoch),
+            model_card=_model_card(config, data, found, best_epoch=best_epoch, num_looks=num_looks),
         ),
         folder,
     )
@@ -84,7 +85,7 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray:
     return np.asarray(pd.factorize(rows["group"], sort=True)[0])
 
 
-def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_epoch: int) -> str:
+def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_epoch: int, num_looks: int) -> str:
     counts = ", ".join(
         f"{split}: {sum(by_class.values())} ({by_class['mel']} mel)"
         for split, by_class in sorted(data.manifest["counts"].items())
@@ -100,6 +101,7 @@ def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_
 - Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs},
   melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
 - Contract: **{contract.status}**. {contract.sentence()}
+  Look number {num_looks} at this calibration split; choosing among runs by their contracts weakens the promise.
 - Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.
 
 Training settings:

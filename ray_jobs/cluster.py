@@ -33,8 +33,9 @@ def connect(*, num_workers: int = 1) -> None:
 
 
 def cpus_per_worker(num_workers: int) -> int:
-    """Return the CPUs each of some equal workers may use on the connected cluster, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
+    """Return the CPUs each of some equal workers may use, at least 1 and never more than the largest node has."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return max(1, min(sum(nodes) // num_workers, max(nodes, default=1)))
 
 
 def collect(

@@ -20,6 +20,7 @@ from melanoma.files import new_folder
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
 from ray_jobs.cluster import collect, connect, cpus_per_worker
+from ray_jobs.progress import say
 
 BATCH = 64
 EXTERNAL = "external"
@@ -53,10 +54,10 @@ def evaluate(
     rows = _external_rows(data_dir) if prepared is None else prepared.rows(name).assign(path="")
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
-        if prepared is not None and name == "test":
+        if prepared is not None and name != "train":
             # Logged before anything is predicted: a look that crashed has still been a look.
             accesses = prepared.log_access(
-                {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
+                name, {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
             )
         predictions = _predict(bundle_dir, data_dir, rows, num_workers, on_picture)
         same_data = prepared is not None and prepared.manifest["split_hash"] == bundle.manifest["split_hash"]
@@ -74,6 +75,15 @@ def _external_rows(folder: Path) -> pd.DataFrame:
     rows = source.records[~source.records["image_id"].isin(bad)].reset_index(drop=True)
     if rows.empty:
         raise DataError(f"SOURCE must hold at least one usable picture, {folder} has none.")
+    if not source.group_columns:
+        raise DataError(
+            "the metadata must have patient_id or lesion_id, without which no interval is honest; add one of them."
+        )
+    if len(rows) < len(source.records):
+        reasons = pd.Series([r.reason for r in source.rejections]).value_counts().to_dict()
+        say(
+            f"{len(source.records) - len(rows)} rows are left out: {', '.join(f'{num} {name}' for name, num in reasons.items())}"
+        )
     keys = [rows[column].tolist() for column in source.group_columns]
     return rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
 
@@ -155,12 +165,15 @@ def describe_evaluation(report: dict[str, Any], out: Path) -> str:
     lines = [f"{report['population']}: {report['image']['num']} pictures, {report['lesion']['num']} lesions", ""]
     lines.append(f"{'':32}{'per picture':>26}{'per lesion':>26}")
     for name in (key for key, value in report["image"].items() if isinstance(value, dict) and "value" in value):
-        cells = [
-            f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-            for m in (report["image"][name], report["lesion"][name])
-        ]
+        cells = [_cell(report[level][name]) for level in ("image", "lesion")]
         lines.append(f"{name:32}{cells[0]:>26}{cells[1]:>26}")
     lines += ["", f"contract here: {report['contract']['status']}. {report['contract']['sentence']}"]
     if report["accesses"]:
-        lines.append(f"this test split has been opened {len(report['accesses'])} time(s)")
+        lines.append(f"this {report['split']} split has been opened {len(report['accesses'])} time(s)")
     return "\n".join([*lines, f"written to {out}"])
+
+
+def _cell(metric: dict[str, float | None]) -> str:
+    if None in metric.values():
+        return "undefined here"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

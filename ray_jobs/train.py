@@ -18,7 +18,7 @@ from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
 from melanoma.files import write_json
-from melanoma.networks import build_model, load_weights
+from melanoma.networks import build_model, check_feature_map, load_weights
 from melanoma.packing import pack
 from ray_jobs.cluster import connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress
@@ -63,8 +63,9 @@ def train(job: TrainJob) -> dict[str, Any]:
         _check_weights(job)
         connect(num_workers=job.num_workers)
         checkpoint = _fit(job)
-        # On the cluster, not in the driver: the driver's machine may have neither the memory nor the accelerator.
-        ray.get(ray.remote(num_cpus=1, num_gpus=0)(_pack).remote(job, checkpoint))
+        # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
+        num_cpus = cpus_per_worker(1)
+        ray.get(ray.remote(num_cpus=num_cpus)(_pack).remote(job, checkpoint, num_cpus))
     result: dict[str, Any] = json.loads((job.run_dir / "result.json").read_text())
     return result
 
@@ -78,7 +79,7 @@ def _claim(job: TrainJob, *, split_hash: str) -> None:
         "split_hash": split_hash,
     }
     if not path.is_file():
-        if any(job.run_dir.iterdir()):
+        if any(not path.name.startswith(".") for path in job.run_dir.iterdir()):
             raise DataError(
                 f"the run folder must be new or hold this run, {job.run_dir} holds something else; choose another --name."
             )
@@ -98,7 +99,10 @@ def _claim(job: TrainJob, *, split_hash: str) -> None:
 def _check_data(job: TrainJob, data: PreparedData) -> None:
     """Find out before hours of training whether the data can carry them: the folds, the batch, the contract."""
     fold, batch_size = job.config.data.validation_fold, job.config.optim.batch_size
-    data.rows("train", fold=fold)
+    if "mel" not in set(data.rows("train", fold=fold)["dx"]):
+        raise DataError(
+            f"validation fold {fold} must hold melanomas, it has none; choose another data.validation_fold or fewer folds."
+        )
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(
@@ -112,9 +116,17 @@ def _check_data(job: TrainJob, data: PreparedData) -> None:
 
 def _check_weights(job: TrainJob) -> None:
     """Find out before any worker starts whether the weights can be had, and say what of them fits."""
-    if job.weights == "none":
-        build_model(job.config.model)
-    elif job.weights == "imagenet":
+    model = build_model(job.config.model)
+    check_feature_map(model)
+    if job.num_workers > 1 and any(
+        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
+    ):
+        raise DataError(
+            f"{job.config.model.backbone} has batch norms, whose statistics several workers would not share; use --workers 1."
+        )
+    if job.weights == "none" or (job.run_dir / "history.jsonl").is_file():
+        return
+    if job.weights == "imagenet":
         try:
             build_model(job.config.model, pretrained=True)
         except Exception as error:  # the hub's client raises whatever its transport raises
@@ -122,7 +134,7 @@ def _check_weights(job: TrainJob) -> None:
                 f"--weights imagenet needs timm's hub, it could not be reached ({type(error).__name__}); pass --weights FILE or connect."
             ) from error
     else:
-        say(f"weights: {load_weights(build_model(job.config.model), Path(job.weights))}")
+        say(f"weights: {load_weights(model, Path(job.weights))}")
 
 
 def _fit(job: TrainJob) -> str:
@@ -159,7 +171,8 @@ def _fit(job: TrainJob) -> str:
     return str(best.path)
 
 
-def _pack(job: TrainJob, checkpoint: str) -> None:
+def _pack(job: TrainJob, checkpoint: str, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
     state = torch.load(Path(checkpoint, STATE), map_location="cpu", weights_only=True)
     model = build_model(job.config.model)
     model.load_state_dict(state["ema"] or state["model"])

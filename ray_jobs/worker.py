@@ -59,12 +59,10 @@ def train_worker(values: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device()
     training = _training(config, open_prepared(Path(args.dataset)), world, _Progress(config, run_dir, world))
     torch.manual_seed(config.seed)  # the same start on every rank
-    model = (
-        build_model(config.model, pretrained=args.weights == "imagenet")
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
-    if args.weights not in ("none", "imagenet"):
+    fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
+    model = build_model(config.model, pretrained=fresh and args.weights == "imagenet")
+    model.to(device).to(memory_format=torch.channels_last)
+    if fresh and args.weights not in ("none", "imagenet"):
         load_weights(model, Path(args.weights))
     state = start_state(model, config)
     _resume(state, device)

@@ -48,5 +48,7 @@ def build_app(args: AppArgs) -> Application:
         },
     ).bind(args.bundle, allow_uncontracted=args.allow_uncontracted, num_threads=max(1, round(args.num_cpus)))
     # 0.1 CPU: the ingress decodes in threads and waits; a whole CPU each would starve a small machine of classifiers.
-    ingress = serve.deployment(Ingress, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1})
+    ingress = serve.deployment(
+        Ingress, max_ongoing_requests=128, max_queued_requests=128, ray_actor_options={"num_cpus": 0.1}
+    )
     return cast(Application, ingress.bind(classifier))  # type: ignore[attr-defined]

@@ -30,6 +30,8 @@ class Classifier:
 
     def __init__(self, bundle_dir: str, *, allow_uncontracted: bool, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+        # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.
+        torch.backends.cudnn.allow_tf32 = False
         bundle = load_bundle(Path(bundle_dir))
         self._predictor = Predictor(
             bundle, device="cuda" if torch.cuda.is_available() else "cpu", allow_uncontracted=allow_uncontracted
@@ -37,9 +39,9 @@ class Classifier:
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
 
-    async def predict(self, job: Job) -> Prediction:
-        """Predict one picture, together with whatever else is waiting."""
-        return await self._batch(job)  # type: ignore[no-any-return]
+    async def predict(self, job: Job) -> tuple[Prediction, str]:
+        """Predict one picture, together with whatever else is waiting; return also the version of the bundle that answered."""
+        return await self._batch(job), self._predictor.bundle.version
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
     async def _batch(self, jobs: list[Job]) -> list[Prediction]:
@@ -54,7 +56,7 @@ class Classifier:
         ]
 
     async def describe(self) -> dict[str, Any]:
-        """Return what the ingress needs to know of the bundle, so that ingress and classifier never disagree."""
+        """Return what the ingress needs to know of the bundle."""
         bundle = self._predictor.bundle
         return {
             "manifest": bundle.manifest,

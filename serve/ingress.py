@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
@@ -74,8 +76,9 @@ class Ingress:
         self._classifier = classifier
         self._described: dict[str, Any] | None = None
 
-    async def _describe(self) -> dict[str, Any]:
-        if self._described is None:
+    async def _describe(self, version: str | None = None) -> dict[str, Any]:
+        """Return what the classifier says of its bundle, asked again when an answer came from another version."""
+        if self._described is None or version not in (None, self._described["manifest"]["version"]):
             self._described = await self._classifier.describe.remote()
         return self._described
 
@@ -88,7 +91,9 @@ class Ingress:
         described = await self._describe()
         preprocess = preprocess_of(described["manifest"])
         image, picture = await asyncio.to_thread(decode, data, preprocess)
-        prediction: Prediction = await self._classifier.predict.remote(Job(picture, explain == "grad_cam"))
+        prediction: Prediction
+        prediction, version = await self._classifier.predict.remote(Job(picture, explain == "grad_cam"))
+        described = await self._describe(version)
         explanation = (
             await asyncio.to_thread(explanation_of, image, prediction, preprocess) if explain == "grad_cam" else None
         )
@@ -129,6 +134,6 @@ class Ingress:
         """Answer whether a classifier with loaded weights can be asked."""
         try:
             await asyncio.wait_for(self._classifier.describe.remote(), timeout=5)
-        except TimeoutError:
+        except (TimeoutError, RayError, RayServeException):
             return problem(request, 503, "not_ready", "No classifier answers yet; try again in a few seconds.")
         return Alive()

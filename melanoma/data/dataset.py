@@ -61,13 +61,16 @@ class PreparedData:
             )
         return self.records[chosen].reset_index(drop=True)
 
-    def log_access(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Append one look at a test split to the access log and return all looks so far."""
+    def log_access(self, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """Append one look at a split (test, or calibration) to the access log and return all looks at it so far."""
         path = self.folder / ACCESS_LOG
-        line = json.dumps({"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **entry})
+        line = json.dumps(
+            {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
+        )
         with path.open("a") as log:
             log.write(line + "\n")
-        return [json.loads(text) for text in path.read_text().splitlines()]
+        looks = [json.loads(text) for text in path.read_text().splitlines()]
+        return [look for look in looks if look["split"] == split]
 
 
 def open_prepared(folder: Path, *, verify: bool = False) -> PreparedData:

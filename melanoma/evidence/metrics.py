@@ -156,7 +156,7 @@ def group_bootstrap(
     return result
 
 
-def clopper_pearson(successes: float, num: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(successes: float, num: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided interval of a proportion (Clopper, Pearson, 1934); (0, 1) without observations.
 
     Args:

@@ -125,10 +125,15 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
 
 
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
-    """Return a proportion with its Clopper-Pearson interval, which counts every group as one unit, whatever its pictures."""
+    """Return a proportion with its Clopper-Pearson interval over independent units.
+
+    Pictures of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2 (Survey Sampling, 1965),
+    the number of groups where all are of one size.
+    """
     if len(right) == 0:
         return {"value": float("nan"), "low": 0.0, "high": 1.0}
-    num, value = len(np.unique(groups)), float(right.mean())
+    sizes = np.unique(groups, return_counts=True)[1].astype(float)
+    num, value = float(sizes.sum() ** 2 / (sizes**2).sum()), float(right.mean())
     low, high = clopper_pearson(value * num, num)
     return {"value": value, "low": low, "high": high}
 
@@ -140,8 +145,8 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
         decide(float(images.probabilities[i, MELANOMA_INDEX]), point.threshold) == "refer" for i in melanomas
     )
     target = point.contract.target_sensitivity
-    promised = point.contract.status == "met"
-    status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised else "none"
+    promised, unseen = point.contract.status == "met", _is_unseen(evaluated)
+    status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised and unseen else "none"
     low, high = clopper_pearson(referred, len(melanomas), confidence=2 * point.contract.confidence - 1)
     words = (
         f"{referred} of {len(melanomas)} melanomas were referred, one picture a group "
@@ -155,8 +160,19 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
         "referred": referred,
         "sensitivity_low": low,
         "sensitivity_high": high,
-        "sentence": words if promised else f"The bundle promises nothing. {words}",
+        "sentence": (
+            f"The bundle promises nothing. {words}"
+            if not promised
+            else words
+            if unseen
+            else f"No verdict: the bundle may know these. {words}"
+        ),
     }
+
+
+def _is_unseen(evaluated: Evaluated) -> bool:
+    """Return whether these pictures can judge the contract: neither trained on, nor the ones its threshold was chosen on."""
+    return evaluated.split == "external" or (evaluated.split == "test" and evaluated.same_splits)
 
 
 def _without_nan(value: Any) -> Any:

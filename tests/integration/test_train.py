@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,18 +74,18 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path) -> None:
     assert best == max(_history(undisturbed), key=lambda row: row["auroc"])["epoch"]
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
 def test_a_run_killed_at_any_moment_ends_like_one_left_alone(
-    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+    epochs: int, prepared: PreparedData, undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Killed in the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
     process = _train(prepared, tmp_path, wait=False)
-    _wait_for(lambda: _epochs(tmp_path / "smoke") >= 2)
+    _wait_for(lambda: (tmp_path / "smoke" / "progress.json").is_file() and _epochs(tmp_path / "smoke") >= epochs)
     os.killpg(process.pid, signal.SIGKILL)  # the driver, and what is left of its Ray dies with it
     process.wait()
     _wait_for(lambda: not _workers_of(tmp_path))
-    killed_after = _epochs(tmp_path / "smoke")
     assert not (tmp_path / "smoke" / "bundle").exists()
     _train(prepared, tmp_path)
-    assert killed_after < 4 or _epochs(tmp_path / "smoke") == 4
     _same_end(tmp_path / "smoke", undisturbed)
 
 
@@ -127,12 +128,22 @@ def test_a_run_folder_is_never_shared_by_other_settings(
     assert "choose another --name" in capsys.readouterr().err
 
 
+def test_a_run_killed_while_its_bundle_is_made_is_finished_later(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(undisturbed, tmp_path / "smoke"))
+    shutil.rmtree(run / "bundle")
+    (run / "result.json").unlink()
+    _train(prepared, tmp_path)
+    _same_end(run, undisturbed)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_evidence_is_written_and_follows_from_the_predictions(
     prepared: PreparedData, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evidence"
-    looks = len(prepared.log_access({"by": "the test itself"}))
+    looks = len(prepared.log_access("test", {"by": "the test itself"}))
     code = main(["evaluate", str(undisturbed / "bundle"), str(prepared.folder), str(out), "--workers", "2", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert code == (FOUND if report["contract"]["status"] == "refuted" else DONE)
@@ -171,3 +182,24 @@ def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Path, sour
     (source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match="IMG_003_0"):
         evaluate(undisturbed / "bundle", source, tmp_path / "again")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_calibration_cannot_confirm_its_own_contract(prepared: PreparedData, undisturbed: Path, tmp_path: Path) -> None:
+    from ray_jobs.evaluate import evaluate
+
+    report = evaluate(undisturbed / "bundle", prepared.folder, tmp_path / "evidence", split="calibration")
+    assert report["contract"]["bundle_status"] == "met"
+    assert report["contract"]["status"] == "none"
+    assert "No verdict" in report["contract"]["sentence"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_data_without_melanomas_are_described_too(undisturbed: Path, source: Path, tmp_path: Path) -> None:
+    from ray_jobs.evaluate import describe_evaluation, evaluate
+
+    table = pd.read_csv(source / "metadata.csv")
+    table.assign(dx="nv").to_csv(source / "metadata.csv", index=False)
+    report = evaluate(undisturbed / "bundle", source, tmp_path / "evidence")
+    assert report["image"]["auroc"]["value"] is None
+    assert "undefined here" in describe_evaluation(report, tmp_path)

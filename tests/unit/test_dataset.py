@@ -55,8 +55,9 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
 
 def test_every_look_at_test_is_logged(copied: Path) -> None:
     data = open_prepared(copied)
-    data.log_access({"bundle_version": "a"})
-    assert [access["bundle_version"] for access in data.log_access({"bundle_version": "b"})] == ["a", "b"]
+    data.log_access("test", {"bundle_version": "a"})
+    data.log_access("calibration", {"bundle_version": "c"})
+    assert [access["bundle_version"] for access in data.log_access("test", {"bundle_version": "b"})] == ["a", "b"]
 
 
 def _write_and_stop(path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
-from melanoma.networks import build_model, features, head, load_weights, parameter_groups
+from melanoma.networks import build_model, check_feature_map, features, head, load_weights, parameter_groups
 
 TINY = ModelConfig(backbone="test_convnext")
 
@@ -63,3 +63,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file({"nothing.like.it": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="no tensor of"):
         load_weights(build_model(TINY), tmp_path / "w.safetensors")
+
+
+def test_networks_without_a_feature_map_are_refused() -> None:
+    check_feature_map(build_model(TINY))
+    with pytest.raises(ValueError, match="convolutional"):
+        check_feature_map(build_model(ModelConfig(backbone="test_vit")))
