@@ -2,10 +2,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
-from melanoma.config import TrainConfig
+from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
+from melanoma.networks import build_model
 from ray_jobs.train import TrainJob, _check_data, _check_weights
 
 
@@ -39,9 +41,18 @@ def test_calibration_without_melanomas_is_refused_before_training(
 def test_an_unreachable_hub_is_one_sentence(
     prepared: PreparedData, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host")
+    def offline(config: ModelConfig, *, pretrained: bool = False) -> torch.nn.Module:
+        if pretrained:
+            raise ConnectionError("no route to host")
+        return build_model(config)
 
     monkeypatch.setattr("ray_jobs.train.build_model", offline)
     with pytest.raises(DataError, match="--weights imagenet needs timm's hub"):
         _check_weights(_job(prepared, tiny_config, weights="imagenet"))
+
+
+def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    config = tiny_config.with_overrides(["model.backbone=test_efficientnet", "model.layer_scale=null"])
+    _check_weights(_job(prepared, config))
+    with pytest.raises(DataError, match="--workers 1"):
+        _check_weights(_job(prepared, config, num_workers=2))
