@@ -58,7 +58,7 @@ class Bundle:
         manifest: as written.
         model: the network in eval mode, on the CPU.
         preprocess: from stored pictures to its input.
-        views: turned copies averaged.
+        views: mirrored copies averaged.
         probability_map: from logits to probabilities.
         operating_point: threshold and contract.
         model_card: MODEL_CARD.md.

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MELANOMA_INDEX = CLASSES.index("mel")
-NUM_VIEWS = (1, 2, 4, 8)
+NUM_VIEWS = (1, 2, 4)
 
 
 def _require(condition: bool, path: str, rule: str, value: object) -> None:
@@ -101,7 +101,7 @@ class DataConfig(_Config):
         mean: channel means subtracted after scaling to [0, 1].
         std: channel deviations divided by.
         validation_fold: the fold that chooses the epoch and fits the probability map; the other folds train.
-        views: mirrored and turned copies averaged at prediction time (1, 2, 4 or 8).
+        views: mirrored copies averaged at prediction time (1, 2 or 4).
     """
 
     input_height: int = 96

@@ -17,7 +17,7 @@ def smoke() -> TrainConfig:
 def cpu_quick() -> TrainConfig:
     """Return what two CPU cores train from random weights on HAM10000 within 12 minutes."""
     return TrainConfig(
-        data=DataConfig(input_height=72, input_width=96, views=8),
+        data=DataConfig(input_height=72, input_width=96, views=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
         optim=OptimConfig(optimizer="muon", epochs=11, batch_size=32, lr=1e-3, warmup_epochs=1, ema_decay=0.998),
     )
@@ -26,7 +26,7 @@ def cpu_quick() -> TrainConfig:
 def cpu() -> TrainConfig:
     """Return the best known that two CPU cores train from random weights on HAM10000, in half an hour."""
     return TrainConfig(
-        data=DataConfig(input_height=96, input_width=128, views=8),
+        data=DataConfig(input_height=96, input_width=128, views=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
         optim=OptimConfig(
             optimizer="muon",
@@ -43,7 +43,7 @@ def cpu() -> TrainConfig:
 def gpu() -> TrainConfig:
     """Return the full recipe for GPUs: fine-tuning from ImageNet-22k weights at 224 px, a batch of 64 over all workers."""
     return TrainConfig(
-        data=DataConfig(input_height=168, input_width=224, views=8),
+        data=DataConfig(input_height=168, input_width=224, views=4),
         model=ModelConfig(backbone="convnext_tiny.fb_in22k_ft_in1k", drop_path=0.1),
         loss=LossConfig(),
         optim=OptimConfig(epochs=18, batch_size=64, lr=1e-4, layer_decay=0.75, warmup_epochs=2, ema_decay=0.999),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from melanoma.images import Uint8Array
 from melanoma.networks import head
-from melanoma.views import turn_back, view_features
+from melanoma.views import mirror, view_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tup
 
 
 def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: int = 1) -> Explained:
-    """Predict ``(N, 3, H, W)`` images and explain one class; over several views both are averaged, the maps turned back."""
+    """Predict ``(N, 3, H, W)`` images and explain one class; over several views both are averaged, the maps mirrored back."""
     with torch.no_grad():
         feature_maps = view_features(model, images, views)
     logits, heatmaps = zip(
         *(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True
     )
-    upright = [turn_back(heatmap, view) for view, heatmap in enumerate(heatmaps)]
+    upright = [mirror(heatmap, view) for view, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
 
 
