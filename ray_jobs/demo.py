@@ -105,7 +105,7 @@ def _serving(bundle: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
         _wait_ready(server, f"http://127.0.0.1:{port}")
         yield server, f"http://127.0.0.1:{port}"
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)
         try:
             server.wait(60)
         except subprocess.TimeoutExpired:
