@@ -126,7 +126,7 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
 
 def _strength(dx: str, rng: np.random.Generator) -> float:
     """Draw how strongly signs of melanoma show; the classes overlap on purpose, so that nobody can be always right."""
-    shape = {"mel": (6.2, 1.8), "nv": (1.8, 5.8)}.get(dx, (1.6, 5.2))
+    shape = {"mel": (8.5, 1.8), "nv": (1.8, 5.8)}.get(dx, (1.6, 5.2))
     return float(rng.beta(*shape))
 
 

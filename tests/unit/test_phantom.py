@@ -86,7 +86,7 @@ def test_signs_overlap_between_melanomas_and_nevi() -> None:
     melanomas = np.array([lesion.strength for lesion in lesions if lesion.dx == "mel"])
     nevi = np.array([lesion.strength for lesion in lesions if lesion.dx == "nv"])
     auroc = (melanomas[:, None] > nevi[None, :]).mean()
-    assert 0.9 < auroc < 0.997  # what somebody who saw the strength itself would reach: never 1
+    assert 0.9 < auroc < 0.9985  # what somebody who saw the strength itself would reach: never 1
 
 
 def test_a_leak_is_planted_under_other_ids() -> None:
