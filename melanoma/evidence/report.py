@@ -7,21 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melanoma.bundle import Bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson, confusion, group_bootstrap
 from melanoma.evidence.operating_point import check_contract, choose_units, decide
+from melanoma.evidence.plots import ACCENT, INK, plot_confusion, plot_precision_recall, plot_reliability, plot_roc
 from melanoma.files import write_json, write_text
 
 FORMAT_VERSION = 1
-_INK, _MUTED, _ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +83,12 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     }
     report = _without_nan(report)
     write_json(folder / "report.json", report)
+    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
     pictures = {
-        "roc.png": _plot_roc(images, threshold),
-        "precision_recall.png": _plot_precision_recall(images, threshold),
-        "reliability.png": _plot_reliability(images),
-        "confusion.png": _plot_confusion(np.array(report["confusion"])),
+        "roc.png": plot_roc(is_melanoma, scores, threshold),
+        "precision_recall.png": plot_precision_recall(is_melanoma, scores, threshold),
+        "reliability.png": plot_reliability(is_melanoma, scores),
+        "confusion.png": plot_confusion(np.array(report["confusion"])),
     }
     for name, figure in pictures.items():
         figure.savefig(folder / name, dpi=130)
@@ -184,99 +182,6 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
-    matplotlib.use("Agg")
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _plot_roc(images: _Level, threshold: float) -> Figure:
-    figure, axes = _axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
-    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
-    axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=":")
-    if is_melanoma.any() and not is_melanoma.all():
-        x, y, _ = roc_curve(is_melanoma, scores)
-        axes.plot(x, y, color=_INK, lw=1.8)
-        point = (scores[~is_melanoma] >= threshold).mean(), (scores[is_melanoma] >= threshold).mean()
-        axes.plot(
-            *point,
-            "o",
-            color=_ACCENT,
-            ms=8,
-            label=f"the bundle's threshold\nsensitivity {point[1]:.2f}, specificity {1 - point[0]:.2f}",
-        )
-        axes.legend(frameon=False, loc="lower right", fontsize=9)
-    axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
-    return figure
-
-
-def _plot_precision_recall(images: _Level, threshold: float) -> Figure:
-    figure, axes = _axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
-    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
-    if is_melanoma.any():
-        precision, recall, _ = precision_recall_curve(is_melanoma, scores)
-        axes.plot(recall, precision, color=_INK, lw=1.8)
-        axes.axhline(is_melanoma.mean(), color=_MUTED, lw=1, ls=":", label=f"prevalence here {is_melanoma.mean():.2f}")
-        referred = scores >= threshold
-        if referred.any():
-            axes.plot(
-                (referred & is_melanoma).sum() / is_melanoma.sum(),
-                is_melanoma[referred].mean(),
-                "o",
-                color=_ACCENT,
-                ms=8,
-                label="the bundle's threshold",
-            )
-        axes.legend(frameon=False, loc="upper right", fontsize=9)
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
-    return figure
-
-
-def _plot_reliability(images: _Level) -> Figure:
-    figure, axes = _axes(
-        "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
-    )
-    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
-    axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=":")
-    bins = np.minimum((scores * 10).astype(int), 9)
-    for index in np.unique(bins):
-        chosen = bins == index
-        low, high = clopper_pearson(int(is_melanoma[chosen].sum()), int(chosen.sum()))
-        axes.plot([scores[chosen].mean()] * 2, [low, high], color=_MUTED, lw=1.4)
-        axes.plot(scores[chosen].mean(), is_melanoma[chosen].mean(), "o", color=_INK, ms=6)
-        axes.annotate(
-            f"{chosen.sum()}", (scores[chosen].mean(), high), ha="center", va="bottom", fontsize=7, color=_INK
-        )
-    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
-    return figure
-
-
-def _plot_confusion(matrix: np.ndarray) -> Figure:
-    figure, axes = _axes("Likeliest class (across) of each true class (down)", "", "")
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)
-    for (row, column), count in np.ndenumerate(matrix):
-        axes.text(
-            column,
-            row,
-            count,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share[row, column] > 0.6 else _INK,
-        )
-    axes.set_xticks(range(len(CLASSES)), CLASSES)
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    return figure
-
-
 def _cell(metric: dict[str, float | None]) -> str:
     if metric["value"] is None or metric["low"] is None or metric["high"] is None:
         return "undefined here"
@@ -305,11 +210,11 @@ def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluat
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Melanoma triage: evaluation</title>
 <style>
- :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {_INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+ :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
  table {{ border-collapse: collapse }}
  th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
  thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
- .verdict {{ border-left: 5px solid {_ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
+ .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
 </style>
 <h1>{html.escape(report["population"])}</h1>
 <p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions;

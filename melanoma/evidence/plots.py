@@ -1,0 +1,107 @@
+"""The pictures of an evaluation; knows numbers, not bundles or files."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from melanoma.config import CLASSES
+from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson
+
+BoolArray = NDArray[np.bool_]
+INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    matplotlib.use("Agg")
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_roc(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
+    """Draw the ROC curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
+    figure, axes = _axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
+    if is_melanoma.any() and not is_melanoma.all():
+        x, y, _ = roc_curve(is_melanoma, scores)
+        axes.plot(x, y, color=INK, lw=1.8)
+        point = (scores[~is_melanoma] >= threshold).mean(), (scores[is_melanoma] >= threshold).mean()
+        axes.plot(
+            *point,
+            "o",
+            color=ACCENT,
+            ms=8,
+            label=f"the bundle's threshold\nsensitivity {point[1]:.2f}, specificity {1 - point[0]:.2f}",
+        )
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
+    return figure
+
+
+def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
+    """Draw the precision-recall curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
+    figure, axes = _axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
+    if is_melanoma.any():
+        precision, recall, _ = precision_recall_curve(is_melanoma, scores)
+        axes.plot(recall, precision, color=INK, lw=1.8)
+        axes.axhline(is_melanoma.mean(), color=MUTED, lw=1, ls=":", label=f"prevalence here {is_melanoma.mean():.2f}")
+        referred = scores >= threshold
+        if referred.any():
+            axes.plot(
+                (referred & is_melanoma).sum() / is_melanoma.sum(),
+                is_melanoma[referred].mean(),
+                "o",
+                color=ACCENT,
+                ms=8,
+                label="the bundle's threshold",
+            )
+        axes.legend(frameon=False, loc="upper right", fontsize=9)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
+    return figure
+
+
+def plot_reliability(is_melanoma: BoolArray, scores: FloatArray) -> Figure:
+    """Draw the reliability diagram of melanoma: ten bins with their Clopper-Pearson intervals and numbers of pictures; both arrays ``(N,)``."""
+    figure, axes = _axes(
+        "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
+    )
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
+    bins = np.minimum((scores * 10).astype(int), 9)
+    for index in np.unique(bins):
+        chosen = bins == index
+        low, high = clopper_pearson(int(is_melanoma[chosen].sum()), int(chosen.sum()))
+        axes.plot([scores[chosen].mean()] * 2, [low, high], color=MUTED, lw=1.4)
+        axes.plot(scores[chosen].mean(), is_melanoma[chosen].mean(), "o", color=INK, ms=6)
+        axes.annotate(f"{chosen.sum()}", (scores[chosen].mean(), high), ha="center", va="bottom", fontsize=7, color=INK)
+    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
+    return figure
+
+
+def plot_confusion(matrix: IntArray) -> Figure:
+    """Draw a ``(C, C)`` confusion matrix, shaded by the share of each true class."""
+    figure, axes = _axes("Likeliest class (across) of each true class (down)", "", "")
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)
+    for (row, column), count in np.ndenumerate(matrix):
+        axes.text(
+            column,
+            row,
+            count,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share[row, column] > 0.6 else INK,
+        )
+    axes.set_xticks(range(len(CLASSES)), CLASSES)
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
