@@ -1,22 +1,26 @@
 """Pictures -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
 
-Every shard is written by the task that decoded it, so that no picture passes through the driver or the object store.
+Every shard is written by the task that made it, so that no picture passes through the driver or the object store. Splits are
+drawn after decoding, for identical pixels must not be split; then each split gets shards of its own, so that what must not be
+looked at need not even be there.
 """
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import ray
 import ray.data
 
 from melanoma.config import CLASSES
 from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups
 from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
-from melanoma.data.shards import sha256_of, write_shard
+from melanoma.data.shards import open_shard, sha256_of, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.files import new_folder, write_json, write_text
@@ -24,6 +28,7 @@ from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
 from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS = 512
+DECODED = "decoded"
 REJECTED = "rejected.csv"
 RECORD_COLUMNS = (
     "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex", "site", "source",
@@ -76,13 +81,11 @@ def prepare(
     pairs = _read_pairs(config.same_lesion, set(source.records["image_id"]))
     given = pd.read_csv(config.splits, dtype=str) if config.splits else None
     with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
-        (work / "shards").mkdir()
-        decoded = _decode(source, work / "shards", config.size, on_picture)
+        (work / DECODED).mkdir()
+        decoded = _decode(source, work / DECODED, config.size, on_picture)
         records, rejections = _join(source, decoded)
         _write_rejections(work / REJECTED, rejections)
-        if rejections and not config.skip_bad:
-            _keep_only_rejections(work)
-        else:
+        if not rejections or config.skip_bad:
             if records.empty:
                 raise DataError(
                     "SOURCE must hold at least one usable picture, it has none; see the reasons with --skip-bad left out."
@@ -96,6 +99,7 @@ def prepare(
                 group_columns=group_columns,
                 name=source_dir.resolve().name,
             )
+        shutil.rmtree(work / DECODED)
     if rejections and not config.skip_bad:
         raise DataError(_count_reasons(rejections, out))
     return manifest
@@ -128,12 +132,6 @@ def _read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
 
 def _holds_only_rejections(out: Path) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
-
-
-def _keep_only_rejections(work: Path) -> None:
-    for shard in (work / "shards").iterdir():
-        shard.unlink()
-    (work / "shards").rmdir()
 
 
 def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
@@ -241,7 +239,7 @@ def _write_dataset(
     records["group"] = join_groups(records["image_id"].tolist(), keys, pairs)
     drawn = _split(records, config, given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
-    records = records.astype({"width_px": int, "height_px": int, "row": int})
+    records = _store_by_split(work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size)
     records[list(RECORD_COLUMNS)].to_parquet(work / "records.parquet", index=False)
     height, width = canvas_shape(config.size)
     manifest = {
@@ -267,6 +265,28 @@ def _write_dataset(
     }
     write_json(work / "manifest.json", manifest)
     return manifest
+
+
+def _store_by_split(work: Path, records: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Write the pictures of each split into shards of its own; return the records with their new places."""
+    (work / "shards").mkdir()
+    store = ray.remote(store_shard)
+    stored, waiting = [], []
+    for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
+        for number, start in enumerate(range(0, len(rows), SHARD_ROWS)):
+            part = rows.iloc[start : start + SHARD_ROWS]
+            path = work / "shards" / f"{split}-{number:05d}.arrow"
+            waiting.append(store.remote(path, part[["image_id", "shard", "row"]], work / DECODED, canvas_shape(size)))
+            stored.append(part.assign(shard=path.name, row=range(len(part))))
+    ray.get(waiting)
+    return pd.concat(stored).sort_values("image_id", ignore_index=True)
+
+
+def store_shard(path: Path, places: pd.DataFrame, decoded: Path, shape: tuple[int, int]) -> None:
+    """Write one shard from the decoded pictures at some places (image_id, shard, row). Runs in a Ray task."""
+    shards = {name: open_shard(decoded / name, shape) for name in set(places["shard"])}
+    pictures = [shards[name][row] for name, row in zip(places["shard"], places["row"], strict=True)]
+    write_shard(path, places["image_id"].tolist(), pictures)
 
 
 def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:

@@ -49,8 +49,6 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     records = read_source(phantom_source).records.sort_values("image_id", ignore_index=True)
     shape = canvas_shape(96)
     (folder / "shards").mkdir()
-    pictures = [to_canvas(decode_image(Path(path).read_bytes()), shape) for path in records["path"]]
-    digest = write_shard(folder / "shards" / "shard-00000.arrow", records["image_id"].tolist(), pictures)
     records["group"] = join_groups(
         records["image_id"].tolist(), [records["lesion_id"].tolist(), records["patient_id"].tolist()]
     )
@@ -62,9 +60,12 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         num_folds=3,
         seed=0,
     )
-    records = records.assign(
-        split=drawn["split"], fold=drawn["fold"], shard="shard-00000.arrow", row=np.arange(len(records))
-    )
+    records = records.assign(split=drawn["split"], fold=drawn["fold"], shard=drawn["split"] + ".arrow")
+    records["row"] = records.groupby("shard").cumcount()
+    digests = {}
+    for name, rows in records.groupby("shard"):
+        pictures = [to_canvas(decode_image(Path(path).read_bytes()), shape) for path in rows["path"]]
+        digests[name] = write_shard(folder / "shards" / str(name), rows["image_id"].tolist(), pictures)
     records.to_parquet(folder / "records.parquet", index=False)
     manifest = {
         "kind": "melanoma-dataset",
@@ -80,7 +81,8 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             for s, rows in records.groupby("split")
         },
         "group_columns": ["patient_id", "lesion_id"],
-        "shards": {"shard-00000.arrow": digest},
+        "num_folds": 3,
+        "shards": digests,
         "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
     }
     write_json(folder / "manifest.json", manifest)
@@ -100,14 +102,13 @@ def tiny_config() -> TrainConfig:
 @pytest.fixture(scope="session")
 def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module:
     """A small network that has learned something, so that its maps and scores are not those of noise."""
-    from melanoma.engine import fit, start_state
+    from melanoma.engine import Training, fit, start_state
     from melanoma.networks import build_model
-    from tests.runs import training_of
 
     torch.manual_seed(0)
     model = build_model(tiny_config.model)
     state = start_state(model, tiny_config)
-    fit(training_of(prepared, tiny_config), model, state, lambda _: None)
+    fit(Training.on(tiny_config, prepared), model, state, lambda _: None)
     return state.evaluated.eval()
 
 

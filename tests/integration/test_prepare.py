@@ -37,6 +37,21 @@ def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> Non
         assert label == data.records["label"][index]
 
 
+def test_each_split_has_shards_of_its_own(source: Path, tmp_path: Path) -> None:
+    """So that nothing which must not be looked at need be there: a search runs where calibration and test are removed."""
+    prepare(source, tmp_path / "out", CONFIG)
+    for shard in (tmp_path / "out" / "shards").iterdir():
+        if not shard.name.startswith("train"):
+            shard.unlink()
+    data = open_prepared(tmp_path / "out")
+    assert len(PictureDataset(data, data.rows("train"))) > 0
+    with pytest.raises(DataError, match="missing"):
+        PictureDataset(data, data.rows("test"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "manifest.json", "records.parquet", "rejected.csv", "shards",
+    }  # fmt: skip
+
+
 def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _spoil(source)
     out = tmp_path / "out"

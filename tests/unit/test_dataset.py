@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.data.dataset import ACCESS_LOG, PictureDataset, PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.files import new_folder, write_text
 from melanoma.images import decode_image, to_canvas
@@ -13,7 +13,8 @@ from melanoma.images import decode_image, to_canvas
 
 @pytest.fixture
 def copied(prepared: PreparedData, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared.folder, tmp_path / "dataset"))
+    """A copy that nobody has looked into: other tests log their looks at the shared one."""
+    return Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)))
 
 
 def test_pictures_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
