@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from melanoma.augmentation import augment, image_keys, uniform_draws
 from melanoma.config import CLASSES, TrainConfig
-from melanoma.data.dataset import PictureDataset
+from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.distributed import World
 from melanoma.evidence.metrics import validation_scores
 from melanoma.images import Preprocess
-from melanoma.losses import focal_terms
+from melanoma.losses import class_weights_from_counts, focal_terms
 from melanoma.networks import parameter_groups
 from melanoma.views import predict_views
 
@@ -141,6 +141,32 @@ class Training:
     class_weights: Tensor
     world: World = dataclasses.field(default_factory=World)
     on_step: Callable[[int, int, int, float], None] | None = None
+
+    @staticmethod
+    def on(
+        config: TrainConfig,
+        data: PreparedData,
+        *,
+        world: World | None = None,
+        on_step: Callable[[int, int, int, float], None] | None = None,
+    ) -> "Training":
+        """Return the run that validates on the configured fold of a data set and learns from the others.
+
+        Raises:
+            DataError: if there is no such fold.
+        """
+        fold, loss = config.data.validation_fold, config.loss
+        rows = data.rows("train", without_fold=fold)
+        counts = [int((rows["label"] == label).sum()) for label in range(len(CLASSES))]
+        return Training(
+            config=config,
+            train=PictureDataset(data, rows),
+            validation=PictureDataset(data, data.rows("train", fold=fold)),
+            preprocess=Preprocess(data.canvas, config.data),
+            class_weights=class_weights_from_counts(counts, tau=loss.tau, melanoma_factor=loss.melanoma_factor),
+            world=world or World(),
+            on_step=on_step,
+        )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -37,6 +37,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def claim_folder(folder: Path, described: Any) -> bool:
+    """Tie a run's folder to its settings, so that another run never goes on from what lies there.
+
+    Args:
+        folder: made if it is not there.
+        described: plain values that say which run it is; kept in run.json.
+
+    Returns:
+        Whether this run was there before.
+
+    Raises:
+        DataError: if the folder holds another run or something else.
+    """
+    path, described = folder / "run.json", json.loads(json.dumps(described))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise DataError(
+                f"the run folder must be new or hold this run, {folder} holds something else; choose another --name."
+            )
+        write_json(path, described)
+        return False
+    if json.loads(path.read_text()) != described:
+        raise DataError(
+            f"{folder} must hold a run with the same settings and data, it holds another; choose another --name."
+        )
+    return True
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
     """Give a folder to write into, which takes its place only when the block ends well.

@@ -17,7 +17,7 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
-from melanoma.files import write_json
+from melanoma.files import claim_folder, write_json
 from melanoma.networks import build_model, check_feature_map, load_weights
 from melanoma.packing import pack
 from ray_jobs.cluster import connect, cpus_per_worker
@@ -57,7 +57,6 @@ def train(job: TrainJob) -> dict[str, Any]:
     """
     data = open_prepared(job.dataset)
     _check_data(job, data)
-    job.run_dir.mkdir(parents=True, exist_ok=True)
     _claim(job, split_hash=data.manifest["split_hash"])
     if not (job.run_dir / "bundle" / MANIFEST).is_file():
         _check_weights(job)
@@ -71,24 +70,9 @@ def train(job: TrainJob) -> dict[str, Any]:
 
 
 def _claim(job: TrainJob, *, split_hash: str) -> None:
-    """Tie the run folder to its settings, so that another run never resumes from its checkpoints."""
-    path = job.run_dir / "run.json"
-    described = {
-        "config": json.loads(json.dumps(dataclasses.asdict(job.config))),
-        "weights": job.weights,
-        "split_hash": split_hash,
-    }
-    if not path.is_file():
-        if any(not path.name.startswith(".") for path in job.run_dir.iterdir()):
-            raise DataError(
-                f"the run folder must be new or hold this run, {job.run_dir} holds something else; choose another --name."
-            )
-        write_json(path, described)
+    described = {"config": dataclasses.asdict(job.config), "weights": job.weights, "split_hash": split_hash}
+    if not claim_folder(job.run_dir, described):
         return
-    if json.loads(path.read_text()) != described:
-        raise DataError(
-            f"{job.run_dir} must hold a run with the same settings and data, it holds another; choose another --name."
-        )
     if (job.run_dir / "bundle" / MANIFEST).is_file():
         say(f"{job.run_dir} is finished; nothing is left to do.")
     elif (job.run_dir / "history.jsonl").is_file():

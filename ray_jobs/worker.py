@@ -19,13 +19,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from melanoma.config import CLASSES, TrainConfig
-from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
 from melanoma.files import write_json, write_text
-from melanoma.images import Preprocess
-from melanoma.losses import class_weights_from_counts
 from melanoma.networks import build_model, load_weights
 
 STATE = "state.pt"
@@ -57,7 +55,8 @@ def train_worker(values: Mapping[str, Any]) -> None:
     config, run_dir, world = TrainConfig.from_dict(args.config), Path(args.run_dir), World.current()
     torch.set_num_threads(args.num_threads)
     device = ray.train.torch.get_device()
-    training = _training(config, open_prepared(Path(args.dataset)), world, _Progress(config, run_dir, world))
+    progress = _Progress(config, run_dir, world)
+    training = Training.on(config, open_prepared(Path(args.dataset)), world=world, on_step=progress)
     torch.manual_seed(config.seed)  # the same start on every rank
     fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
     model = build_model(config.model, pretrained=fresh and args.weights == "imagenet")
@@ -77,23 +76,6 @@ def train_worker(values: Mapping[str, Any]) -> None:
         else _NoWriter() as writer
     ):
         fit(training, wrapped, state, lambda state: _report(state, run_dir, world, writer))
-
-
-def _training(config: TrainConfig, data: PreparedData, world: World, progress: "_Progress") -> Training:
-    fold = config.data.validation_fold
-    rows = data.rows("train", without_fold=fold)
-    counts = [int((rows["label"] == label).sum()) for label in range(len(CLASSES))]
-    return Training(
-        config=config,
-        train=PictureDataset(data, rows),
-        validation=PictureDataset(data, data.rows("train", fold=fold)),
-        preprocess=Preprocess(data.canvas, config.data),
-        class_weights=class_weights_from_counts(
-            counts, tau=config.loss.tau, melanoma_factor=config.loss.melanoma_factor
-        ),
-        world=world,
-        on_step=progress,
-    )
 
 
 def _resume(state: TrainState, device: torch.device) -> None:

@@ -14,9 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.distributed import World
-from melanoma.engine import TrainState, epoch_order, fit, input_size, learning_rate_factor, start_state
+from melanoma.engine import Training, TrainState, epoch_order, fit, input_size, learning_rate_factor, start_state
 from melanoma.networks import build_model
-from tests.runs import training_of
 
 # Largest difference of any weight. Muon orthogonalises in bfloat16, which enlarges the rounding of the sums it is given.
 PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-3}
@@ -35,7 +34,7 @@ def _fit(
     state: TrainState | None = None,
     on_epoch_end=None,
 ) -> TrainState:  # type: ignore[no-untyped-def]
-    training = training_of(data, config, world)
+    training = Training.on(config, data, world=world)
     if state is None:
         torch.manual_seed(config.seed)
         state = start_state(build_model(config.model), config)
