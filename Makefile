@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo serve test test-unit drill check format lock
+.PHONY: setup demo serve test test-unit drill check bench format lock
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ test-unit: setup
 
 drill: setup
 	$(BIN)/python -m pytest -m drill -s
+
+bench: setup
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/grad_cam_cost.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -15,7 +15,8 @@ BoolArray = NDArray[np.bool_]
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    """Return an empty figure in the house's style and its axes."""
     matplotlib.use("Agg")
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -28,7 +29,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
 
 def plot_roc(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
     """Draw the ROC curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = _axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
+    figure, axes = new_axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
     if is_melanoma.any() and not is_melanoma.all():
         x, y, _ = roc_curve(is_melanoma, scores)
@@ -48,7 +49,7 @@ def plot_roc(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Fi
 
 def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
     """Draw the precision-recall curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = _axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
+    figure, axes = new_axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
     if is_melanoma.any():
         precision, recall, _ = precision_recall_curve(is_melanoma, scores)
         axes.plot(recall, precision, color=INK, lw=1.8)
@@ -70,7 +71,7 @@ def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold:
 
 def plot_reliability(is_melanoma: BoolArray, scores: FloatArray) -> Figure:
     """Draw the reliability diagram of melanoma: ten bins with their Clopper-Pearson intervals and numbers of pictures; both arrays ``(N,)``."""
-    figure, axes = _axes(
+    figure, axes = new_axes(
         "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
     )
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
@@ -87,7 +88,7 @@ def plot_reliability(is_melanoma: BoolArray, scores: FloatArray) -> Figure:
 
 def plot_confusion(matrix: IntArray) -> Figure:
     """Draw a ``(C, C)`` confusion matrix, shaded by the share of each true class."""
-    figure, axes = _axes("Likeliest class (across) of each true class (down)", "", "")
+    figure, axes = new_axes("Likeliest class (across) of each true class (down)", "", "")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)
     for (row, column), count in np.ndenumerate(matrix):

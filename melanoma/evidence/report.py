@@ -1,6 +1,5 @@
 """report.json, its pictures and its page: what one bundle shows on one set of pictures. Knows nothing of how they were scored."""
 
-import base64
 import dataclasses
 import html
 import json
@@ -15,8 +14,9 @@ from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson, confusion, group_bootstrap
 from melanoma.evidence.operating_point import check_contract, choose_units, decide
-from melanoma.evidence.plots import ACCENT, INK, plot_confusion, plot_precision_recall, plot_reliability, plot_roc
-from melanoma.files import write_json, write_text
+from melanoma.evidence.page import html_table, page, picture, to_png
+from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_reliability, plot_roc
+from melanoma.files import write_bytes, write_json, write_text
 
 FORMAT_VERSION = 1
 
@@ -90,11 +90,10 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
         "reliability.png": plot_reliability(is_melanoma, scores),
         "confusion.png": plot_confusion(np.array(report["confusion"])),
     }
-    for name, figure in pictures.items():
-        figure.savefig(folder / name, dpi=130)
-    write_text(
-        folder / "report.html", _page(report, {name: (folder / name).read_bytes() for name in pictures}, evaluated)
-    )
+    drawn = {name: to_png(figure) for name, figure in pictures.items()}
+    for name, png in drawn.items():
+        write_bytes(folder / name, png)
+    write_text(folder / "report.html", _page(report, drawn, evaluated))
     return report
 
 
@@ -112,6 +111,7 @@ def _levels(table: pd.DataFrame) -> tuple[_Level, _Level]:
 
 def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
     is_melanoma = level.labels == MELANOMA_INDEX
+    right = level.probabilities.argmax(axis=1) == level.labels
     referred = np.array([decide(float(p), threshold) == "refer" for p in level.probabilities[:, MELANOMA_INDEX]])
     return {
         "num": len(level.labels),
@@ -119,6 +119,9 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
         "sensitivity": _proportion(referred[is_melanoma], level.groups[is_melanoma]),
         "specificity": _proportion(~referred[~is_melanoma], level.groups[~is_melanoma]),
         **group_bootstrap(level.labels, level.probabilities, level.groups),
+        # Shares of units under a fixed rule too: exact bounds hold even where all are right and a bootstrap has no width.
+        "melanoma_recall_argmax": _proportion(right[is_melanoma], level.groups[is_melanoma]),
+        "accuracy": _proportion(right, level.groups),
     }
 
 
@@ -190,14 +193,8 @@ def _cell(metric: dict[str, float | None]) -> str:
 
 def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluated) -> str:
     names = [name for name, value in report["image"].items() if isinstance(value, dict)]
-    rows = "".join(
-        f"<tr><th>{name.replace('_', ' ')}</th><td>{_cell(report['image'][name])}</td><td>{_cell(report['lesion'][name])}</td></tr>"
-        for name in names
-    )
-    figures = "".join(
-        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for name, data in pictures.items()
-    )
+    rows = [[name.replace("_", " "), _cell(report["image"][name]), _cell(report["lesion"][name])] for name in names]
+    figures = "".join(picture(name.removesuffix(".png").replace("_", " "), data) for name, data in pictures.items())
     accesses = "".join(f"<li>{html.escape(json.dumps(access))}</li>" for access in report["accesses"])
     looked = f"<h2>Looks at this test split</h2><ol>{accesses}</ol>" if accesses else ""
     other = (
@@ -206,27 +203,17 @@ def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluat
         else "<p><b>The bundle was not trained on this data set's splits:</b> make sure that none of these pictures trained it.</p>"
     )
     contract = report["contract"]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Melanoma triage: evaluation</title>
-<style>
- :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
- table {{ border-collapse: collapse }}
- th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
- thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
- .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
-</style>
-<h1>{html.escape(report["population"])}</h1>
+    body = f"""<h1>{html.escape(report["population"])}</h1>
 <p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions;
  {report["image"]["num_melanoma"]} pictures of {report["lesion"]["num_melanoma"]} melanomas.
  Bundle {report["bundle"]["version"]}, threshold {report["bundle"]["threshold"]:.4f}.</p>
 <p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>
 {html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
-<table><thead><tr><th></th><th>per picture</th><th>per lesion</th></tr></thead>{rows}</table>
-<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold: Clopper-Pearson, one unit a group; the others: bootstrap over groups.
+{html_table(["", "per picture", "per lesion"], rows)}
+<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, one unit a group;
+ the others: bootstrap over groups.
  Specificity at sensitivity 90 % chooses its threshold on these very pictures.
  Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},
  Brier score {report["calibration"]["brier"]:.3f}, expected calibration error {report["calibration"]["ece"]:.3f}.</small></p>
-{figures}{looked}
-<p><b>Research use only. Not a medical device; not a diagnosis.</b></p></html>
-"""
+{figures}{looked}"""
+    return page("Melanoma triage: evaluation", body)

@@ -1,0 +1,63 @@
+"""What a Grad-CAM costs over the plain prediction: ours through the head alone, and pytorch-grad-cam, in one run, as ratios.
+
+python benchmarks/grad_cam_cost.py
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from melanoma.config import MELANOMA_INDEX, ModelConfig
+from melanoma.explain.grad_cam import explain_batch
+from melanoma.networks import build_model
+
+REPEATS = 15
+CASES = (("convnext_atto", (96, 128), 8), ("convnext_tiny", (168, 224), 1), ("convnext_tiny", (168, 224), 8))
+
+
+def main() -> None:
+    """Print one line a case."""
+    print(f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward pass")
+    for backbone, size, batch in CASES:
+        forward, ours, library = _measure(backbone, size, batch)
+        print(
+            f"{backbone:14} {size[1]} x {size[0]} px, batch {batch}: forward {1000 * forward:7.1f} ms   "
+            f"with our Grad-CAM x {ours / forward:.2f}   with pytorch-grad-cam x {library / forward:.2f}"
+        )
+
+
+def _measure(backbone: str, size: tuple[int, int], batch: int) -> list[float]:
+    model = build_model(ModelConfig(backbone)).eval()
+    images = torch.rand(batch, 3, *size)
+    theirs = GradCAM(model, [model.stages[-1]])
+    targets = [ClassifierOutputTarget(MELANOMA_INDEX)] * batch
+    return _in_turn(
+        lambda: _forward(model, images),
+        lambda: explain_batch(model, images, class_index=MELANOMA_INDEX),
+        lambda: theirs(images, targets),
+    )
+
+
+def _forward(model: torch.nn.Module, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(images)
+
+
+def _in_turn(*runs: Callable[[], object]) -> list[float]:
+    """Return the median seconds of each, measured in turn so that a busy moment hits all alike."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for repeat in range(REPEATS + 1):
+        for index, run in enumerate(runs):
+            started = time.perf_counter()
+            run()
+            if repeat > 0:
+                seconds[index].append(time.perf_counter() - started)
+    return [statistics.median(values) for values in seconds]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How many pictures a second the engine trains, beside a plain PyTorch loop, on this machine in one run, as ratios.
+
+The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same size: any rotation, zoom and
+recolouring, Muon or AdamW, the moving average, clipping. Random pictures, for only time is asked.
+
+    python benchmarks/training_speed.py
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from melanoma.config import CLASSES, TrainConfig
+from melanoma.engine import Training, start_state, train_one_epoch
+from melanoma.images import Preprocess
+from melanoma.networks import build_model
+from melanoma.presets import cpu
+
+BATCH, STEPS, REPEATS = 32, 12, 5
+CANVAS, SIZE = (192, 256), (96, 128)
+
+
+class _Pictures:
+    """Stands in for `PictureDataset`: random pictures in memory."""
+
+    def __init__(self) -> None:
+        self.image_ids = [str(number) for number in range(BATCH * STEPS)]
+        self.labels = torch.randint(0, len(CLASSES), (BATCH * STEPS,))
+        self._pictures = torch.randint(0, 256, (BATCH * STEPS, *CANVAS, 3), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pictures(self, indices: list[int]) -> Tensor:
+        return self._pictures[indices]
+
+
+def plain_epoch(model: nn.Module, pictures: _Pictures) -> Callable[[], None]:
+    """Return one epoch of the plain loop, on pictures already resized as such loops keep them."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    small = F.interpolate(pictures.pictures(list(range(len(pictures)))).permute(0, 3, 1, 2).float() / 255, SIZE)
+    weights = torch.ones(len(CLASSES))
+
+    def run() -> None:
+        model.train()
+        for batch in torch.randperm(len(pictures)).split(BATCH):
+            images = small[batch]
+            if torch.rand(()) < 0.5:
+                images = images.flip(3)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), pictures.labels[batch], weight=weights).backward()
+            optimizer.step()
+
+    return run
+
+
+def our_epoch(config: TrainConfig, pictures: _Pictures) -> Callable[[], None]:
+    """Return one epoch of the engine."""
+    model = build_model(config.model).to(memory_format=torch.channels_last)
+    state = start_state(model, config)
+    training = Training(config, pictures, pictures, Preprocess(CANVAS, config.data), torch.ones(len(CLASSES)))  # type: ignore[arg-type]
+    return lambda: _discard(train_one_epoch(training, model, state))
+
+
+def _discard(_: float) -> None:
+    pass
+
+
+def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Return pictures a second of each, by repeats in turn, after one to warm up."""
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    for repeat in range(REPEATS + 1):
+        for name, run in epochs.items():
+            started = time.perf_counter()
+            run()
+            if repeat > 0:
+                rates[name].append(BATCH * STEPS / (time.perf_counter() - started))
+    return rates
+
+
+def main() -> None:
+    """Print one line a network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"])
+    print(
+        f"{torch.get_num_threads()} threads, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of {REPEATS} epochs of {STEPS} steps"
+    )
+    for backbone in parser.parse_args().backbones:
+        torch.manual_seed(0)
+        optimizer = "muon" if backbone.startswith("convnext") else "adamw"
+        config = cpu().with_overrides(
+            [
+                f"model.backbone={backbone}",
+                "model.layer_scale=null",
+                f"optim.optimizer={optimizer}",
+                "optim.small_until=[]",
+            ]
+        )
+        pictures = _Pictures()
+        rates = measure(
+            {"plain": plain_epoch(build_model(config.model), pictures), "ours": our_epoch(config, pictures)}
+        )
+        plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
+        print(
+            f"{backbone:24} plain loop {plain:6.1f} pictures/s   engine ({optimizer}) {ours:6.1f}   ratio {ours / plain:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What out-of-fold predictions are worth by one number, and how two of them differ. Knows nothing of networks or searches.
+
+Networks of different folds are scaled differently, so that scores are never compared across folds: each fold has its own
+threshold, and the folds' figures are averaged by the number of units they rest on, which pools their hits.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from melanoma.config import MELANOMA_INDEX
+from melanoma.evidence.metrics import FloatArray, IntArray, specificity_at_sensitivity
+from melanoma.evidence.operating_point import choose_units
+
+BoolArray = NDArray[np.bool_]
+MIN_SENSITIVITY = 0.8  # of partial_auroc, as the ISIC 2024 challenge scored
+_KINDS = {"melanoma_recall": "specificity", "specificity": "sensitivity", "auroc": None, "partial_auroc": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldScores:
+    """Melanoma scores of one fold, by a network that did not train on it.
+
+    Attributes:
+        is_melanoma: ``(N,)``, one entry a unit.
+        scores: ``(N,)``, larger is likelier melanoma.
+        groups: ``(N,)``, what is drawn with replacement; a group stands in one fold only.
+    """
+
+    is_melanoma: BoolArray
+    scores: FloatArray
+    groups: NDArray[np.str_]
+
+
+def choose_fold_scores(
+    labels: IntArray, probabilities: FloatArray, groups: NDArray[np.str_], *, seed: int = 0
+) -> FoldScores:
+    """Keep one seeded-random melanoma picture and one other picture per group; arrays are ``(N,)``, ``(N, C)`` and ``(N,)``."""
+    melanomas, others = choose_units(labels, np.unique(groups, return_inverse=True)[1], seed=seed)
+    chosen = np.concatenate([melanomas, others])
+    return FoldScores(labels[chosen] == MELANOMA_INDEX, probabilities[chosen, MELANOMA_INDEX], groups[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a search maximises.
+
+    Attributes:
+        kind: melanoma_recall, specificity, auroc or partial_auroc.
+        at: the specificity or sensitivity that is held fixed, in (0, 1); None for the areas.
+    """
+
+    kind: str
+    at: float | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Objective":
+        """Read ``melanoma_recall@specificity=0.8``, ``specificity@sensitivity=0.9``, ``auroc`` or ``partial_auroc``.
+
+        Raises:
+            ValueError: if it is none of these.
+        """
+        kind, _, condition = text.partition("@")
+        name, _, number = condition.partition("=")
+        try:
+            at = float(number) if number else None
+        except ValueError:
+            at = float("nan")
+        held = _KINDS.get(kind, "")
+        if held == "" or (held or "") != name or (held is not None and not (at is not None and 0 < at < 1)):
+            raise ValueError(
+                "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S with S in (0, 1), auroc or "
+                f"partial_auroc, got {text}."
+            )
+        return Objective(kind, at)
+
+    def __str__(self) -> str:
+        return self.kind if self.at is None else f"{self.kind}@{_KINDS[self.kind]}={self.at:g}"
+
+    def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
+        """Return the figure of one fold with weights ``(N,)`` and the weight it has among the folds; 0 where it is undefined."""
+        melanomas, others = float(weights[fold.is_melanoma].sum()), float(weights[~fold.is_melanoma].sum())
+        if melanomas == 0 or others == 0:
+            return 0.0, 0.0
+        if self.kind == "specificity":
+            value = specificity_at_sensitivity(fold.is_melanoma, fold.scores, weights, sensitivity=self.at or 0.0)
+            return value, others
+        if self.kind == "melanoma_recall":
+            # Recall at a specificity is specificity at a sensitivity with the two classes and the order exchanged.
+            value = specificity_at_sensitivity(~fold.is_melanoma, -fold.scores, weights, sensitivity=self.at or 0.0)
+            return value, melanomas
+        if self.kind == "auroc":
+            return float(roc_auc_score(fold.is_melanoma, fold.scores, sample_weight=weights)), melanomas * others
+        return _partial_auroc(fold, weights), melanomas * others
+
+    def score(self, folds: Sequence[FoldScores]) -> float:
+        """Return the figure over all folds, in [0, 1]; NaN if no fold holds melanomas and others."""
+        return self.score_weighted(folds, [np.ones(len(fold.scores)) for fold in folds])
+
+    def score_weighted(self, folds: Sequence[FoldScores], weights: Sequence[FloatArray]) -> float:
+        """Return the same with a weight for every unit."""
+        parts = [self.of_fold(fold, weight) for fold, weight in zip(folds, weights, strict=True)]
+        total = sum(weight for _, weight in parts)
+        return sum(value * weight for value, weight in parts) / total if total else float("nan")
+
+
+def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
+    """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2] (ISIC 2024: the curve of the exchanged classes)."""
+    width = 1 - MIN_SENSITIVITY
+    standardised = roc_auc_score(~fold.is_melanoma, -fold.scores, sample_weight=weights, max_fpr=width)
+    chance = width**2 / 2  # undoes McClish's standardisation, which maps [chance, width] to [0.5, 1]
+    return float(chance + (2 * standardised - 1) * (width - chance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much better one setting is than another on the same units.
+
+    Attributes:
+        value: mean over seeds of the paired difference.
+        low: of its 95 % interval over groups.
+        high: the same.
+        by_seed: the difference of each seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    by_seed: list[float]
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(
+    objective: Objective,
+    ours: Sequence[Sequence[FoldScores]],
+    theirs: Sequence[Sequence[FoldScores]],
+    *,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> Difference:
+    """Compare two settings by seeds and folds; the percentile interval draws groups within folds, the same for both settings.
+
+    Args:
+        objective: what is compared.
+        ours: by seed, the folds of one setting.
+        theirs: the same folds with the same units of the other.
+        num_draws: bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if the two do not rest on the same units.
+    """
+    for mine, other in zip(
+        [fold for run in ours for fold in run], [fold for run in theirs for fold in run], strict=True
+    ):
+        if not (np.array_equal(mine.groups, other.groups) and np.array_equal(mine.is_melanoma, other.is_melanoma)):
+            raise ValueError(
+                "a paired difference needs the same units on both sides, these differ; use the same folds."
+            )
+    rng = np.random.default_rng(seed)
+    members = [np.unique(fold.groups, return_inverse=True)[1] for fold in ours[0]]
+
+    def mean_difference(weights: Sequence[FloatArray]) -> float:
+        pairs = zip(ours, theirs, strict=True)
+        return float(
+            np.mean([objective.score_weighted(a, weights) - objective.score_weighted(b, weights) for a, b in pairs])
+        )
+
+    drawn = []
+    for _ in range(num_draws):
+        counts = [np.bincount(rng.integers(0, m.max() + 1, m.max() + 1), minlength=m.max() + 1)[m] for m in members]
+        drawn.append(mean_difference([count.astype(np.float64) for count in counts]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    by_seed = [objective.score(a) - objective.score(b) for a, b in zip(ours, theirs, strict=True)]
+    return Difference(float(np.mean(by_seed)), float(low), float(high), by_seed)

@@ -1,0 +1,47 @@
+"""The frame that every report page shares: one file, no outside address, readable in print."""
+
+import base64
+import html
+import io
+
+from matplotlib.figure import Figure
+
+from melanoma.evidence.plots import ACCENT, INK
+
+DPI = 130
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole HTML page around a body that is HTML already."""
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>
+ :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+ table {{ border-collapse: collapse }}
+ th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
+ thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
+ .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
+</style>
+{body}
+<p><b>Research use only. Not a medical device; not a diagnosis.</b></p></html>
+"""
+
+
+def html_table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table whose cells are HTML already; the first cell of a row names it."""
+    header = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
+    return f"<table><thead><tr>{header}</tr></thead>{lines}</table>"
+
+
+def picture(description: str, png: bytes) -> str:
+    """Return a picture that the page carries within itself."""
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
+    return buffer.getvalue()
