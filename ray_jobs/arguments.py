@@ -105,15 +105,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         run["train"],
         "Ray Train DDP -> contracted bundle; the same command again resumes. Exit 1: the contract is unmet",
     )
-    train.add_argument("dataset", type=Path, metavar="DATASET")
-    train.add_argument("out", type=Path, metavar="OUT")
-    train.add_argument(
-        "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
-    )
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
-    )
-    train.add_argument("--set-file", type=Path, metavar="FILE", help="a JSON file of settings in place of the preset")
+    _add_run(train)
+    train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
     train.add_argument(
         "--workers",
         type=_positive,
@@ -121,11 +114,38 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="N",
         help="DDP workers sharing every batch (default %(default)s)",
     )
-    train.add_argument("--gpu", action="store_true", help="one GPU a worker")
-    train.add_argument(
-        "--weights", default="none", metavar="none|imagenet|PATH", help="start weights (default %(default)s)"
+
+    tune = _add(
+        commands,
+        "tune",
+        run["tune"],
+        "Ray Tune over gamma and class weights, under grouped cross-validation -> contracted bundle; again: resumes",
     )
-    train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
+    _add_run(tune)
+    tune.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name and _tune)")
+    tune.add_argument("--trials", type=_positive, default=16, metavar="N", help="settings to try (default %(default)s)")
+    tune.add_argument(
+        "--objective",
+        default="melanoma_recall@specificity=0.8",
+        metavar="NAME",
+        help="what is maximised out of fold: melanoma_recall@specificity=S, specificity@sensitivity=S, auroc or partial_auroc "
+        "(default %(default)s)",
+    )
+    tune.add_argument(
+        "--searcher",
+        choices=("tpe", "random"),
+        default="tpe",
+        help="TPE with halving, or random without (default %(default)s)",
+    )
+    tune.add_argument(
+        "--also", action="append", default=[], choices=("lr", "drop_path"), help="search this too; may be repeated"
+    )
+    tune.add_argument(
+        "--at-once", type=_positive, default=2, metavar="N", help="trials at a time (default %(default)s)"
+    )
+    tune.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="DDP workers of each trial (default %(default)s)"
+    )
 
     evaluate = _add(
         commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
@@ -142,6 +162,23 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     )
     evaluate.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)"
+    )
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """Add what training and search share: data, place and settings."""
+    command.add_argument("dataset", type=Path, metavar="DATASET")
+    command.add_argument("out", type=Path, metavar="OUT")
+    command.add_argument(
+        "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
+    )
+    command.add_argument("--set-file", type=Path, metavar="FILE", help="a JSON file of settings in place of the preset")
+    command.add_argument("--gpu", action="store_true", help="train on GPUs")
+    command.add_argument(
+        "--weights", default="none", metavar="none|imagenet|PATH", help="start weights (default %(default)s)"
     )
 
 

@@ -10,9 +10,13 @@ import os
 import sys
 import traceback
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.arguments import Command, build_parser
+
+if TYPE_CHECKING:
+    from melanoma.config import TrainConfig
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3
 
@@ -78,14 +82,20 @@ def _describe(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _train(args: argparse.Namespace) -> int:
+def _config(args: argparse.Namespace) -> "TrainConfig":
+    """Return the preset, or the file in its place, with what --set changes."""
     from melanoma.presets import preset
-    from ray_jobs.train import TrainJob, train
 
     config = preset(args.preset)
     if args.set_file:
         config = type(config).from_dict(json.loads(args.set_file.read_text()))
-    config = config.with_overrides(args.set)
+    return config.with_overrides(args.set)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ray_jobs.train import TrainJob, train
+
+    config = _config(args)
     job = TrainJob(
         args.dataset,
         args.out / (args.name or args.preset),
@@ -103,6 +113,57 @@ def _train(args: argparse.Namespace) -> int:
     )
     _print(args, result, text)
     return DONE if result["contract"]["status"] == "met" else FOUND
+
+
+def _tune(args: argparse.Namespace) -> int:
+    """Compose the search with training and evaluation, which it is handed as two callables."""
+    from melanoma.data.dataset import open_prepared
+    from melanoma.evidence.out_of_fold import Objective
+    from ray_jobs.cluster import connect, cpus_per_worker
+    from ray_jobs.evaluate import evaluate
+    from ray_jobs.train import TrainJob, train
+    from tune.pipeline import tune_run
+    from tune.search import Search
+    from tune.space import SearchSpace
+    from tune.trial import Study
+
+    objective, config = Objective.parse(args.objective), _config(args)
+    data = open_prepared(args.dataset)
+    connect(num_workers=args.workers * args.at_once)
+    run_dir, dataset = (args.out / (args.name or f"{args.preset}_tune")).resolve(), args.dataset.resolve()
+    study = Study(
+        dataset=dataset,
+        folds_dir=run_dir / "folds",
+        base=config,
+        num_folds=data.manifest["num_folds"],
+        weights=args.weights if args.weights in ("none", "imagenet") else str(Path(args.weights).resolve()),
+        num_cpus=cpus_per_worker(args.at_once * args.workers),
+        num_workers=args.workers,
+        use_gpu=args.gpu,
+    )
+    space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
+    search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher, at_once=args.at_once)
+
+    def train_bundle(config: TrainConfig, folder: Path) -> Path:
+        job = TrainJob(dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=study.weights)
+        return Path(train(job)["bundle"])
+
+    def score_test(bundle: Path, folder: Path) -> Path:
+        evaluate(bundle, dataset, folder)
+        return folder / "predictions.parquet"
+
+    result = tune_run(search, split_hash=data.manifest["split_hash"], train=train_bundle, score=score_test)
+    _print(args, result, _search_text(result))
+    return DONE
+
+
+def _search_text(result: dict[str, Any]) -> str:
+    loss, test = result["winner"]["loss"], result["test_difference"]
+    return (
+        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, melanoma factor "
+        f"{loss['melanoma_factor']:.2f}\n{result['verdict']} on test: winner minus base {test['value']:+.3f} "
+        f"[{test['low']:+.3f}, {test['high']:+.3f}]\nsettings {result['best']}\nbundle {result['bundle']}"
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -152,6 +213,7 @@ _COMMANDS: dict[str, Command] = {
     "prepare": _prepare,
     "describe": _describe,
     "train": _train,
+    "tune": _tune,
     "evaluate": _evaluate,
     "predict": _predict,
     "serve": _serve,

@@ -1,0 +1,137 @@
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.evidence.out_of_fold import Objective
+from melanoma.files import write_json
+from ray_jobs.cli import BAD_INPUT, DONE, main
+from tune.search import Search, run_search
+from tune.space import SearchSpace, plain, to_config
+from tune.trial import FAILED, Study, fold_predictions, fold_scores
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+SETTINGS = [
+    "--preset", "smoke", "--set", "optim.epochs=1", "--set", "data.input_height=48", "--set", "data.input_width=64",
+    "--set", "min_specificity=0", "--trials", "4",
+]  # fmt: skip
+
+
+def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
+    quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.views=1"])
+    (folder / "folds").mkdir(parents=True)
+    return Study(data.folder, folder / "folds", quick, data.manifest["num_folds"])
+
+
+def _search(study: Study, folder: Path, *, num_trials: int = 3) -> Search:
+    return Search(folder, study, SearchSpace(), Objective("auroc"), num_trials, at_once=2)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A search run to its end on a copy that no other test looks into: (data set, run folder)."""
+    folder = tmp_path_factory.mktemp("tuned")
+    dataset = Path(shutil.copytree(prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
+    assert main(["tune", str(dataset), str(folder / "runs"), *SETTINGS, "--name", "search", "--json"]) == DONE
+    return dataset, folder / "runs" / "search"
+
+
+def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
+    dataset, run = finished
+    assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold", "tensorboard"} <= {
+        path.name for path in run.iterdir()
+    }
+    result = json.loads((run / "result.json").read_text())
+    trials = pd.read_parquet(run / "trials.parquet")
+    assert len(trials) == 4 == sum(result["by_status"].values())
+    best = trials[trials["status"] == "finished"].sort_values("objective").iloc[-1]
+    winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
+    assert winner.loss.tau == best["tau"]
+    assert result["winner"]["by_seed"][0] == pytest.approx(best["objective"])
+    assert result["verdict"] in ("No difference shown", "The winner is better", "The winner is worse")
+    table = pd.read_parquet(run / "out_of_fold" / "predictions.parquet")
+    assert sorted(table["image_id"]) == sorted(open_prepared(dataset).rows("train")["image_id"])
+
+
+def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> None:
+    dataset, run = finished
+    same = json.loads((run / "result.json").read_text())["winner"]["same_as_base"]
+    looks = [json.loads(line) for line in (dataset / "access_log.jsonl").read_text().splitlines()]
+    assert len([look for look in looks if look["split"] == "test"]) == (1 if same else 2)
+
+
+def test_a_finished_search_is_only_reported(finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, run = finished
+    before = sorted(path.stat().st_mtime for path in run.rglob("*"))
+    assert main(["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out) == json.loads((run / "result.json").read_text())
+    assert sorted(path.stat().st_mtime for path in run.rglob("*")) == before
+    other = ["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--objective", "auroc"]
+    assert main(other) == BAD_INPUT
+    assert "choose another --name" in capsys.readouterr().err
+
+
+def test_calibration_and_test_are_never_read(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    dataset = Path(shutil.copytree(prepared.folder, tmp_path / "dataset"))
+    (dataset / "shards" / "calibration.arrow").unlink()
+    (dataset / "shards" / "test.arrow").unlink()
+    trials = run_search(_search(_study(open_prepared(dataset), tiny_config, tmp_path / "run"), tmp_path / "run"))
+    assert (trials["status"] != "failed").all()
+
+
+def test_a_failed_trial_is_reported_and_the_others_go_on(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    # The base setting, which is tried first, is known to have failed on its first fold.
+    (study.fold_dir(study.base, 0)).mkdir()
+    write_json(study.fold_dir(study.base, 0) / FAILED, {"error": "the loss must stay finite, it was nan in epoch 1."})
+    trials = run_search(_search(study, tmp_path))
+    assert trials["status"].tolist()[0] == "failed"
+    assert "must stay finite" in trials["error"][0]
+    assert math.isnan(trials["objective"][0])
+    assert "failed" not in trials["status"].tolist()[1:]
+
+
+def test_a_broken_loss_is_kept_and_not_tried_again(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    broken = dataclasses.replace(study.base, optim=dataclasses.replace(study.base.optim, optimizer="adamw", lr=1e30))
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="finite"):
+            fold_predictions(study, broken, 0)
+    assert [path.name for path in study.fold_dir(broken, 0).iterdir()] == [FAILED]
+
+
+def test_a_finished_fold_is_not_trained_again(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    first = fold_predictions(study, study.base, 1)
+    monkeypatch.setattr("tune.trial.fit", lambda *_: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(fold_predictions(study, study.base, 1), first)
+
+
+def test_two_workers_train_the_same_fold_as_one(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    one = _study(prepared, tiny_config.with_overrides(["optim.optimizer=adamw"]), tmp_path / "one")
+    two = dataclasses.replace(one, folds_dir=tmp_path / "two", num_workers=2)
+    two.folds_dir.mkdir()
+    alone, shared = fold_scores(one, one.base, 0), fold_scores(two, two.base, 0)
+    assert torch.allclose(torch.tensor(alone.scores), torch.tensor(shared.scores), atol=1e-4)
+
+
+def test_the_plain_setting_is_always_tried(finished: tuple[Path, Path]) -> None:
+    trials = pd.read_parquet(finished[1] / "trials.parquet")
+    base = TrainConfig.from_dict(json.loads((finished[1] / "best.json").read_text()))
+    tried = [to_config({str(k): v for k, v in row.items()}, base).loss for _, row in trials.iterrows()]
+    assert plain(base).loss in tried

@@ -1,0 +1,129 @@
+"""What a search does when its driver, a trial's process or a node is lost. The undisturbed search is the oracle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from melanoma.data.dataset import PreparedData
+
+pytestmark = [pytest.mark.ray, pytest.mark.drill]
+SETTINGS = [
+    "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
+    "--set", "min_specificity=0", "--trials", "4", "--name", "search",
+]  # fmt: skip
+OF_A_TRIAL = ["gamma", "tau", "melanoma_factor", "status", "folds", "objective", "auroc"]
+
+
+def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "ray_jobs.cli", "tune", str(dataset), str(out), *SETTINGS, *more]
+    return subprocess.Popen(command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL)
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def _folds(out: Path) -> dict[str, float]:
+    """Return every finished fold and when it was finished."""
+    return {path.parent.name: path.stat().st_mtime for path in (out / "search" / "folds").glob("*/predictions.parquet")}
+
+
+def _copy(prepared: PreparedData, folder: Path) -> Path:
+    return Path(shutil.copytree(prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert _tune(_copy(prepared, folder), folder, "--at-once", "1").wait(600) == 0
+    return folder
+
+
+def _same_end(out: Path, undisturbed: Path) -> None:
+    ours, theirs = (pd.read_parquet(folder / "search" / "trials.parquet")[OF_A_TRIAL] for folder in (out, undisturbed))
+    pd.testing.assert_frame_equal(ours, theirs)
+    results = [json.loads((folder / "search" / "result.json").read_text()) for folder in (out, undisturbed)]
+    for name in ("winner", "base", "out_of_fold_difference", "test_difference", "verdict"):
+        assert results[0][name] == results[1][name], name
+
+
+@pytest.mark.parametrize("num_folds", [1, 5])
+def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
+    num_folds: int, prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    dataset = _copy(prepared, tmp_path)
+    process = _tune(dataset, tmp_path, "--at-once", "1")
+    _wait_for(lambda: len(_folds(tmp_path)) >= num_folds)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=60)
+    before = _folds(tmp_path)
+    assert not (tmp_path / "search" / "result.json").exists()
+    assert _tune(dataset, tmp_path, "--at-once", "1").wait(600) == 0
+    after = _folds(tmp_path)
+    assert {name: after[name] for name in before} == before, "a finished fold was trained again"
+    _same_end(tmp_path, undisturbed)
+
+
+def test_a_trial_whose_process_dies_is_taken_up_again(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "1")
+    _wait_for(lambda: _folds(tmp_path))
+    trials = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(child.cmdline())
+    ]
+    assert trials
+    for trial in trials:
+        trial.kill()
+    assert process.wait(600) == 0
+    _same_end(tmp_path, undisturbed)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Give the address of a cluster of two one-CPU nodes, and what takes the second one away."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=1)
+    yield cluster.address, lambda: cluster.remove_node(lost, allow_graceful=False)
+    cluster.shutdown()
+
+
+def test_a_node_that_is_lost_costs_only_the_folds_in_training(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path, two_nodes: tuple[str, Callable[[], None]]
+) -> None:
+    address, lose = two_nodes
+    process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "2", RAY_ADDRESS=address)
+    _wait_for(lambda: _folds(tmp_path))
+    lose()
+    before = _folds(tmp_path)
+    assert process.wait(600) == 0
+    after = _folds(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
+    # Two at a time are drawn in another order; a setting's folds are the same wherever they were trained.
+    both = set(after) & set(_folds(undisturbed))
+    assert len(both) >= prepared.manifest["num_folds"]
+    for name in both:
+        tables = [
+            pd.read_parquet(o / "search" / "folds" / name / "predictions.parquet") for o in (tmp_path, undisturbed)
+        ]
+        pd.testing.assert_frame_equal(*tables)

@@ -1,0 +1,174 @@
+"""One trial: one setting over all folds, one fold after another, and what each finished fold leaves behind.
+
+A fold is a rung: halving compares finished networks, on the same folds, after the same epochs. Folds in lockstep, compared in
+mid-training, would cost less, but gamma and the class weights change how fast a network learns, so that exactly what is searched
+would decide who looks good early. A rung's figure is then the final figure on fewer folds, noisier but not biased, and a
+finished fold is the natural unit to keep: whoever trains the same setting on the same fold again finds it done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray.train
+import ray.train.torch
+import ray.tune
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from scipy.special import softmax
+from torch.nn.parallel import DistributedDataParallel
+
+from melanoma.config import CLASSES, TrainConfig
+from melanoma.data.dataset import open_prepared
+from melanoma.distributed import World
+from melanoma.engine import Training, TrainState, fit, predict, start_state
+from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
+from melanoma.files import new_folder, write_json
+from melanoma.networks import build_model, load_weights
+from tune.space import to_config
+
+FAILED = "failed.json"
+PREDICTIONS = "predictions.parquet"
+OBJECTIVES = ("melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What all trials of a search share; crosses processes as it is.
+
+    Attributes:
+        dataset: a prepared data set, reachable from every node.
+        folds_dir: where finished folds are kept.
+        base: the settings that are not searched.
+        num_folds: folds of the data set's training part.
+        weights: none, imagenet or a path.
+        num_cpus: of one trial.
+        num_workers: DDP workers of one trial; 1 trains in the trial's own process.
+        use_gpu: train on GPUs.
+    """
+
+    dataset: Path
+    folds_dir: Path
+    base: TrainConfig
+    num_folds: int
+    weights: str = "none"
+    num_cpus: float = 1.0
+    num_workers: int = 1
+    use_gpu: bool = False
+
+    def fold_dir(self, config: TrainConfig, fold: int) -> Path:
+        """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
+        values = json.dumps(dataclasses.asdict(_on_fold(config, fold)), sort_keys=True)
+        return self.folds_dir / hashlib.sha256(values.encode()).hexdigest()[:20]
+
+
+def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, validation_fold=fold))
+
+
+def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
+    """Train a sample's setting fold by fold and report after each; called by Ray Tune."""
+    config = to_config(sample, study.base)
+    folds: list[FoldScores] = []
+    for fold in range(study.num_folds):
+        folds.append(fold_scores(study, config, fold))
+        ray.tune.report(rung_metrics(folds, objective, config))
+
+
+def rung_metrics(folds: list[FoldScores], objective: Objective, config: TrainConfig) -> dict[str, float]:
+    """Return what is recorded of a trial after some folds: its objective, every known one, and what it cost."""
+    return {
+        "objective": objective.score(folds),
+        **{name: Objective.parse(name).score(folds) for name in OBJECTIVES},
+        "folds": len(folds),
+        "epochs": len(folds) * config.optim.epochs,
+        "spread": float(np.std([objective.score([fold]) for fold in folds])),
+    }
+
+
+def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
+    """Return the out-of-fold scores of a setting on one fold, training it unless that is done already.
+
+    Raises:
+        FloatingPointError: if its loss does not stay finite; that is kept too, for it would happen again.
+    """
+    table = fold_predictions(study, config, fold)
+    logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
+    # The units are drawn with the study's seed, not the setting's, so that every setting is judged on the same pictures.
+    return choose_fold_scores(
+        table["label"].to_numpy(), softmax(logits, axis=1), table["group"].to_numpy(dtype=str), seed=study.base.seed
+    )
+
+
+def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFrame:
+    """Return the same as a table: image_id, group, label and a logit per class."""
+    folder = study.fold_dir(config, fold)
+    if not folder.is_dir():
+        _train_fold(study, _on_fold(config, fold), folder)
+    if (folder / FAILED).is_file():
+        raise FloatingPointError(json.loads((folder / FAILED).read_text())["error"])
+    return pd.read_parquet(folder / PREDICTIONS)
+
+
+def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
+    if study.num_workers == 1:
+        torch.set_num_threads(max(1, math.floor(study.num_cpus)))
+        device = torch.device("cuda" if study.use_gpu else "cpu")
+        _train_and_keep(study, config, folder, World(), device)
+        return
+    with tempfile.TemporaryDirectory(dir=study.folds_dir, prefix=".trainer-") as scratch:
+        TorchTrainer(
+            _fold_worker,
+            train_loop_config={"study": study, "config": config, "folder": folder},
+            scaling_config=ScalingConfig(num_workers=study.num_workers, use_gpu=study.use_gpu),
+            run_config=RunConfig(name="fold", storage_path=scratch),
+        ).fit()
+
+
+def _fold_worker(values: Mapping[str, Any]) -> None:
+    """Train one fold as one of several DDP workers."""
+    _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
+
+
+def _train_and_keep(study: Study, config: TrainConfig, folder: Path, world: World, device: torch.device) -> None:
+    """Train and write predictions and history, or why it failed; rank 0 writes, all at once or not at all."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, pretrained=study.weights == "imagenet")
+    model.to(device).to(memory_format=torch.channels_last)
+    if study.weights not in ("none", "imagenet"):
+        load_weights(model, Path(study.weights))
+    training = Training.on(config, open_prepared(study.dataset), world=world)
+    state = start_state(model, config)
+    wrapped = model if world.size == 1 else DistributedDataParallel(model)
+    error = None
+    try:
+        fit(training, wrapped, state, lambda _: None)
+    except FloatingPointError as caught:
+        error = str(caught)
+    table = None if error else _out_of_fold(training, state)
+    if world.rank > 0:
+        return
+    with new_folder(folder) as work:
+        if table is None:
+            write_json(work / FAILED, {"error": error})
+        else:
+            table.to_parquet(work / PREDICTIONS, index=False)
+            write_json(work / "history.json", state.history)
+
+
+def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
+    """Predict the held-out fold with the network of the last epoch: choosing one there would flatter it."""
+    views = training.config.data.views
+    predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world, views=views)
+    logits = {f"logit_{name}": predictions.logits[:, index] for index, name in enumerate(CLASSES)}
+    return pd.DataFrame(
+        {"image_id": predictions.image_ids, "group": training.validation.groups, "label": predictions.labels, **logits}
+    )
