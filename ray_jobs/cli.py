@@ -144,7 +144,7 @@ def _tune(args: argparse.Namespace) -> int:
     space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
     search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher, at_once=args.at_once)
 
-    def train_bundle(config: TrainConfig, folder: Path) -> Path:
+    def train_bundle(config: "TrainConfig", folder: Path) -> Path:
         job = TrainJob(dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=study.weights)
         return Path(train(job)["bundle"])
 

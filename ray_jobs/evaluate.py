@@ -14,6 +14,7 @@ from melanoma.config import CLASSES
 from melanoma.data.dataset import PictureDataset, open_prepared
 from melanoma.data.groups import join_groups
 from melanoma.data.records import read_source
+from melanoma.data.shards import sha256_of
 from melanoma.errors import DataError
 from melanoma.evidence.report import Evaluated, write_report
 from melanoma.files import new_folder
@@ -85,6 +86,7 @@ def _external_rows(folder: Path) -> pd.DataFrame:
             f"{len(source.records) - len(rows)} rows are left out: {', '.join(f'{num} {name}' for name, num in reasons.items())}"
         )
     keys = [rows[column].tolist() for column in source.group_columns]
+    keys.append([sha256_of(Path(path)) for path in rows["path"]])  # a copy under another name is no further unit
     return rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,17 @@ from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_
 from melanoma.files import write_bytes, write_json, write_text
 
 FORMAT_VERSION = 1
+_TITLES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "specificity_at_sensitivity_90": "specificity at 90 % sensitivity",
+    "melanoma_recall_argmax": "melanoma recall, likeliest class",
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +203,13 @@ def _cell(metric: dict[str, float | None]) -> str:
 
 def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluated) -> str:
     names = [name for name, value in report["image"].items() if isinstance(value, dict)]
-    rows = [[name.replace("_", " "), _cell(report["image"][name]), _cell(report["lesion"][name])] for name in names]
+    rows = [[_TITLES[name], _cell(report["image"][name]), _cell(report["lesion"][name])] for name in names]
     figures = "".join(picture(name.removesuffix(".png").replace("_", " "), data) for name, data in pictures.items())
-    accesses = "".join(f"<li>{html.escape(json.dumps(access))}</li>" for access in report["accesses"])
-    looked = f"<h2>Looks at this test split</h2><ol>{accesses}</ol>" if accesses else ""
+    looks = [
+        [html.escape(look["time"]), *(html.escape(str(look.get(key, ""))) for key in ("bundle_version", "num"))]
+        for look in report["accesses"]
+    ]
+    looked = f"<h2>Looks at this split</h2>{html_table(['time', 'bundle', 'pictures'], looks)}" if looks else ""
     other = (
         ""
         if evaluated.same_splits

@@ -179,6 +179,10 @@ def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Path, sour
     report = evaluate(undisturbed / "bundle", source, tmp_path / "evidence")
     assert (report["split"], report["image"]["num"], report["accesses"]) == ("external", 48, [])
     assert not report["same_splits_as_training"]
+    (source / "images" / "IMG_001_0.jpg").write_bytes((source / "images" / "IMG_009_0.jpg").read_bytes())
+    evaluate(undisturbed / "bundle", source, tmp_path / "copied")
+    group = pd.read_parquet(tmp_path / "copied" / "predictions.parquet").set_index("image_id")["group"]
+    assert group["IMG_001_0"] == group["IMG_009_0"]
     (source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match="IMG_003_0"):
         evaluate(undisturbed / "bundle", source, tmp_path / "again")
