@@ -11,6 +11,7 @@ import io
 import json
 import math
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,7 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "group_columns": list(parts.group_columns),
             "split_hash": parts.split_hash,
             "training_config": dataclasses.asdict(parts.config),
-            "versions": {
-                "melanoma": melanoma.__version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": _versions(),
             "files": files,
             "probes": _record_probes(parts.model, preprocess, parts.config.data.views),
         }
@@ -149,6 +145,15 @@ def _version_of(manifest: dict[str, Any]) -> str:
     """Return a short name that changes with anything the manifest says; it also shows a later change of any word of it."""
     content = {key: value for key, value in manifest.items() if key != "version"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "melanoma": melanoma.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
@@ -178,6 +183,10 @@ def _to_png(picture: Uint8Array) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_png(text: str) -> Uint8Array:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -241,6 +250,17 @@ def _load(folder: Path) -> Bundle:
             raise BundleError(
                 f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
             )
+    here = _versions()
+    others = [
+        f"{name} {made} (here {here.get(name)})"
+        for name, made in manifest["versions"].items()
+        if made != here.get(name)
+    ]
+    if others:
+        warnings.warn(
+            f"the bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether it computes the same here.",
+            stacklevel=3,
+        )
     settings = dict(manifest["preprocessing"])
     canvas = tuple(int(side) for side in settings.pop("canvas"))
     data = DataConfig.from_dict(settings)
@@ -282,12 +302,13 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def _replay_probes(bundle: Bundle) -> list[str]:
-    recorded = bundle.manifest["probes"]
-    pictures = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(probe["picture_png"]))).convert("RGB")) for probe in recorded
-    ]
-    logits = _probe_logits(bundle.model, bundle.preprocess, bundle.views, pictures)
-    gap = float(np.abs(logits - np.array([probe["logits"] for probe in recorded])).max())
+    try:
+        recorded = np.array([probe["logits"] for probe in bundle.manifest["probes"]], dtype=np.float64)
+        pictures = [_from_png(probe["picture_png"]) for probe in bundle.manifest["probes"]]
+        logits = _probe_logits(bundle.model, bundle.preprocess, bundle.views, pictures)
+        gap = float(np.abs(logits - recorded).max())
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        return [f"the bundle's probes must be pictures with their logits, they are not ({type(error).__name__})."]
     if gap <= PROBE_TOLERANCE:
         return []
     return [
@@ -308,4 +329,8 @@ def _contract_follows(recorded: OperatingPoint, folder: Path) -> bool:
         basis=contract.basis,
         confidence=contract.confidence,
     )
-    return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and again.contract == contract
+    pairs = zip(dataclasses.astuple(again.contract), dataclasses.astuple(contract), strict=True)
+    return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and all(
+        math.isclose(ours, theirs, abs_tol=1e-9) if isinstance(ours, float) else ours == theirs
+        for ours, theirs in pairs
+    )

@@ -5,6 +5,7 @@ check found something; 2: bad usage or input; 3: it failed.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -119,51 +120,67 @@ def _tune(args: argparse.Namespace) -> int:
     """Compose the search with training and evaluation, which it is handed as two callables."""
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
-    from ray_jobs.cluster import connect, cpus_per_worker
+    from ray_jobs.cluster import connect, cpus_per_worker, gpus_per_worker
     from ray_jobs.evaluate import evaluate
-    from ray_jobs.train import TrainJob, train
-    from tune.pipeline import tune_run
+    from ray_jobs.progress import say
+    from ray_jobs.train import TrainJob, check_data, check_network, train
+    from tune.pipeline import claim_search, tune_run
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
 
-    objective, config = Objective.parse(args.objective), _config(args)
-    data = open_prepared(args.dataset)
-    connect(num_workers=args.workers * args.at_once)
-    run_dir, dataset = (args.out / (args.name or f"{args.preset}_tune")).resolve(), args.dataset.resolve()
-    study = Study(
-        dataset=dataset,
-        folds_dir=run_dir / "folds",
-        base=config,
-        num_folds=data.manifest["num_folds"],
-        weights=args.weights if args.weights in ("none", "imagenet") else str(Path(args.weights).resolve()),
-        num_cpus=cpus_per_worker(args.at_once * args.workers),
-        num_workers=args.workers,
-        use_gpu=args.gpu,
-    )
+    objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
+
+    def job(config: "TrainConfig", folder: Path) -> TrainJob:
+        return TrainJob(args.dataset, folder, config, args.workers, args.gpu, args.weights)
+
+    config, num_folds = _config(args), data.manifest["num_folds"]
+    data.rows("test")
+    for fold in range(num_folds):
+        check_data(job(config.with_overrides([f"data.validation_fold={fold}"]), run_dir), data)
     space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
-    search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher, at_once=args.at_once)
+    study = Study(
+        args.dataset, run_dir / "folds", config, num_folds, args.weights, args.at_once, num_workers=args.workers
+    )
+    search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
+    result = claim_search(search, content=data.content_hash)
+    if result is None:
+        check_network(job(config, run_dir))
+        num_processes = args.at_once * args.workers
+        connect(num_workers=num_processes)
+        placed = dataclasses.replace(
+            study,
+            num_cpus=cpus_per_worker(num_processes),
+            num_gpus=gpus_per_worker(num_processes) if args.gpu else 0.0,
+        )
 
-    def train_bundle(config: "TrainConfig", folder: Path) -> Path:
-        job = TrainJob(dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=study.weights)
-        return Path(train(job)["bundle"])
+        def score(bundle: Path, folder: Path) -> Path:
+            evaluate(bundle, args.dataset, folder)
+            return folder / "predictions.parquet"
 
-    def score_test(bundle: Path, folder: Path) -> Path:
-        evaluate(bundle, dataset, folder)
-        return folder / "predictions.parquet"
-
-    result = tune_run(search, split_hash=data.manifest["split_hash"], train=train_bundle, score=score_test)
+        search = dataclasses.replace(search, study=placed)
+        result = tune_run(search, train=lambda config, folder: train(job(config, folder)), score=score)
+    else:
+        say(f"{run_dir} is finished; nothing is left to do.")
     _print(args, result, _search_text(result))
-    return DONE
+    return DONE if result["contract"]["status"] == "met" else FOUND
+
+
+def _tune_name(args: argparse.Namespace) -> str:
+    return args.name or f"{args.preset}_tune"
 
 
 def _search_text(result: dict[str, Any]) -> str:
-    loss, test = result["winner"]["loss"], result["test_difference"]
-    return (
-        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, melanoma factor "
-        f"{loss['melanoma_factor']:.2f}\n{result['verdict']} on test: winner minus base {test['value']:+.3f} "
-        f"[{test['low']:+.3f}, {test['high']:+.3f}]\nsettings {result['best']}\nbundle {result['bundle']}"
+    loss, test = result["loss"]["winner"], result["test_difference"]
+    lines = (
+        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
+        f"melanoma factor {loss['melanoma_factor']:.2f}",
+        f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
+        f"contract {result['contract']['status']}: {result['contract_sentence']}",
+        f"settings {result['best']}",
+        f"bundle {result['bundle']}",
     )
+    return "\n".join(lines)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -225,6 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser(_COMMANDS, version("melanoma")).parse_args(argv)
     command: Command = args.run
+    _resolve_paths(args)
     try:
         return command(args)
     except KeyboardInterrupt:
@@ -233,6 +251,17 @@ def main(argv: list[str] | None = None) -> int:
     # The outermost frame: whatever gets here must become a sentence and an exit code.
     except Exception as error:
         return _explain(error)
+
+
+def _resolve_paths(args: argparse.Namespace) -> None:
+    """Make every path absolute: workers of a cluster have other working folders."""
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            setattr(args, name, value.resolve())
+        elif isinstance(value, list) and value and all(isinstance(item, Path) for item in value):
+            setattr(args, name, [item.resolve() for item in value])
+    if getattr(args, "weights", "none") not in ("none", "imagenet"):
+        args.weights = str(Path(args.weights).resolve())
 
 
 def _explain(error: Exception) -> int:

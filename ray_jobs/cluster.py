@@ -38,6 +38,11 @@ def cpus_per_worker(num_workers: int) -> int:
     return max(1, min(sum(nodes) // num_workers, max(nodes, default=1)))
 
 
+def gpus_per_worker(num_workers: int) -> float:
+    """Return the GPUs, or the share of one, that each of some equal workers may use; 0 where the cluster has none."""
+    return min(1.0, float(ray.cluster_resources().get("GPU", 0.0)) / num_workers)
+
+
 def collect(
     dataset: ray.data.Dataset, total: int, on_picture: Callable[[int, int], None] | None
 ) -> list[dict[str, Any]]:

@@ -83,7 +83,11 @@ def prepare(
     with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
         (work / DECODED).mkdir()
         decoded = _decode(source, work / DECODED, config.size, on_picture)
-        records, rejections = _join(source, decoded)
+        everything, rejections = _join(source, decoded)
+        # Grouped before anything is left out: two lesions may be known to be one only by a picture that cannot be read.
+        everything["group"] = _groups(everything, group_columns, pairs)
+        bad = {rejection.image_id for rejection in rejections}
+        records = everything[~everything["image_id"].isin(bad)].sort_values("image_id", ignore_index=True)
         _write_rejections(work / REJECTED, rejections)
         if not rejections or config.skip_bad:
             if records.empty:
@@ -190,7 +194,7 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
 
 
 def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
-    """Join metadata and decoding; return the usable records and every rejection."""
+    """Join metadata and decoding; return every record, and what is wrong with some."""
     rejections = list(source.rejections)
     unreadable = decoded[decoded["reason"] != ""]
     rejections += (
@@ -201,12 +205,16 @@ def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rej
     records = source.records.drop_duplicates("image_id").merge(
         decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left"
     )
-    records["pixel_sha256"] = records["pixel_sha256"].fillna("")
+    records = records.fillna({"sha256": "", "pixel_sha256": ""})
     rejections += reject_conflicts(
         records, "pixel_sha256", "picture_with_two_labels", "one picture under several names"
     )
-    bad = {rejection.image_id for rejection in rejections}
-    return records[~records["image_id"].isin(bad)].sort_values("image_id", ignore_index=True), rejections
+    return records, rejections
+
+
+def _groups(records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[str, str]]) -> list[str]:
+    keys = [records[column].tolist() for column in (*columns, "sha256", "pixel_sha256")]
+    return join_groups(records["image_id"].tolist(), keys, pairs)
 
 
 def _write_rejections(path: Path, rejections: list[Rejection]) -> None:
@@ -235,8 +243,6 @@ def _write_dataset(
     group_columns: tuple[str, ...],
     name: str,
 ) -> dict[str, Any]:
-    keys = [records[column].tolist() for column in (*group_columns, "sha256", "pixel_sha256")]
-    records["group"] = join_groups(records["image_id"].tolist(), keys, pairs)
     drawn = _split(records, config, given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
     records = _store_by_split(work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size)

@@ -56,10 +56,10 @@ def train(job: TrainJob) -> dict[str, Any]:
         ValueError: if a setting does not fit.
     """
     data = open_prepared(job.dataset)
-    _check_data(job, data)
-    _claim(job, split_hash=data.manifest["split_hash"])
+    check_data(job, data)
+    _claim(job, content=data.content_hash)
     if not (job.run_dir / "bundle" / MANIFEST).is_file():
-        _check_weights(job)
+        check_network(job)
         connect(num_workers=job.num_workers)
         checkpoint = _fit(job)
         # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
@@ -69,8 +69,8 @@ def train(job: TrainJob) -> dict[str, Any]:
     return result
 
 
-def _claim(job: TrainJob, *, split_hash: str) -> None:
-    described = {"config": dataclasses.asdict(job.config), "weights": job.weights, "split_hash": split_hash}
+def _claim(job: TrainJob, *, content: str) -> None:
+    described = {"config": dataclasses.asdict(job.config), "weights": job.weights, "content": content}
     if not claim_folder(job.run_dir, described):
         return
     if (job.run_dir / "bundle" / MANIFEST).is_file():
@@ -80,8 +80,8 @@ def _claim(job: TrainJob, *, split_hash: str) -> None:
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
 
 
-def _check_data(job: TrainJob, data: PreparedData) -> None:
-    """Find out before hours of training whether the data can carry them: the folds, the batch, the contract."""
+def check_data(job: TrainJob, data: PreparedData) -> None:
+    """Raise DataError, before hours of training, unless the data can carry them: the folds, the batch, the contract."""
     fold, batch_size = job.config.data.validation_fold, job.config.optim.batch_size
     if "mel" not in set(data.rows("train", fold=fold)["dx"]):
         raise DataError(
@@ -98,8 +98,8 @@ def _check_data(job: TrainJob, data: PreparedData) -> None:
         )
 
 
-def _check_weights(job: TrainJob) -> None:
-    """Find out before any worker starts whether the weights can be had, and say what of them fits."""
+def check_network(job: TrainJob) -> None:
+    """Raise ValueError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
     model = build_model(job.config.model)
     check_feature_map(model)
     if job.num_workers > 1 and any(
@@ -128,7 +128,7 @@ def _fit(job: TrainJob) -> str:
         config=dataclasses.asdict(job.config),
         dataset=str(job.dataset.resolve()),
         run_dir=str(job.run_dir.resolve()),
-        weights=job.weights if job.weights in ("none", "imagenet") else str(Path(job.weights).resolve()),
+        weights=job.weights,
         num_threads=num_cpus,
     )
     trainer = TorchTrainer(

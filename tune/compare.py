@@ -1,5 +1,6 @@
-"""Is the gain real? The winner against the base setting: more seeds on the same folds, and one comparison on test."""
+"""Is the gain real? The winner against the base setting: fresh seeds on the same folds, and one comparison on test."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,12 @@ import pandas as pd
 import ray
 
 from melanoma.config import CLASSES, TrainConfig
+from melanoma.errors import DataError
 from melanoma.evidence.out_of_fold import Difference, FoldScores, Objective, choose_fold_scores, paired_difference
 from tune.trial import Study, fold_predictions, fold_scores
 
 NUM_SEEDS = 3
+Folds = list[FoldScores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,33 +30,67 @@ class Arm:
 
     by_seed: list[float]
     by_fold: list[float]
-    runs: Sequence[Sequence[FoldScores]]
+    runs: Sequence[Folds]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the report."""
         return {"by_seed": self.by_seed, "by_fold": self.by_fold}
 
 
-def train_all_folds(study: Study, configs: Sequence[TrainConfig]) -> list[list[FoldScores]]:
-    """Return the scores of every fold of each setting; what is not kept yet is trained, several at a time.
+def train_all_folds(study: Study, configs: Sequence[TrainConfig]) -> list[Folds | None]:
+    """Return the scores of every fold of each setting, None for one whose loss does not stay finite.
 
-    Raises:
-        FloatingPointError: if a setting's loss does not stay finite.
+    What is not kept yet is trained, as many at a time as there are trials at a time.
     """
-    # A fold of several workers only waits for them.
-    num_cpus, num_gpus = (0.0, 0) if study.num_workers > 1 else (study.num_cpus, int(study.use_gpu))
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)(_keep_fold)
-    ray.get([task.remote(study, config, fold) for config in configs for fold in range(study.num_folds)])
-    return [[fold_scores(study, config, fold) for fold in range(study.num_folds)] for config in configs]
+    resources = study.resources()
+    task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0.0), max_retries=2)(_keep_fold)
+    running: list[Any] = []
+    for config in configs:
+        for fold in range(study.num_folds):
+            if len(running) >= study.at_once:
+                ready, running = ray.wait(running)
+                ray.get(ready)
+            running.append(task.remote(study, config, fold))
+    ray.get(running)
+    return [_kept_folds(study, config) for config in configs]
 
 
 def _keep_fold(study: Study, config: TrainConfig, fold: int) -> None:
-    fold_predictions(study, config, fold)
+    with contextlib.suppress(FloatingPointError):  # kept with the fold, where `_kept_folds` finds it
+        fold_predictions(study, config, fold)
 
 
-def repeat(study: Study, config: TrainConfig, objective: Objective, *, num_seeds: int = NUM_SEEDS) -> Arm:
-    """Train a setting with several seeds on the same folds; the search's own seed comes first and is there already."""
-    runs = train_all_folds(study, [dataclasses.replace(config, seed=config.seed + more) for more in range(num_seeds)])
+def _kept_folds(study: Study, config: TrainConfig) -> Folds | None:
+    try:
+        return [fold_scores(study, config, fold) for fold in range(study.num_folds)]
+    except FloatingPointError:
+        return None
+
+
+def repeat(study: Study, winner: TrainConfig, objective: Objective, *, num_seeds: int = NUM_SEEDS) -> tuple[Arm, Arm]:
+    """Train the winner and the base with fresh seeds on the same folds; the search's own seed has chosen the winner.
+
+    A seed on which either loss does not stay finite is left out of both.
+
+    Raises:
+        DataError: if no seed is left.
+    """
+    seeds = [study.base.seed + more for more in range(1, num_seeds + 1)]
+    settings = [dataclasses.replace(config, seed=seed) for config in (winner, study.base) for seed in seeds]
+    trained = train_all_folds(study, settings)
+    pairs = [
+        (ours, theirs)
+        for ours, theirs in zip(trained[:num_seeds], trained[num_seeds:], strict=True)
+        if ours is not None and theirs is not None
+    ]
+    if not pairs:
+        raise DataError(
+            "the winner and the base must both train with some seed, none keeps a finite loss; lower optim.lr."
+        )
+    return _arm(objective, [ours for ours, _ in pairs]), _arm(objective, [theirs for _, theirs in pairs])
+
+
+def _arm(objective: Objective, runs: list[Folds]) -> Arm:
     by_fold = np.mean([[objective.score([fold]) for fold in run] for run in runs], axis=0)
     return Arm([objective.score(run) for run in runs], by_fold.tolist(), runs)
 

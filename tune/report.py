@@ -10,19 +10,15 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
-from optuna.importance import get_param_importances
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import BaseDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
 
-from melanoma.config import TrainConfig
-from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import FoldScores, Objective
 from melanoma.evidence.page import html_table, page, picture, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.files import write_text
-from tune.compare import Arm
-from tune.search import METRIC, Search
-from tune.space import GAMMA, to_config
-from tune.trial import fold_scores
+from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
 COLOURS = {"finished": INK, "dropped": MUTED, "failed": ACCENT}
@@ -34,27 +30,29 @@ class Findings:
     """All that a page shows.
 
     Attributes:
-        search: what was asked.
         trials: trials.parquet's table.
-        winner: the best setting.
-        arms: the winner and the base setting with several seeds.
-        plain: the folds of plain cross-entropy.
         result: result.json.
+        space: what each setting was drawn from.
+        full_epochs: what the trials had cost without dropping any.
+        finished: the folds of every trial that finished them.
+        anchors: the folds of the winner, of the base and of plain cross-entropy, by name.
+        nevi_per_melanoma: among the training pictures; turns tau and factor into one weight.
     """
 
-    search: Search
     trials: pd.DataFrame
-    winner: TrainConfig
-    arms: dict[str, Arm]
-    plain: Sequence[FoldScores]
     result: dict[str, Any]
+    space: dict[str, BaseDistribution]
+    full_epochs: int
+    finished: Sequence[Sequence[FoldScores]]
+    anchors: dict[str, Sequence[FoldScores]]
+    nevi_per_melanoma: float
 
 
 def write_report(findings: Findings, path: Path) -> None:
     """Write the page with its pictures inside."""
     pictures = {
         "Melanoma recall against specificity, over trials": _plot_recall(findings),
-        "The objective over gamma and the melanoma's weight": _plot_surface(findings),
+        "Lead over the base by gamma and the melanoma's weight": _plot_surface(findings),
         "Importance of each setting": _plot_importance(findings),
         "Folds that each trial trained": _plot_folds(findings),
     }
@@ -66,25 +64,27 @@ def _body(findings: Findings, figures: str) -> str:
     result, trials = findings.result, findings.trials
     inside, test = result["out_of_fold_difference"], result["test_difference"]
     counts = ", ".join(f"{count} {status}" for status, count in result["by_status"].items())
-    same = "<p><b>The winner is the base setting itself.</b></p>" if result["winner"]["same_as_base"] else ""
+    same = "<p><b>The winner is the base setting itself.</b></p>" if result["winner_is_base"] else ""
     failed = trials[trials["status"] == "failed"]
     failures = "".join(
         f"<li>{name}: {html.escape(error)}</li>" for name, error in zip(failed["trial"], failed["error"], strict=True)
     )
     rows = [
-        [name, _loss(result[name]["loss"]), _spread(result[name]["by_seed"]), _spread(result[name]["by_fold"])]
-        for name in ("winner", "base")
+        [name, _loss(result["loss"][name]), _spread(arm["by_seed"]), _spread(arm["by_fold"])]
+        for name, arm in result["arms"].items()
     ]
-    rows.append(["plain cross-entropy", "gamma 0, no weights", f"{result['plain_cross_entropy']:.3f}", ""])
     return f"""<h1>Search for {html.escape(result["objective"])}</h1>
-<p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}.<br>
-Out of fold, {len(inside["by_seed"])} seeds on the same folds: {_interval(inside)}.
+<p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}, one network of each; the interval is over patients,
+ not over runs.<br>
+Out of fold, {len(inside["by_seed"])} fresh seeds on the same folds: {_interval(inside)}.
 A winner is flattered by having been chosen on these folds; test, looked at once for each of the two, is not.</p>{same}
+<p>Contract of the winner's bundle: <b>{result["contract"]["status"]}</b>. {html.escape(result["contract_sentence"])}</p>
 {html_table(["", "loss", "mean over seeds <small>each</small>", "mean over folds <small>each</small>"], rows)}
-<p>{_focal_against_plain(findings)}</p>
+<p>{_focal_against_plain(trials)}</p>
 <p><small>One picture a group, a threshold for each fold, folds pooled by the units they hold. Intervals: 95 %, groups drawn with replacement, paired.
  The spread over folds is between patients, that over seeds between runs.</small></p>
-<p>{len(trials)} trials: {counts}; {result["epochs"]} epochs in all, {_full_cost(findings)} without dropping any.</p>
+<p>{len(trials)} trials: {counts}; {result["epochs_of_search"]} epochs, {findings.full_epochs} without dropping any;
+ {result["epochs_of_comparison"]} more for the comparison.</p>
 {f"<h2>Failed</h2><ul>{failures}</ul>" if failures else ""}
 {figures}
 <h2>Trials</h2>{_trials_table(findings)}"""
@@ -102,100 +102,82 @@ def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} <small>{', '.join(f'{value:.3f}' for value in values)}</small>"
 
 
-def _focal_against_plain(findings: Findings) -> str:
+def _focal_against_plain(trials: pd.DataFrame) -> str:
     """Say by how much focal loss wins or loses against the best without it."""
-    finished = findings.trials[findings.trials["status"] == "finished"]
-    focal, without = finished[finished[GAMMA] >= 1], finished[finished[GAMMA] < 1]
-    best_without = max(findings.result["plain_cross_entropy"], without[METRIC].max() if len(without) else 0.0)
+    finished = trials[trials["status"] == "finished"]
+    focal, without = finished[finished[GAMMA] >= 1][METRIC], finished[finished[GAMMA] < 1][METRIC]
+    plain = finished[finished["trial"] == "plain"][METRIC]
+    unweighted = f" (plain, unweighted cross-entropy: {plain.iloc[0]:.3f})" if len(plain) else ""
     if focal.empty:
-        return f"No focal setting finished all folds; the best without focusing reached {best_without:.3f}."
-    lead = focal[METRIC].max() - best_without
+        return f"No focal setting was good enough to see all folds; the best with gamma 0 reached {without.max():.3f}{unweighted}."
+    lead = focal.max() - without.max()
     return (
-        f"The best focal setting reached {focal[METRIC].max():.3f}, the best with gamma 0 {best_without:.3f}: focal loss "
+        f"The best focal setting reached {focal.max():.3f}, the best with gamma 0 {without.max():.3f}{unweighted}: focal loss "
         f"{'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}, one seed, both flattered by the choice."
     )
 
 
-def _full_cost(findings: Findings) -> int:
-    return len(findings.trials) * findings.search.study.num_folds * findings.search.study.base.optim.epochs
-
-
 def _trials_table(findings: Findings) -> str:
-    names = list(findings.search.space.distributions(findings.search.study.base))
     ordered = findings.trials.sort_values(["folds", METRIC], ascending=False)
     rows = [
-        [
-            row["trial"][-8:],
-            *(f"{row[name]:.3g}" for name in names),
-            row["status"],
-            str(row["folds"]),
-            f"{row[METRIC]:.3f}",
-        ]
+        [row["trial"][-8:], *(f"{row[name]:.3g}" for name in findings.space), row["status"], str(row["folds"]), f"{row[METRIC]:.3f}",
+         f"{row[LEAD]:+.3f}"]
         for _, row in ordered.iterrows()
-    ]
-    return html_table(["", *names, "", "folds", "objective"], rows)
+    ]  # fmt: skip
+    return html_table(["", *findings.space, "", "folds", "objective", "lead over the base"], rows)
 
 
 def _plot_recall(findings: Findings) -> Figure:
     figure, axes = new_axes("Out of fold, one picture a group", "specificity", "melanoma recall")
-    study = findings.search.study
 
     def curve(folds: Sequence[FoldScores]) -> list[float]:
         return [Objective("melanoma_recall", float(at)).score(folds) for at in SPECIFICITIES]
 
-    for _, trial in findings.trials[findings.trials["status"] == "finished"].iterrows():
-        config = to_config({str(key): value for key, value in trial.items()}, study.base)
-        folds = [fold_scores(study, config, fold) for fold in range(study.num_folds)]
+    for folds in findings.finished:
         axes.plot(SPECIFICITIES, curve(folds), color="#d5dbe1", lw=1, zorder=1)
-    arms = findings.arms
-    for name, runs, colour, style in (
-        ("winner", arms["winner"].runs[0], ACCENT, "-"),
-        ("base", arms["base"].runs[0], INK, "-"),
-        ("plain cross-entropy", findings.plain, INK, ":"),
-    ):
-        axes.plot(SPECIFICITIES, curve(runs), color=colour, ls=style, lw=1.8, label=name)
+    styles = {"base": (INK, "-"), "plain": (INK, ":"), "winner": (ACCENT, "-")}
+    for name, folds in findings.anchors.items():
+        axes.plot(SPECIFICITIES, curve(folds), color=styles[name][0], ls=styles[name][1], lw=1.8, label=name)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
     return figure
 
 
 def _plot_surface(findings: Findings) -> Figure:
-    figure, axes = new_axes("Objective", "gamma (below 1: 0)", "melanoma's weight / nevus's weight")
-    labels = open_prepared(findings.search.study.dataset).rows("train")["dx"].value_counts()
-    ratio = float(labels.get("nv", 1)) / float(labels["mel"])
-    tried = findings.trials.dropna(subset=[METRIC])
-    weight = tried["melanoma_factor"] * ratio ** tried["tau"]
+    """Draw leads over the base on the same folds: figures of one fold and of five do not compare."""
+    figure, axes = new_axes("Lead over the base", "gamma", "melanoma's weight / nevus's weight")
+    tried = findings.trials.dropna(subset=[LEAD])
+    weight = tried["melanoma_factor"] * findings.nevi_per_melanoma ** tried["tau"]
     axes.set_yscale("log")
-    if len(tried) >= MIN_TRIALS:
-        surface = axes.tricontourf(tried[GAMMA], weight, tried[METRIC], levels=8, cmap="Greys", alpha=0.6)
+    if len(tried) >= MIN_TRIALS and tried[GAMMA].nunique() > 2 and tried[LEAD].nunique() > 1:
+        surface = axes.tricontourf(tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6)
         figure.colorbar(surface, ax=axes, shrink=0.8)
     full = tried["status"] == "finished"
-    axes.scatter(tried[GAMMA][~full], weight[~full], s=24, facecolors="white", edgecolors=INK, label="dropped")
+    axes.scatter(tried[GAMMA][~full], weight[~full], s=24, facecolors="white", edgecolors=INK, label="some folds")
     axes.scatter(tried[GAMMA][full], weight[full], s=34, color=INK, label="all folds")
-    loss = findings.winner.loss
-    axes.scatter(loss.gamma, loss.melanoma_factor * ratio**loss.tau, s=80, color=ACCENT, label="winner")
+    loss = findings.result["loss"]["winner"]
+    best = loss["melanoma_factor"] * findings.nevi_per_melanoma ** loss["tau"]
+    axes.scatter(loss["gamma"], best, s=80, color=ACCENT, label="winner")
     axes.legend(frameon=False, loc="upper right", fontsize=8)
     return figure
 
 
 def _plot_importance(findings: Findings) -> Figure | None:
-    space = findings.search.space.distributions(findings.search.study.base)
-    tried = findings.trials.dropna(subset=[METRIC])
-    if len(tried) < MIN_TRIALS or tried[METRIC].nunique() == 1:
+    tried = findings.trials.dropna(subset=[LEAD])
+    if len(tried) < MIN_TRIALS or tried[LEAD].nunique() == 1:
         return None
     study = optuna.create_study(direction="maximize")
-    rows = [{str(key): value for key, value in row.items()} for _, row in tried.iterrows()]
-    study.add_trials([_as_optuna(row, space) for row in rows])
-    importance = get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+    for _, row in tried.iterrows():
+        params = {name: float(row[DRAWN_GAMMA if name == GAMMA else name]) for name in findings.space}
+        done = create_trial(
+            state=TrialState.COMPLETE, params=params, distributions=findings.space, value=float(row[LEAD])
+        )
+        study.add_trial(done)
+    importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     figure, axes = new_axes(f"Importance (fANOVA, {len(tried)} trials)", "share of the variance explained", "")
     names = list(importance)[::-1]
     axes.barh(names, [importance[name] for name in names], color=INK, height=0.5)
     axes.set_xlim(0, 1)
     return figure
-
-
-def _as_optuna(row: dict[str, Any], space: dict[str, Any]) -> FrozenTrial:
-    params = {name: float(row[name]) for name in space}
-    return create_trial(state=TrialState.COMPLETE, params=params, distributions=space, value=float(row[METRIC]))
 
 
 def _plot_folds(findings: Findings) -> Figure:

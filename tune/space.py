@@ -8,6 +8,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from melanoma.config import TrainConfig
 
 GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "melanoma_factor", "lr", "drop_path"
+DRAWN_GAMMA = "gamma_drawn"
+METRIC, LEAD = "objective", "lead"
+"""A trial's objective over its folds so far, and by how much it leads the base setting on the same folds."""
 Sample = Mapping[str, float]
 
 

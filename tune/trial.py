@@ -2,14 +2,14 @@
 
 A fold is a rung: halving compares finished networks, on the same folds, after the same epochs. Folds in lockstep, compared in
 mid-training, would cost less, but gamma and the class weights change how fast a network learns, so that exactly what is searched
-would decide who looks good early. A rung's figure is then the final figure on fewer folds, noisier but not biased, and a
-finished fold is the natural unit to keep: whoever trains the same setting on the same fold again finds it done.
+would decide who looks good early. A rung's figure is then the final figure on fewer folds, and a
+finished fold is the natural unit to keep: whoever trains the same setting on the same fold again finds it done. Folds differ in how
+hard they are, so a trial reports its lead over the base setting on the same folds, and the searcher compares rungs fairly.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +38,7 @@ from tune.space import to_config
 FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
 OBJECTIVES = ("melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc")
+RECORDED = ("lead", "objective", *OBJECTIVES, "folds", "epochs", "spread")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Study:
         base: the settings that are not searched.
         num_folds: folds of the data set's training part.
         weights: none, imagenet or a path.
-        num_cpus: of one trial.
+        at_once: trials, or folds, at a time.
+        num_cpus: of one worker.
+        num_gpus: of one worker; a share, where several trials use one GPU.
         num_workers: DDP workers of one trial; 1 trains in the trial's own process.
-        use_gpu: train on GPUs.
     """
 
     dataset: Path
@@ -60,9 +62,14 @@ class Study:
     base: TrainConfig
     num_folds: int
     weights: str = "none"
-    num_cpus: float = 1.0
+    at_once: int = 1
+    num_cpus: int = 1
+    num_gpus: float = 0.0
     num_workers: int = 1
-    use_gpu: bool = False
+
+    def resources(self) -> dict[str, float]:
+        """Return what the process that runs a trial holds; one that only waits for its workers holds nothing."""
+        return {"CPU": 0.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
 
     def fold_dir(self, config: TrainConfig, fold: int) -> Path:
         """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
@@ -75,12 +82,14 @@ def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
 
 
 def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
-    """Train a sample's setting fold by fold and report after each; called by Ray Tune."""
+    """Train a sample's setting fold by fold and report after each; called by Ray Tune once the base's folds are there."""
     config = to_config(sample, study.base)
+    base = [fold_scores(study, study.base, fold) for fold in range(study.num_folds)]
     folds: list[FoldScores] = []
     for fold in range(study.num_folds):
         folds.append(fold_scores(study, config, fold))
-        ray.tune.report(rung_metrics(folds, objective, config))
+        lead = objective.score(folds) - objective.score(base[: len(folds)])
+        ray.tune.report({"lead": lead, **rung_metrics(folds, objective, config)})
 
 
 def rung_metrics(folds: list[FoldScores], objective: Objective, config: TrainConfig) -> dict[str, float]:
@@ -120,21 +129,26 @@ def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFra
 
 def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
     if study.num_workers == 1:
-        torch.set_num_threads(max(1, math.floor(study.num_cpus)))
-        device = torch.device("cuda" if study.use_gpu else "cpu")
+        torch.set_num_threads(study.num_cpus)
+        device = torch.device("cuda" if study.num_gpus > 0 else "cpu")
         _train_and_keep(study, config, folder, World(), device)
         return
     with tempfile.TemporaryDirectory(dir=study.folds_dir, prefix=".trainer-") as scratch:
         TorchTrainer(
             _fold_worker,
             train_loop_config={"study": study, "config": config, "folder": folder},
-            scaling_config=ScalingConfig(num_workers=study.num_workers, use_gpu=study.use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=study.num_workers,
+                use_gpu=study.num_gpus > 0,
+                resources_per_worker={"CPU": study.num_cpus, "GPU": study.num_gpus},
+            ),
             run_config=RunConfig(name="fold", storage_path=scratch),
         ).fit()
 
 
 def _fold_worker(values: Mapping[str, Any]) -> None:
     """Train one fold as one of several DDP workers."""
+    torch.set_num_threads(values["study"].num_cpus)
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
 
@@ -154,7 +168,7 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: Path, world: Worl
     except FloatingPointError as caught:
         error = str(caught)
     table = None if error else _out_of_fold(training, state)
-    if world.rank > 0:
+    if world.rank > 0 or folder.is_dir():  # another trial of the same setting was first
         return
     with new_folder(folder) as work:
         if table is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,12 @@ class PreparedData:
     def canvas(self) -> tuple[int, int]:
         """(H, W) of the stored pictures, px."""
         return int(self.manifest["image_height_px"]), int(self.manifest["image_width_px"])
+
+    @property
+    def content_hash(self) -> str:
+        """A hash of everything a run depends on: the splits, and the pictures as they are stored."""
+        described = json.dumps([self.manifest["split_hash"], self.canvas, sorted(self.manifest["shards"].items())])
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.

@@ -182,8 +182,14 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
 
 
 def _is_unseen(evaluated: Evaluated) -> bool:
-    """Return whether these pictures can judge the contract: neither trained on, nor the ones its threshold was chosen on."""
-    return evaluated.split == "external" or (evaluated.split == "test" and evaluated.same_splits)
+    """Return whether these pictures can judge the contract: neither trained on, nor the ones its threshold was chosen on.
+
+    A folder of the name that the bundle's own pictures came from is taken to hold them.
+    """
+    if evaluated.split == "external":
+        own = evaluated.bundle.operating_point.contract.population
+        return evaluated.population.split(",")[0] != own.split(",")[0]
+    return evaluated.split == "test" and evaluated.same_splits
 
 
 def _without_nan(value: Any) -> Any:
@@ -223,7 +229,8 @@ def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluat
 <p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>
 {html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
 {html_table(["", "per picture", "per lesion"], rows)}
-<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, one unit a group;
+<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class:
+ Clopper-Pearson, with as many units as the groups are worth;
  the others: bootstrap over groups.
  Specificity at sensitivity 90 % chooses its threshold on these very pictures.
  Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},

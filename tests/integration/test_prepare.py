@@ -90,6 +90,16 @@ def test_copies_and_known_pairs_are_joined(source: Path, tmp_path: Path) -> None
     assert group.nunique() == 24 - 3
 
 
+def test_groups_hold_though_the_picture_that_joins_them_is_left_out(source: Path, tmp_path: Path) -> None:
+    """A known pair joins two lesions; that one of its pictures cannot be read does not part them again."""
+    (source / "images" / "IMG_003_1.jpg").write_bytes(b"not a picture")
+    (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
+    config = PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv", skip_bad=True)
+    prepare(source, tmp_path / "out", config)
+    group = open_prepared(tmp_path / "out").records.set_index("image_id")["group"]
+    assert group["IMG_001_1"] == group["IMG_003_0"]
+
+
 def test_given_splits_that_leak_are_refused(source: Path, tmp_path: Path) -> None:
     table = pd.read_csv(source / "metadata.csv")
     given = table[["image_id"]].assign(split=np.where(np.arange(len(table)) % 2, "train", "test"))

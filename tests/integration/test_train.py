@@ -189,6 +189,14 @@ def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Path, sour
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_the_pictures_a_bundle_came_from_cannot_judge_it(undisturbed: Path, source: Path, tmp_path: Path) -> None:
+    from ray_jobs.evaluate import evaluate
+
+    own = source.rename(tmp_path / "phantom")  # the name of the data the bundle was trained on
+    assert evaluate(undisturbed / "bundle", own, tmp_path / "evidence")["contract"]["status"] == "none"
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_calibration_cannot_confirm_its_own_contract(prepared: PreparedData, undisturbed: Path, tmp_path: Path) -> None:
     from ray_jobs.evaluate import evaluate
 

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -14,7 +16,7 @@ from melanoma.evidence.out_of_fold import Objective
 from melanoma.files import write_json
 from ray_jobs.cli import BAD_INPUT, DONE, main
 from tune.search import Search, run_search
-from tune.space import SearchSpace, plain, to_config
+from tune.space import SearchSpace, to_config
 from tune.trial import FAILED, Study, fold_predictions, fold_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -27,11 +29,11 @@ SETTINGS = [
 def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
     quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.views=1"])
     (folder / "folds").mkdir(parents=True)
-    return Study(data.folder, folder / "folds", quick, data.manifest["num_folds"])
+    return Study(data.folder, folder / "folds", quick, data.manifest["num_folds"], at_once=2)
 
 
-def _search(study: Study, folder: Path, *, num_trials: int = 3) -> Search:
-    return Search(folder, study, SearchSpace(), Objective("auroc"), num_trials, at_once=2)
+def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:
+    return Search(folder, study, SearchSpace(), Objective("auroc"), num_trials)
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +41,35 @@ def finished(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -
     """A search run to its end on a copy that no other test looks into: (data set, run folder)."""
     folder = tmp_path_factory.mktemp("tuned")
     dataset = Path(shutil.copytree(prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
-    assert main(["tune", str(dataset), str(folder / "runs"), *SETTINGS, "--name", "search", "--json"]) == DONE
-    return dataset, folder / "runs" / "search"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["tune", str(dataset), str(folder / "runs"), *SETTINGS, "--name", "search", "--json"]) == DONE
+    run = folder / "runs" / "search"
+    assert json.loads(out.getvalue()) == json.loads((run / "result.json").read_text())
+    return dataset, run
 
 
 def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
     dataset, run = finished
-    assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold", "tensorboard"} <= {
+    assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold.parquet", "tensorboard"} <= {
         path.name for path in run.iterdir()
     }
     result = json.loads((run / "result.json").read_text())
     trials = pd.read_parquet(run / "trials.parquet")
     assert len(trials) == 4 == sum(result["by_status"].values())
-    best = trials[trials["status"] == "finished"].sort_values("objective").iloc[-1]
+    assert trials["trial"].tolist()[:2] == ["base", "plain"]
+    assert trials["lead"][0] == 0
+    best = trials[trials["status"] == "finished"].sort_values("objective", ascending=False, kind="stable").iloc[0]
     winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
     assert winner.loss.tau == best["tau"]
-    assert result["winner"]["by_seed"][0] == pytest.approx(best["objective"])
+    assert len(result["arms"]["winner"]["by_seed"]) == 3
     assert result["verdict"] in ("No difference shown", "The winner is better", "The winner is worse")
-    table = pd.read_parquet(run / "out_of_fold" / "predictions.parquet")
+    table = pd.read_parquet(run / "out_of_fold.parquet")
     assert sorted(table["image_id"]) == sorted(open_prepared(dataset).rows("train")["image_id"])
 
 
 def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> None:
     dataset, run = finished
-    same = json.loads((run / "result.json").read_text())["winner"]["same_as_base"]
+    same = json.loads((run / "result.json").read_text())["winner_is_base"]
     looks = [json.loads(line) for line in (dataset / "access_log.jsonl").read_text().splitlines()]
     assert len([look for look in looks if look["split"] == "test"]) == (1 if same else 2)
 
@@ -90,14 +97,30 @@ def test_a_failed_trial_is_reported_and_the_others_go_on(
     prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
-    # The base setting, which is tried first, is known to have failed on its first fold.
-    (study.fold_dir(study.base, 0)).mkdir()
-    write_json(study.fold_dir(study.base, 0) / FAILED, {"error": "the loss must stay finite, it was nan in epoch 1."})
-    trials = run_search(_search(study, tmp_path))
-    assert trials["status"].tolist()[0] == "failed"
-    assert "must stay finite" in trials["error"][0]
-    assert math.isnan(trials["objective"][0])
-    assert "failed" not in trials["status"].tolist()[1:]
+    search = _search(study, tmp_path, num_trials=4)
+    # The first sample is known to have failed on its first fold; the second is one like any other.
+    samples = [{"gamma": 2.0, "tau": 0.5, "melanoma_factor": 2.0}, {"gamma": 0.5, "tau": 1.0, "melanoma_factor": 1.0}]
+    write_json(tmp_path / "samples.json", samples)
+    broken = study.fold_dir(to_config(samples[0], study.base), 0)
+    broken.mkdir()
+    write_json(broken / FAILED, {"error": "the loss must stay finite, it was nan in epoch 1."})
+    trials = run_search(search)
+    assert trials["trial"].tolist()[:2] == ["base", "plain"]
+    assert trials["status"][2] == "failed"
+    assert "must stay finite" in trials["error"][2]
+    assert math.isnan(trials["objective"][2])
+    assert trials["status"][3] in ("finished", "dropped")
+    assert (trials["gamma"][3], trials["gamma_drawn"][3]) == (0, 0.5)
+
+
+def test_a_base_that_cannot_be_trained_ends_the_search(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    study.fold_dir(study.base, 1).mkdir()
+    write_json(study.fold_dir(study.base, 1) / FAILED, {"error": "nan"})
+    with pytest.raises(FloatingPointError, match="base setting"):
+        run_search(_search(study, tmp_path))
 
 
 def test_a_broken_loss_is_kept_and_not_tried_again(
@@ -128,10 +151,3 @@ def test_two_workers_train_the_same_fold_as_one(
     two.folds_dir.mkdir()
     alone, shared = fold_scores(one, one.base, 0), fold_scores(two, two.base, 0)
     assert torch.allclose(torch.tensor(alone.scores), torch.tensor(shared.scores), atol=1e-4)
-
-
-def test_the_plain_setting_is_always_tried(finished: tuple[Path, Path]) -> None:
-    trials = pd.read_parquet(finished[1] / "trials.parquet")
-    base = TrainConfig.from_dict(json.loads((finished[1] / "best.json").read_text()))
-    tried = [to_config({str(k): v for k, v in row.items()}, base).loss for _, row in trials.iterrows()]
-    assert plain(base).loss in tried

@@ -19,7 +19,7 @@ from melanoma.data.dataset import PreparedData
 pytestmark = [pytest.mark.ray, pytest.mark.drill]
 SETTINGS = [
     "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
-    "--set", "min_specificity=0", "--trials", "4", "--name", "search",
+    "--set", "min_specificity=0", "--trials", "6", "--name", "search",
 ]  # fmt: skip
 OF_A_TRIAL = ["gamma", "tau", "melanoma_factor", "status", "folds", "objective", "auroc"]
 
@@ -56,11 +56,11 @@ def _same_end(out: Path, undisturbed: Path) -> None:
     ours, theirs = (pd.read_parquet(folder / "search" / "trials.parquet")[OF_A_TRIAL] for folder in (out, undisturbed))
     pd.testing.assert_frame_equal(ours, theirs)
     results = [json.loads((folder / "search" / "result.json").read_text()) for folder in (out, undisturbed)]
-    for name in ("winner", "base", "out_of_fold_difference", "test_difference", "verdict"):
+    for name in ("arms", "loss", "out_of_fold_difference", "test_difference", "verdict"):
         assert results[0][name] == results[1][name], name
 
 
-@pytest.mark.parametrize("num_folds", [1, 5])
+@pytest.mark.parametrize("num_folds", [1, 8, 12])
 def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
     num_folds: int, prepared: PreparedData, undisturbed: Path, tmp_path: Path
 ) -> None:

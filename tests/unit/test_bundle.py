@@ -172,3 +172,37 @@ def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir:
             else "no_referral"
         )
         assert prediction.decision == expected
+
+
+def test_another_library_version_only_warns(copied: Path) -> None:
+    _edit(copied, lambda m: m["versions"].update(timm="0.0.1"))
+    with pytest.warns(UserWarning, match=r"made with timm 0\.0\.1"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(probes=[]),
+        lambda m: m["probes"][0].pop("logits"),
+        lambda m: m["probes"][0].update(picture_png="bm90IGEgcGljdHVyZQ=="),
+        lambda m: m["probes"][0].update(logits=[1.0]),
+    ],
+)
+def test_broken_probes_are_a_finding(change: Callable[[dict[str, Any]], object], copied: Path) -> None:
+    _edit(copied, change)
+    assert verify_bundle(copied) != []
+
+
+def test_a_contract_is_recomputed_to_rounding(copied: Path) -> None:
+    """Another scipy may differ in the last digit; anything more is a change."""
+    _edit(
+        copied,
+        lambda m: m["operating_point"]["contract"].update(
+            sensitivity_low=m["operating_point"]["contract"]["sensitivity_low"] * (1 + 1e-13)
+        ),
+    )
+    load_bundle(copied)
+    _edit(copied, lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.95))
+    with pytest.raises(BundleError, match="must follow"):
+        load_bundle(copied)

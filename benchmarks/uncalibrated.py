@@ -1,0 +1,25 @@
+"""The metrics of an evaluation before its probability map, as a plain loop reports them: likeliest class of the raw logits.
+
+python benchmarks/uncalibrated.py evidence/predictions.parquet
+"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from melanoma.config import CLASSES
+from melanoma.evidence.metrics import METRICS
+
+
+def uncalibrated(table: pd.DataFrame) -> dict[str, float]:
+    """Return every metric of predictions.parquet's table, per picture."""
+    logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
+    labels, probabilities, ones = table["label"].to_numpy(), softmax(logits, axis=1), np.ones(len(table))
+    return {name: metric(labels, probabilities, ones) for name, metric in METRICS.items()}
+
+
+if __name__ == "__main__":
+    for name, value in uncalibrated(pd.read_parquet(sys.argv[1])).items():
+        print(f"{name:32}{value:.3f}")
