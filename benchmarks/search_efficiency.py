@@ -1,0 +1,134 @@
+"""How many epochs the search needs to come within 0.01 of the best setting, beside random search without halving.
+
+`record` trains every setting of a grid on all folds once, unpruned. `replay` plays the search's own searcher and scheduler over that
+table with many seeds; a drawn sample stands for the setting of the grid that is nearest to it.
+
+    python benchmarks/search_efficiency.py record DATASET table.parquet
+    python benchmarks/search_efficiency.py replay table.parquet
+"""
+
+import argparse
+import itertools
+import math
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import open_prepared
+from melanoma.evidence.out_of_fold import Objective
+from melanoma.files import write_parquet
+from melanoma.presets import smoke
+from ray_jobs.cluster import connect
+from tune.compare import train_all_folds
+from tune.search import make_scheduler, make_searcher
+from tune.space import FACTOR, GAMMA, LEAD, TAU, SearchSpace, plain, to_config
+from tune.trial import Study
+
+GRID = {GAMMA: (0.0, 1.0, 2.0, 3.5, 5.0), TAU: (0.0, 0.5, 1.0), FACTOR: (1.0, 2.8, 8.0)}
+OBJECTIVE = Objective("melanoma_recall", 0.8)
+TOLERANCE, MAX_TRIALS = 0.01, 200
+SPACE = SearchSpace()
+
+
+def record(dataset: Path, table: Path, *, at_once: int) -> None:
+    """Train the whole grid and write one row a setting and rung."""
+    connect()
+    folds_dir = table.with_suffix(".folds")
+    folds_dir.mkdir(parents=True, exist_ok=True)
+    study = Study(
+        dataset.resolve(), folds_dir.resolve(), smoke(), open_prepared(dataset).manifest["num_folds"], at_once=at_once
+    )
+    samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    trained = train_all_folds(study, [to_config(sample, study.base) for sample in samples])
+    rows = [
+        {**sample, "folds": done, "objective": OBJECTIVE.score(folds[:done])}
+        for sample, folds in zip(samples, trained, strict=True)
+        if folds is not None
+        for done in range(1, study.num_folds + 1)
+    ]
+    write_parquet(table, pd.DataFrame(rows))
+
+
+class _Table:
+    """The recorded grid: a sample -> the objective after 1 to K folds of the nearest setting."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        wide = table.pivot(index=list(GRID), columns="folds", values="objective")
+        self.figures = wide.to_numpy()
+        self._places = np.array([self._place(dict(zip(GRID, index, strict=True))) for index in wide.index])
+
+    @staticmethod
+    def _place(sample: dict[str, float]) -> tuple[float, float, float]:
+        gamma = sample[GAMMA] if sample[GAMMA] >= 1 else 0.0
+        return gamma / 5, sample[TAU], math.log(sample[FACTOR], 8)
+
+    def __call__(self, sample: dict[str, float]) -> np.ndarray:
+        return self.figures[np.abs(self._places - self._place(sample)).sum(axis=1).argmin()]
+
+
+def folds_needed(table: _Table, base: TrainConfig, *, kind: str) -> int:
+    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best."""
+    num_folds = table.figures.shape[1]
+    goal = table.figures[:, -1].max() - TOLERANCE
+    of_base = table(SPACE.sample_of(base))
+    anchors = [SPACE.sample_of(base), SPACE.sample_of(plain(base))]
+    spent = 0
+    for anchor in anchors:
+        spent += num_folds
+        if table(anchor)[-1] >= goal:
+            return spent
+    known = [(anchor, float(table(anchor)[-1] - of_base[-1])) for anchor in anchors]
+    searcher = make_searcher(SPACE, base, kind=kind, known=known, first=[])
+    scheduler = make_scheduler(num_folds)
+    scheduler.set_search_properties(LEAD, "max")
+    for number in range(MAX_TRIALS):
+        trial = types.SimpleNamespace(trial_id=str(number))
+        sample = searcher.suggest(trial.trial_id)
+        assert sample is not None
+        figures = table(sample)
+        scheduler.on_trial_add(None, trial)
+        for done in range(1, num_folds + 1):
+            spent += 1
+            lead = {LEAD: float(figures[done - 1] - of_base[done - 1]), "folds": done, "training_iteration": done}
+            if kind == "tpe" and done < num_folds and scheduler.on_trial_result(None, trial, lead) == "STOP":
+                break
+        searcher.on_trial_complete(trial.trial_id, lead)
+        if done == num_folds and figures[-1] >= goal:
+            return spent
+    return spent
+
+
+def replay(path: Path, *, num_seeds: int) -> None:
+    """Print the epochs that both searches need."""
+    table, epochs = _Table(pd.read_parquet(path)), smoke().optim.epochs
+    print(
+        f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to within {TOLERANCE} of the best"
+    )
+    needed = {}
+    for kind, name in (("random", "random, no halving"), ("tpe", "TPE with halving")):
+        runs = [folds_needed(table, TrainConfig.from_dict({"seed": seed}), kind=kind) for seed in range(num_seeds)]
+        needed[kind] = np.array(runs) * epochs
+        quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
+        print(f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}")
+    print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
+
+
+def main() -> None:
+    """Record or replay."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("record", "replay"))
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=100)
+    args = parser.parse_args()
+    if args.step == "record":
+        record(*args.paths, at_once=args.at_once)
+    else:
+        replay(*args.paths, num_seeds=args.seeds)
+
+
+if __name__ == "__main__":
+    main()
