@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from optuna.distributions import BaseDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
@@ -157,7 +158,10 @@ def _plot_surface(findings: Findings) -> Figure:
     loss = findings.result["loss"]["winner"]
     best = loss["melanoma_factor"] * findings.nevi_per_melanoma ** loss["tau"]
     axes.scatter(loss["gamma"], best, s=80, color=ACCENT, label="winner")
-    axes.legend(frameon=False, loc="upper right", fontsize=8)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -187,6 +191,8 @@ def _plot_folds(findings: Findings) -> Figure:
     for status, colour in COLOURS.items():
         if (trials["status"] == status).any():
             axes.barh([0], [0], color=colour, label=status)
-    axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    axes.set_ylim(len(trials) + 0.6, 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     return figure
