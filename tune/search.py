@@ -94,7 +94,9 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
     # Tune's newer output goes to stdout and takes no reporter; its own handler would let Ctrl-C pass for the end of the search.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     # Failed trials are told in the result, in a sentence each.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     shutil.rmtree(search.run_dir / "search", ignore_errors=True)
     num_trials = search.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
@@ -226,9 +228,10 @@ def _nothing(status: str, error: str) -> dict[str, Any]:
 
 
 def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
-    """Return what the search saw: settings, figures, folds done, and whether a trial finished, was dropped or failed."""
+    """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was dropped or failed."""
+    drawn = json.loads((search.run_dir / SAMPLES).read_text())
     rows: list[dict[str, Any]] = []
-    for result in (results[index] for index in range(len(results))):
+    for result in sorted((results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)):
         sample: Mapping[str, float] = result.config or {}
         metrics = {name: value for name, value in (result.metrics or {}).items() if name in RECORDED}
         done = metrics.get("folds", 0) == search.study.num_folds
