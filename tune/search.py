@@ -269,9 +269,11 @@ class _Keeper(tune.Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
+        self._drawn: dict[str, dict[str, float]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        write_json(self._run_dir / SAMPLES, [dict(other.config) for other in trials])
+        self._drawn.setdefault(trial.trial_id, dict(trial.config))  # a trial that is tried again keeps its place
+        write_json(self._run_dir / SAMPLES, list(self._drawn.values()))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
