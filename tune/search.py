@@ -269,11 +269,11 @@ class _Keeper(tune.Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._drawn: dict[str, dict[str, float]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._drawn.setdefault(trial.trial_id, dict(trial.config))  # a trial that is tried again keeps its place
-        write_json(self._run_dir / SAMPLES, list(self._drawn.values()))
+        # Neither the list nor the starts keep the order; the tag begins with the number of the draw.
+        drawn = sorted(trials, key=lambda other: int(other.experiment_tag.split("_")[0]))
+        write_json(self._run_dir / SAMPLES, [dict(other.config) for other in drawn])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
