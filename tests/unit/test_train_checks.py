@@ -8,7 +8,7 @@ from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
 from melanoma.networks import build_model
-from ray_jobs.train import TrainJob, _check_data, _check_weights
+from ray_jobs.train import TrainJob, check_data, check_network
 
 
 def _job(prepared: PreparedData, config: TrainConfig, **changes: object) -> TrainJob:
@@ -20,14 +20,14 @@ def test_a_batch_that_cannot_be_filled_is_refused_before_training(
 ) -> None:
     config = tiny_config.with_overrides(["optim.batch_size=100000"])
     with pytest.raises(DataError, match=r"optim\.batch_size"):
-        _check_data(_job(prepared, config), prepared)
+        check_data(_job(prepared, config), prepared)
     with pytest.raises(DataError, match="number of workers"):
-        _check_data(_job(prepared, tiny_config, num_workers=64), prepared)
+        check_data(_job(prepared, tiny_config, num_workers=64), prepared)
 
 
 def test_a_fold_that_is_not_there_is_refused_before_training(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     with pytest.raises(DataError, match="fold 9"):
-        _check_data(_job(prepared, tiny_config.with_overrides(["data.validation_fold=9"])), prepared)
+        check_data(_job(prepared, tiny_config.with_overrides(["data.validation_fold=9"])), prepared)
 
 
 def test_calibration_without_melanomas_is_refused_before_training(
@@ -35,7 +35,7 @@ def test_calibration_without_melanomas_is_refused_before_training(
 ) -> None:
     data = dataclasses.replace(prepared, manifest={**prepared.manifest, "counts": {"calibration": {"mel": 0}}})
     with pytest.raises(DataError, match="must hold melanomas"):
-        _check_data(_job(prepared, tiny_config), data)
+        check_data(_job(prepared, tiny_config), data)
 
 
 def test_an_unreachable_hub_is_one_sentence(
@@ -48,11 +48,11 @@ def test_an_unreachable_hub_is_one_sentence(
 
     monkeypatch.setattr("ray_jobs.train.build_model", offline)
     with pytest.raises(DataError, match="--weights imagenet needs timm's hub"):
-        _check_weights(_job(prepared, tiny_config, weights="imagenet"))
+        check_network(_job(prepared, tiny_config, weights="imagenet"))
 
 
 def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     config = tiny_config.with_overrides(["model.backbone=test_efficientnet", "model.layer_scale=null"])
-    _check_weights(_job(prepared, config))
+    check_network(_job(prepared, config))
     with pytest.raises(DataError, match="--workers 1"):
-        _check_weights(_job(prepared, config, num_workers=2))
+        check_network(_job(prepared, config, num_workers=2))
