@@ -174,7 +174,8 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, study=study, objective=search.objective), resources=study.resources()
     )
-    drawn = search.run_dir / SAMPLES
+    kept = search.run_dir / SAMPLES
+    given = json.loads(kept.read_text()) if kept.is_file() else []
     known = [
         (search.space.sample_of(config), row[LEAD])
         for config, row in zip(search.anchors().values(), anchors, strict=True)
@@ -185,7 +186,7 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
         study.base,
         kind=search.searcher,
         known=known,
-        first=json.loads(drawn.read_text()) if drawn.is_file() else [],
+        first=given,
     )
     return tune.Tuner(
         trainable,
@@ -203,7 +204,7 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
             storage_path=str(search.run_dir.resolve()),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             progress_reporter=_Reporter(search.objective, num_trials),
-            callbacks=[_Keeper(search.run_dir)],
+            callbacks=[_Keeper(search.run_dir, given)],
             verbose=1,
         ),
     )
@@ -267,13 +268,14 @@ class _Reporter(tune.CLIReporter):
 class _Keeper(tune.Callback):
     """Keeps the samples in the order they were drawn, and each trial's figures for TensorBoard."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, given: list[dict[str, float]]) -> None:
+        self._run_dir, self._given = run_dir, given
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         # Neither the list nor the starts keep the order; the tag begins with the number of the draw.
         drawn = sorted(trials, key=lambda other: int(other.experiment_tag.split("_")[0]))
-        write_json(self._run_dir / SAMPLES, [dict(other.config) for other in drawn])
+        samples = [dict(other.config) for other in drawn]
+        write_json(self._run_dir / SAMPLES, samples + self._given[len(samples) :])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
