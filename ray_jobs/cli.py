@@ -89,8 +89,16 @@ def _config(args: argparse.Namespace) -> "TrainConfig":
 
     config = preset(args.preset)
     if args.set_file:
-        config = type(config).from_dict(json.loads(args.set_file.read_text()))
+        config = type(config).from_dict(_settings(args.set_file))
     return config.with_overrides(args.set)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
+    return values
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -217,8 +225,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from melanoma.bundle import verify_bundle
+    from melanoma.bundle import MANIFEST, verify_bundle
+    from melanoma.errors import BundleError
 
+    if not (args.bundle / MANIFEST).is_file():
+        raise BundleError(f"BUNDLE must be a folder with a {MANIFEST}, {args.bundle} has none.")
     findings = verify_bundle(args.bundle)
     text = "\n".join(findings) or f"{args.bundle} is whole, repeats its recorded outputs, and its contract is met"
     _print(args, {"ok": not findings, "findings": findings}, text)

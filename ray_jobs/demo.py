@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from melanoma.data.dataset import open_prepared
 from melanoma.data.records import IMAGE_SUFFIXES
 from ray_jobs.progress import say
 
@@ -27,7 +28,7 @@ NEEDED_GB = 5
 READY_SECONDS = 180.0
 # The training settings that make the phantom data's contract in a few minutes on two cores.
 PHANTOM_TRAINING = [
-    "--preset", "cpu_quick", "--set", "optim.epochs=16",
+    "--preset", "cpu_quick", "--set", "optim.epochs=12",
 ]  # fmt: skip
 REAL_TRAINING = ["--preset", "cpu_quick"]
 
@@ -49,11 +50,11 @@ def main() -> int:
         return 2
     source, bundle = _train(args.data, args.out)
     stay = sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
-    picture = next(path for path in sorted(source.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
+    picture, dx = _unseen_picture(source, args.out / "dataset")
     with _serving(bundle) as (server, address):
         answer = _ask(address, picture)
         _save(answer, args.out)
-        _show(answer, picture, args.out)
+        _show(answer, f"{picture.name} (test, labelled {dx})", args.out)
         if stay:
             say(f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{picture} {address}/v1/predict")
             with contextlib.suppress(KeyboardInterrupt):
@@ -81,6 +82,14 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
     _melanoma("evaluate", bundle, prepared, out / "evidence", allowed=allowed)
     _melanoma("bundle", "verify", bundle, allowed=allowed)
     return source, bundle
+
+
+def _unseen_picture(source: Path, prepared: Path) -> tuple[Path, str]:
+    """Return a picture that neither training nor calibration has seen, a melanoma where there is one, and its label."""
+    test = open_prepared(prepared).rows("test")
+    row = test.sort_values("dx", key=lambda dx: dx != "mel", kind="stable").iloc[0]
+    paths = source.rglob(f"{row['image_id']}.*")
+    return next(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES), str(row["dx"])
 
 
 def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:
@@ -139,10 +148,9 @@ def _save(answer: dict[str, Any], out: Path) -> None:
     (out / "answer.json").write_text(json.dumps(answer, indent=2) + "\n")
 
 
-def _show(answer: dict[str, Any], picture: Path, out: Path) -> None:
-    print(
-        f"\n{picture.name}: {answer['decision']}, melanoma {answer['probabilities']['mel']:.3f}, threshold {answer['threshold']:.3f}"
-    )
+def _show(answer: dict[str, Any], picture: str, out: Path) -> None:
+    melanoma, threshold = answer["probabilities"]["mel"], answer["threshold"]
+    print(f"\n{picture}: {answer['decision']}, melanoma {melanoma:.3f}, threshold {threshold:.3f}")
     print(
         f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}\nheatmap:  {out / 'overlay.png'}"
     )

@@ -152,7 +152,9 @@ def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, 
         for part in [rows.iloc[start : start + SHARD_ROWS]]
     ]
     if not chunks:
-        return pd.DataFrame(columns=["image_id", "reason", "pixel_sha256"])
+        raise DataError(
+            f"SOURCE must hold the pictures that its metadata name, none of {len(source.records)} was found; unpack them below it."
+        )
     connect()
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).flat_map(
         decode_chunk,  # type: ignore[arg-type]

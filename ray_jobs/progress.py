@@ -58,23 +58,25 @@ def _watch(run_dir: Path, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
     shown = len(history.read_text().splitlines()) if history.is_file() else 0
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
+        epochs = 0
         while True:
             ended = stop.wait(0.5)
             if progress.is_file():
                 where = json.loads(progress.read_text())
+                epochs = where["epochs"]
                 bar.total = where["epochs"] * where["steps"]
                 bar.set_description(f"epoch {where['epoch']}/{where['epochs']}")
                 bar.update((where["epoch"] - 1) * where["steps"] + where["step"] - bar.n)
             lines = history.read_text().splitlines() if history.is_file() else []
             for line in lines[shown:]:
-                tqdm.write(_epoch_line(json.loads(line)), file=sys.stderr)
+                tqdm.write(_epoch_line(json.loads(line), epochs), file=sys.stderr)
             shown = max(shown, len(lines))
             if ended:
                 return
 
 
-def _epoch_line(row: dict[str, float]) -> str:
+def _epoch_line(row: dict[str, float], epochs: int) -> str:
     return (
-        f"epoch {row['epoch']}: loss {row['loss']:.3f}, validation melanoma AUROC {row['auroc']:.3f}, specificity at 90 % sensitivity "
+        f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.3f}, validation melanoma AUROC {row['auroc']:.3f}, specificity at 90 % sensitivity "
         f"{row['specificity_at_sensitivity_90']:.3f}, macro-F1 {row['macro_f1']:.3f}, {row['train_seconds'] + row['validation_seconds']:.0f} s"
     )

@@ -68,6 +68,13 @@ def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys
     }
 
 
+def test_metadata_without_any_picture_are_refused(source: Path, tmp_path: Path) -> None:
+    for picture in (source / "images").iterdir():
+        picture.unlink()
+    with pytest.raises(DataError, match="none of 48 was found"):
+        prepare(source, tmp_path / "out", PrepareConfig(size=64, skip_bad=True))
+
+
 def test_bad_rows_can_be_left_out_and_are_listed(source: Path, tmp_path: Path) -> None:
     _spoil(source)
     manifest = prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, skip_bad=True))
