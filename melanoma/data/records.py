@@ -96,7 +96,7 @@ def read_source(folder: Path) -> Source:
     table = _read_metadata(folder)
     records, groups = _normalise(table)
     paths, doubled = _find_pictures(folder)
-    records["path"] = records["image_id"].map(paths).fillna("")
+    records["path"] = [paths.get(image_id, "") for image_id in records["image_id"]]
     rejections = [*_reject_rows(records), *_reject_pictures(records, paths, doubled)]
     return Source(records, rejections, groups)
 
