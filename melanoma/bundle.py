@@ -4,10 +4,8 @@ Nothing is taken on trust that can be checked: every file against its hash, the 
 contract against the scores it rests on, and on `verify` the network against recorded outputs.
 """
 
-import base64
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import platform
@@ -15,11 +13,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import timm
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,9 +28,9 @@ from melanoma.errors import BundleError
 from melanoma.evidence.calibration import ProbabilityMap
 from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
 from melanoma.files import new_folder, write_bytes, write_json, write_text
-from melanoma.images import Preprocess, Uint8Array
+from melanoma.images import Preprocess
 from melanoma.networks import build_model
-from melanoma.views import predict_views
+from melanoma.probes import record_probes, replay_probes
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = (
@@ -43,8 +39,6 @@ WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = (
     "calibration.parquet",
     "MODEL_CARD.md",
 )
-NUM_PROBES = 3
-PROBE_TOLERANCE = 1e-3
 _FIELDS = {
     "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
     "group_columns", "split_hash", "training_config", "versions", "files", "probes",
@@ -135,7 +129,7 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "training_config": dataclasses.asdict(parts.config),
             "versions": _versions(),
             "files": files,
-            "probes": _record_probes(parts.model, preprocess, parts.config.data.views),
+            "probes": record_probes(parts.model, preprocess, parts.config.data.views),
         }
         manifest["version"] = _version_of(manifest)
         write_json(work / MANIFEST, manifest)
@@ -154,39 +148,6 @@ def _versions() -> dict[str, str]:
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-
-
-def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
-    """Return smooth made-up pictures, ``(H, W, 3)`` uint8, that any decoder and resizer reproduces."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (NUM_PROBES, 6, 8, 3), dtype=np.uint8)
-    size = (canvas[1], canvas[0])
-    return [np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)) for cells in coarse]
-
-
-def _record_probes(model: nn.Module, preprocess: Preprocess, views: int) -> list[dict[str, Any]]:
-    pictures = probe_pictures(preprocess.canvas)
-    logits = _probe_logits(model, preprocess, views, pictures)
-    return [
-        {"picture_png": _to_png(picture), "logits": [float(z) for z in row]}
-        for picture, row in zip(pictures, logits, strict=True)
-    ]
-
-
-def _probe_logits(model: nn.Module, preprocess: Preprocess, views: int, pictures: list[Uint8Array]) -> np.ndarray:
-    model.eval()
-    with torch.no_grad():
-        return predict_views(model, preprocess(torch.from_numpy(np.stack(pictures))), views).float().numpy()
-
-
-def _to_png(picture: Uint8Array) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _from_png(text: str) -> Uint8Array:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -298,22 +259,7 @@ def verify_bundle(folder: Path) -> list[str]:
     contract = bundle.operating_point.contract
     if contract.status != "met":
         findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
-    return [*findings, *_replay_probes(bundle)]
-
-
-def _replay_probes(bundle: Bundle) -> list[str]:
-    try:
-        recorded = np.array([probe["logits"] for probe in bundle.manifest["probes"]], dtype=np.float64)
-        pictures = [_from_png(probe["picture_png"]) for probe in bundle.manifest["probes"]]
-        logits = _probe_logits(bundle.model, bundle.preprocess, bundle.views, pictures)
-        gap = float(np.abs(logits - recorded).max())
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
-        return [f"the bundle's probes must be pictures with their logits, they are not ({type(error).__name__})."]
-    if gap <= PROBE_TOLERANCE:
-        return []
-    return [
-        f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by {gap:.3g}; another library version computes otherwise."
-    ]
+    return [*findings, *replay_probes(bundle.manifest["probes"], bundle.model, bundle.preprocess, bundle.views)]
 
 
 def _contract_follows(recorded: OperatingPoint, folder: Path) -> bool:

@@ -33,12 +33,12 @@ from melanoma.engine import Training, TrainState, fit, predict, start_state
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
 from melanoma.files import new_folder, write_json
 from melanoma.networks import build_model, load_weights
-from tune.space import to_config
+from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
 OBJECTIVES = ("melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc")
-RECORDED = ("lead", "objective", *OBJECTIVES, "folds", "epochs", "spread")
+RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +89,13 @@ def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -
     for fold in range(study.num_folds):
         folds.append(fold_scores(study, config, fold))
         lead = objective.score(folds) - objective.score(base[: len(folds)])
-        ray.tune.report({"lead": lead, **rung_metrics(folds, objective, config)})
+        ray.tune.report({LEAD: lead, **rung_metrics(folds, objective, config)})
 
 
 def rung_metrics(folds: list[FoldScores], objective: Objective, config: TrainConfig) -> dict[str, float]:
     """Return what is recorded of a trial after some folds: its objective, every known one, and what it cost."""
     return {
-        "objective": objective.score(folds),
+        METRIC: objective.score(folds),
         **{name: Objective.parse(name).score(folds) for name in OBJECTIVES},
         "folds": len(folds),
         "epochs": len(folds) * config.optim.epochs,

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from melanoma.bundle import _version_of, load_bundle, probe_pictures, verify_bundle
+from melanoma.bundle import _version_of, load_bundle, verify_bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.errors import BundleError
 from melanoma.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
+from melanoma.probes import probe_pictures
 
 
 @pytest.fixture
