@@ -216,6 +216,8 @@ class OptimConfig(_Config):
         lr: peak learning rate of the head.
         weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
+        frozen_layers: layers nearest the picture, counted as for the layer decay, that keep the weights they start with;
+            they cost no backward pass.
         warmup_epochs: epochs of linear warm-up before the cosine.
         ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 + t)^(-2/3) while that is less.
         grad_clip: largest gradient norm; 0 is off.
@@ -228,6 +230,7 @@ class OptimConfig(_Config):
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    frozen_layers: int = 0
     warmup_epochs: float = 1.0
     ema_decay: float = 0.99
     grad_clip: float = 5.0
@@ -240,6 +243,7 @@ class OptimConfig(_Config):
         _require(self.lr > 0, "optim.lr", "positive", self.lr)
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)
+        _require(self.frozen_layers >= 0, "optim.frozen_layers", "at least 0", self.frozen_layers)
         _require(
             0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", "in [0, optim.epochs)", self.warmup_epochs
         )

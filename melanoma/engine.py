@@ -23,7 +23,7 @@ from melanoma.distributed import World
 from melanoma.evidence.metrics import validation_scores
 from melanoma.images import Preprocess
 from melanoma.losses import class_weights_from_counts, focal_terms
-from melanoma.networks import parameter_groups
+from melanoma.networks import freeze, parameter_groups, train_mode
 from melanoma.views import predict_views
 
 SELECTION = "auroc"
@@ -82,6 +82,7 @@ class TrainState:
 def start_state(model: nn.Module, config: TrainConfig) -> TrainState:
     """Return the state before the first epoch; model is the bare network, not a DDP wrapper."""
     on_gpu = next(model.parameters()).is_cuda
+    freeze(model, config.optim.frozen_layers)
     groups = parameter_groups(model, config.optim)
     if config.optim.optimizer == "muon":  # Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024
         optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr)
@@ -224,7 +225,7 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     draws = uniform_draws(image_keys(training.train.image_ids), seed=config.seed, epoch=state.epoch)
     weights = training.class_weights.to(device)
     size = input_size(config, state.epoch)
-    model.train()
+    train_mode(model)
     total = torch.zeros(2, dtype=torch.float64)
     for step in range(num_steps):
         batch = order[step * config.optim.batch_size : (step + 1) * config.optim.batch_size]

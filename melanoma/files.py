@@ -1,6 +1,7 @@
 """Writing so that a killed process leaves either the old file or folder, or the whole new one."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -74,6 +75,24 @@ def claim_folder(folder: Path, described: Any) -> bool:
             f"{folder} must hold a run with the same settings and data, it holds another; choose another --name."
         )
     return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, against every other process until the block ends.
+
+    Raises:
+        DataError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"one command at a time may work on {folder}, another is at it; wait for it or choose another --name."
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

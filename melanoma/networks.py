@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
@@ -68,6 +70,33 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return [{**group, "lr_scale": group.get("lr_scale", 1.0)} for group in groups]
 
 
+def freeze(model: nn.Module, num_layers: int) -> None:
+    """Keep the layers nearest the picture out of the training, counted as timm counts them for its layer decay.
+
+    Raises:
+        ValueError: if timm does not count this network's layers, or no layer but the head would be left.
+    """
+    if num_layers == 0:
+        return
+    if not hasattr(model, "group_matcher"):
+        raise ValueError(f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count.")
+    layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
+    last = max(layer_of.values())
+    if num_layers >= last:
+        raise ValueError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layer_of[name] >= num_layers)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set training mode, but for frozen parts: their batch statistics stay and their stochastic depth is off."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsReport:
     """What of a file of weights fitted the network: names of tensors."""
@@ -111,7 +140,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: if it holds anything but tensors.
     """
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files

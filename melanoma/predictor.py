@@ -14,6 +14,7 @@ from melanoma.explain.grad_cam import explain_batch
 from melanoma.images import Uint8Array
 from melanoma.views import predict_views
 
+DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 BAD_USAGE = 2
+NEW_FOLDER = "folder to write, new or empty"
+PREPARED = "folder written by `melanoma data prepare`"
+BUNDLE = "folder written by `melanoma train` (OUT/RUN/bundle)"
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -46,23 +49,44 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {text!r}")
+    return int(text)
+
+
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout")
-    phantom.add_argument("out", type=Path, metavar="OUT")
+    phantom.add_argument("out", type=Path, metavar="OUT", help=NEW_FOLDER)
     phantom.add_argument(
         "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
     )
-    phantom.add_argument("--seed", type=int, default=0, metavar="S")
+    phantom.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
     phantom.add_argument(
         "--leaks", type=int, default=0, metavar="N", help="plant a leak: show N lesions again under a second id"
     )
     phantom.add_argument(
         "--shortcut", action="store_true", help="plant a shortcut: one source holds nearly all melanomas"
     )
+    phantom.add_argument(
+        "--melanomas",
+        type=float,
+        metavar="F",
+        help="share of the lesions (default: HAM10000's, but enough for a contract)",
+    )
+    phantom.add_argument(
+        "--mimics",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="share of melanomas that look like nevi, and of nevi that look like melanomas (default %(default)s)",
+    )
 
     prepare = _add(data, "prepare", run["prepare"], "pictures and metadata -> checked, grouped, split, decoded shards")
-    prepare.add_argument("source", type=Path, metavar="SOURCE")
-    prepare.add_argument("out", type=Path, metavar="OUT")
+    prepare.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a folder with one metadata CSV and the pictures anywhere below it"
+    )
+    prepare.add_argument("out", type=Path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
         "--size",
         type=_positive,
@@ -73,14 +97,17 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     prepare.add_argument("--folds", type=_positive, default=5, metavar="K", help="default %(default)s")
     prepare.add_argument("--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
     prepare.add_argument("--calibration-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
-    prepare.add_argument("--seed", type=int, default=0, metavar="S")
+    prepare.add_argument("--seed", type=int, default=0, metavar="S", help="of the splits (default %(default)s)")
     prepare.add_argument(
         "--group-by",
         metavar="COL,...",
         help="columns that must not be split (default: patient_id and lesion_id, whichever are there)",
     )
     prepare.add_argument(
-        "--same-lesion", type=Path, metavar="FILE", help="CSV of known pairs of pictures of one lesion"
+        "--same-lesion",
+        type=Path,
+        metavar="FILE",
+        help="CSV of known pairs of pictures of one lesion: two columns of image ids, a pair a row",
     )
     prepare.add_argument(
         "--splits",
@@ -95,7 +122,7 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     describe = _add(
         data, "describe", run["describe"], "counts by class, split, group and source; checks every checksum"
     )
-    describe.add_argument("dataset", type=Path, metavar="DATASET")
+    describe.add_argument("dataset", type=Path, metavar="DATASET", help=PREPARED)
 
 
 def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
@@ -150,11 +177,13 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate = _add(
         commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
     )
-    evaluate.add_argument("bundle", type=Path, metavar="BUNDLE")
+    evaluate.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
     evaluate.add_argument(
         "data", type=Path, metavar="DATA", help="a prepared data set, or a folder of pictures with metadata"
     )
-    evaluate.add_argument("out", type=Path, metavar="OUT")
+    evaluate.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
+    )
     evaluate.add_argument(
         "--split",
         choices=("train", "calibration", "test"),
@@ -167,8 +196,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     """Add what training and search share: data, place and settings."""
-    command.add_argument("dataset", type=Path, metavar="DATASET")
-    command.add_argument("out", type=Path, metavar="OUT")
+    command.add_argument("dataset", type=Path, metavar="DATASET", help=PREPARED)
+    command.add_argument("out", type=Path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
     command.add_argument(
         "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
     )
@@ -178,24 +207,27 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set-file", type=Path, metavar="FILE", help="a JSON file of settings in place of the preset")
     command.add_argument("--gpu", action="store_true", help="train on GPUs")
     command.add_argument(
-        "--weights", default="none", metavar="none|imagenet|PATH", help="start weights (default %(default)s)"
+        "--weights",
+        default="none",
+        metavar="none|imagenet|PATH",
+        help="start weights: random, timm's published ones, or a safetensors or tensors-only torch file (default %(default)s)",
     )
 
 
 def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict = _add(commands, "predict", run["predict"], "pictures -> decisions and heatmaps")
-    predict.add_argument("bundle", type=Path, metavar="BUNDLE")
-    predict.add_argument("image", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
+    predict.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
     predict.add_argument("--explain", choices=("grad_cam",), help="also write the heatmap laid over the picture")
-    predict.add_argument("--out", type=Path, metavar="DIR")
+    predict.add_argument("--out", type=Path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
     )
 
     serve = _add(commands, "serve", run["serve"], "serve a bundle on this machine with Ray Serve")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE")
-    serve.add_argument("--host", default="127.0.0.1", metavar="H")
-    serve.add_argument("--port", type=int, default=8000, metavar="P")
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default %(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, metavar="P", help="default %(default)s")
     serve.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
     )
@@ -208,4 +240,4 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         run["verify"],
         "check hashes, replay probes, recompute the contract. Exit 1: it must not be served",
     )
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)

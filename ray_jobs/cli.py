@@ -30,7 +30,14 @@ def _phantom(args: argparse.Namespace) -> int:
     from melanoma.data.phantom import PhantomConfig, write_phantom
     from ray_jobs.progress import counted
 
-    config = PhantomConfig(num_lesions=args.lesions, seed=args.seed, leaks=args.leaks, shortcut=args.shortcut)
+    config = PhantomConfig(
+        num_lesions=args.lesions,
+        seed=args.seed,
+        leaks=args.leaks,
+        shortcut=args.shortcut,
+        melanomas=args.melanomas,
+        mimics=args.mimics,
+    )
     with counted("drawing") as on_picture:
         num = write_phantom(config, args.out, on_picture=on_picture)
     _print(
@@ -58,7 +65,11 @@ def _prepare(args: argparse.Namespace) -> int:
     )
     with counted("decoding") as on_picture:
         manifest = prepare(args.source, args.out, config, on_picture=on_picture)
-    text = f"{manifest['num_images']} pictures in {manifest['num_groups']} groups, split hash {manifest['split_hash'][:12]}, in {args.out}"
+    text = (
+        f"{manifest['num_images']} pictures in {manifest['num_groups']} groups ({', '.join(manifest['group_columns'])}, identical pictures"
+        f"{', known pairs' if manifest['num_known_pairs'] else ''}), split hash {manifest['split_hash'][:12]}, in {args.out}"
+        + (f"\n{alone} of them have no group id and stand alone" if (alone := manifest["num_without_group_id"]) else "")
+    )
     _print(args, manifest, text)
     return DONE
 
@@ -140,7 +151,7 @@ def _tune(args: argparse.Namespace) -> int:
     objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
 
     def job(config: "TrainConfig", folder: Path) -> TrainJob:
-        return TrainJob(args.dataset, folder, config, args.workers, args.gpu, args.weights)
+        return TrainJob(args.dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=args.weights)
 
     config, num_folds = _config(args), data.manifest["num_folds"]
     data.rows("test")
@@ -209,12 +220,20 @@ def _predict(args: argparse.Namespace) -> int:
     found = predict_files(
         args.bundle, args.image, explain=args.explain, out=args.out, allow_uncontracted=args.allow_uncontracted
     )
-    lines = [
-        f"{r['decision']:14} melanoma {r['probabilities']['mel']:.3f} (threshold {found['threshold']:.3f})  {r['image']}"
-        for r in found["results"]
-    ]
-    _print(args, found, "\n".join([*lines, found["contract_sentence"]]))
-    return DONE
+    unusable = [result for result in found["results"] if "error" in result]
+    lines = [_prediction_text(r, found["threshold"]) for r in found["results"] if "error" not in r]
+    _print(args, found, "\n".join([*lines, found["contract_sentence"], found["disclaimer"]]))
+    for result in unusable:
+        print(f"melanoma: {result['image']}: {result['error']}", file=sys.stderr)
+    return BAD_INPUT if unusable else DONE
+
+
+def _prediction_text(result: dict[str, Any], threshold: float) -> str:
+    melanoma = result["probabilities"]["mel"]
+    line = f"{result['decision']:14} melanoma {melanoma:.3f} (threshold {threshold:.3f})  {result['image']}"
+    warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
+    overlay = [f"heatmap: {result['overlay']}"] if "overlay" in result else []
+    return "\n".join([line, *(f"{'':14} {more}" for more in warnings + overlay)])
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -288,7 +307,7 @@ def _explain(error: Exception) -> int:
 
 def _root_cause(error: BaseException) -> BaseException:
     """Return what went wrong in a Ray task or worker, where Ray has wrapped it."""
-    for name in ("cause", "worker_failures"):
+    for name in ("cause", "worker_failures", "controller_failure"):
         inner = getattr(error, name, None)
         if isinstance(inner, dict) and inner:
             inner = next(iter(inner.values()))

@@ -8,6 +8,9 @@ from typing import Any
 import ray
 import ray.data
 
+from melanoma.errors import DataError
+from ray_jobs.progress import say
+
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # pictures travel as files, never through the object store
 
 
@@ -32,10 +35,27 @@ def connect(*, num_workers: int = 1) -> None:
     )
 
 
+def check_resources(num_workers: int, *, use_gpu: bool) -> None:
+    """Say what a cluster lacks for some workers, for Ray would wait for it without a word; it may still grow.
+
+    Raises:
+        DataError: if this machine alone is the cluster, which cannot grow.
+    """
+    kind = "GPU" if use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there >= num_workers:
+        return
+    lack = f"{num_workers} workers need {num_workers} {kind}s, the cluster has {there}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise DataError(f"{lack}; pass fewer --workers{' or leave out --gpu' if use_gpu else ''}.")
+    say(f"{lack}; waiting for it to grow")
+
+
 def cpus_per_worker(num_workers: int) -> int:
-    """Return the CPUs each of some equal workers may use, at least 1 and never more than the largest node has."""
+    """Return the most CPUs, at least 1, that each of some equal workers may use, every worker on one node."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return max(1, min(sum(nodes) // num_workers, max(nodes, default=1)))
+    fitting = (cpus for cpus in range(max(nodes, default=1), 0, -1) if sum(n // cpus for n in nodes) >= num_workers)
+    return next(fitting, 1)
 
 
 def gpus_per_worker(num_workers: int) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.data.dataset import open_prepared
-from melanoma.data.records import IMAGE_SUFFIXES
+from melanoma.data.records import read_source
 from ray_jobs.progress import say
 
 NEEDED_GB = 5
@@ -88,8 +88,8 @@ def _unseen_picture(source: Path, prepared: Path) -> tuple[Path, str]:
     """Return a picture that neither training nor calibration has seen, a melanoma where there is one, and its label."""
     test = open_prepared(prepared).rows("test")
     row = test.sort_values("dx", key=lambda dx: dx != "mel", kind="stable").iloc[0]
-    paths = source.rglob(f"{row['image_id']}.*")
-    return next(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES), str(row["dx"])
+    paths = read_source(source).records.set_index("image_id")["path"]
+    return Path(paths[row["image_id"]]), str(row["dx"])
 
 
 def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:

@@ -146,7 +146,7 @@ class _Scorer:
             return self._predictor.bundle.preprocess.stored(
                 decode_image(Path(self._rows["path"].iloc[position]).read_bytes())
             )
-        except DataError:
+        except (DataError, OSError):
             return None
 
 

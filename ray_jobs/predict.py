@@ -1,46 +1,66 @@
 """Pictures from files -> decisions and heatmaps, in this process: a handful of pictures needs no cluster."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from melanoma.bundle import load_bundle
-from melanoma.errors import DataError
+from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.overlay import write_overlay
 from melanoma.images import decode_image
-from melanoma.predictor import Predictor
+from melanoma.predictor import DISCLAIMER, Predictor
 
 
 def predict_files(
     bundle_dir: Path, paths: Sequence[Path], *, explain: str | None, out: Path | None, allow_uncontracted: bool
 ) -> dict[str, Any]:
-    """Predict some files and, if asked, write their heatmaps into out.
+    """Predict some files and, if asked, write their heatmaps into out; an unusable file costs no other its answer.
 
     Returns:
-        results (one dict a file), threshold, contract and contract_sentence.
+        results (one dict a file: decision, warnings, probabilities and overlay, or error), threshold, contract,
+        contract_sentence and disclaimer.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if a file is missing or no usable picture.
+        DataError: if heatmaps are asked for and no folder is given.
     """
     if explain and out is None:
         raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     point = predictor.bundle.operating_point
+    names = _overlay_names(paths, explain) if explain and out else [None] * len(paths)
     return {
-        "results": [_predict_file(predictor, path, explain, out) for path in paths],
+        "results": [
+            _predict_file(predictor, path, out / name if out and name else None)
+            for path, name in zip(paths, names, strict=True)
+        ],
         "threshold": point.threshold,
         "contract": point.as_dict()["contract"],
         "contract_sentence": point.contract.sentence(),
+        "disclaimer": DISCLAIMER,
     }
 
 
-def _predict_file(predictor: Predictor, path: Path, explain: str | None, out: Path | None) -> dict[str, Any]:
+def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
+    """Return a file name a picture; pictures of one name in several folders get a number."""
+    names: list[str] = []
+    for path in paths:
+        numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+        candidates = (f"{path.stem}{number}_{explain}.png" for number in numbers)
+        names.append(next(name for name in candidates if name not in names))
+    return names
+
+
+def _predict_file(predictor: Predictor, path: Path, overlay: Path | None) -> dict[str, Any]:
     if not path.is_file():
-        raise DataError(f"IMAGE must be a picture, {path} is not a file.")
+        return {"image": str(path), "error": f"IMAGE must be a picture, {path} is not a file."}
     preprocess = predictor.bundle.preprocess
-    image = decode_image(path.read_bytes())
-    (prediction,) = predictor.predict([preprocess.stored(image)], explain=explain is not None)
+    try:
+        image = decode_image(path.read_bytes())
+    except (InvalidImageError, OSError) as error:
+        return {"image": str(path), "error": str(error)}
+    (prediction,) = predictor.predict([preprocess.stored(image)], explain=overlay is not None)
     classes = predictor.bundle.manifest["classes"]
     result: dict[str, Any] = {
         "image": str(path),
@@ -48,8 +68,7 @@ def _predict_file(predictor: Predictor, path: Path, explain: str | None, out: Pa
         "warnings": list(prediction.warnings),
         "probabilities": {name: float(p) for name, p in zip(classes, prediction.probabilities, strict=True)},
     }
-    if prediction.heatmap is not None and out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        overlay = write_overlay(out / f"{path.stem}_{explain}.png", image, prediction.heatmap, preprocess)
-        result["overlay"] = str(overlay)
+    if prediction.heatmap is not None and overlay is not None:
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        result["overlay"] = str(write_overlay(overlay, image, prediction.heatmap, preprocess))
     return result

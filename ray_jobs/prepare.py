@@ -8,7 +8,7 @@ looked at need not even be there.
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import ray.data
 from melanoma.config import CLASSES
 from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups
-from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
+from melanoma.data.records import Rejection, Source, read_source, reject_conflicts, without_suffix
 from melanoma.data.shards import open_shard, sha256_of, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
@@ -27,7 +27,7 @@ from melanoma.files import new_folder, write_json, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
 from ray_jobs.cluster import collect, connect
 
-SHARD_ROWS = 512
+SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
 REJECTED = "rejected.csv"
 RECORD_COLUMNS = (
@@ -79,6 +79,7 @@ def prepare(
     source = read_source(source_dir)
     group_columns = _group_columns(source, config.group_by)
     pairs = _read_pairs(config.same_lesion, set(source.records["image_id"]))
+    source.rejections.extend(_reject_pairs(source, pairs))
     given = pd.read_csv(config.splits, dtype=str) if config.splits else None
     with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
         (work / DECODED).mkdir()
@@ -113,7 +114,7 @@ def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str,
     columns = source.group_columns if wanted is None else wanted
     missing = [column for column in columns if column not in source.group_columns]
     if missing or not columns:
-        what = f"lack {', '.join(missing)}" if missing else "have neither patient_id nor lesion_id"
+        what = f"lack {', '.join(missing)}" if missing else "give no picture a patient_id or lesion_id"
         raise DataError(
             f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by."
         )
@@ -123,15 +124,34 @@ def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str,
 def _read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
     if path is None:
         return []
-    table = pd.read_csv(path, dtype=str)
+    table = pd.read_csv(path, dtype=str, header=None, keep_default_na=False)
     if table.shape[1] < 2:
         raise DataError(
             f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}."
         )
-    pairs = [(str(a), str(b)) for a, b in table.iloc[:, :2].itertuples(index=False)]
-    if pairs and not any(a in known and b in known for a, b in pairs):
+    pairs = [
+        (without_suffix(a.strip()), without_suffix(b.strip())) for a, b in table.iloc[:, :2].itertuples(index=False)
+    ]
+    # The first line may be a header; every other pair that names no picture here, of a part of a larger set, joins nothing.
+    found = [(a, b) for a, b in pairs if a in known and b in known]
+    if not found:
         raise DataError(f"--same-lesion must name pictures of SOURCE, no pair of {path.name} does.")
-    return pairs
+    return found
+
+
+def _reject_pairs(source: Source, pairs: list[tuple[str, str]]) -> Iterable[Rejection]:
+    """Yield a rejection for both pictures of a known pair that stand under two labels."""
+    dx = source.records.drop_duplicates("image_id").set_index("image_id")["dx"]
+    for a, b in pairs:
+        if dx[a] and dx[b] and dx[a] != dx[b]:
+            for image_id in (a, b):
+                yield Rejection(image_id, "pair_with_two_labels", f"its known pair is labelled {dx[a]} and {dx[b]}")
+
+
+def _shard_rows(size: int) -> int:
+    """Return how many pictures a shard holds: 512, or fewer large ones, for a task holds a shard in memory."""
+    height, width = canvas_shape(size)
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // (3 * height * width)))
 
 
 def _holds_only_rejections(out: Path) -> bool:
@@ -141,15 +161,15 @@ def _holds_only_rejections(out: Path) -> bool:
 def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
     """Decode every picture that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
     bad = {rejection.image_id for rejection in source.rejections}
-    rows = source.records[source.records["path"] != ""].drop_duplicates("image_id")
+    rows, num_rows = source.records[source.records["path"] != ""].drop_duplicates("image_id"), _shard_rows(size)
     chunks = [
         {
-            "shard": f"shard-{start // SHARD_ROWS:05d}.arrow",
+            "shard": f"shard-{start // num_rows:05d}.arrow",
             "image_ids": part["image_id"].tolist(),
             "paths": part["path"].tolist(),
         }
-        for start in range(0, len(rows), SHARD_ROWS)
-        for part in [rows.iloc[start : start + SHARD_ROWS]]
+        for start in range(0, len(rows), num_rows)
+        for part in [rows.iloc[start : start + num_rows]]
     ]
     if not chunks:
         raise DataError(
@@ -178,6 +198,9 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             image = decode_image(data)
         except InvalidImageError as error:
             row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
+            continue
+        except OSError as error:
+            row |= {"reason": "picture_unreadable", "detail": error.strerror or type(error).__name__}
             continue
         pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
         row |= {
@@ -266,6 +289,7 @@ def _write_dataset(
         "num_folds": int(records["fold"].max()) + 1,
         "seed": config.seed,
         "group_columns": list(group_columns),
+        "num_without_group_id": int((records[list(group_columns)] == "").all(axis=1).sum()),
         "num_known_pairs": len(pairs),
         "splits": "drawn" if given is None else "given",
         "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
@@ -281,8 +305,8 @@ def _store_by_split(work: Path, records: pd.DataFrame, size: int) -> pd.DataFram
     store = ray.remote(store_shard)
     stored, waiting = [], []
     for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
-        for number, start in enumerate(range(0, len(rows), SHARD_ROWS)):
-            part = rows.iloc[start : start + SHARD_ROWS]
+        for number, start in enumerate(range(0, len(rows), _shard_rows(size))):
+            part = rows.iloc[start : start + _shard_rows(size)]
             path = work / "shards" / f"{split}-{number:05d}.arrow"
             waiting.append(store.remote(path, part[["image_id", "shard", "row"]], work / DECODED, canvas_shape(size)))
             stored.append(part.assign(shard=path.name, row=range(len(part))))

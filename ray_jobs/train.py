@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import ray.train
+import timm
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -17,10 +18,10 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
-from melanoma.files import claim_folder, write_json
-from melanoma.networks import build_model, check_feature_map, load_weights
+from melanoma.files import claim_folder, locked, write_json
+from melanoma.networks import build_model, check_feature_map, freeze, load_weights
 from melanoma.packing import pack
-from ray_jobs.cluster import connect, cpus_per_worker
+from ray_jobs.cluster import check_resources, connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress
 from ray_jobs.worker import STATE, WorkerArgs, train_worker
 
@@ -57,14 +58,16 @@ def train(job: TrainJob) -> dict[str, Any]:
     """
     data = open_prepared(job.dataset)
     check_data(job, data)
-    _claim(job, content=data.content_hash)
-    if not (job.run_dir / "bundle" / MANIFEST).is_file():
-        check_network(job)
-        connect(num_workers=job.num_workers)
-        checkpoint = _fit(job)
-        # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
-        num_cpus = cpus_per_worker(1)
-        ray.get(ray.remote(num_cpus=num_cpus)(_pack).remote(job, checkpoint, num_cpus))
+    with locked(job.run_dir):
+        _claim(job, content=data.content_hash)
+        if not (job.run_dir / "bundle" / MANIFEST).is_file():
+            check_network(job)
+            connect(num_workers=job.num_workers)
+            check_resources(job.num_workers, use_gpu=job.use_gpu)
+            checkpoint = _fit(job)
+            # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
+            num_cpus = cpus_per_worker(1)
+            ray.get(ray.remote(num_cpus=num_cpus)(_pack).remote(job, checkpoint, num_cpus))
     result: dict[str, Any] = json.loads((job.run_dir / "result.json").read_text())
     return result
 
@@ -75,9 +78,21 @@ def _claim(job: TrainJob, *, content: str) -> None:
         return
     if (job.run_dir / "bundle" / MANIFEST).is_file():
         say(f"{job.run_dir} is finished; nothing is left to do.")
+    elif not _has_whole_checkpoints(job.run_dir / "checkpoints"):
+        say(f"{job.run_dir} was cut short while its checkpoints were counted; it starts again")
+        shutil.rmtree(job.run_dir / "checkpoints")
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
+
+
+def _has_whole_checkpoints(folder: Path) -> bool:
+    """Return whether Ray can read which checkpoints there are: it writes that file in place, and a kill may leave half of it."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        return not snapshot.is_file() or bool(json.loads(snapshot.read_text()))
+    except ValueError:
+        return False
 
 
 def check_data(job: TrainJob, data: PreparedData) -> None:
@@ -102,6 +117,9 @@ def check_network(job: TrainJob) -> None:
     """Raise ValueError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
     model = build_model(job.config.model)
     check_feature_map(model)
+    freeze(model, job.config.optim.frozen_layers)
+    if job.config.optim.frozen_layers and job.weights == "none":
+        raise DataError("optim.frozen_layers keeps start weights, random ones are worth nothing; pass --weights.")
     if job.num_workers > 1 and any(
         isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):
@@ -111,6 +129,10 @@ def check_network(job: TrainJob) -> None:
     if job.weights == "none" or (job.run_dir / "history.jsonl").is_file():
         return
     if job.weights == "imagenet":
+        if not timm.is_model_pretrained(job.config.model.backbone):
+            raise DataError(
+                f"timm publishes no weights for {job.config.model.backbone}; pass --weights none or a file."
+            )
         try:
             build_model(job.config.model, pretrained=True)
         except Exception as error:  # the hub's client raises whatever its transport raises

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
+from melanoma.predictor import DISCLAIMER
 
 
 class _Model(BaseModel):

@@ -29,6 +29,7 @@ CAMERAS = {
     "phantom_slides": Camera((1.02, 0.95, 0.97), 0.75),
 }
 _SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot")
+_LOOKS_LIKE = {"mel": "nv", "nv": "mel"}
 _MARK = "SYNTHETIC phantom dermoscopy, not a picture of a person"
 
 
@@ -41,18 +42,27 @@ class PhantomConfig:
         seed: the same seed draws the same data set.
         leaks: lesions shown again under a second lesion and patient id: a leak no id betrays.
         shortcut: whether one source holds nearly all melanomas and gives the label away.
+        melanomas: share of the lesions that are melanomas, in (0, 0.5]; None takes HAM10000's, but enough for a contract.
+        mimics: share of the melanomas that show no more signs than nevi do, and of the nevi that show as many as melanomas, in
+            [0, 0.5]: nobody can tell them, and they are the hardest pictures of all.
     """
 
     num_lesions: int = 2000
     seed: int = 0
     leaks: int = 0
     shortcut: bool = False
+    melanomas: float | None = None
+    mimics: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_lesions < 40:
             raise ValueError(f"--lesions must be at least 40, got {self.num_lesions}.")
         if not 0 <= self.leaks <= self.num_lesions:
             raise ValueError(f"--leaks must be from 0 to the number of lesions, got {self.leaks}.")
+        if self.melanomas is not None and not 0 < self.melanomas <= 0.5:
+            raise ValueError(f"--melanomas must be in (0, 0.5], got {self.melanomas}.")
+        if not 0 <= self.mimics <= 0.5:
+            raise ValueError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
 
 
 def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int, int], None] | None = None) -> int:
@@ -89,10 +99,14 @@ def _write_picture(job: tuple[Lesion, Camera, int, str, str]) -> None:
     Image.fromarray((mask * 255).astype(np.uint8)).save(Path(folder, "masks", f"{image_id}.png"))
 
 
-def class_counts(num_lesions: int) -> dict[str, int]:
-    """Return the lesions of each class: HAM10000's balance, but melanomas enough for a contract, up to a fifth of all."""
+def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[str, int]:
+    """Return the lesions of each class: HAM10000's balance, but melanomas enough for a contract, up to a fifth of all, or their share."""
     total = sum(HAM10000_LESIONS.values())
-    melanomas = max(round(num_lesions * HAM10000_LESIONS["mel"] / total), min(LEAST_MELANOMAS, num_lesions // 5))
+    melanomas = (
+        max(round(num_lesions * HAM10000_LESIONS["mel"] / total), min(LEAST_MELANOMAS, num_lesions // 5))
+        if melanoma_share is None
+        else max(2, round(num_lesions * melanoma_share))
+    )
     rest = {dx: count for dx, count in HAM10000_LESIONS.items() if dx not in ("mel", "nv")}
     scale = (num_lesions - melanomas) / (total - HAM10000_LESIONS["mel"])
     counts = {dx: max(2, round(count * scale)) for dx, count in rest.items()}
@@ -104,13 +118,19 @@ def class_counts(num_lesions: int) -> dict[str, int]:
 def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
     """Return the lesions and one metadata row a picture, in HAM10000's columns and patient_id."""
     rng = np.random.default_rng([config.seed, 7])
-    diagnoses = rng.permutation([dx for dx, count in class_counts(config.num_lesions).items() for _ in range(count)])
+    counts = class_counts(config.num_lesions, config.melanomas)
+    diagnoses = rng.permutation([dx for dx, count in counts.items() for _ in range(count)])
     patients = np.repeat(np.arange(config.num_lesions), rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]))[
         : config.num_lesions
     ]
     skins = np.clip(rng.beta(1.4, 2.2, config.num_lesions), 0, 1)
+    # A generator of their own: without mimics the data set is the same as ever.
+    mimics = np.random.default_rng([config.seed, 13]).random(config.num_lesions) < config.mimics
+    looks = [
+        _LOOKS_LIKE.get(str(dx), str(dx)) if mimic else str(dx) for dx, mimic in zip(diagnoses, mimics, strict=True)
+    ]
     lesions = [
-        Lesion(str(dx), float(_strength(str(dx), rng)), float(skins[patients[i]]), int(config.seed * 1_000_003 + i))
+        Lesion(str(dx), _strength(looks[i], rng), float(skins[patients[i]]), int(config.seed * 1_000_003 + i))
         for i, dx in enumerate(diagnoses)
     ]
     rows = [

@@ -115,7 +115,7 @@ def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Ge
         )
     border = np.maximum(border, 0.35)
     distance = np.hypot(u, v) / border
-    softness = {"nv": 0.10, "mel": 0.08, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
+    softness = {"nv": 0.09, "mel": 0.09, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
     softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / scale)
     return 1 / (1 + np.exp(np.clip((distance - 1) / (0.4 * softness), -30, 30))), distance
 

@@ -75,7 +75,7 @@ class Source:
     Attributes:
         records: one row a metadata row: image_id, lesion_id, patient_id, dx, label, age, sex, site, source, path; unusable rows too.
         rejections: every reason found so far.
-        group_columns: which of patient_id and lesion_id the metadata have.
+        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least one picture.
     """
 
     records: pd.DataFrame
@@ -138,16 +138,20 @@ def _normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
     is_number = records["lesion_id"].str.fullmatch(r"\d+") & (records["patient_id"] != "")
     records["lesion_id"] = records["lesion_id"].where(~is_number, records["patient_id"] + "/" + records["lesion_id"])
-    stem = records["image_id"].str.rsplit(".", n=1)
-    has_suffix = stem.str[-1].str.lower().map(lambda suffix: f".{suffix}" in IMAGE_SUFFIXES)
-    records["image_id"] = records["image_id"].where(~has_suffix, stem.str[0])
+    records["image_id"] = records["image_id"].map(without_suffix)
     records["age"] = pd.to_numeric(records["age"], errors="coerce").where(lambda age: age > 0)
     diagnoses = _diagnoses(table)
     records["dx"] = [dx or "" for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
     records["label"] = records["dx"].map({name: index for index, name in enumerate(CLASSES)}).fillna(-1).astype(int)
-    groups = tuple(name for name in ("patient_id", "lesion_id") if _first(table, _ALIASES[name]))
+    groups = tuple(name for name in ("patient_id", "lesion_id") if (records[name] != "").any())
     return records, groups
+
+
+def without_suffix(name: str) -> str:
+    """Return an image id as some tables write it, with the suffix of its file, without that."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
 
 
 def _diagnoses(table: pd.DataFrame) -> list[tuple[str | None, str]]:
@@ -177,7 +181,8 @@ def _find_pictures(folder: Path) -> tuple[dict[str, str], dict[str, int]]:
     paths: dict[str, str] = {}
     number: dict[str, int] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and "masks" not in path.relative_to(folder).parts[:-1]:
+        is_picture = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if is_picture and "masks" not in path.relative_to(folder).parts[:-1]:
             paths.setdefault(path.stem, str(path))
             number[path.stem] = number.get(path.stem, 0) + 1
     return paths, {image_id: count for image_id, count in number.items() if count > 1}

@@ -174,6 +174,8 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
         "sentence": (
             f"The bundle promises nothing. {words}"
             if not promised
+            else f"{words} That none of them trained the network is judged by the folder's name alone."
+            if unseen and evaluated.split == "external"
             else words
             if unseen
             else f"No verdict: the bundle may know these. {words}"

@@ -9,7 +9,7 @@ from melanoma.data.dataset import PictureDataset, open_prepared
 from melanoma.errors import DataError, LeakageError
 from melanoma.images import decode_image, to_canvas
 from ray_jobs.cli import BAD_INPUT, main
-from ray_jobs.prepare import PrepareConfig, prepare
+from ray_jobs.prepare import PrepareConfig, _shard_rows, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CONFIG = PrepareConfig(size=64, num_folds=2, test_fraction=0.2, calibration_fraction=0.2)
@@ -97,6 +97,32 @@ def test_copies_and_known_pairs_are_joined(source: Path, tmp_path: Path) -> None
     assert group.nunique() == 24 - 3
 
 
+def test_pairs_need_no_header_and_may_name_files(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("IMG_001_0.jpg, IMG_003_1.jpg\nIMG_005_0,ELSEWHERE\n")
+    config = PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv")
+    assert prepare(source, tmp_path / "out", config)["num_known_pairs"] == 1
+    group = open_prepared(tmp_path / "out").records.set_index("image_id")["group"]
+    assert group["IMG_001_1"] == group["IMG_003_0"]
+
+
+def test_one_lesion_has_one_label_though_known_by_a_pair_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_002_0\n")
+    with pytest.raises(DataError, match="2 pair_with_two_labels"):
+        prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
+
+
+def test_a_folder_named_like_a_picture_is_none(source: Path, tmp_path: Path) -> None:
+    (source / "images" / "IMG_003_0.jpg").unlink()
+    (source / "images" / "IMG_003_0.jpg").mkdir()
+    with pytest.raises(DataError, match="1 picture_missing"):
+        prepare(source, tmp_path / "out", CONFIG)
+
+
+def test_large_pictures_lie_in_smaller_shards() -> None:
+    assert _shard_rows(256) == 512
+    assert _shard_rows(2048) * 2048 * 1536 * 3 <= 96 * 2**20
+
+
 def test_groups_hold_though_the_picture_that_joins_them_is_left_out(source: Path, tmp_path: Path) -> None:
     """A known pair joins two lesions; that one of its pictures cannot be read does not part them again."""
     (source / "images" / "IMG_003_1.jpg").write_bytes(b"not a picture")
@@ -120,8 +146,20 @@ def test_grouping_is_never_guessed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lack patient_id"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, group_by=("patient_id",)))
     pd.read_csv(source / "metadata.csv").drop(columns="lesion_id").to_csv(source / "metadata.csv", index=False)
-    with pytest.raises(DataError, match="neither patient_id nor lesion_id"):
+    with pytest.raises(DataError, match="give no picture a patient_id or lesion_id"):
         prepare(source, tmp_path / "out", CONFIG)
+
+
+def test_a_column_of_blanks_groups_nothing(source: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(source / "metadata.csv").assign(patient_id="", lesion_id="")
+    table.to_csv(source / "metadata.csv", index=False)
+    with pytest.raises(DataError, match="give no picture a patient_id or lesion_id"):
+        prepare(source, tmp_path / "out", CONFIG)
+    table.loc[:39, "lesion_id"] = [f"L{row // 2}" for row in range(40)]
+    table.to_csv(source / "metadata.csv", index=False)
+    manifest = prepare(source, tmp_path / "out", CONFIG)
+    assert manifest["group_columns"] == ["lesion_id"]
+    assert manifest["num_without_group_id"] == 8
 
 
 def test_a_data_set_is_never_overwritten(source: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -98,6 +99,22 @@ def _workers_of(run: Path) -> list[int]:
     return [pid] if Path(f"/proc/{pid}").exists() else []
 
 
+@pytest.mark.drill
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Killed at moments nobody chose: while starting, in mid-epoch, while a checkpoint or the bundle is written."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        process = _train(prepared, tmp_path, wait=False)
+        time.sleep(rng.uniform(4, 30))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _wait_for(lambda: not _workers_of(tmp_path))
+    _train(prepared, tmp_path)
+    _same_end(tmp_path / "smoke", undisturbed)
+
+
 def test_a_worker_that_dies_is_replaced_and_the_run_goes_on(
     prepared: PreparedData, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +122,21 @@ def test_a_worker_that_dies_is_replaced_and_the_run_goes_on(
     _wait_for(lambda: _epochs(tmp_path / "smoke") >= 1 and _workers_of(tmp_path))
     os.kill(_workers_of(tmp_path)[0], signal.SIGKILL)
     assert process.wait(300) == 0
+    _same_end(tmp_path / "smoke", undisturbed)
+
+
+def test_half_a_record_of_checkpoints_costs_epochs_and_no_more(
+    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Ray writes that file in place: a kill may leave half of it, and then nobody knows which checkpoint is whole."""
+    process = _train(prepared, tmp_path, wait=False)
+    _wait_for(lambda: _epochs(tmp_path / "smoke") >= 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _wait_for(lambda: not _workers_of(tmp_path))
+    snapshot = tmp_path / "smoke" / "checkpoints" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:40])
+    _train(prepared, tmp_path)
     _same_end(tmp_path / "smoke", undisturbed)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from melanoma.data.dataset import PreparedData
+from melanoma.predictor import DISCLAIMER
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND, main
 
 
@@ -74,5 +75,26 @@ def test_predict_decides_and_explains(
     results = json.loads(capsys.readouterr().out)["results"]
     assert [r["image"] for r in results] == pictures
     assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
-    assert main(["predict", str(bundle_dir), __file__]) == BAD_INPUT
-    assert "JPEG, PNG or WebP" in capsys.readouterr().err
+
+
+def test_an_unusable_picture_costs_no_other_its_answer(
+    bundle_dir: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((phantom_source / "images").iterdir())[:2]
+    twin = tmp_path / first.name  # another picture of the same file name
+    shutil.copy(second, twin)
+    third = tmp_path / f"{first.stem}_2.jpg"  # named as the second of one name would be
+    shutil.copy(second, third)
+    words = [__file__, first, twin, third, tmp_path / "none.jpg", "--explain", "grad_cam", "--out", tmp_path / "maps"]
+    assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
+    shown = capsys.readouterr()
+    assert "JPEG, PNG or WebP" in shown.err
+    assert "none.jpg is not a file" in shown.err
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        f"{first.stem}_2_2_grad_cam.png",
+        f"{first.stem}_2_grad_cam.png",
+        f"{first.stem}_grad_cam.png",
+    ]
+    for path in (first, twin, third):
+        assert str(path) in shown.out
+    assert DISCLAIMER in shown.out

@@ -1,4 +1,6 @@
+import multiprocessing
 import shutil
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +8,8 @@ import pandas as pd
 import pytest
 
 from melanoma.data.dataset import ACCESS_LOG, PictureDataset, PreparedData, open_prepared
-from melanoma.errors import DataError
-from melanoma.files import new_folder, write_text
+from melanoma.errors import DataError, LeakageError
+from melanoma.files import locked, new_folder, write_text
 from melanoma.images import decode_image, to_canvas
 
 
@@ -59,6 +61,36 @@ def test_every_look_at_test_is_logged(copied: Path) -> None:
     data.log_access("test", {"bundle_version": "a"})
     data.log_access("calibration", {"bundle_version": "c"})
     assert [access["bundle_version"] for access in data.log_access("test", {"bundle_version": "b"})] == ["a", "b"]
+
+
+def test_a_group_on_two_sides_is_found_when_the_data_are_opened(copied: Path) -> None:
+    """The hash covers who stands where; that nobody's group stands on two sides is checked every time."""
+    records = pd.read_parquet(copied / "records.parquet")
+    trained, tested = (records.index[records["split"] == split][0] for split in ("train", "test"))
+    records.loc[tested, "group"] = records.loc[trained, "group"]
+    records.to_parquet(copied / "records.parquet", index=False)
+    with pytest.raises(LeakageError):
+        open_prepared(copied)
+
+
+def _hold(folder: Path, held: Event, done: Event) -> None:
+    with locked(folder):
+        held.set()
+        done.wait(60)
+
+
+def test_a_folder_is_worked_on_by_one_process_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "run", held, done))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(DataError, match="another is at it"), locked(tmp_path / "run"):
+        pass
+    done.set()
+    other.join()
+    with locked(tmp_path / "run"):
+        pass
 
 
 def _write_and_stop(path: Path) -> None:

@@ -49,7 +49,13 @@ def _work(rank: int, size: int, folder: str, config: TrainConfig, port: int, out
     state = _fit(open_prepared(Path(folder)), config, World.current())
     if rank == 0:
         torch.save(
-            {"model": state.model.state_dict(), "ema": state.evaluated.state_dict(), "history": state.history}, out
+            {
+                "model": state.model.state_dict(),
+                "ema": state.evaluated.state_dict(),
+                "history": state.history,
+                "gradients": {name: parameter.grad for name, parameter in state.model.named_parameters()},
+            },
+            out,
         )
     dist.destroy_process_group()
 
@@ -67,7 +73,8 @@ def test_two_workers_with_16_pictures_end_like_one_with_32(
     optimizer: str, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     """The weighted mean is taken over the global batch: per-rank means would differ by far more than rounding."""
-    config = _config(tiny_config, f"optim.optimizer={optimizer}", "optim.lr=0.0005", "loss.gamma=2", "loss.tau=1")
+    settings = ("optim.lr=0.0005", "optim.grad_clip=0", "loss.gamma=2", "loss.tau=1")
+    config = _config(tiny_config, f"optim.optimizer={optimizer}", *settings)
     one = _fit(prepared, config)
     out = tmp_path / "two.pt"
     mp.start_processes(_work, (2, str(prepared.folder), config, _free_port(), str(out)), nprocs=2, start_method="spawn")
@@ -76,6 +83,10 @@ def test_two_workers_with_16_pictures_end_like_one_with_32(
         assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE[optimizer]), name
     for name, value in one.evaluated.state_dict().items():
         assert torch.allclose(value, two["ema"][name], atol=PARITY_TOLERANCE[optimizer]), name
+    # Both optimisers would forgive a factor on all gradients; the last step's show that there is none.
+    for name, parameter in one.model.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        assert torch.allclose(parameter.grad, two["gradients"][name], atol=0.1 * scale + 1e-6), name
     for mine, other in zip(one.history, two["history"], strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
         assert mine["auroc"] == pytest.approx(other["auroc"], abs=1e-3)
@@ -111,6 +122,26 @@ def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainC
         next(iter(state.model.parameters())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="finite"):
         _fit(prepared, _config(tiny_config), state=state)
+
+
+def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    config = _config(tiny_config, "model.backbone=test_efficientnet", "model.layer_scale=null", "optim.frozen_layers=2")
+    torch.manual_seed(config.seed)
+    before = build_model(config.model)
+    state = _fit(prepared, config, state=start_state(copy.deepcopy(before), config))
+    frozen = ("conv_stem.", "bn1.", "blocks.0.")
+    learned = {"weight", "bias", "running_mean", "running_var"}
+    after = state.model.state_dict()
+    for name, value in before.state_dict().items():
+        if name.startswith(frozen):
+            assert torch.equal(value, after[name]), name
+        elif name.rpartition(".")[2] in learned:
+            assert not torch.equal(value, after[name]), name
+
+
+def test_a_head_alone_is_not_left_to_train(tiny_config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"optim\.frozen_layers must be less than 10"):
+        start_state(build_model(tiny_config.model), _config(tiny_config, "optim.frozen_layers=10"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:

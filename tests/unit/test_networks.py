@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
-from melanoma.networks import build_model, check_feature_map, features, head, load_weights, parameter_groups
+from melanoma.networks import build_model, check_feature_map, features, freeze, head, load_weights, parameter_groups
 
 TINY = ModelConfig(backbone="test_convnext")
 
@@ -57,6 +57,20 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensors-only"):
         load_weights(build_model(TINY), tmp_path / "weights.pth")
     assert not marker.exists()
+
+
+def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
+    save_file(build_model(TINY).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="whole safetensors file"):
+        load_weights(build_model(TINY), tmp_path / "w.safetensors")
+
+
+def test_layers_are_frozen_only_where_timm_counts_them() -> None:
+    model = torch.nn.Linear(2, 2)
+    freeze(model, 0)
+    with pytest.raises(ValueError, match="must be 0 for Linear"):
+        freeze(model, 1)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

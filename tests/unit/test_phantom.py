@@ -55,6 +55,26 @@ def test_the_demonstration_has_melanomas_enough_for_a_contract() -> None:
     assert min(counts.values()) >= 2
 
 
+def test_imbalance_and_hardness_are_set() -> None:
+    assert class_counts(1000, 0.03)["mel"] == 30
+    easy, _ = lay_out(PhantomConfig(num_lesions=1000, melanomas=0.2))
+    hard, _ = lay_out(PhantomConfig(num_lesions=1000, melanomas=0.2, mimics=0.3))
+
+    def auroc(lesions: list[Lesion]) -> float:
+        of = [lesion for lesion in lesions if lesion.dx in ("mel", "nv")]
+        return float(roc_auc_score([lesion.dx == "mel" for lesion in of], [lesion.strength for lesion in of]))
+
+    assert auroc(easy) > 0.97
+    # Two lesions are told apart unless one of them is a mimic; if both are, the wrong way round.
+    assert auroc(hard) == pytest.approx(0.7**2 + 0.7 * 0.3, abs=0.06)
+
+
+@pytest.mark.parametrize("wrong", [{"melanomas": 0.0}, {"melanomas": 0.6}, {"mimics": 0.51}, {"mimics": -0.1}])
+def test_impossible_sets_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be in"):
+        PhantomConfig(**wrong)
+
+
 def test_large_sets_have_the_balance_of_ham10000() -> None:
     counts = class_counts(7470)
     assert counts == pytest.approx(

@@ -51,8 +51,19 @@ def test_an_unreachable_hub_is_one_sentence(
         check_network(_job(prepared, tiny_config, weights="imagenet"))
 
 
+def test_weights_that_nobody_publishes_are_not_asked_for(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    config = tiny_config.with_overrides(["model.backbone=convnextv2_small", "model.layer_scale=null"])
+    with pytest.raises(DataError, match="timm publishes no weights"):
+        check_network(_job(prepared, config, weights="imagenet"))
+
+
 def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     config = tiny_config.with_overrides(["model.backbone=test_efficientnet", "model.layer_scale=null"])
     check_network(_job(prepared, config))
     with pytest.raises(DataError, match="--workers 1"):
         check_network(_job(prepared, config, num_workers=2))
+
+
+def test_random_layers_are_not_frozen(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    with pytest.raises(DataError, match="pass --weights"):
+        check_network(_job(prepared, tiny_config.with_overrides(["optim.frozen_layers=3"])))

@@ -1,0 +1,125 @@
+"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared pictures, and how far ours is ahead of it on test.
+
+`train` learns from every training fold but the first, as ours does: AdamW, one-cycle, flips, cross-entropy weighed by n ** -0.5, every
+layer alike, the last epoch taken, two views on test. It looks at test once and logs that. `compare` draws test's groups with
+replacement, the same for both, and prints each metric's difference with its 95 % interval, before any probability map.
+
+    python benchmarks/plain_loop.py train DATASET plain.parquet --backbone tf_efficientnet_lite0 --weights lite0.safetensors
+    python benchmarks/plain_loop.py compare plain.parquet evidence/predictions.parquet
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from melanoma.config import CLASSES, DataConfig, ModelConfig
+from melanoma.data.dataset import PictureDataset, open_prepared
+from melanoma.engine import predict
+from melanoma.evidence.metrics import METRICS, validation_scores
+from melanoma.files import write_parquet
+from melanoma.images import Preprocess
+from melanoma.losses import class_weights_from_counts
+from melanoma.networks import build_model, load_weights
+
+LOGITS = [f"logit_{name}" for name in CLASSES]
+NUM_DRAWS = 1000
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the peer and write its predictions of test."""
+    data = open_prepared(args.dataset)
+    pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if args.weights else {}
+    preprocess = Preprocess(data.canvas, DataConfig(input_height=96, input_width=128, **pixels))
+    learned = PictureDataset(data, data.rows("train", without_fold=0))
+    validation = PictureDataset(data, data.rows("train", fold=0))
+    torch.manual_seed(args.seed)
+    model = build_model(ModelConfig(args.backbone))
+    if args.weights:
+        load_weights(model, args.weights)
+    started = time.monotonic()
+    for epoch in _fit(model, learned, preprocess, args.epochs, args.batch_size, args.lr):
+        seen = predict(model, validation, preprocess, views=2)
+        scores = validation_scores(seen.labels, seen.logits)
+        print(f"epoch {epoch}: {scores}, {time.monotonic() - started:.0f} s", flush=True)
+    rows = data.rows("test")
+    data.log_access("test", {"bundle_version": "plain loop", "num": len(rows)})
+    found = predict(model, PictureDataset(data, rows), preprocess, views=2)
+    write_parquet(args.out, rows[["image_id", "group", "label"]].join(pd.DataFrame(found.logits, columns=LOGITS)))
+
+
+def _fit(model: nn.Module, learned: PictureDataset, preprocess: Preprocess, epochs: int, batch_size: int, lr: float):  # type: ignore[no-untyped-def]
+    images = torch.cat([preprocess(learned.pictures(part.tolist())) for part in torch.arange(len(learned)).split(256)])
+    counts = torch.bincount(learned.labels, minlength=len(CLASSES)).tolist()
+    weights = class_weights_from_counts(counts, tau=0.5, melanoma_factor=1.0)
+    steps = len(learned) // batch_size
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * steps)
+    for epoch in range(1, epochs + 1):
+        model.train()
+        for batch in torch.randperm(len(learned))[: steps * batch_size].split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(model(_flipped(images[batch])), learned.labels[batch], weight=weights).backward()
+            optimizer.step()
+            schedule.step()
+        yield epoch
+
+
+def _flipped(images: Tensor) -> Tensor:
+    """Flip each of ``(N, 3, H, W)`` images left-right, top-bottom, both or not at all."""
+    for axis in (2, 3):
+        chosen = torch.rand(len(images)).lt(0.5).view(-1, 1, 1, 1)
+        images = torch.where(chosen, images.flip(axis), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
+    """Print each metric of both, and ours minus plain with its interval."""
+    plain, ours = (table.sort_values("image_id", ignore_index=True) for table in (plain, ours))
+    if not plain["image_id"].equals(ours["image_id"]):
+        raise SystemExit("both tables must hold the same pictures, these do not.")
+    labels = plain["label"].to_numpy()
+    probabilities = [softmax(table[LOGITS].to_numpy(dtype=np.float64), axis=1) for table in (plain, ours)]
+    member = pd.factorize(plain["group"])[0]
+    num, rng = member.max() + 1, np.random.default_rng(0)
+    drawn = [np.bincount(rng.integers(0, num, num), minlength=num)[member].astype(float) for _ in range(NUM_DRAWS)]
+    for name, metric in METRICS.items():
+        values = [metric(labels, p, np.ones(len(labels))) for p in probabilities]
+        differences = [metric(labels, probabilities[1], w) - metric(labels, probabilities[0], w) for w in drawn]
+        low, high = np.nanquantile(differences, [0.025, 0.975])
+        print(
+            f"{name:32} plain {values[0]:.3f}   ours {values[1]:.3f}   ours - plain {values[1] - values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
+
+
+def main() -> None:
+    """Train or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(required=True)
+    training = steps.add_parser("train")
+    training.add_argument("dataset", type=Path)
+    training.add_argument("out", type=Path)
+    training.add_argument("--backbone", default="convnext_atto")
+    training.add_argument("--weights", type=Path)
+    training.add_argument("--epochs", type=int, default=6)
+    training.add_argument("--batch-size", type=int, default=32)
+    training.add_argument("--lr", type=float, default=1e-3)
+    training.add_argument("--seed", type=int, default=0)
+    training.set_defaults(run=train)
+    comparing = steps.add_parser("compare")
+    comparing.add_argument("plain", type=Path)
+    comparing.add_argument("ours", type=Path)
+    comparing.set_defaults(run=lambda args: compare(pd.read_parquet(args.plain), pd.read_parquet(args.ours)))
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma.bundle import Bundle, load_bundle
+from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.report import Evaluated, write_report
+
+NEVUS = CLASSES.index("nv")
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dir: Path) -> Bundle:
+    """A bundle whose contract is met, with a threshold that is easy to read."""
+    loaded = load_bundle(bundle_dir)
+    return dataclasses.replace(loaded, operating_point=dataclasses.replace(loaded.operating_point, threshold=0.5))
+
+
+def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
+    """Return predictions of (lesion, group, label, melanoma probability); what is left goes to nevus."""
+    table = pd.DataFrame(rows, columns=["lesion_id", "group", "label", "melanoma"])
+    probabilities = np.zeros((len(rows), len(CLASSES)))
+    probabilities[:, MELANOMA_INDEX], probabilities[:, NEVUS] = table["melanoma"], 1 - table["melanoma"]
+    named = {f"probability_{name}": probabilities[:, index] for index, name in enumerate(CLASSES)}
+    image_ids = [f"I{number:03d}" for number in range(len(rows))]
+    return table.drop(columns="melanoma").assign(image_id=image_ids, split="test", **named)
+
+
+def _report(bundle: Bundle, table: pd.DataFrame, folder: Path, *, split: str = "test", same_splits: bool = True):  # type: ignore[no-untyped-def]
+    evaluated = Evaluated(bundle, table, split=split, population=f"some, {split}", accesses=[], same_splits=same_splits)
+    report = write_report(evaluated, folder)
+    assert json.loads((folder / "report.json").read_text()) == report
+    return report
+
+
+def test_its_numbers_are_those_of_the_table(bundle: Bundle, tmp_path: Path) -> None:
+    melanomas = [
+        ("M0", "M0", MELANOMA_INDEX, 0.9),
+        ("M0", "M0", MELANOMA_INDEX, 0.2),
+        ("M1", "M1", MELANOMA_INDEX, 0.4),
+    ]
+    nevi = [("N0", "N0", NEVUS, 0.6), ("N1", "N1", NEVUS, 0.3), ("N2", "N2", NEVUS, 0.1), ("N3", "N3", NEVUS, 0.1)]
+    report = _report(bundle, _table([*melanomas, *nevi]), tmp_path)
+    image, lesion = report["image"], report["lesion"]
+    assert (image["num"], image["num_melanoma"]) == (7, 3)
+    assert (lesion["num"], lesion["num_melanoma"]) == (6, 2)
+    assert image["sensitivity"]["value"] == pytest.approx(1 / 3)
+    assert image["specificity"]["value"] == pytest.approx(3 / 4)
+    assert lesion["sensitivity"]["value"] == pytest.approx(1 / 2)  # the mean of M0's pictures is 0.55
+    # Ranked above a nevus: of 12 pairs of pictures 4 + 2 + 3, of 8 pairs of lesions 3 + 3.
+    assert image["auroc"]["value"] == pytest.approx(9 / 12)
+    assert lesion["auroc"]["value"] == pytest.approx(6 / 8)
+    # Two pictures of one lesion and one of another are worth (2 + 1)^2 / (4 + 1) independent ones.
+    worth = 9 / 5
+    assert (image["sensitivity"]["low"], image["sensitivity"]["high"]) == pytest.approx(
+        clopper_pearson(worth / 3, worth)
+    )
+    assert report["confusion"][MELANOMA_INDEX][NEVUS] == 2
+    assert report["confusion"][NEVUS][MELANOMA_INDEX] == 1
+    right = np.array([0.9, 0.2, 0.4, 0.4, 0.7, 0.9, 0.9])
+    assert report["calibration"]["nll"] == pytest.approx(float(-np.log(right).mean()))
+    assert report["calibration"]["brier"] == pytest.approx(float((2 * (1 - right) ** 2).mean()))
+
+
+@pytest.mark.parametrize(("referred", "status"), [(60, "confirmed"), (55, "undecided"), (45, "refuted")])
+def test_the_contract_is_judged_by_referred_melanomas(
+    referred: int, status: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Of 60 melanomas: all confirm a promise of 0.90, 45 (0.75) refute it, 55 leave it open."""
+    rows = [(f"M{i}", f"M{i}", MELANOMA_INDEX, 0.8 if i < referred else 0.1) for i in range(60)]
+    table = _table([*rows, ("N0", "N0", NEVUS, 0.2)])
+    contract = _report(bundle, table, tmp_path)["contract"]
+    assert contract["status"] == status
+    assert (contract["referred"], contract["num_melanoma"]) == (referred, 60)
+    low, high = clopper_pearson(referred, 60, confidence=0.9)  # two one-sided bounds of 95 %
+    assert (contract["sensitivity_low"], contract["sensitivity_high"]) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("split", "same_splits"), [("calibration", True), ("train", True), ("test", False)])
+def test_pictures_it_may_know_cannot_judge_it(split: str, same_splits: bool, bundle: Bundle, tmp_path: Path) -> None:
+    table = _table([(f"M{i}", f"M{i}", MELANOMA_INDEX, 0.8) for i in range(60)] + [("N0", "N0", NEVUS, 0.2)])
+    contract = _report(bundle, table, tmp_path, split=split, same_splits=same_splits)["contract"]
+    assert contract["status"] == "none"
+    assert contract["sentence"].startswith("No verdict")
+
+
+def test_two_pictures_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle, tmp_path: Path) -> None:
+    rows = [(f"M{i}", f"G{i // 2}", MELANOMA_INDEX, 0.8) for i in range(60)]
+    report = _report(bundle, _table([*rows, ("N0", "N0", NEVUS, 0.2)]), tmp_path)
+    assert report["contract"]["num_melanoma"] == 30
