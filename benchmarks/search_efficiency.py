@@ -8,9 +8,11 @@ table with many seeds; a drawn sample stands for the setting of the grid that is
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from tune.compare import train_all_folds
 from tune.search import make_scheduler, make_searcher
-from tune.space import FACTOR, GAMMA, LEAD, TAU, SearchSpace, plain, to_config
+from tune.space import FACTOR, GAMMA, LEAD, TAU, Sample, SearchSpace, plain, to_config
 from tune.trial import Study
 
 GRID = {GAMMA: (0.0, 1.0, 2.0, 3.5, 5.0), TAU: (0.0, 0.5, 1.0), FACTOR: (1.0, 2.8, 8.0)}
@@ -52,8 +54,12 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
     write_parquet(table, pd.DataFrame(rows))
 
 
-class _Table:
-    """The recorded grid: a sample -> the objective after 1 to K folds of the nearest setting."""
+class Table:
+    """A grid of known figures: a sample -> the objective after 1 to K folds of the nearest setting.
+
+    Args:
+        table: columns gamma, tau, melanoma_factor, folds (1 to K) and objective, a row a setting and rung.
+    """
 
     def __init__(self, table: pd.DataFrame) -> None:
         wide = table.pivot(index=list(GRID), columns="folds", values="objective")
@@ -61,30 +67,43 @@ class _Table:
         self._places = np.array([self._place(dict(zip(GRID, index, strict=True))) for index in wide.index])
 
     @staticmethod
-    def _place(sample: dict[str, float]) -> tuple[float, float, float]:
+    def _place(sample: Sample) -> tuple[float, float, float]:
         gamma = sample[GAMMA] if sample[GAMMA] >= 1 else 0.0
         return gamma / 5, sample[TAU], math.log(sample[FACTOR], 8)
 
-    def __call__(self, sample: dict[str, float]) -> np.ndarray:
+    def __call__(self, sample: Sample) -> np.ndarray:
         return self.figures[np.abs(self._places - self._place(sample)).sum(axis=1).argmin()]
 
 
-def folds_needed(table: _Table, base: TrainConfig, *, kind: str) -> int:
-    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best."""
-    num_folds = table.figures.shape[1]
-    goal = table.figures[:, -1].max() - TOLERANCE
-    of_base = table(SPACE.sample_of(base))
-    anchors = [SPACE.sample_of(base), SPACE.sample_of(plain(base))]
-    spent = 0
-    for anchor in anchors:
-        spent += num_folds
-        if table(anchor)[-1] >= goal:
-            return spent
-    known = [(anchor, float(table(anchor)[-1] - of_base[-1])) for anchor in anchors]
-    searcher = make_searcher(SPACE, base, kind=kind, known=known, first=[])
-    scheduler = make_scheduler(num_folds)
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One trial of a replayed search.
+
+    Attributes:
+        sample: what was tried.
+        finished: whether it saw every fold.
+        figure: its objective over the folds it saw.
+        spent: folds that the search has trained so far, this trial's among them.
+    """
+
+    sample: Sample
+    finished: bool
+    figure: float
+    spent: int
+
+
+def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) -> Iterator[Tried]:
+    """Play the search's own searcher and scheduler over a table, one trial at a time; the anchors come first, as always."""
+    base, num_folds = TrainConfig.from_dict({"seed": seed}), table.figures.shape[1]
+    of_base, spent = table(SPACE.sample_of(base)), 0
+    known = []
+    for anchor in (SPACE.sample_of(base), SPACE.sample_of(plain(base))):
+        figure, spent = float(table(anchor)[-1]), spent + num_folds
+        known.append((anchor, figure - float(of_base[-1])))
+        yield Tried(anchor, True, figure, spent)
+    searcher, scheduler = make_searcher(SPACE, base, kind=kind, known=known, first=[]), make_scheduler(num_folds)
     scheduler.set_search_properties(LEAD, "max")
-    for number in range(MAX_TRIALS):
+    for number in range(num_trials - len(known)):
         trial = types.SimpleNamespace(trial_id=str(number))
         sample = searcher.suggest(trial.trial_id)
         assert sample is not None
@@ -96,20 +115,27 @@ def folds_needed(table: _Table, base: TrainConfig, *, kind: str) -> int:
             if kind == "tpe" and done < num_folds and scheduler.on_trial_result(None, trial, lead) == "STOP":
                 break
         searcher.on_trial_complete(trial.trial_id, lead)
-        if done == num_folds and figures[-1] >= goal:
-            return spent
-    return spent
+        yield Tried(sample, done == num_folds, float(figures[done - 1]), spent)
+
+
+def folds_needed(table: Table, *, kind: str, seed: int) -> int:
+    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best."""
+    goal = table.figures[:, -1].max() - TOLERANCE
+    for tried in play(table, kind=kind, seed=seed):
+        if tried.finished and tried.figure >= goal:
+            break
+    return tried.spent
 
 
 def replay(path: Path, *, num_seeds: int) -> None:
     """Print the epochs that both searches need."""
-    table, epochs = _Table(pd.read_parquet(path)), smoke().optim.epochs
+    table, epochs = Table(pd.read_parquet(path)), smoke().optim.epochs
     print(
         f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to within {TOLERANCE} of the best"
     )
     needed = {}
     for kind, name in (("random", "random, no halving"), ("tpe", "TPE with halving")):
-        runs = [folds_needed(table, TrainConfig.from_dict({"seed": seed}), kind=kind) for seed in range(num_seeds)]
+        runs = [folds_needed(table, kind=kind, seed=seed) for seed in range(num_seeds)]
         needed[kind] = np.array(runs) * epochs
         quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
         print(f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}")

@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,13 @@ class World:
         if dist.is_available() and dist.is_initialized():
             return World(dist.get_rank(), dist.get_world_size())
         return World()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the network to call in training: itself, or DDP around it, which averages the ranks' gradients."""
+        if self.size == 1:
+            return model
+        device = next(model.parameters()).device
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, the same on each."""

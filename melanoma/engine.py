@@ -233,7 +233,8 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
         pictures = training.train.pictures(mine.tolist()).to(device, non_blocking=True)
         images = training.preprocess.normalise(augment(pictures, draws[mine], config.augment, size))
         target = training.train.labels[mine].to(device)
-        loss_sum, weight_sum = _step(training, model, state, images, target, weights, state.epoch * num_steps + step)
+        number = state.epoch * num_steps + step
+        loss_sum, weight_sum = _step(training, model, state, images, target=target, weights=weights, step=number)
         total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
         if training.on_step is not None:
             training.on_step(state.epoch, step, num_steps, loss_sum / max(weight_sum, 1e-12))
@@ -247,7 +248,14 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
 
 
 def _step(
-    training: Training, model: nn.Module, state: TrainState, images: Tensor, target: Tensor, weights: Tensor, step: int
+    training: Training,
+    model: nn.Module,
+    state: TrainState,
+    images: Tensor,
+    *,
+    target: Tensor,
+    weights: Tensor,
+    step: int,
 ) -> tuple[float, float]:
     """Take one optimiser step on this rank's share of a batch; return its loss sum and weight sum."""
     optim, world = training.config.optim, training.world

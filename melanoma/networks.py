@@ -40,6 +40,23 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
 
 
+def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.device) -> nn.Module:
+    """Return the network a run starts from, on its device and laid out for it; the same on every rank.
+
+    Args:
+        config: what to build.
+        weights: none (drawn from the seed), imagenet or a path.
+        seed: of whatever is drawn.
+        device: where it goes.
+    """
+    torch.manual_seed(seed)
+    model = build_model(config, pretrained=weights == "imagenet")
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if weights not in ("none", "imagenet"):
+        load_weights(model, Path(weights))
+    return model
+
+
 def check_feature_map(model: nn.Module) -> None:
     """Raise ValueError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
     model.eval()

@@ -11,6 +11,7 @@ from melanoma.config import MELANOMA_INDEX
 from melanoma.evidence.metrics import FloatArray
 from melanoma.evidence.operating_point import Decision, decide
 from melanoma.explain.grad_cam import explain_batch
+from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.images import Uint8Array
 from melanoma.views import predict_views
 
@@ -82,3 +83,25 @@ class Predictor:
         if self._allow_uncontracted:
             return decide(probability, point.threshold), (UNCONTRACTED,)
         return "cannot_assess", (NO_CONTRACT,)
+
+
+class GuidedExplainer:
+    """Guided Grad-CAM of melanoma with one bundle, on a private copy of its network. Holds no state between calls.
+
+    Raises:
+        ValueError: if the network has no activation that could guide.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+        self._preprocess, self._views = bundle.preprocess, bundle.views
+        self._device = torch.device(device)
+        self._network = GuidedNetwork(bundle.model.to(self._device))
+
+    def explain(self, pictures: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
+        """Return the map ``(N, H, W)`` of stored pictures, ``(H, W, 3)`` uint8 each, from their Grad-CAMs ``(h, w)``."""
+        images = self._preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
+        gradients = self._network.gradients(images, class_index=MELANOMA_INDEX, views=self._views)
+        maps: FloatArray = (
+            guided_grad_cam_map(gradients, torch.from_numpy(np.stack(heatmaps)).to(self._device)).cpu().numpy()
+        )
+        return maps

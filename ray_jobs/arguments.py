@@ -218,7 +218,11 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict = _add(commands, "predict", run["predict"], "pictures -> decisions and heatmaps")
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
     predict.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
-    predict.add_argument("--explain", choices=("grad_cam",), help="also write the heatmap laid over the picture")
+    predict.add_argument(
+        "--explain",
+        choices=("grad_cam", "guided_grad_cam"),
+        help="also write the heatmap laid over the picture: coarse cells, or the pixels in them that speak for melanoma",
+    )
     predict.add_argument("--out", type=Path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"

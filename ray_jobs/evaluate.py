@@ -60,7 +60,7 @@ def evaluate(
             accesses = prepared.log_access(
                 name, {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
             )
-        predictions = _predict(bundle_dir, data_dir, rows, num_workers, on_picture)
+        predictions = _predict(bundle_dir, data_dir, rows, num_workers=num_workers, on_picture=on_picture)
         same_data = prepared is not None and prepared.manifest["split_hash"] == bundle.manifest["split_hash"]
         population = f"{data_dir.resolve().name if prepared is None else prepared.manifest['name']}, {name}"
         evaluated = Evaluated(
@@ -94,6 +94,7 @@ def _predict(
     bundle_dir: Path,
     data_dir: Path,
     rows: pd.DataFrame,
+    *,
     num_workers: int,
     on_picture: Callable[[int, int], None] | None,
 ) -> pd.DataFrame:

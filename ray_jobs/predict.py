@@ -9,7 +9,7 @@ from melanoma.bundle import load_bundle
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.overlay import write_overlay
 from melanoma.images import decode_image
-from melanoma.predictor import DISCLAIMER, Predictor
+from melanoma.predictor import DISCLAIMER, GuidedExplainer, Predictor
 
 
 def predict_files(
@@ -28,11 +28,12 @@ def predict_files(
     if explain and out is None:
         raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
+    guided = GuidedExplainer(predictor.bundle) if explain == "guided_grad_cam" else None
     point = predictor.bundle.operating_point
     names = _overlay_names(paths, explain) if explain and out else [None] * len(paths)
     return {
         "results": [
-            _predict_file(predictor, path, out / name if out and name else None)
+            _predict_file(predictor, path, out / name if out and name else None, guided)
             for path, name in zip(paths, names, strict=True)
         ],
         "threshold": point.threshold,
@@ -52,7 +53,9 @@ def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
     return names
 
 
-def _predict_file(predictor: Predictor, path: Path, overlay: Path | None) -> dict[str, Any]:
+def _predict_file(
+    predictor: Predictor, path: Path, overlay: Path | None, guided: GuidedExplainer | None
+) -> dict[str, Any]:
     if not path.is_file():
         return {"image": str(path), "error": f"IMAGE must be a picture, {path} is not a file."}
     preprocess = predictor.bundle.preprocess
@@ -60,7 +63,8 @@ def _predict_file(predictor: Predictor, path: Path, overlay: Path | None) -> dic
         image = decode_image(path.read_bytes())
     except (InvalidImageError, OSError) as error:
         return {"image": str(path), "error": str(error)}
-    (prediction,) = predictor.predict([preprocess.stored(image)], explain=overlay is not None)
+    stored = preprocess.stored(image)
+    (prediction,) = predictor.predict([stored], explain=overlay is not None)
     classes = predictor.bundle.manifest["classes"]
     result: dict[str, Any] = {
         "image": str(path),
@@ -70,5 +74,6 @@ def _predict_file(predictor: Predictor, path: Path, overlay: Path | None) -> dic
     }
     if prediction.heatmap is not None and overlay is not None:
         overlay.parent.mkdir(parents=True, exist_ok=True)
-        result["overlay"] = str(write_overlay(overlay, image, prediction.heatmap, preprocess))
+        heatmap = prediction.heatmap if guided is None else guided.explain([stored], [prediction.heatmap])[0]
+        result["overlay"] = str(write_overlay(overlay, image, heatmap, preprocess))
     return result

@@ -16,7 +16,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
@@ -24,7 +23,7 @@ from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
 from melanoma.files import write_json, write_text
-from melanoma.networks import build_model, load_weights
+from melanoma.networks import start_model
 
 STATE = "state.pt"
 PROGRESS_SECONDS = 1.0
@@ -57,19 +56,12 @@ def train_worker(values: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device()
     progress = _Progress(config, run_dir, world)
     training = Training.on(config, open_prepared(Path(args.dataset)), world=world, on_step=progress)
-    torch.manual_seed(config.seed)  # the same start on every rank
     fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
-    model = build_model(config.model, pretrained=fresh and args.weights == "imagenet")
-    model.to(device).to(memory_format=torch.channels_last)
-    if fresh and args.weights not in ("none", "imagenet"):
-        load_weights(model, Path(args.weights))
+    weights = args.weights if fresh else "none"
+    model = start_model(config.model, weights=weights, seed=config.seed, device=device)
     state = start_state(model, config)
     _resume(state, device)
-    wrapped = (
-        model
-        if world.size == 1
-        else DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    )
+    wrapped = world.wrap(model)
     with (
         SummaryWriter(str(run_dir / "tensorboard"), purge_step=state.epoch + 1)
         if world.rank == 0

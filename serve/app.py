@@ -1,4 +1,4 @@
-"""The graph, and nothing else: ingress -> classifier. `serve run serve.app:build_app bundle=DIR` starts it."""
+"""The graph, and nothing else: ingress -> classifier, and -> explainer for guided maps. `serve run serve.app:build_app bundle=DIR` starts it."""
 
 from typing import cast
 
@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve.classifier import Classifier
+from serve.explainer import Explainer
 from serve.ingress import Ingress
 
 
@@ -20,6 +21,7 @@ class AppArgs(BaseModel):
         max_replicas: classifier replicas at most.
         num_cpus: CPUs, and threads, of a classifier replica.
         num_gpus: GPUs of a classifier replica.
+        explainer_max_replicas: replicas at most of the explainer, which guided maps alone need.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,6 +32,7 @@ class AppArgs(BaseModel):
     max_replicas: int = 4
     num_cpus: float = 1
     num_gpus: float = 0
+    explainer_max_replicas: int = 1
 
 
 def build_app(args: AppArgs) -> Application:
@@ -47,8 +50,22 @@ def build_app(args: AppArgs) -> Application:
             "downscale_delay_s": 300,
         },
     ).bind(args.bundle, allow_uncontracted=args.allow_uncontracted, num_threads=max(1, round(args.num_cpus)))
+    # Half a CPU: one core then holds ingress and explainer beside a classifier that has the other.
+    explainer = serve.deployment(  # type: ignore[attr-defined]
+        Explainer,
+        max_ongoing_requests=8,
+        max_queued_requests=16,
+        ray_actor_options={"num_cpus": 0.5},
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": args.explainer_max_replicas,
+            "target_ongoing_requests": 2,
+            "upscale_delay_s": 30,
+            "downscale_delay_s": 300,
+        },
+    ).bind(args.bundle, num_threads=1)
     # 0.1 CPU: the ingress decodes in threads and waits; a whole CPU each would starve a small machine of classifiers.
     ingress = serve.deployment(
         Ingress, max_ongoing_requests=128, max_queued_requests=128, ray_actor_options={"num_cpus": 0.1}
     )
-    return cast(Application, ingress.bind(classifier))  # type: ignore[attr-defined]
+    return cast(Application, ingress.bind(classifier, explainer))  # type: ignore[attr-defined]

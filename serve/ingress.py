@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from ray import serve
 from ray.exceptions import RayError
@@ -13,8 +14,9 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from melanoma.predictor import Prediction
 from serve.classifier import Job
+from serve.explainer import GuidedJob
 from serve.pictures import MAX_BODY_BYTES, decode, explanation_of, model_info, picture_bytes, preprocess_of
-from serve.problems import body_too_large, install_problem_handlers, new_request_id, problem
+from serve.problems import RETRY_AFTER_SECONDS, body_too_large, install_problem_handlers, new_request_id, problem
 from serve.schemas import Alive, ContractInfo, ModelResponse, PredictResponse, Problem
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -72,8 +74,8 @@ async def _frame(request: Request, call_next: Callable[[Request], Awaitable[Resp
 class Ingress:
     """Decodes, asks the classifier, encodes."""
 
-    def __init__(self, classifier: "DeploymentHandle[Any]") -> None:
-        self._classifier = classifier
+    def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
+        self._classifier, self._explainer = classifier, explainer
         self._described: dict[str, Any] | None = None
 
     async def _describe(self, version: str | None = None) -> dict[str, Any]:
@@ -84,19 +86,28 @@ class Ingress:
 
     @app.post("/v1/predict", response_model=PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
     async def predict(
-        self, request: Request, explain: Annotated[Literal["none", "grad_cam"], Query()] = "none"
-    ) -> PredictResponse:
+        self, request: Request, explain: Annotated[Literal["none", "grad_cam", "guided_grad_cam"], Query()] = "none"
+    ) -> Any:
         """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
         data = await picture_bytes(request)
         described = await self._describe()
         preprocess = preprocess_of(described["manifest"])
         image, picture = await asyncio.to_thread(decode, data, preprocess)
         prediction: Prediction
-        prediction, version = await self._classifier.predict.remote(Job(picture, explain == "grad_cam"))
+        prediction, version = await self._classifier.predict.remote(Job(picture, explain != "none"))
         described = await self._describe(version)
-        explanation = (
-            await asyncio.to_thread(explanation_of, image, prediction, preprocess) if explain == "grad_cam" else None
-        )
+        explanation = None
+        if explain != "none" and prediction.heatmap is not None:
+            heatmap = prediction.heatmap
+            if explain == "guided_grad_cam":
+                guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
+                if explained_by != version:
+                    detail = "The service is taking up another bundle; try again after the time in Retry-After."
+                    return problem(
+                        request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
+                    )
+                heatmap = guided.peak / 255 * guided.values.astype(np.float32)
+            explanation = await asyncio.to_thread(explanation_of, explain, image, heatmap, preprocess)
         warnings = [*prediction.warnings, *(["heatmap_empty"] if explanation and explanation.peak == 0 else [])]
         manifest = described["manifest"]
         return PredictResponse(

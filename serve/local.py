@@ -1,5 +1,6 @@
 """Serves one bundle on this machine until it is stopped."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -30,14 +31,14 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    serve.start(http_options={"host": host, "port": port})
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own start is not for people
     replicas = max(1, (os.cpu_count() or 2) - 1)
     args = AppArgs(bundle=str(bundle.resolve()), allow_uncontracted=allow_uncontracted, max_replicas=replicas)
-    serve.run(build_app(args), name="melanoma", route_prefix="/")
-    print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end a server are its ordinary end
+    with contextlib.suppress(KeyboardInterrupt):
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(build_app(args), name="melanoma", route_prefix="/")
+        print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
+        threading.Event().wait()
     serve.shutdown()
     ray.shutdown()

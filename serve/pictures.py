@@ -4,7 +4,7 @@ Stands apart from the ingress because Ray Serve copies that module's names when 
 """
 
 import base64
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from PIL import Image
@@ -13,9 +13,9 @@ from starlette.formparsers import MultiPartParser
 
 from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
+from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
 from melanoma.images import Preprocess, Uint8Array, decode_image
-from melanoma.predictor import Prediction
 from serve.schemas import Explanation, ModelInfo
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
@@ -51,12 +51,13 @@ def decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array
     return image, preprocess.stored(image)
 
 
-def explanation_of(image: Image.Image, prediction: Prediction, preprocess: Preprocess) -> Explanation:
-    """Return the heatmap of a prediction in the frame of its picture."""
-    assert prediction.heatmap is not None
-    shown, heatmap = heatmap_on(image, prediction.heatmap, preprocess)
+def explanation_of(
+    method: Literal["grad_cam", "guided_grad_cam"], image: Image.Image, values: FloatArray, preprocess: Preprocess
+) -> Explanation:
+    """Return a map ``(h, w)`` of the whole canvas in the frame of its picture."""
+    shown, heatmap = heatmap_on(image, values, preprocess)
     return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
-        method="grad_cam",
+        method=method,
         class_name="mel",
         heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
         overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),

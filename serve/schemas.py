@@ -43,7 +43,7 @@ class ContractInfo(_Model):
 class Explanation(_Model):
     """A heatmap; `lesion_claim` stays none until a scorecard shows that it marks lesions."""
 
-    method: Literal["grad_cam"]
+    method: Literal["grad_cam", "guided_grad_cam"]
     class_name: str = Field(alias="class")
     heatmap_png: str = Field(
         description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright picture"

@@ -82,7 +82,7 @@ def run_search(search: Search) -> pd.DataFrame:
     if folds["base"] is None:
         raise FloatingPointError("the base setting must keep a finite loss on every fold, it did not; lower optim.lr.")
     reached = search.objective.score(folds["base"])
-    rows = [_anchor_row(search, name, anchors[name], folds[name], reached) for name in anchors]
+    rows = [_anchor_row(search, name, folds[name], base_score=reached) for name in anchors]
     if search.num_trials > len(rows):
         rows += _trial_rows(search, _run_tune(search, rows))
     trials = pd.DataFrame(rows)
@@ -214,9 +214,8 @@ def _folder_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _anchor_row(
-    search: Search, name: str, config: TrainConfig, folds: list[FoldScores] | None, base_score: float
-) -> dict[str, Any]:
+def _anchor_row(search: Search, name: str, folds: list[FoldScores] | None, *, base_score: float) -> dict[str, Any]:
+    config = search.anchors()[name]
     row = {"trial": name, **search.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
     if folds is None:
         return {**row, **_nothing("failed", "the loss did not stay finite")}

@@ -24,7 +24,6 @@ import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from scipy.special import softmax
-from torch.nn.parallel import DistributedDataParallel
 
 from melanoma.config import CLASSES, TrainConfig
 from melanoma.data.dataset import open_prepared
@@ -32,7 +31,7 @@ from melanoma.distributed import World
 from melanoma.engine import Training, TrainState, fit, predict, start_state
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
 from melanoma.files import new_folder, write_json
-from melanoma.networks import build_model, load_weights
+from melanoma.networks import start_model
 from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
@@ -131,7 +130,7 @@ def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
     if study.num_workers == 1:
         torch.set_num_threads(study.num_cpus)
         device = torch.device("cuda" if study.num_gpus > 0 else "cpu")
-        _train_and_keep(study, config, folder, World(), device)
+        _train_and_keep(study, config, folder, world=World(), device=device)
         return
     with tempfile.TemporaryDirectory(dir=study.folds_dir, prefix=".trainer-") as scratch:
         TorchTrainer(
@@ -152,19 +151,14 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
 
-def _train_and_keep(study: Study, config: TrainConfig, folder: Path, world: World, device: torch.device) -> None:
+def _train_and_keep(study: Study, config: TrainConfig, folder: Path, *, world: World, device: torch.device) -> None:
     """Train and write predictions and history, or why it failed; rank 0 writes, all at once or not at all."""
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, pretrained=study.weights == "imagenet")
-    model.to(device).to(memory_format=torch.channels_last)
-    if study.weights not in ("none", "imagenet"):
-        load_weights(model, Path(study.weights))
+    model = start_model(config.model, weights=study.weights, seed=config.seed, device=device)
     training = Training.on(config, open_prepared(study.dataset), world=world)
     state = start_state(model, config)
-    wrapped = model if world.size == 1 else DistributedDataParallel(model)
     error = None
     try:
-        fit(training, wrapped, state, lambda _: None)
+        fit(training, world.wrap(model), state, lambda _: None)
     except FloatingPointError as caught:
         error = str(caught)
     table = None if error else _out_of_fold(training, state)

@@ -50,6 +50,23 @@ class Camera:
     vignette: float
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where each pixel lies on the lesion; all fields ``(H, W)``.
+
+    Attributes:
+        u: along one axis of the lesion, in its radii from its centre.
+        v: along the other.
+        radius_px: the lesion's radius, px.
+        distance: from the centre in units of the border, once that is drawn; in radii before.
+    """
+
+    u: Field
+    v: Field
+    radius_px: float
+    distance: Field
+
+
 def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray[np.bool_]]:
     """Draw view 0, 1, ... of a lesion.
 
@@ -58,10 +75,11 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     """
     shape_rng = np.random.default_rng([lesion.seed, 0])
     view_rng = np.random.default_rng([lesion.seed, 1, view])
-    u, v, scale = _lesion_coordinates(shape_rng, view_rng)
-    cover, radius = _outline(lesion, u, v, scale, shape_rng)
+    at = _lesion_coordinates(shape_rng, view_rng)
+    cover, distance = _outline(lesion, at, shape_rng)
+    at = dataclasses.replace(at, distance=distance)
     pixels = _skin(lesion, view_rng)
-    inside = _inside(lesion, u, v, radius, shape_rng)
+    inside = _inside(lesion, at, shape_rng)
     pixels = pixels * (1 - cover[..., None]) + inside * cover[..., None]
     pixels = _artefacts(pixels, view_rng)
     return _photograph(pixels, camera, view_rng), cover > 0.5
@@ -74,23 +92,23 @@ def _noise(rng: np.random.Generator, cell_px: float) -> Field:
     return np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC)) * 1.4
 
 
-def _lesion_noise(u: Field, v: Field, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
+def _lesion_noise(at: _Place, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
     """Return smooth noise that moves with the lesion (unlike `_noise`), deviation near 1."""
     angles, phases = rng.uniform(0, 2 * np.pi, (2, terms))
     rates = frequency * rng.uniform(0.6, 1.5, terms)
-    total = np.zeros_like(u)
+    total = np.zeros_like(at.u)
     for angle, phase, rate in zip(angles.tolist(), phases.tolist(), rates.tolist(), strict=True):
-        total += np.cos((rate * math.cos(angle)) * u + (rate * math.sin(angle)) * v + phase)
+        total += np.cos((rate * math.cos(angle)) * at.u + (rate * math.sin(angle)) * at.v + phase)
     return total * math.sqrt(2 / terms)
 
 
-def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> tuple[Field, Field, float]:
-    """Return lesion coordinates of every pixel, in lesion radii about its centre, and the radius in px."""
+def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> _Place:
     scale = shape_rng.uniform(27, 48) * view_rng.uniform(0.88, 1.14)
     angle = view_rng.uniform(0, 2 * np.pi)
     x = (_X - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
     y = (_Y - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
-    return np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y, scale
+    u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    return _Place(u, v, scale, np.hypot(u, v))
 
 
 def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
@@ -101,11 +119,11 @@ def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
     return float(1 / (1 + np.exp(-9 * (lesion.strength + rng.normal(0, 0.08) - 0.5))))
 
 
-def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Generator) -> tuple[Field, Field]:
+def _outline(lesion: Lesion, at: _Place, rng: np.random.Generator) -> tuple[Field, Field]:
     """Return how much of each pixel the lesion covers, in [0, 1], and the distance from its centre in units of its border."""
     asymmetry, irregularity = _sign(lesion, rng), _sign(lesion, rng)
-    u = u * rng.uniform(1.0, 1.35)
-    theta = np.arctan2(v, u)
+    u = at.u * rng.uniform(1.0, 1.35)
+    theta = np.arctan2(at.v, u)
     border = np.ones_like(u)
     for harmonic in (1, 2, 3):
         border += (0.03 + 0.15 * asymmetry) * rng.normal(0, 0.55) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
@@ -114,9 +132,9 @@ def _outline(lesion: Lesion, u: Field, v: Field, scale: float, rng: np.random.Ge
             (0.008 + 0.055 * irregularity) * rng.normal(0, 0.6) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
         )
     border = np.maximum(border, 0.35)
-    distance = np.hypot(u, v) / border
+    distance = np.hypot(u, at.v) / border
     softness = {"nv": 0.09, "mel": 0.09, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
-    softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / scale)
+    softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / at.radius_px)
     return 1 / (1 + np.exp(np.clip((distance - 1) / (0.4 * softness), -30, 30))), distance
 
 
@@ -133,11 +151,11 @@ def _blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
     return np.asarray(pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None])
 
 
-def _inside(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _inside(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Return the colours inside the outline, ``(H, W, 3)``."""
     painter = {"bcc": _bcc, "akiec": _akiec, "bkl": _bkl, "df": _df, "vasc": _vasc}.get(lesion.dx, _melanocytic)
-    pixels = painter(lesion, u, v, distance, rng)
-    shade = 5 * _lesion_noise(u, v, rng, 7) + 4 * _lesion_noise(u, v, rng, 19)
+    pixels = painter(lesion, at, rng)
+    shade = 5 * _lesion_noise(at, rng, 7) + 4 * _lesion_noise(at, rng, 19)
     return np.asarray(pixels + shade[..., None])
 
 
@@ -147,90 +165,86 @@ def _brown(rng: np.random.Generator) -> NDArray[np.floating]:
     return np.asarray(_BROWNS[low] + (_BROWNS[low + 1] - _BROWNS[low]) * (place - low) + rng.normal(0, 5, 3))
 
 
-def _melanocytic(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _melanocytic(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Paint a nevus, or a melanoma, which differs in strength alone."""
     base = _brown(rng)
     centre = rng.uniform(-26, 26)  # darker or lighter towards the centre
-    pixels = base + (centre * (1 - np.clip(distance, 0, 1)))[..., None]
-    pixels = _colours(pixels, _sign(lesion, rng), u, v, rng)
-    pixels = _network(pixels, _sign(lesion, rng), u, v, distance, rng)
-    pixels = _globules(pixels, _sign(lesion, rng), u, v, rng)
-    return _veil(pixels, _sign(lesion, rng), u, v, rng)
+    pixels = base + (centre * (1 - np.clip(at.distance, 0, 1)))[..., None]
+    pixels = _colours(pixels, _sign(lesion, rng), at, rng)
+    pixels = _network(pixels, _sign(lesion, rng), at, rng)
+    pixels = _globules(pixels, _sign(lesion, rng), at, rng)
+    return _veil(pixels, _sign(lesion, rng), at, rng)
 
 
-def _colours(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+def _colours(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
     """Add patches of further colours; the stronger the sign, the more and the plainer."""
     for colour in rng.permutation(_MELANOMA_COLOURS)[: 1 + round(3 * sign)]:
-        patch = 1 / (1 + np.exp(-4 * (_lesion_noise(u, v, rng, 2.6) - 0.5)))
+        patch = 1 / (1 + np.exp(-4 * (_lesion_noise(at, rng, 2.6) - 0.5)))
         pixels = _blend(pixels, colour + rng.normal(0, 6, 3), patch * (0.10 + 0.75 * sign**1.5))
     return pixels
 
 
-def _network(pixels: Field, sign: float, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _network(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
     """Add a pigment network: a honeycomb, warped and patchy where the sign is strong."""
     rate = rng.uniform(32, 46)
     warp = 0.02 + 0.11 * sign
-    wu, wv = u + warp * _lesion_noise(u, v, rng, 4), v + warp * _lesion_noise(u, v, rng, 4)
+    wu, wv = at.u + warp * _lesion_noise(at, rng, 4), at.v + warp * _lesion_noise(at, rng, 4)
     angles = rng.uniform(0, np.pi) + np.array([0, np.pi / 3, 2 * np.pi / 3])
     lattice = np.sum([np.cos(rate * (np.cos(a) * wu + np.sin(a) * wv)) for a in angles], axis=0) / 3
     lines = np.clip(0.35 - lattice, 0, 1)
-    patchy = np.clip(1 + sign * 1.8 * _lesion_noise(u, v, rng, 3), 0, 2.2)
-    depth = rng.uniform(14, 36) * lines * patchy * np.clip(1.35 - 0.5 * distance, 0, 1)
+    patchy = np.clip(1 + sign * 1.8 * _lesion_noise(at, rng, 3), 0, 2.2)
+    depth = rng.uniform(14, 36) * lines * patchy * np.clip(1.35 - 0.5 * at.distance, 0, 1)
     return np.asarray(pixels - depth[..., None] * np.array([1.0, 0.9, 0.75], dtype=np.float32))
 
 
-def _globules(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+def _globules(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
     """Add dots, scattered to the border and of uneven size where the sign is strong."""
     for _ in range(rng.integers(0, 4) + round(rng.uniform(0, 12) * sign)):
         reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.025, 0.035 + 0.05 * sign)
-        dot = np.exp(-(((u - reach * np.cos(angle)) ** 2 + (v - reach * np.sin(angle)) ** 2) / size**2))
+        dot = np.exp(-(((at.u - reach * np.cos(angle)) ** 2 + (at.v - reach * np.sin(angle)) ** 2) / size**2))
         pixels = _blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
     return pixels
 
 
-def _veil(pixels: Field, sign: float, u: Field, v: Field, rng: np.random.Generator) -> Field:
+def _veil(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
     """Lay a blue-white veil over part of the lesion."""
     centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
-    shape = np.exp(-((((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / size**2) ** 2))
+    shape = np.exp(-((((at.u - centre[0]) ** 2 + (at.v - centre[1]) ** 2) / size**2) ** 2))
     amount = 0.85 * max(0.0, sign - 0.35) / 0.65
     return _blend(
         pixels,
         np.array([126.0, 138, 168]) + rng.normal(0, 6, 3),
-        amount * shape * (0.8 + 0.2 * _lesion_noise(u, v, rng, 5)).clip(0, 1),
+        amount * shape * (0.8 + 0.2 * _lesion_noise(at, rng, 5)).clip(0, 1),
     )
 
 
-def _spots(
-    u: Field, v: Field, rng: np.random.Generator, num: int, size: tuple[float, float], reach: float = 0.85
-) -> Field:
+def _spots(at: _Place, rng: np.random.Generator, num: int, size: tuple[float, float]) -> Field:
     """Return ``num`` soft round spots as a weight in [0, 1]."""
-    weight = np.zeros_like(u)
+    weight = np.zeros_like(at.u)
     for _ in range(num):
-        distance, angle, radius = reach * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi), rng.uniform(*size)
-        spot = np.hypot(u - distance * np.cos(angle), v - distance * np.sin(angle)) / radius
+        distance, angle, radius = 0.85 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi), rng.uniform(*size)
+        spot = np.hypot(at.u - distance * np.cos(angle), at.v - distance * np.sin(angle)) / radius
         weight = np.maximum(weight, 1 / (1 + np.exp(np.clip(8 * (spot - 1), -30, 30))))
     return weight
 
 
-def _bkl(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _bkl(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
-    pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(u, v, rng, 9))[..., None]
-    pixels = _colours(pixels, 0.6 * _sign(lesion, rng), u, v, rng)
-    pixels = _blend(
-        pixels, np.array([232.0, 214, 178]), 0.75 * _spots(u, v, rng, int(rng.integers(3, 12)), (0.03, 0.07))
-    )
-    return _blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(u, v, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
+    pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(at, rng, 9))[..., None]
+    pixels = _colours(pixels, 0.6 * _sign(lesion, rng), at, rng)
+    pixels = _blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(at, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
+    return _blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(at, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
 
 
-def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
-    pixels: Field = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
-    nests = _spots(u, v, rng, int(rng.integers(2, 7)), (0.08, 0.22))
+    pixels: Field = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
+    nests = _spots(at, rng, int(rng.integers(2, 7)), (0.08, 0.22))
     pixels = _blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
     for _ in range(rng.integers(3, 7)):
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
-        along, across = np.cos(angle) * u + np.sin(angle) * v, -np.sin(angle) * u + np.cos(angle) * v
+        along, across = np.cos(angle) * at.u + np.sin(angle) * at.v, -np.sin(angle) * at.u + np.cos(angle) * at.v
         across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
         pixels = _blend(
             pixels,
@@ -240,29 +254,27 @@ def _bcc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Gen
     return pixels
 
 
-def _akiec(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _akiec(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Actinic keratosis: red between pale follicles, with scale."""
-    pixels: Field = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(u, v, rng, 12))[..., None]
-    pixels = _colours(pixels, 0.4 * _sign(lesion, rng), u, v, rng)
-    pixels = _blend(
-        pixels, np.array([236.0, 206, 186]), 0.6 * _spots(u, v, rng, int(rng.integers(10, 26)), (0.03, 0.06))
-    )
-    return _blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(u, v, rng, 14) > 1.3))
+    pixels: Field = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(at, rng, 12))[..., None]
+    pixels = _colours(pixels, 0.4 * _sign(lesion, rng), at, rng)
+    pixels = _blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(at, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
+    return _blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(at, rng, 14) > 1.3))
 
 
-def _df(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Dermatofibroma: a white centre in a delicate pale network."""
-    pixels: Field = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*u.shape, 1))
-    pixels = _network(pixels, 0.3 * _sign(lesion, rng), u, v, distance, rng)
-    centre = np.exp(-((distance / rng.uniform(0.35, 0.55)) ** 4))
+    pixels: Field = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*at.u.shape, 1))
+    pixels = _network(pixels, 0.3 * _sign(lesion, rng), at, rng)
+    centre = np.exp(-((at.distance / rng.uniform(0.35, 0.55)) ** 4))
     return _blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
 
 
-def _vasc(lesion: Lesion, u: Field, v: Field, distance: Field, rng: np.random.Generator) -> Field:
+def _vasc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Vascular lesion: red to purple lacunae."""
-    pixels: Field = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*u.shape, 1))
+    pixels: Field = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
     colour = np.array([146.0, 34, 48]) + rng.uniform(0, 1) * np.array([-50.0, -6, 26])
-    return _blend(pixels, colour, 0.9 * _spots(u, v, rng, int(rng.integers(7, 16)), (0.14, 0.3)))
+    return _blend(pixels, colour, 0.9 * _spots(at, rng, int(rng.integers(7, 16)), (0.14, 0.3)))
 
 
 def _artefacts(pixels: Field, rng: np.random.Generator) -> Field:

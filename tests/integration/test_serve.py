@@ -13,7 +13,9 @@ from PIL import Image
 
 from melanoma.bundle import load_bundle
 from melanoma.data.dataset import PictureDataset, PreparedData
-from melanoma.predictor import Predictor
+from melanoma.explain.overlay import heatmap_on
+from melanoma.images import decode_image
+from melanoma.predictor import GuidedExplainer, Predictor
 
 pytestmark = pytest.mark.ray
 
@@ -90,6 +92,24 @@ def test_a_heatmap_lies_in_the_frame_of_the_picture(client: httpx.Client, pictur
         assert not image.info
     if explanation["peak"] == 0:
         assert "heatmap_empty" in answer["warnings"]
+
+
+def test_a_guided_heatmap_is_the_explainers(client: httpx.Client, bundle_dir: Path, picture: bytes) -> None:
+    bundle = load_bundle(bundle_dir)
+    image = decode_image(picture)
+    stored = bundle.preprocess.stored(image)
+    (prediction,) = Predictor(bundle).predict([stored], explain=True)
+    assert prediction.heatmap is not None
+    expected = GuidedExplainer(bundle).explain([stored], [prediction.heatmap])[0]
+    answer = client.post("/v1/predict?explain=guided_grad_cam", content=picture).json()
+    explanation = answer["explanation"]
+    assert (explanation["method"], explanation["lesion_claim"]) == ("guided_grad_cam", "none")
+    assert explanation["peak"] == pytest.approx(float(expected.max()), rel=1e-4)
+    with Image.open(io.BytesIO(base64.b64decode(explanation["heatmap_png"]))) as sent:
+        assert sent.size == image.size
+        _, shown = heatmap_on(image, expected, bundle.preprocess)
+        assert np.abs(np.asarray(sent).astype(int) - shown.values).max() <= 3  # uint8 twice on the way
+    assert answer["probabilities"] == client.post("/v1/predict", content=picture).json()["probabilities"]
 
 
 def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, picture: bytes) -> None:

@@ -77,6 +77,14 @@ def test_predict_decides_and_explains(
     assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
 
 
+def test_a_guided_heatmap_is_another_one(bundle_dir: Path, phantom_source: Path, tmp_path: Path) -> None:
+    picture = str(sorted((phantom_source / "images").iterdir())[0])
+    for method in ("grad_cam", "guided_grad_cam"):
+        assert main(["predict", str(bundle_dir), picture, "--explain", method, "--out", str(tmp_path)]) == DONE
+    coarse, guided = sorted(tmp_path.iterdir())
+    assert coarse.read_bytes() != guided.read_bytes()
+
+
 def test_an_unusable_picture_costs_no_other_its_answer(
     bundle_dir: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

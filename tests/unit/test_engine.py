@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
@@ -38,8 +37,7 @@ def _fit(
     if state is None:
         torch.manual_seed(config.seed)
         state = start_state(build_model(config.model), config)
-    model = state.model if training.world.size == 1 else DistributedDataParallel(state.model)
-    return fit(training, model, state, on_epoch_end or (lambda _: None))
+    return fit(training, training.world.wrap(state.model), state, on_epoch_end or (lambda _: None))
 
 
 def _work(rank: int, size: int, folder: str, config: TrainConfig, port: int, out: str) -> None:
