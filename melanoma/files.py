@@ -70,11 +70,21 @@ def claim_folder(folder: Path, described: Any) -> bool:
             )
         write_json(path, described)
         return False
-    if json.loads(path.read_text()) != described:
+    differing = _differing(json.loads(path.read_text()), described)
+    if differing:
         raise DataError(
-            f"{folder} must hold a run with the same settings and data, it holds another; choose another --name."
+            f"{folder} must hold a run with the same settings and data, it holds one that differs in {', '.join(differing[:4])}; "
+            "choose another --name."
         )
     return True
+
+
+def _differing(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return the dotted names under which two nested dicts of plain values differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [path]
+    names = [*old, *(name for name in new if name not in old)]
+    return [found for name in names for found in _differing(old.get(name), new.get(name), f"{path}.{name}".strip("."))]
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def decode_image(data: bytes) -> Image.Image:
     kind = next((name for name, magics in _MAGIC.items() if data.startswith(magics)), None)
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
         raise InvalidImageError(
-            "The picture must be JPEG, PNG or WebP; convert it and send it again.",
+            "The picture must be JPEG, PNG or WebP; convert it.",
             status=415,
             code="unsupported_format",
         )

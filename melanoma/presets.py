@@ -19,7 +19,7 @@ def cpu_quick() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(input_height=72, input_width=96, views=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
-        optim=OptimConfig(optimizer="muon", epochs=7, batch_size=32, lr=1e-3, warmup_epochs=1, ema_decay=0.998),
+        optim=OptimConfig(optimizer="muon", epochs=6, batch_size=32, lr=1e-3, warmup_epochs=1, ema_decay=0.998),
     )
 
 

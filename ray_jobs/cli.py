@@ -143,7 +143,7 @@ def _tune(args: argparse.Namespace) -> int:
     from ray_jobs.evaluate import evaluate
     from ray_jobs.progress import say
     from ray_jobs.train import TrainJob, check_data, check_network, train
-    from tune.pipeline import claim_search, tune_run
+    from tune.pipeline import RESULT, claim_search, tune_run
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
@@ -162,9 +162,10 @@ def _tune(args: argparse.Namespace) -> int:
         args.dataset, run_dir / "folds", config, num_folds, args.weights, args.at_once, num_workers=args.workers
     )
     search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
+    if not (run_dir / RESULT).is_file():
+        check_network(job(config, run_dir))
     result = claim_search(search, content=data.content_hash)
     if result is None:
-        check_network(job(config, run_dir))
         num_processes = args.at_once * args.workers
         connect(num_workers=num_processes)
         placed = dataclasses.replace(
@@ -222,7 +223,8 @@ def _predict(args: argparse.Namespace) -> int:
     )
     unusable = [result for result in found["results"] if "error" in result]
     lines = [_prediction_text(r, found["threshold"]) for r in found["results"] if "error" not in r]
-    _print(args, found, "\n".join([*lines, found["contract_sentence"], found["disclaimer"]]))
+    if lines or args.json:
+        _print(args, found, "\n".join([*lines, found["contract_sentence"], found["disclaimer"]]))
     for result in unusable:
         print(f"melanoma: {result['image']}: {result['error']}", file=sys.stderr)
     return BAD_INPUT if unusable else DONE
@@ -248,7 +250,9 @@ def _verify(args: argparse.Namespace) -> int:
     from melanoma.errors import BundleError
 
     if not (args.bundle / MANIFEST).is_file():
-        raise BundleError(f"BUNDLE must be a folder with a {MANIFEST}, {args.bundle} has none.")
+        raise BundleError(
+            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {args.bundle} has no {MANIFEST}."
+        )
     findings = verify_bundle(args.bundle)
     text = "\n".join(findings) or f"{args.bundle} is whole, repeats its recorded outputs, and its contract is met"
     _print(args, {"ok": not findings, "findings": findings}, text)

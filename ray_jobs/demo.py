@@ -151,9 +151,8 @@ def _save(answer: dict[str, Any], out: Path) -> None:
 def _show(answer: dict[str, Any], picture: str, out: Path) -> None:
     melanoma, threshold = answer["probabilities"]["mel"], answer["threshold"]
     print(f"\n{picture}: {answer['decision']}, melanoma {melanoma:.3f}, threshold {threshold:.3f}")
-    print(
-        f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}\nheatmap:  {out / 'overlay.png'}"
-    )
+    print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
+    print(f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)")
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)
 
 

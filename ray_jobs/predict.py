@@ -23,10 +23,12 @@ def predict_files(
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if heatmaps are asked for and no folder is given.
+        DataError: if heatmaps are asked for and no folder is given, or the other way round.
     """
     if explain and out is None:
         raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
+    if out is not None and not explain:
+        raise DataError("--out is the folder for heatmaps, none is asked for; add --explain grad_cam.")
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     guided = GuidedExplainer(predictor.bundle) if explain == "guided_grad_cam" else None
     point = predictor.bundle.operating_point
@@ -57,7 +59,7 @@ def _predict_file(
     predictor: Predictor, path: Path, overlay: Path | None, guided: GuidedExplainer | None
 ) -> dict[str, Any]:
     if not path.is_file():
-        return {"image": str(path), "error": f"IMAGE must be a picture, {path} is not a file."}
+        return {"image": str(path), "error": "IMAGE must be a picture, this is not a file."}
     preprocess = predictor.bundle.preprocess
     try:
         image = decode_image(path.read_bytes())

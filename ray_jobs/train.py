@@ -59,9 +59,11 @@ def train(job: TrainJob) -> dict[str, Any]:
     data = open_prepared(job.dataset)
     check_data(job, data)
     with locked(job.run_dir):
+        finished = (job.run_dir / "bundle" / MANIFEST).is_file()
+        if not finished:
+            check_network(job)  # before the folder is claimed: a mistyped setting must not take its name
         _claim(job, content=data.content_hash)
-        if not (job.run_dir / "bundle" / MANIFEST).is_file():
-            check_network(job)
+        if not finished:
             connect(num_workers=job.num_workers)
             check_resources(job.num_workers, use_gpu=job.use_gpu)
             checkpoint = _fit(job)

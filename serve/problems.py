@@ -68,7 +68,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+    # Of a choice the allowed words are told; any other message might repeat what was sent.
+    places = sorted(
+        {
+            ".".join(str(part) for part in item["loc"])
+            + (f" ({item['msg']})" if item["type"] == "literal_error" else "")
+            for item in error.errors()
+        }
+    )
     return problem(
         request,
         422,

@@ -145,7 +145,9 @@ def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:
 def test_wrong_requests_are_problems(client: httpx.Client, picture: bytes) -> None:
     _is_problem(client.get("/v1/nowhere"), 404, "not_found")
     _is_problem(client.get("/v1/predict"), 405, "method_not_allowed")
-    _is_problem(client.post("/v1/predict?explain=everything", content=picture), 422, "invalid_request")
+    wrong = _is_problem(client.post("/v1/predict?explain=everything", content=picture), 422, "invalid_request")
+    assert "'guided_grad_cam'" in wrong["detail"]
+    assert "everything" not in wrong["detail"]
     _is_problem(client.post("/v1/predict", files={"picture": picture}), 422, "no_image_field")
 
 

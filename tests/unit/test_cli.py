@@ -1,5 +1,6 @@
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,28 @@ def test_predict_decides_and_explains(
     assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
 
 
+def test_a_taken_port_is_refused_at_once(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(bundle_dir), "--port", str(port)]) == BAD_INPUT
+    assert "pass another --port" in capsys.readouterr().err
+
+
+def test_a_folder_for_heatmaps_that_nobody_asked_for_is_refused(
+    bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(bundle_dir), __file__, "--out", str(tmp_path)]) == BAD_INPUT
+    assert "add --explain" in capsys.readouterr().err
+
+
+def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -> None:
+    words = ["train", str(prepared.folder), str(tmp_path), "--preset", "smoke", "--weights", str(tmp_path / "nowhere")]
+    assert main(words) == BAD_INPUT
+    assert not (tmp_path / "smoke" / "run.json").exists()
+
+
 def test_a_guided_heatmap_is_another_one(bundle_dir: Path, phantom_source: Path, tmp_path: Path) -> None:
     picture = str(sorted((phantom_source / "images").iterdir())[0])
     for method in ("grad_cam", "guided_grad_cam"):
@@ -97,7 +120,7 @@ def test_an_unusable_picture_costs_no_other_its_answer(
     assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
     shown = capsys.readouterr()
     assert "JPEG, PNG or WebP" in shown.err
-    assert "none.jpg is not a file" in shown.err
+    assert "none.jpg: IMAGE must be a picture" in shown.err
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         f"{first.stem}_2_2_grad_cam.png",
         f"{first.stem}_2_grad_cam.png",

@@ -9,7 +9,7 @@ import pytest
 
 from melanoma.data.dataset import ACCESS_LOG, PictureDataset, PreparedData, open_prepared
 from melanoma.errors import DataError, LeakageError
-from melanoma.files import locked, new_folder, write_text
+from melanoma.files import claim_folder, locked, new_folder, write_text
 from melanoma.images import decode_image, to_canvas
 
 
@@ -71,6 +71,14 @@ def test_a_group_on_two_sides_is_found_when_the_data_are_opened(copied: Path) ->
     records.to_parquet(copied / "records.parquet", index=False)
     with pytest.raises(LeakageError):
         open_prepared(copied)
+
+
+def test_another_run_is_told_by_what_differs(tmp_path: Path) -> None:
+    described = {"config": {"loss": {"gamma": 0.0, "tau": 0.5}}, "weights": "none"}
+    assert not claim_folder(tmp_path / "run", described)
+    assert claim_folder(tmp_path / "run", described)
+    with pytest.raises(DataError, match=r"differs in config\.loss\.gamma, weights;"):
+        claim_folder(tmp_path / "run", {"config": {"loss": {"gamma": 2.0, "tau": 0.5}}, "weights": "imagenet"})
 
 
 def _hold(folder: Path, held: Event, done: Event) -> None:
