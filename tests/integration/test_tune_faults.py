@@ -16,7 +16,7 @@ import pytest
 
 from melanoma.data.dataset import PreparedData
 
-pytestmark = [pytest.mark.ray, pytest.mark.drill]
+pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(1800)]
 SETTINGS = [
     "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
     "--set", "min_specificity=0", "--trials", "6", "--name", "search",
