@@ -143,7 +143,7 @@ def _tune(args: argparse.Namespace) -> int:
     from ray_jobs.evaluate import evaluate
     from ray_jobs.progress import say
     from ray_jobs.train import TrainJob, check_data, check_network, train
-    from tune.pipeline import RESULT, claim_search, tune_run
+    from tune.pipeline import RESULT, claim_search, describe_search, tune_run
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
@@ -182,25 +182,12 @@ def _tune(args: argparse.Namespace) -> int:
         result = tune_run(search, train=lambda config, folder: train(job(config, folder)), score=score)
     else:
         say(f"{run_dir} is finished; nothing is left to do.")
-    _print(args, result, _search_text(result))
+    _print(args, result, describe_search(result))
     return DONE if result["contract"]["status"] == "met" else FOUND
 
 
 def _tune_name(args: argparse.Namespace) -> str:
     return args.name or f"{args.preset}_tune"
-
-
-def _search_text(result: dict[str, Any]) -> str:
-    loss, test = result["loss"]["winner"], result["test_difference"]
-    lines = (
-        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
-        f"melanoma factor {loss['melanoma_factor']:.2f}",
-        f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
-        f"contract {result['contract']['status']}: {result['contract_sentence']}",
-        f"settings {result['best']}",
-        f"bundle {result['bundle']}",
-    )
-    return "\n".join(lines)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -216,26 +203,17 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from ray_jobs.predict import predict_files
+    from ray_jobs.predict import describe_predictions, predict_files
 
     found = predict_files(
         args.bundle, args.image, explain=args.explain, out=args.out, allow_uncontracted=args.allow_uncontracted
     )
     unusable = [result for result in found["results"] if "error" in result]
-    lines = [_prediction_text(r, found["threshold"]) for r in found["results"] if "error" not in r]
-    if lines or args.json:
-        _print(args, found, "\n".join([*lines, found["contract_sentence"], found["disclaimer"]]))
+    if args.json or len(unusable) < len(found["results"]):
+        _print(args, found, describe_predictions(found))
     for result in unusable:
         print(f"melanoma: {result['image']}: {result['error']}", file=sys.stderr)
     return BAD_INPUT if unusable else DONE
-
-
-def _prediction_text(result: dict[str, Any], threshold: float) -> str:
-    melanoma = result["probabilities"]["mel"]
-    line = f"{result['decision']:14} melanoma {melanoma:.3f} (threshold {threshold:.3f})  {result['image']}"
-    warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
-    overlay = [f"heatmap: {result['overlay']}"] if "overlay" in result else []
-    return "\n".join([line, *(f"{'':14} {more}" for more in warnings + overlay)])
 
 
 def _serve(args: argparse.Namespace) -> int:

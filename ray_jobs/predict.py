@@ -79,3 +79,17 @@ def _predict_file(
         heatmap = prediction.heatmap if guided is None else guided.explain([stored], [prediction.heatmap])[0]
         result["overlay"] = str(write_overlay(overlay, image, heatmap, preprocess))
     return result
+
+
+def describe_predictions(found: dict[str, Any]) -> str:
+    """Return the answers of `predict_files` as lines for people, and what they rest on."""
+    answers = [_describe(result, found["threshold"]) for result in found["results"] if "error" not in result]
+    return "\n".join([*answers, found["contract_sentence"], found["disclaimer"]])
+
+
+def _describe(result: dict[str, Any], threshold: float) -> str:
+    melanoma = result["probabilities"]["mel"]
+    line = f"{result['decision']:14} melanoma {melanoma:.3f} (threshold {threshold:.3f})  {result['image']}"
+    warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
+    overlay = [f"heatmap: {result['overlay']}"] if "overlay" in result else []
+    return "\n".join([line, *(f"{'':14} {more}" for more in warnings + overlay)])

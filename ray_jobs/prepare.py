@@ -8,7 +8,7 @@ looked at need not even be there.
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import ray.data
 from melanoma.config import CLASSES
 from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups
-from melanoma.data.records import Rejection, Source, read_source, reject_conflicts, without_suffix
+from melanoma.data.pairs import read_pairs, reject_pairs
+from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
 from melanoma.data.shards import open_shard, sha256_of, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
@@ -78,8 +79,8 @@ def prepare(
     """
     source = read_source(source_dir)
     group_columns = _group_columns(source, config.group_by)
-    pairs = _read_pairs(config.same_lesion, set(source.records["image_id"]))
-    source.rejections.extend(_reject_pairs(source, pairs))
+    pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
+    source.rejections.extend(reject_pairs(source.records, pairs))
     given = pd.read_csv(config.splits, dtype=str) if config.splits else None
     with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
         (work / DECODED).mkdir()
@@ -119,33 +120,6 @@ def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str,
             f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by."
         )
     return columns
-
-
-def _read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
-    if path is None:
-        return []
-    table = pd.read_csv(path, dtype=str, header=None, keep_default_na=False)
-    if table.shape[1] < 2:
-        raise DataError(
-            f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}."
-        )
-    pairs = [
-        (without_suffix(a.strip()), without_suffix(b.strip())) for a, b in table.iloc[:, :2].itertuples(index=False)
-    ]
-    # The first line may be a header; every other pair that names no picture here, of a part of a larger set, joins nothing.
-    found = [(a, b) for a, b in pairs if a in known and b in known]
-    if not found:
-        raise DataError(f"--same-lesion must name pictures of SOURCE, no pair of {path.name} does.")
-    return found
-
-
-def _reject_pairs(source: Source, pairs: list[tuple[str, str]]) -> Iterable[Rejection]:
-    """Yield a rejection for both pictures of a known pair that stand under two labels."""
-    dx = source.records.drop_duplicates("image_id").set_index("image_id")["dx"]
-    for a, b in pairs:
-        if dx[a] and dx[b] and dx[a] != dx[b]:
-            for image_id in (a, b):
-                yield Rejection(image_id, "pair_with_two_labels", f"its known pair is labelled {dx[a]} and {dx[b]}")
 
 
 def _shard_rows(size: int) -> int:

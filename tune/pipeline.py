@@ -149,3 +149,17 @@ def _findings(search: Search, trials: pd.DataFrame, winner: TrainConfig, result:
         anchors={**anchors, "winner": folds_of(winner)},
         nevi_per_melanoma=float(labels.get("nv", 1)) / float(labels["mel"]),
     )
+
+
+def describe_search(result: dict[str, Any]) -> str:
+    """Return result.json as lines for people."""
+    loss, test = result["loss"]["winner"], result["test_difference"]
+    lines = (
+        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
+        f"melanoma factor {loss['melanoma_factor']:.2f}",
+        f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
+        f"contract {result['contract']['status']}: {result['contract_sentence']}",
+        f"settings {result['best']}",
+        f"bundle {result['bundle']}",
+    )
+    return "\n".join(lines)

@@ -171,16 +171,21 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
         "referred": referred,
         "sensitivity_low": low,
         "sensitivity_high": high,
-        "sentence": (
-            f"The bundle promises nothing. {words}"
-            if not promised
-            else f"{words} That none of them trained the network is judged by the folder's name alone."
-            if unseen and evaluated.split == "external"
-            else words
-            if unseen
-            else f"No verdict: the bundle may know these. {words}"
-        ),
+        "sentence": _sentence(words, promised=promised, unseen=unseen, split=evaluated.split),
     }
+
+
+def _sentence(words: str, *, promised: bool, unseen: bool, split: str) -> str:
+    """Return the count of a contract with what it can prove here."""
+    if not promised:
+        return f"The bundle promises nothing. {words}"
+    if not unseen:
+        return f"No verdict: the bundle may know these. {words}"
+    return (
+        f"{words} That none of them trained the network is judged by the folder's name alone."
+        if split == "external"
+        else words
+    )
 
 
 def _is_unseen(evaluated: Evaluated) -> bool:
