@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from melanoma.config import CLASSES
-from melanoma.data.phantom_drawing import Camera, Lesion, draw
+from melanoma.data.phantom_camera import Camera
+from melanoma.data.phantom_drawing import Lesion, draw
 from melanoma.files import new_folder, write_text
 
 # Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).

@@ -9,15 +9,21 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import gaussian_filter
 
+from melanoma.data.phantom_camera import (
+    HEIGHT_PX,
+    WIDTH_PX,
+    X_PX,
+    Y_PX,
+    Camera,
+    Field,
+    add_artefacts,
+    blend,
+    noise,
+    photograph,
+)
 from melanoma.images import Uint8Array
 
-HEIGHT_PX, WIDTH_PX = 150, 200
-Field = NDArray[np.floating]
-
-_Y, _X = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
 _SKINS = np.array([[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32)
 _BROWNS = np.array([[168, 118, 84], [142, 92, 62], [112, 70, 48], [86, 52, 38]], dtype=np.float32)
 _MELANOMA_COLOURS = np.array(
@@ -40,14 +46,6 @@ class Lesion:
     strength: float
     skin: float
     seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Camera:
-    """What one source does to its pictures: a gain a channel, and how dark the corners get, in [0, 1]."""
-
-    tint: tuple[float, float, float]
-    vignette: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +79,8 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     pixels = _skin(lesion, view_rng)
     inside = _inside(lesion, at, shape_rng)
     pixels = pixels * (1 - cover[..., None]) + inside * cover[..., None]
-    pixels = _artefacts(pixels, view_rng)
-    return _photograph(pixels, camera, view_rng), cover > 0.5
-
-
-def _noise(rng: np.random.Generator, cell_px: float) -> Field:
-    """Return smooth noise about 0 with deviation near 1, ``(H, W)``, varying over ``cell_px``."""
-    shape = (int(HEIGHT_PX / cell_px) + 4, int(WIDTH_PX / cell_px) + 4)
-    coarse = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
-    return np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC)) * 1.4
+    pixels = add_artefacts(pixels, view_rng)
+    return photograph(pixels, camera, view_rng), cover > 0.5
 
 
 def _lesion_noise(at: _Place, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
@@ -105,8 +96,8 @@ def _lesion_noise(at: _Place, rng: np.random.Generator, frequency: float, terms:
 def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> _Place:
     scale = shape_rng.uniform(27, 48) * view_rng.uniform(0.88, 1.14)
     angle = view_rng.uniform(0, 2 * np.pi)
-    x = (_X - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
-    y = (_Y - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
+    x = (X_PX - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
+    y = (Y_PX - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
     u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     return _Place(u, v, scale, np.hypot(u, v))
 
@@ -142,13 +133,9 @@ def _skin(lesion: Lesion, rng: np.random.Generator) -> Field:
     place = lesion.skin * (len(_SKINS) - 1)
     low = min(int(place), len(_SKINS) - 2)
     base = _SKINS[low] + (_SKINS[low + 1] - _SKINS[low]) * (place - low)
-    texture = 4 * _noise(rng, 48) + 2.5 * _noise(rng, 9) + 2.5 * _noise(rng, 3)
-    redness = 2.5 * _noise(rng, 30)
+    texture = 4 * noise(rng, 48) + 2.5 * noise(rng, 9) + 2.5 * noise(rng, 3)
+    redness = 2.5 * noise(rng, 30)
     return np.asarray(base + texture[..., None] + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32))
-
-
-def _blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
-    return np.asarray(pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None])
 
 
 def _inside(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
@@ -180,7 +167,7 @@ def _colours(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -
     """Add patches of further colours; the stronger the sign, the more and the plainer."""
     for colour in rng.permutation(_MELANOMA_COLOURS)[: 1 + round(3 * sign)]:
         patch = 1 / (1 + np.exp(-4 * (_lesion_noise(at, rng, 2.6) - 0.5)))
-        pixels = _blend(pixels, colour + rng.normal(0, 6, 3), patch * (0.10 + 0.75 * sign**1.5))
+        pixels = blend(pixels, colour + rng.normal(0, 6, 3), patch * (0.10 + 0.75 * sign**1.5))
     return pixels
 
 
@@ -203,7 +190,7 @@ def _globules(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) 
         reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.025, 0.035 + 0.05 * sign)
         dot = np.exp(-(((at.u - reach * np.cos(angle)) ** 2 + (at.v - reach * np.sin(angle)) ** 2) / size**2))
-        pixels = _blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
+        pixels = blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
     return pixels
 
 
@@ -212,7 +199,7 @@ def _veil(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> F
     centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
     shape = np.exp(-((((at.u - centre[0]) ** 2 + (at.v - centre[1]) ** 2) / size**2) ** 2))
     amount = 0.85 * max(0.0, sign - 0.35) / 0.65
-    return _blend(
+    return blend(
         pixels,
         np.array([126.0, 138, 168]) + rng.normal(0, 6, 3),
         amount * shape * (0.8 + 0.2 * _lesion_noise(at, rng, 5)).clip(0, 1),
@@ -233,20 +220,20 @@ def _bkl(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
     pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(at, rng, 9))[..., None]
     pixels = _colours(pixels, 0.6 * _sign(lesion, rng), at, rng)
-    pixels = _blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(at, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
-    return _blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(at, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
+    pixels = blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(at, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
+    return blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(at, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
 
 
 def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
     pixels: Field = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
     nests = _spots(at, rng, int(rng.integers(2, 7)), (0.08, 0.22))
-    pixels = _blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
+    pixels = blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
     for _ in range(rng.integers(3, 7)):
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
         along, across = np.cos(angle) * at.u + np.sin(angle) * at.v, -np.sin(angle) * at.u + np.cos(angle) * at.v
         across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
-        pixels = _blend(
+        pixels = blend(
             pixels,
             np.array([176.0, 48, 52]),
             0.7 * np.exp(-((across / 0.022) ** 2)) * (np.abs(along) < rng.uniform(0.4, 0.9)),
@@ -258,8 +245,8 @@ def _akiec(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Actinic keratosis: red between pale follicles, with scale."""
     pixels: Field = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(at, rng, 12))[..., None]
     pixels = _colours(pixels, 0.4 * _sign(lesion, rng), at, rng)
-    pixels = _blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(at, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
-    return _blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(at, rng, 14) > 1.3))
+    pixels = blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(at, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
+    return blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(at, rng, 14) > 1.3))
 
 
 def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
@@ -267,56 +254,11 @@ def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     pixels: Field = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*at.u.shape, 1))
     pixels = _network(pixels, 0.3 * _sign(lesion, rng), at, rng)
     centre = np.exp(-((at.distance / rng.uniform(0.35, 0.55)) ** 4))
-    return _blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
+    return blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
 
 
 def _vasc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Vascular lesion: red to purple lacunae."""
     pixels: Field = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
     colour = np.array([146.0, 34, 48]) + rng.uniform(0, 1) * np.array([-50.0, -6, 26])
-    return _blend(pixels, colour, 0.9 * _spots(at, rng, int(rng.integers(7, 16)), (0.14, 0.3)))
-
-
-def _artefacts(pixels: Field, rng: np.random.Generator) -> Field:
-    """Add what is on real pictures and means nothing: hair, a ruler, ink, gel bubbles."""
-    if rng.random() < 0.45:
-        for _ in range(rng.integers(1, 14)):
-            pixels = _blend(pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng))
-    if rng.random() < 0.12:
-        pixels = _blend(pixels, np.array([40.0, 40, 44]), 0.85 * _ruler(rng))
-    if rng.random() < 0.10:
-        edge = (_X, WIDTH_PX - _X, _Y, HEIGHT_PX - _Y)[rng.integers(4)]
-        stroke = np.exp(-(((edge - rng.uniform(6, 24)) / rng.uniform(4, 9)) ** 4)) * (_noise(rng, 40) > -0.3)
-        pixels = _blend(pixels, np.array([92.0, 70, 150]), 0.7 * gaussian_filter(stroke, 1.2))
-    if rng.random() < 0.25:
-        for _ in range(rng.integers(1, 8)):
-            away = np.hypot(_X - rng.uniform(0, WIDTH_PX), _Y - rng.uniform(0, HEIGHT_PX))
-            radius = rng.uniform(3, 9)
-            pixels = _blend(pixels, np.array([246.0, 244, 240]), 0.6 * np.exp(-(((away - radius) / 1.1) ** 2)))
-    return pixels
-
-
-def _hair(rng: np.random.Generator) -> Field:
-    angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.002)
-    x, y = _X - rng.uniform(0, WIDTH_PX), _Y - rng.uniform(0, HEIGHT_PX)
-    along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
-    width, length = rng.uniform(0.45, 0.95), rng.uniform(30, 130)
-    return np.asarray(np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length))
-
-
-def _ruler(rng: np.random.Generator) -> Field:
-    pitch, base = rng.uniform(7, 11), rng.uniform(4, 10)
-    top = _Y if rng.random() < 0.5 else HEIGHT_PX - _Y
-    index = np.round(_X / pitch)
-    length = np.where(index % 5 == 0, 15, 9)
-    ticks = (np.abs(_X - index * pitch) < 0.7) & (top > base) & (top < base + length)
-    return np.asarray(ticks.astype(np.float64))
-
-
-def _photograph(pixels: Field, camera: Camera, rng: np.random.Generator) -> Uint8Array:
-    """Apply light, tint, vignette, focus and sensor noise."""
-    corner = np.hypot((_X - WIDTH_PX / 2) / WIDTH_PX, (_Y - HEIGHT_PX / 2) / HEIGHT_PX)
-    light = rng.uniform(0.9, 1.08) * (1 - camera.vignette * np.clip(2.2 * (corner - 0.38), 0, 1))
-    pixels = pixels * np.array(camera.tint) * light[..., None]
-    pixels = gaussian_filter(pixels, (rng.uniform(0.2, 0.9),) * 2 + (0,))
-    return np.clip(pixels + rng.normal(0, 2.2, pixels.shape), 0, 255).astype(np.uint8)
+    return blend(pixels, colour, 0.9 * _spots(at, rng, int(rng.integers(7, 16)), (0.14, 0.3)))

@@ -11,7 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from melanoma.data.phantom import PhantomConfig, class_counts, lay_out, write_phantom
-from melanoma.data.phantom_drawing import Camera, Lesion, draw
+from melanoma.data.phantom_camera import Camera
+from melanoma.data.phantom_drawing import Lesion, draw
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
 from melanoma.images import decode_image

@@ -1,0 +1,80 @@
+"""What lies between a synthetic lesion and its file: hair, ruler, ink, gel, light, focus and sensor. Knows no lesion."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from melanoma.images import Uint8Array
+
+HEIGHT_PX, WIDTH_PX = 150, 200
+Field = NDArray[np.floating]
+
+Y_PX, X_PX = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """What one source does to its pictures: a gain a channel, and how dark the corners get, in [0, 1]."""
+
+    tint: tuple[float, float, float]
+    vignette: float
+
+
+def noise(rng: np.random.Generator, cell_px: float) -> Field:
+    """Return smooth noise about 0 with deviation near 1, ``(H, W)``, varying over ``cell_px``."""
+    shape = (int(HEIGHT_PX / cell_px) + 4, int(WIDTH_PX / cell_px) + 4)
+    coarse = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
+    return np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC)) * 1.4
+
+
+def blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
+    """Lay a colour over pixels ``(H, W, 3)`` with a weight ``(H, W)`` in [0, 1]."""
+    return np.asarray(pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None])
+
+
+def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
+    """Add what is on real pictures and means nothing: hair, a ruler, ink, gel bubbles."""
+    if rng.random() < 0.45:
+        for _ in range(rng.integers(1, 14)):
+            pixels = blend(pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng))
+    if rng.random() < 0.12:
+        pixels = blend(pixels, np.array([40.0, 40, 44]), 0.85 * _ruler(rng))
+    if rng.random() < 0.10:
+        edge = (X_PX, WIDTH_PX - X_PX, Y_PX, HEIGHT_PX - Y_PX)[rng.integers(4)]
+        stroke = np.exp(-(((edge - rng.uniform(6, 24)) / rng.uniform(4, 9)) ** 4)) * (noise(rng, 40) > -0.3)
+        pixels = blend(pixels, np.array([92.0, 70, 150]), 0.7 * gaussian_filter(stroke, 1.2))
+    if rng.random() < 0.25:
+        for _ in range(rng.integers(1, 8)):
+            away = np.hypot(X_PX - rng.uniform(0, WIDTH_PX), Y_PX - rng.uniform(0, HEIGHT_PX))
+            radius = rng.uniform(3, 9)
+            pixels = blend(pixels, np.array([246.0, 244, 240]), 0.6 * np.exp(-(((away - radius) / 1.1) ** 2)))
+    return pixels
+
+
+def _hair(rng: np.random.Generator) -> Field:
+    angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.002)
+    x, y = X_PX - rng.uniform(0, WIDTH_PX), Y_PX - rng.uniform(0, HEIGHT_PX)
+    along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    width, length = rng.uniform(0.45, 0.95), rng.uniform(30, 130)
+    return np.asarray(np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length))
+
+
+def _ruler(rng: np.random.Generator) -> Field:
+    pitch, base = rng.uniform(7, 11), rng.uniform(4, 10)
+    top = Y_PX if rng.random() < 0.5 else HEIGHT_PX - Y_PX
+    index = np.round(X_PX / pitch)
+    length = np.where(index % 5 == 0, 15, 9)
+    ticks = (np.abs(X_PX - index * pitch) < 0.7) & (top > base) & (top < base + length)
+    return np.asarray(ticks.astype(np.float64))
+
+
+def photograph(pixels: Field, camera: Camera, rng: np.random.Generator) -> Uint8Array:
+    """Apply light, tint, vignette, focus and sensor noise."""
+    corner = np.hypot((X_PX - WIDTH_PX / 2) / WIDTH_PX, (Y_PX - HEIGHT_PX / 2) / HEIGHT_PX)
+    light = rng.uniform(0.9, 1.08) * (1 - camera.vignette * np.clip(2.2 * (corner - 0.38), 0, 1))
+    pixels = pixels * np.array(camera.tint) * light[..., None]
+    pixels = gaussian_filter(pixels, (rng.uniform(0.2, 0.9),) * 2 + (0,))
+    return np.clip(pixels + rng.normal(0, 2.2, pixels.shape), 0, 255).astype(np.uint8)
