@@ -18,6 +18,8 @@ from ray_jobs.arguments import Command, build_parser
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
+    from tune.pipeline import TrainBundle
+    from tune.search import Search
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3
 
@@ -139,11 +141,10 @@ def _tune(args: argparse.Namespace) -> int:
     """Compose the search with training and evaluation, which it is handed as two callables."""
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
-    from ray_jobs.cluster import connect, cpus_per_worker, gpus_per_worker
-    from ray_jobs.evaluate import evaluate
+    from melanoma.files import locked
     from ray_jobs.progress import say
     from ray_jobs.train import TrainJob, check_data, check_network, train
-    from tune.pipeline import RESULT, claim_search, describe_search, tune_run
+    from tune.pipeline import RESULT, claim_search, describe_search
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
@@ -162,28 +163,37 @@ def _tune(args: argparse.Namespace) -> int:
         args.dataset, run_dir / "folds", config, num_folds, args.weights, args.at_once, num_workers=args.workers
     )
     search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
-    if not (run_dir / RESULT).is_file():
-        check_network(job(config, run_dir))
-    result = claim_search(search, content=data.content_hash)
-    if result is None:
-        num_processes = args.at_once * args.workers
-        connect(num_workers=num_processes)
-        placed = dataclasses.replace(
-            study,
-            num_cpus=cpus_per_worker(num_processes),
-            num_gpus=gpus_per_worker(num_processes) if args.gpu else 0.0,
-        )
-
-        def score(bundle: Path, folder: Path) -> Path:
-            evaluate(bundle, args.dataset, folder)
-            return folder / "predictions.parquet"
-
-        search = dataclasses.replace(search, study=placed)
-        result = tune_run(search, train=lambda config, folder: train(job(config, folder)), score=score)
-    else:
-        say(f"{run_dir} is finished; nothing is left to do.")
+    with locked(run_dir):
+        if not (run_dir / RESULT).is_file():
+            check_network(job(config, run_dir))
+        result = claim_search(search, content=data.content_hash)
+        if result is None:
+            result = _run_search(args, search, train=lambda config, folder: train(job(config, folder)))
+        else:
+            say(f"{run_dir} is finished; nothing is left to do.")
     _print(args, result, describe_search(result))
     return DONE if result["contract"]["status"] == "met" else FOUND
+
+
+def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
+    """Search on the cluster, with bundles scored on test by `evaluate`."""
+    from ray_jobs.cluster import connect, cpus_per_worker, gpus_per_worker
+    from ray_jobs.evaluate import evaluate
+    from tune.pipeline import tune_run
+
+    num_processes = args.at_once * args.workers
+    connect(num_workers=num_processes)
+    placed = dataclasses.replace(
+        search.study,
+        num_cpus=cpus_per_worker(num_processes),
+        num_gpus=gpus_per_worker(num_processes) if args.gpu else 0.0,
+    )
+
+    def score(bundle: Path, folder: Path) -> Path:
+        evaluate(bundle, args.dataset, folder)
+        return folder / "predictions.parquet"
+
+    return tune_run(dataclasses.replace(search, study=placed), train=train, score=score)
 
 
 def _tune_name(args: argparse.Namespace) -> str:

@@ -7,7 +7,9 @@ import torch
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
+from melanoma.files import locked
 from melanoma.networks import build_model
+from ray_jobs.cli import BAD_INPUT, main
 from ray_jobs.train import TrainJob, check_data, check_network
 
 
@@ -67,3 +69,17 @@ def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_co
 def test_random_layers_are_not_frozen(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     with pytest.raises(DataError, match="pass --weights"):
         check_network(_job(prepared, tiny_config.with_overrides(["optim.frozen_layers=3"])))
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_a_second_command_in_a_run_folder_is_refused(
+    command: str, prepared: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path / "run"):
+        code = main(
+            [command, str(prepared.folder), str(tmp_path), "--preset", "smoke", "--name", "run"]
+            + ["--set", "optim.batch_size=8"]
+        )
+    assert code == BAD_INPUT
+    assert "another is at it" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
