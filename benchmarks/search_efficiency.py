@@ -24,6 +24,7 @@ from melanoma.evidence.out_of_fold import Objective
 from melanoma.files import write_parquet
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect
+from ray_jobs.progress import counted
 from tune.compare import train_all_folds
 from tune.search import make_scheduler, make_searcher
 from tune.space import FACTOR, GAMMA, LEAD, TAU, Sample, SearchSpace, plain, to_config
@@ -44,7 +45,9 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
         dataset.resolve(), folds_dir.resolve(), smoke(), open_prepared(dataset).manifest["num_folds"], at_once=at_once
     )
     samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    trained = train_all_folds(study, [to_config(sample, study.base) for sample in samples])
+    trained = train_all_folds(
+        study, [to_config(sample, study.base) for sample in samples], what="grid", counted=counted
+    )
     rows = [
         {**sample, "folds": done, "objective": OBJECTIVE.score(folds[:done])}
         for sample, folds in zip(samples, trained, strict=True)

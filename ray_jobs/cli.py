@@ -179,6 +179,7 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
     """Search on the cluster, with bundles scored on test by `evaluate`."""
     from ray_jobs.cluster import connect, cpus_per_worker, gpus_per_worker
     from ray_jobs.evaluate import evaluate
+    from ray_jobs.progress import counted
     from tune.pipeline import tune_run
 
     num_processes = args.at_once * args.workers
@@ -193,7 +194,7 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
         evaluate(bundle, args.dataset, folder)
         return folder / "predictions.parquet"
 
-    return tune_run(dataclasses.replace(search, study=placed), train=train, score=score)
+    return tune_run(dataclasses.replace(search, study=placed), train=train, score=score, counted=counted)
 
 
 def _tune_name(args: argparse.Namespace) -> str:

@@ -14,10 +14,10 @@ LINE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a callable (done, total) that shows how far a job of known length is."""
+def counted(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
+    """Give a callable (done, total) that shows how far a job of known length, in pictures or another unit, is."""
     if sys.stderr.isatty():
-        with tqdm(desc=what, unit=" pictures", file=sys.stderr) as bar:
+        with tqdm(desc=what, unit=f" {unit}", file=sys.stderr) as bar:
 
             def on_bar(done: int, total: int) -> None:
                 bar.total = total
@@ -31,7 +31,7 @@ def counted(what: str) -> Iterator[Callable[[int, int], None]]:
         nonlocal last
         if done == total or time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            say(f"{what}: {done} of {total} pictures")
+            say(f"{what}: {done} of {total} {unit}")
 
     yield on_line
 

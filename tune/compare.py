@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,14 @@ from tune.trial import Study, fold_predictions, fold_scores
 
 NUM_SEEDS = 3
 Folds = list[FoldScores]
+Counted = Callable[[str, str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
+"""(what, unit) -> a block in which progress (done, total) is shown."""
+
+
+@contextlib.contextmanager
+def silently(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show no progress."""
+    yield lambda done, total: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +45,24 @@ class Arm:
         return {"by_seed": self.by_seed, "by_fold": self.by_fold}
 
 
-def train_all_folds(study: Study, configs: Sequence[TrainConfig]) -> list[Folds | None]:
+def train_all_folds(
+    study: Study, configs: Sequence[TrainConfig], *, what: str = "", counted: Counted = silently
+) -> list[Folds | None]:
     """Return the scores of every fold of each setting, None for one whose loss does not stay finite.
 
-    What is not kept yet is trained, as many at a time as there are trials at a time.
+    What is not kept yet is trained, as many at a time as there are trials at a time; what for, progress says.
     """
     resources = study.resources()
     task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0.0), max_retries=2)(_keep_fold)
+    waiting = [(config, fold) for config in configs for fold in range(study.num_folds)]
     running: list[Any] = []
-    for config in configs:
-        for fold in range(study.num_folds):
-            if len(running) >= study.at_once:
-                ready, running = ray.wait(running)
-                ray.get(ready)
-            running.append(task.remote(study, config, fold))
-    ray.get(running)
+    with counted(what, "folds") as on_fold:
+        for done in range(len(waiting)):
+            while len(running) < study.at_once and done + len(running) < len(waiting):
+                running.append(task.remote(study, *waiting[done + len(running)]))
+            ready, running = ray.wait(running)
+            ray.get(ready)
+            on_fold(done + 1, len(waiting))
     return [_kept_folds(study, config) for config in configs]
 
 
@@ -67,7 +78,14 @@ def _kept_folds(study: Study, config: TrainConfig) -> Folds | None:
         return None
 
 
-def repeat(study: Study, winner: TrainConfig, objective: Objective, *, num_seeds: int = NUM_SEEDS) -> tuple[Arm, Arm]:
+def repeat(
+    study: Study,
+    winner: TrainConfig,
+    objective: Objective,
+    *,
+    num_seeds: int = NUM_SEEDS,
+    counted: Counted = silently,
+) -> tuple[Arm, Arm]:
     """Train the winner and the base with fresh seeds on the same folds; the search's own seed has chosen the winner.
 
     A seed on which either loss does not stay finite is left out of both.
@@ -77,7 +95,7 @@ def repeat(study: Study, winner: TrainConfig, objective: Objective, *, num_seeds
     """
     seeds = [study.base.seed + more for more in range(1, num_seeds + 1)]
     settings = [dataclasses.replace(config, seed=seed) for config in (winner, study.base) for seed in seeds]
-    trained = train_all_folds(study, settings)
+    trained = train_all_folds(study, settings, what="winner and base with fresh seeds", counted=counted)
     pairs = [
         (ours, theirs)
         for ours, theirs in zip(trained[:num_seeds], trained[num_seeds:], strict=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.files import claim_folder, new_folder, write_json, write_parquet
-from tune.compare import Arm, Folds, compare_arms, compare_predictions, repeat, verdict
+from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
 from tune.search import Search, run_search
 from tune.space import METRIC, to_config
@@ -48,7 +48,7 @@ def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
     return values
 
 
-def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest) -> dict[str, Any]:
+def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: Counted) -> dict[str, Any]:
     """Run or resume a claimed search to its end and return result.json.
 
     Raises:
@@ -56,10 +56,10 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest) -> dict[st
         FloatingPointError: if the base setting cannot be trained.
     """
     folder, objective = search.run_dir, search.objective
-    trials = run_search(search)
+    trials = run_search(search, counted=counted)
     winner = best_config(trials, search)
     write_json(folder / "best.json", dataclasses.asdict(winner))
-    ours, theirs = repeat(search.study, winner, objective)
+    ours, theirs = repeat(search.study, winner, objective, counted=counted)
     _keep_out_of_fold(search, winner)
     trained = train(winner, folder / "final" / "winner")
     on_test = {"winner": _score(folder, "winner", trained, score)}

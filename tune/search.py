@@ -31,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 from melanoma.config import TrainConfig
 from melanoma.evidence.out_of_fold import FoldScores, Objective
 from melanoma.files import write_json, write_parquet
-from tune.compare import train_all_folds
+from tune.compare import Counted, silently, train_all_folds
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
 from tune.trial import RECORDED, Study, run_trial, rung_metrics
 
@@ -68,7 +68,7 @@ class Search:
         return {"base": base} if plain(base) == base else {"base": base, "plain": plain(base)}
 
 
-def run_search(search: Search) -> pd.DataFrame:
+def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     """Try the settings and return one row a trial, as kept in trials.parquet; a finished search is only read.
 
     Raises:
@@ -78,7 +78,8 @@ def run_search(search: Search) -> pd.DataFrame:
     if path.is_file():
         return pd.read_parquet(path)
     anchors = search.anchors()
-    folds = dict(zip(anchors, train_all_folds(search.study, list(anchors.values())), strict=True))
+    trained = train_all_folds(search.study, list(anchors.values()), what=" and ".join(anchors), counted=counted)
+    folds = dict(zip(anchors, trained, strict=True))
     if folds["base"] is None:
         raise FloatingPointError("the base setting must keep a finite loss on every fold, it did not; lower optim.lr.")
     reached = search.objective.score(folds["base"])

@@ -77,8 +77,17 @@ def test_a_second_command_in_a_run_folder_is_refused(
 ) -> None:
     with locked(tmp_path / "run"):
         code = main(
-            [command, str(prepared.folder), str(tmp_path), "--preset", "smoke", "--name", "run"]
-            + ["--set", "optim.batch_size=8"]
+            [
+                command,
+                str(prepared.folder),
+                str(tmp_path),
+                "--preset",
+                "smoke",
+                "--name",
+                "run",
+                "--set",
+                "optim.batch_size=8",
+            ]
         )
     assert code == BAD_INPUT
     assert "another is at it" in capsys.readouterr().err
