@@ -95,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
         DataError: if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:  # not "w": a look at a finished run changes nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
