@@ -23,11 +23,10 @@ from torch import nn
 
 import melanoma
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
-from melanoma.data.shards import sha256_of
 from melanoma.errors import BundleError
 from melanoma.evidence.calibration import ProbabilityMap
 from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
-from melanoma.files import new_folder, write_bytes, write_json, write_text
+from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write_text
 from melanoma.images import Preprocess
 from melanoma.networks import build_model
 from melanoma.probes import record_probes, replay_probes
@@ -187,12 +186,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, manifest_sha256: str | None = None) -> Bundle:
     """Load a bundle, checking every file against its hash and the contract against its scores.
+
+    Args:
+        folder: the bundle.
+        manifest_sha256: of the only manifest that will do; None takes any.
 
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
+    if (
+        manifest_sha256 is not None
+        and (folder / MANIFEST).is_file()
+        and sha256_of(folder / MANIFEST) != manifest_sha256
+    ):
+        raise BundleError(
+            "the bundle must be the one whose manifest_sha256 is pinned, it is another; change the pin or the bundle."
+        )
     try:
         return _load(folder)
     except BundleError:

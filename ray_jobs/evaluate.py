@@ -14,10 +14,9 @@ from melanoma.config import CLASSES
 from melanoma.data.dataset import PictureDataset, open_prepared
 from melanoma.data.groups import join_groups
 from melanoma.data.records import read_source
-from melanoma.data.shards import sha256_of
 from melanoma.errors import DataError
 from melanoma.evidence.report import Evaluated, write_report
-from melanoma.files import new_folder
+from melanoma.files import new_folder, sha256_of
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
 from ray_jobs.cluster import collect, connect, cpus_per_worker

@@ -21,10 +21,10 @@ from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups
 from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
-from melanoma.data.shards import open_shard, sha256_of, write_shard
+from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
-from melanoma.files import new_folder, write_json, write_text
+from melanoma.files import new_folder, sha256_of, write_json, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
 from ray_jobs.cluster import collect, connect
 

@@ -2,16 +2,14 @@
 
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ray import serve
 
-from melanoma.bundle import load_bundle
 from melanoma.images import Uint8Array
 from melanoma.predictor import Prediction, Predictor
+from serve.replica import load_in_replica
 
 MAX_BATCH = 8
 BATCH_WAIT_SECONDS = 0.005
@@ -28,14 +26,9 @@ class Job:
 class Classifier:
     """Loads a bundle once and predicts in batches; holds nothing of any request."""
 
-    def __init__(self, bundle_dir: str, *, allow_uncontracted: bool, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.
-        torch.backends.cudnn.allow_tf32 = False
-        bundle = load_bundle(Path(bundle_dir))
-        self._predictor = Predictor(
-            bundle, device="cuda" if torch.cuda.is_available() else "cpu", allow_uncontracted=allow_uncontracted
-        )
+    def __init__(self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool) -> None:
+        bundle, device = load_in_replica(bundle_dir, manifest_sha256)
+        self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
 

@@ -2,16 +2,15 @@
 
 import asyncio
 import dataclasses
-from pathlib import Path
 
 import torch
 from ray import serve
 
-from melanoma.bundle import load_bundle
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.grad_cam import Heatmap, render_heatmap
 from melanoma.images import Uint8Array
 from melanoma.predictor import GuidedExplainer
+from serve.replica import load_in_replica
 
 MAX_BATCH = 4
 BATCH_WAIT_SECONDS = 0.005
@@ -28,11 +27,10 @@ class GuidedJob:
 class Explainer:
     """Loads a bundle once and explains in batches; holds nothing of any request."""
 
-    def __init__(self, bundle_dir: str, *, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        bundle = load_bundle(Path(bundle_dir))
+    def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
+        bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._version = bundle.version
-        self._explainer = GuidedExplainer(bundle, device="cuda" if torch.cuda.is_available() else "cpu")
+        self._explainer = GuidedExplainer(bundle, device=device)
 
     async def explain(self, job: GuidedJob) -> tuple[Heatmap, str]:
         """Return the Guided Grad-CAM of melanoma at the network's input size, and the version of the bundle that gave it."""

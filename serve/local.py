@@ -8,13 +8,16 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
 
-from melanoma.bundle import load_bundle
+from melanoma.bundle import MANIFEST, load_bundle
 from melanoma.errors import DataError
-from serve.app import AppArgs, build_app
+from melanoma.files import sha256_of
+from serve.app import build_graph
+from serve.settings import AppArgs, deployment_options, read_config
 
 
 def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: bool) -> None:
@@ -36,18 +39,39 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
             logging_level=logging.WARNING,
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own start is not for people
-    replicas = max(1, (os.cpu_count() or 2) - 1)
-    args = AppArgs(bundle=str(bundle.resolve()), allow_uncontracted=allow_uncontracted, max_replicas=replicas)
+    config = read_config()
+    args = AppArgs(
+        bundle=str(bundle.resolve()),
+        manifest_sha256=sha256_of(bundle / MANIFEST),
+        allow_uncontracted=allow_uncontracted,
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end a server are its ordinary end
     with contextlib.suppress(KeyboardInterrupt):
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(build_app(args), name="melanoma", route_prefix="/")
+        serve.start(
+            http_options=config["http_options"] | {"host": host, "port": port}, logging_config=config["logging_config"]
+        )
+        serve.run(build_graph(args, _fit_machine(deployment_options(config))), name="melanoma", route_prefix="/")
         print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
         threading.Event().wait()
     print("stopping", file=sys.stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         serve.delete("melanoma")  # lets what is under way end; the cluster, this process's own, then goes as a whole
     ray.shutdown()
+
+
+def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the options with no more replicas than this machine's cores can hold, one core left to everything but classifiers."""
+    num_cores = os.cpu_count() or 2
+    most = {"Ingress": 1, "Classifier": max(1, num_cores - 1), "Explainer": max(1, num_cores // 4)}
+    return {
+        name: values
+        | {
+            "autoscaling_config": values["autoscaling_config"]
+            | {"max_replicas": min(most[name], values["autoscaling_config"]["max_replicas"])},
+            "max_surge_percent": 0,
+        }
+        for name, values in options.items()
+    }
 
 
 def _check_free(host: str, port: int) -> None:

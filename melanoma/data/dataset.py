@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from melanoma.config import CLASSES
-from melanoma.data.shards import open_shard, sha256_of
+from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
+from melanoma.files import sha256_of
 from melanoma.images import Uint8Array
 
 FORMAT_VERSION = 1

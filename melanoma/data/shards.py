@@ -1,6 +1,5 @@
 """Arrow shards of decoded pictures, memory-mapped, with checksums; knows nothing of labels or splits."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from melanoma.errors import DataError
+from melanoma.files import sha256_of
 from melanoma.images import Uint8Array
 
 
@@ -40,9 +40,3 @@ def open_shard(path: Path, shape: tuple[int, int]) -> Uint8Array:
         column.buffers()[1], dtype=np.uint8, count=len(column) * expected, offset=column.offset * expected
     )
     return flat.reshape(len(column), *shape, 3)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

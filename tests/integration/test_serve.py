@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from melanoma.bundle import load_bundle
+from melanoma.bundle import MANIFEST, load_bundle
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.explain.overlay import heatmap_on
+from melanoma.files import sha256_of
 from melanoma.images import decode_image
 from melanoma.predictor import GuidedExplainer, Predictor
 
@@ -26,13 +27,15 @@ def client(bundle_dir: Path, ray_cluster: None) -> Iterator[httpx.Client]:
 
     from ray import serve
 
-    from serve.app import AppArgs, build_app
+    from serve.app import build_graph
+    from serve.settings import AppArgs, deployment_options, read_config
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(AppArgs(bundle=str(bundle_dir), max_replicas=1)), name="melanoma", route_prefix="/")
+    args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST))
+    serve.run(build_graph(args, deployment_options(read_config())), name="melanoma", route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield client
     serve.shutdown()

@@ -1,0 +1,21 @@
+"""What every replica that holds the network does first."""
+
+from pathlib import Path
+
+import ray
+import torch
+
+from melanoma.bundle import Bundle, load_bundle
+
+
+def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundle, str]:
+    """Return the bundle and the device of this replica, with as many threads as it has CPUs.
+
+    Raises:
+        BundleError: if the bundle cannot be loaded or is not the pinned one; the replica then never becomes ready.
+    """
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.
+    torch.backends.cudnn.allow_tf32 = False
+    bundle = load_bundle(Path(bundle_dir), manifest_sha256=manifest_sha256)
+    return bundle, "cuda" if torch.cuda.is_available() else "cpu"
