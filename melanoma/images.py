@@ -48,10 +48,10 @@ def decode_image(data: bytes) -> Image.Image:
             code="unsupported_format",
         )
     if kind == "PNG" and len(data) >= 24:  # Pillow reads on to the pixels before it tells a PNG's size
-        _check_size(*struct.unpack(">II", data[16:24]))
+        check_size(*struct.unpack(">II", data[16:24]))
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
-        _check_size(*image.size)
+        check_size(*image.size)
         image.load()
         return _to_upright_rgb(image)
     except InvalidImageError:
@@ -87,7 +87,12 @@ def _too_large() -> InvalidImageError:
     )
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Check the size of a picture, px, before anything is made of its bytes.
+
+    Raises:
+        InvalidImageError: if it is too small, too long or has too many pixels.
+    """
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
         if width * height > MAX_PIXELS:
             raise _too_large()

@@ -1,26 +1,48 @@
 """The HTTP surface: bytes in, checked and decoded here, fanned out, encoded and answered. Nothing of a request is kept."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from PIL import Image
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
 
+from melanoma.evidence.metrics import FloatArray
+from melanoma.images import Uint8Array
 from melanoma.predictor import Prediction
+from serve import open_inference
+from serve.api_keys import VARIABLE, keys_from_environment
 from serve.classifier import Job
 from serve.explainer import GuidedJob
-from serve.pictures import MAX_BODY_BYTES, decode, explanation_of, model_info, picture_bytes, preprocess_of
-from serve.problems import RETRY_AFTER_SECONDS, body_too_large, install_problem_handlers, new_request_id, problem
-from serve.schemas import Alive, ContractInfo, ModelResponse, PredictResponse, Problem
+from serve.frame import install_frame
+from serve.pictures import (
+    MAX_BODY_BYTES,
+    answer_of,
+    decode,
+    explanation_of,
+    model_info,
+    picture_bytes,
+    preprocess_of,
+    stored,
+)
+from serve.problems import BundleChangingError, install_problem_handlers, problem
+from serve.report_pdf import report_pdf
+from serve.schemas import Alive, ModelResponse, PredictResponse, Problem
 
+PICTURES_AT_ONCE = 8
+PAGE = Path(__file__).with_name("page")
+Explain = Literal["none", "grad_cam", "guided_grad_cam"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (400, 413, 415, 422, 500, 503)
+    status: {"model": Problem, "content": {"application/problem+json": {}}}
+    for status in (400, 401, 403, 404, 413, 415, 422, 500, 503)
 }
 _BODY = {
     "requestBody": {
@@ -49,32 +71,21 @@ app = FastAPI(
     redoc_url=None,
 )
 install_problem_handlers(app)
-app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY_BYTES)  # counts bodies that state no length
-
-
-@app.middleware("http")
-async def _frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give every request an id and every answer the headers that keep it from being cached or sniffed.
-
-    The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
-    """
-    request.state.request_id = new_request_id()
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        response: Response = body_too_large(request, MAX_BODY_BYTES)
-    else:
-        response = await call_next(request)
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    return response
+install_frame(app, max_body_bytes=MAX_BODY_BYTES)
+app.mount("/page", StaticFiles(directory=PAGE))
 
 
 @serve.ingress(app)
 class Ingress:
     """Decodes, asks the classifier, encodes."""
 
-    def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
+    def __init__(
+        self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]", *, require_api_key: bool
+    ) -> None:
+        if keys_from_environment() is None and require_api_key:
+            raise ValueError(
+                f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
+            )
         self._classifier, self._explainer = classifier, explainer
         self._described: dict[str, Any] | None = None
 
@@ -84,46 +95,52 @@ class Ingress:
             self._described = await self._classifier.describe.remote()
         return self._described
 
-    @app.post("/v1/predict", response_model=PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
-    async def predict(
-        self, request: Request, explain: Annotated[Literal["none", "grad_cam", "guided_grad_cam"], Query()] = "none"
-    ) -> Any:
-        """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
+    async def _predict(self, picture: Uint8Array, *, explain: bool = False) -> tuple[Prediction, dict[str, Any]]:
+        """Return what the classifier says of a stored picture, and of the bundle that said it."""
+        prediction, version = await self._classifier.predict.remote(Job(picture, explain))
+        return prediction, await self._describe(version)
+
+    async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
+        """Return the picture of a request and the answer to it."""
         data = await picture_bytes(request)
-        described = await self._describe()
-        preprocess = preprocess_of(described["manifest"])
+        preprocess = preprocess_of((await self._describe())["manifest"])
         image, picture = await asyncio.to_thread(decode, data, preprocess)
-        prediction: Prediction
-        prediction, version = await self._classifier.predict.remote(Job(picture, explain != "none"))
-        described = await self._describe(version)
-        explanation = None
+        prediction, described = await self._predict(picture, explain=explain != "none")
+        manifest, explanation = described["manifest"], None
         if explain != "none" and prediction.heatmap is not None:
             heatmap = prediction.heatmap
             if explain == "guided_grad_cam":
-                guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
-                if explained_by != version:
-                    detail = "The service is taking up another bundle; try again after the time in Retry-After."
-                    return problem(
-                        request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
-                    )
-                heatmap = guided.peak / 255 * guided.values.astype(np.float32)
+                heatmap = await self._guided(picture, heatmap, version=manifest["version"])
             explanation = await asyncio.to_thread(explanation_of, explain, image, heatmap, preprocess)
-        warnings = [*prediction.warnings, *(["heatmap_empty"] if explanation and explanation.peak == 0 else [])]
-        manifest = described["manifest"]
-        return PredictResponse(
-            request_id=request.state.request_id,
-            model=model_info(manifest),
-            probabilities={
-                name: float(p) for name, p in zip(manifest["classes"], prediction.probabilities, strict=True)
-            },
-            decision=prediction.decision,
-            threshold=manifest["operating_point"]["threshold"],
-            contract=ContractInfo(**manifest["operating_point"]["contract"]),
-            warnings=warnings,
-            explanation=explanation,
-        )
+        answer = answer_of(prediction, described, explanation, request_id=request.state.request_id)
+        return image, answer
 
-    @app.get("/v1/model", response_model=ModelResponse, responses={503: _ERRORS[503]})
+    async def _guided(self, picture: Uint8Array, heatmap: FloatArray, *, version: str) -> FloatArray:
+        """Return the guided map ``(H, W)`` of a stored picture, from its Grad-CAM ``(h, w)``."""
+        guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
+        if explained_by != version:
+            raise BundleChangingError
+        values: FloatArray = guided.peak / 255 * guided.values.astype(np.float32)
+        return values
+
+    @app.post("/v1/predict", response_model=PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
+    async def predict(self, request: Request, explain: Annotated[Explain, Query()] = "none") -> PredictResponse:
+        """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
+        return (await self._read(request, explain))[1]
+
+    @app.post(
+        "/v1/report",
+        response_class=Response,
+        responses={200: {"content": {"application/pdf": {}}}, **_ERRORS},
+        openapi_extra=_BODY,
+    )
+    async def report(self, request: Request) -> Response:
+        """Return the same prediction with its heatmap as one page of PDF."""
+        image, answer = await self._read(request, "grad_cam")
+        page = await asyncio.to_thread(report_pdf, image, answer, now=datetime.datetime.now(datetime.UTC))
+        return Response(page, media_type="application/pdf")
+
+    @app.get("/v1/model", response_model=ModelResponse, responses={key: _ERRORS[key] for key in (401, 403, 503)})
     async def model(self) -> ModelResponse:
         """Return the manifest as far as a client may see it, and the model card."""
         described = await self._describe()
@@ -135,12 +152,20 @@ class Ingress:
             model_card=described["model_card"],
         )
 
+    @app.get("/", include_in_schema=False)
+    async def page(self) -> FileResponse:
+        """Return the reading page."""
+        return FileResponse(PAGE / "index.html")
+
     @app.get("/healthz", response_model=Alive)
+    @app.get("/v2/health/live", response_model=Alive)
     async def healthz(self) -> Alive:
         """Answer that the process is alive."""
         return Alive()
 
     @app.get("/readyz", response_model=Alive, responses={503: _ERRORS[503]})
+    @app.get("/v2/health/ready", response_model=Alive, responses={503: _ERRORS[503]})
+    @app.get("/v2/models/melanoma/ready", response_model=Alive, responses={503: _ERRORS[503]})
     async def readyz(self, request: Request) -> Any:
         """Answer whether a classifier with loaded weights can be asked."""
         try:
@@ -148,3 +173,36 @@ class Ingress:
         except (TimeoutError, RayError, RayServeException):
             return problem(request, 503, "not_ready", "No classifier answers yet; try again in a few seconds.")
         return Alive()
+
+    @app.get("/v2")
+    async def server(self) -> dict[str, Any]:
+        """Return what the Open Inference Protocol wants to know of a server."""
+        return {"name": "melanoma", "version": app.version, "extensions": ["binary_tensor_data"]}
+
+    @app.get("/v2/models/melanoma", responses={503: _ERRORS[503]})
+    async def model_metadata(self) -> dict[str, Any]:
+        """Return the inputs and outputs of the model."""
+        return open_inference.metadata((await self._describe())["manifest"]["version"])
+
+    @app.post("/v2/models/melanoma/infer", responses=_ERRORS, openapi_extra=open_inference.BODY)
+    async def infer(self, request: Request) -> Response:
+        """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
+        asked = open_inference.read_request(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
+        preprocess = preprocess_of((await self._describe())["manifest"])
+        at_once = asyncio.Semaphore(PICTURES_AT_ONCE)  # one request must not fill the queue of all
+
+        async def predict(sent: bytes | Image.Image) -> tuple[Prediction, dict[str, Any]]:
+            async with at_once:
+                return await self._predict(await asyncio.to_thread(stored, sent, preprocess))
+
+        answers = await asyncio.gather(*(predict(sent) for sent in asked.pictures))
+        versions = {described["manifest"]["version"] for _, described in answers}
+        if len(versions) > 1:
+            raise BundleChangingError
+        body, headers = open_inference.write_response(
+            asked,
+            versions.pop(),
+            np.stack([prediction.probabilities for prediction, _ in answers]),
+            [prediction.decision for prediction, _ in answers],
+        )
+        return Response(body, headers=headers)

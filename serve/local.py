@@ -1,6 +1,7 @@
 """Serves one bundle on this machine until it is stopped."""
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from ray import serve
 from melanoma.bundle import MANIFEST, load_bundle
 from melanoma.errors import DataError
 from melanoma.files import sha256_of
+from serve.api_keys import VARIABLE, keys_from_environment
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
 
@@ -25,9 +27,15 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if the port is taken.
+        DataError: if the port is taken, or the address is open to others and no API keys are set.
+        ValueError: if the file of API keys cannot be used.
     """
     point = load_bundle(bundle).operating_point  # a refusal should come at once and in words, not from a replica's log
+    if keys_from_environment() is None and not _is_loopback(host):
+        raise DataError(
+            f"--host must be a loopback address where no API keys are asked for, got {host}; "
+            f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
+        )
     _check_free(host, port)
     if not ray.is_initialized():
         num_cpus = max(os.cpu_count() or 1, 2)
@@ -44,6 +52,7 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
         bundle=str(bundle.resolve()),
         manifest_sha256=sha256_of(bundle / MANIFEST),
         allow_uncontracted=allow_uncontracted,
+        require_api_key=not _is_loopback(host),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end a server are its ordinary end
     with contextlib.suppress(KeyboardInterrupt):
@@ -72,6 +81,13 @@ def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
         }
         for name, values in options.items()
     }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_free(host: str, port: int) -> None:

@@ -16,7 +16,8 @@ from melanoma.errors import InvalidImageError
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
 from melanoma.images import Preprocess, Uint8Array, decode_image
-from serve.schemas import Explanation, ModelInfo
+from melanoma.predictor import Prediction
+from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 # starlette writes larger parts to a temporary file; nothing of a picture may reach a disk.
@@ -51,6 +52,11 @@ def decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array
     return image, preprocess.stored(image)
 
 
+def stored(sent: bytes | Image.Image, preprocess: Preprocess) -> Uint8Array:
+    """Return what the classifier takes of an encoded picture, or of one that came as pixels."""
+    return preprocess.stored(decode_image(sent) if isinstance(sent, bytes) else sent)
+
+
 def explanation_of(
     method: Literal["grad_cam", "guided_grad_cam"], image: Image.Image, values: FloatArray, preprocess: Preprocess
 ) -> Explanation:
@@ -69,4 +75,23 @@ def model_info(manifest: dict[str, Any]) -> ModelInfo:
     """Return which network answers."""
     return ModelInfo(
         name=manifest["name"], version=manifest["version"], weights_sha256=manifest["files"]["model.safetensors"]
+    )
+
+
+def answer_of(
+    prediction: Prediction, described: dict[str, Any], explanation: Explanation | None, *, request_id: str
+) -> PredictResponse:
+    """Return the answer to one picture, from what the classifier says of it and of its bundle."""
+    manifest = described["manifest"]
+    empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
+    return PredictResponse(
+        request_id=request_id,
+        model=model_info(manifest),
+        probabilities={name: float(p) for name, p in zip(manifest["classes"], prediction.probabilities, strict=True)},
+        decision=prediction.decision,
+        threshold=manifest["operating_point"]["threshold"],
+        contract=ContractInfo(**manifest["operating_point"]["contract"]),
+        contract_sentence=described["contract_sentence"],
+        warnings=[*prediction.warnings, *empty],
+        explanation=explanation,
     )

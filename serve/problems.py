@@ -10,6 +10,7 @@ from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
+from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
 RETRY_AFTER_SECONDS = "1"
@@ -23,6 +24,10 @@ _CODES = {
 }
 
 
+class BundleChangingError(Exception):
+    """The parts of one request were answered by two bundles."""
+
+
 def new_request_id() -> str:
     """Return an id of our own; a client's id is never echoed, for it may carry anything."""
     return uuid.uuid4().hex
@@ -31,7 +36,7 @@ def new_request_id() -> str:
 def problem(
     request: Request, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Return one error."""
+    """Return one error; under /v2 also in the field that clients of that protocol read."""
     body = Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
@@ -39,7 +44,10 @@ def problem(
         code=code,
         request_id=request.state.request_id,
     )
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type="application/problem+json")
+    more = {"error": detail} if request.url.path.startswith("/v2") else {}
+    return JSONResponse(
+        body.model_dump() | more, status_code=status, headers=headers, media_type="application/problem+json"
+    )
 
 
 def body_too_large(request: Request, limit: int) -> JSONResponse:
@@ -47,6 +55,15 @@ def body_too_large(request: Request, limit: int) -> JSONResponse:
     return problem(
         request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller picture."
     )
+
+
+async def _bundle_changing(request: Request, error: Exception) -> JSONResponse:
+    detail = "The service is taking up another bundle; try again after the time in Retry-After."
+    return problem(request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+
+
+async def _invalid_inference(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 400, "invalid_inference_request", str(error))
 
 
 async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
@@ -101,6 +118,8 @@ async def _crashed(request: Request, error: Exception) -> JSONResponse:
 def install_problem_handlers(app: FastAPI) -> None:
     """Make an application answer every error as problem+json."""
     app.add_exception_handler(InvalidImageError, _invalid_image)
+    app.add_exception_handler(BundleChangingError, _bundle_changing)
+    app.add_exception_handler(InferenceRequestError, _invalid_inference)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(BackPressureError, _busy)

@@ -62,6 +62,7 @@ class PredictResponse(_Model):
     decision: Literal["refer", "no_referral", "cannot_assess"]
     threshold: float
     contract: ContractInfo
+    contract_sentence: str
     warnings: list[str]
     explanation: Explanation | None = None
     disclaimer: str = DISCLAIMER

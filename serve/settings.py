@@ -20,6 +20,7 @@ class AppArgs(BaseModel):
         bundle: folder of the bundle, readable on every node.
         manifest_sha256: of the only manifest that may be served; None serves whatever stands in the folder.
         allow_uncontracted: decide although the contract is unmet, and say so in every answer.
+        require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback may go without.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,6 +28,7 @@ class AppArgs(BaseModel):
     bundle: str
     manifest_sha256: str | None = None
     allow_uncontracted: bool = False
+    require_api_key: bool = True
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def client(bundle_dir: Path, ray_cluster: None) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST))
+    args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST), require_api_key=False)
     serve.run(build_graph(args, deployment_options(read_config())), name="melanoma", route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield client

@@ -1,0 +1,79 @@
+"""What surrounds every request: its id, its key, the limit of its body, its line in the log and the headers of its answer."""
+
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.routing import Match
+
+from serve.api_keys import ApiKeys, key_of, keys_from_environment
+from serve.problems import body_too_large, new_request_id, problem
+
+# What says nothing about pictures or the model: anybody may ask, as probes and the page must.
+OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+logger = logging.getLogger("ray.serve")
+
+
+def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
+    """Surround every request of an application."""
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)  # counts bodies that state no length
+
+    @app.middleware("http")
+    async def frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
+        request.state.request_id, started = new_request_id(), time.perf_counter()
+        response = _refusal(request, max_body_bytes) or await call_next(request)
+        response.headers.update(HEADERS)
+        seconds = time.perf_counter() - started
+        logger.info(
+            "%s %s %d in %.0f ms, request %s",
+            request.method, _route_of(app, request), response.status_code, 1000 * seconds, request.state.request_id,
+        )  # fmt: skip
+        return response
+
+
+def _refusal(request: Request, max_body_bytes: int) -> Response | None:
+    """Return why a request is refused before its body is read, None if it is not."""
+    if (refused := _key_refusal(request, _keys())) is not None:
+        return refused
+    length = request.headers.get("content-length", "")
+    return body_too_large(request, max_body_bytes) if length.isdigit() and int(length) > max_body_bytes else None
+
+
+@functools.cache
+def _keys() -> ApiKeys | None:
+    return keys_from_environment()
+
+
+def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
+    path = request.url.path
+    if keys is None or path in OPEN or path.startswith("/page/"):
+        return None
+    key = key_of(request.headers)
+    if key is None:
+        detail = "The request must carry an API key; send it as Authorization: Bearer KEY."
+        return problem(request, 401, "no_key", detail, headers={"WWW-Authenticate": "Bearer"})
+    if keys.allow(key):
+        return None
+    return problem(
+        request, 403, "wrong_key", "The API key must be valid here; ask whoever runs the service for another."
+    )
+
+
+def _route_of(app: FastAPI, request: Request) -> str:
+    """Return the pattern of the route that answers: what a client wrote in an unknown address stays out of the log."""
+    for route in app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            return str(getattr(route, "path", "other"))
+    return "unknown"

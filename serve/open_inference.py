@@ -1,0 +1,280 @@
+"""The Open Inference Protocol v2, JSON and binary extension: bytes to pictures and back. Knows nothing of deployments.
+
+Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data extension. Encoded pictures are BYTES; in
+JSON, which has no bytes, each is a base64 string. The protocol knows no explanations: those are asked of /v1/predict.
+"""
+
+import base64
+import binascii
+import dataclasses
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from melanoma.config import CLASSES
+from melanoma.images import MAX_PIXELS, Uint8Array, check_size
+from melanoma.predictor import DISCLAIMER
+
+MODEL = "melanoma"
+HEADER_LENGTH = "inference-header-content-length"
+MAX_PICTURES = 32
+PROBABILITIES, DECISION = "probabilities", "decision"
+_DATATYPES = {"image": "BYTES", "pixels": "UINT8"}
+_OUTPUTS = {PROBABILITIES: "FP32", DECISION: "BYTES"}
+
+
+_ELEMENT = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {}},
+    },
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string", "maxLength": 256},
+                        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _ELEMENT},
+                        "outputs": {"type": "array", "items": _ELEMENT},
+                        "parameters": {"type": "object"},
+                    },
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+class InferenceRequestError(ValueError):
+    """A request that does not follow the protocol; the sentence never repeats what was sent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceRequest:
+    """What a client asks.
+
+    Attributes:
+        id: the client's own, given back in the answer; None if it gave none.
+        pictures: encoded pictures, or ``(H, W, 3)`` uint8 pixels.
+        outputs: name -> whether it is wanted as binary data.
+    """
+
+    id: str | None
+    pictures: Sequence[bytes | Image.Image]
+    outputs: dict[str, bool]
+
+
+def metadata(version: str) -> dict[str, Any]:
+    """Return what /v2/models/melanoma answers."""
+    return {
+        "name": MODEL,
+        "versions": [version],
+        "platform": "pytorch",
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
+        ],
+        "outputs": [
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(CLASSES)]},
+            {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
+        ],
+    }
+
+
+def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
+    """Read an inference request.
+
+    Args:
+        body: the JSON object, followed by the binary data of its inputs.
+        header_length: Inference-Header-Content-Length, the bytes of the JSON object; None if there is no binary data.
+
+    Raises:
+        InferenceRequestError: if it does not follow the protocol.
+    """
+    length = _header_length(header_length, len(body))
+    try:
+        header = json.loads(body[:length])
+    except (ValueError, RecursionError):
+        raise InferenceRequestError("The body must begin with one JSON object; see /openapi.json.") from None
+    _require(isinstance(header, dict), "The body must begin with one JSON object; see /openapi.json.")
+    inputs = header.get("inputs")
+    _require(
+        isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict),
+        "inputs must hold one input, image or pixels.",
+    )
+    (asked,) = inputs
+    name = asked.get("name")
+    if not isinstance(name, str) or name not in _DATATYPES:
+        raise InferenceRequestError("inputs[0].name must be image or pixels.")
+    _require(asked.get("datatype") == _DATATYPES[name], f"inputs[0].datatype of {name} must be {_DATATYPES[name]}.")
+    shape = asked.get("shape")
+    _require(
+        isinstance(shape, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in shape),
+        "inputs[0].shape must be a list of whole numbers.",
+    )
+    pictures = (_images if name == "image" else _pixels)(asked, shape, body[length:])
+    identity = header.get("id")
+    _require(identity is None or (isinstance(identity, str) and len(identity) <= 256), "id must be a short string.")
+    return InferenceRequest(identity, pictures, _wanted(header))
+
+
+def write_response(
+    request: InferenceRequest, version: str, probabilities: np.ndarray[Any, Any], decisions: Sequence[str]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of an answer.
+
+    Args:
+        request: what was asked.
+        version: of the bundle that answered.
+        probabilities: ``(N, C)``.
+        decisions: N of them.
+    """
+    values: dict[str, Any] = {PROBABILITIES: probabilities.astype("<f4"), DECISION: list(decisions)}
+    outputs, tail = [], b""
+    for name, binary in request.outputs.items():
+        shape = list(probabilities.shape) if name == PROBABILITIES else [len(decisions)]
+        output: dict[str, Any] = {"name": name, "datatype": _OUTPUTS[name], "shape": shape}
+        if binary:
+            data = values[name].tobytes() if name == PROBABILITIES else _with_lengths(values[name])
+            output["parameters"] = {"binary_data_size": len(data)}
+            tail += data
+        else:
+            output["data"] = values[name].ravel().tolist() if name == PROBABILITIES else values[name]
+        outputs.append(output)
+    answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
+    answer["parameters"] = {"disclaimer": DISCLAIMER}
+    if request.id is not None:
+        answer["id"] = request.id
+    header = json.dumps(answer).encode()
+    if not tail:
+        return header, {"Content-Type": "application/json"}
+    return header + tail, {"Content-Type": "application/octet-stream", HEADER_LENGTH.title(): str(len(header))}
+
+
+def _require(kept: bool, rule: str) -> None:
+    if not kept:
+        raise InferenceRequestError(rule)
+
+
+def _header_length(text: str | None, most: int) -> int:
+    if text is None:
+        return most
+    _require(
+        text.isdecimal() and len(text) < 12 and int(text) <= most, f"{HEADER_LENGTH.title()} must be within the body."
+    )
+    return int(text)
+
+
+def _images(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[bytes]:
+    _require(
+        len(shape) == 1 and 1 <= shape[0] <= MAX_PICTURES,
+        f"The shape of image must be [N], N from 1 to {MAX_PICTURES}.",
+    )
+    pictures = _from_lengths(_binary(asked, tail)) if _is_binary(asked) else _from_base64(asked.get("data"))
+    _require(len(pictures) == shape[0], "The data of image must hold as many pictures as its shape says.")
+    return pictures
+
+
+def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.Image]:
+    _require(
+        len(shape) == 4 and 1 <= shape[0] <= MAX_PICTURES and shape[3] == 3 and min(shape) > 0,
+        f"The shape of pixels must be [N, H, W, 3], N from 1 to {MAX_PICTURES}.",
+    )
+    num, height, width, _ = shape
+    check_size(width, height)
+    _require(num * height * width <= MAX_PIXELS, f"All pixels together must be at most {MAX_PIXELS // 10**6} million.")
+    values: Uint8Array
+    if _is_binary(asked):
+        data = _binary(asked, tail)
+        _require(len(data) == num * height * width * 3, "The data of pixels must fill its shape.")
+        values = np.frombuffer(data, dtype=np.uint8)
+    else:
+        values = _from_numbers(asked.get("data"), num * height * width * 3)
+    return [Image.fromarray(picture) for picture in values.reshape(num, height, width, 3)]
+
+
+def _from_numbers(data: Any, size: int) -> Uint8Array:
+    try:
+        values = np.asarray(data)
+    except (ValueError, OverflowError):
+        raise InferenceRequestError("The data of pixels must be numbers from 0 to 255.") from None
+    _require(
+        values.dtype.kind in "iu" and values.size == size and values.min() >= 0 and values.max() <= 255,
+        "The data of pixels must fill its shape with whole numbers from 0 to 255.",
+    )
+    return values.astype(np.uint8)
+
+
+def _is_binary(asked: dict[str, Any]) -> bool:
+    parameters = asked.get("parameters")
+    return isinstance(parameters, dict) and "binary_data_size" in parameters
+
+
+def _binary(asked: dict[str, Any], tail: bytes) -> bytes:
+    size = asked["parameters"]["binary_data_size"]
+    _require(
+        isinstance(size, int) and size == len(tail),
+        "binary_data_size must be the size of what follows the JSON object.",
+    )
+    return tail
+
+
+def _from_lengths(data: bytes) -> list[bytes]:
+    """Split elements that are each preceded by their length, 4 bytes, little-endian."""
+    parts, place = [], 0
+    while place < len(data):
+        _require(place + 4 <= len(data), "Each element of BYTES must be preceded by its length.")
+        (length,) = struct.unpack_from("<I", data, place)
+        _require(place + 4 + length <= len(data), "Each element of BYTES must be preceded by its length.")
+        parts.append(data[place + 4 : place + 4 + length])
+        place += 4 + length
+    return parts
+
+
+def _with_lengths(words: Sequence[str]) -> bytes:
+    return b"".join(struct.pack("<I", len(word.encode())) + word.encode() for word in words)
+
+
+def _from_base64(data: Any) -> list[bytes]:
+    _require(
+        isinstance(data, list) and all(isinstance(item, str) for item in data),
+        "The data of image must be base64 strings.",
+    )
+    try:
+        return [base64.b64decode(item, validate=True) for item in data]
+    except (binascii.Error, ValueError):
+        raise InferenceRequestError("The data of image must be base64 strings.") from None
+
+
+def _wanted(header: dict[str, Any]) -> dict[str, bool]:
+    """Return which outputs are wanted, and whether as binary data."""
+    parameters = header.get("parameters")
+    binary = bool(parameters.get("binary_data_output")) if isinstance(parameters, dict) else False
+    outputs = header.get("outputs")
+    if not outputs:
+        return dict.fromkeys(_OUTPUTS, binary)
+    _require(
+        isinstance(outputs, list)
+        and all(isinstance(output, dict) and output.get("name") in list(_OUTPUTS) for output in outputs),
+        f"outputs must be of {', '.join(_OUTPUTS)}.",
+    )
+    wanted = {}
+    for output in outputs:
+        parameters = output.get("parameters")
+        wanted[output["name"]] = bool(parameters.get("binary_data", binary)) if isinstance(parameters, dict) else binary
+    return wanted

@@ -1,0 +1,250 @@
+// The reading page: one picture in, one reading out. Keeps nothing: no cookie, no storage; what is in memory goes with the page.
+"use strict";
+
+const NAMES = {
+  akiec: "Actinic keratosis, Bowen's disease", bcc: "Basal cell carcinoma", bkl: "Benign keratosis", df: "Dermatofibroma",
+  mel: "Melanoma", nv: "Nevus", vasc: "Vascular lesion",
+};
+const VERDICTS = { refer: "Refer", no_referral: "No referral", cannot_assess: "Cannot assess" };
+const WARNINGS = {
+  contract_not_met: "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
+  uncontracted: "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
+  heatmap_empty: "The map is empty: nothing in the picture speaks for melanoma to this network.",
+};
+const MEANINGS = {
+  grad_cam: "Grad-CAM shows in coarse cells, each 32 px of the network's input, which regions raised the melanoma score.",
+  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the melanoma score. Its fine lines can look like borders that the network does not know.",
+};
+const NO_CLAIM = " No map here has been shown to mark lesions: do not read disease from it.";
+
+const find = (id) => document.getElementById(id);
+const state = { file: null, address: null, answer: null, key: null, turn: 0 };
+
+function show(id, visible) { find(id).hidden = !visible; }
+function percent(value, digits = 0) { return `${(100 * value).toFixed(digits)} %`; }
+
+function headers(file) {
+  const sent = { "Content-Type": file.type || "application/octet-stream" };
+  if (state.key) sent.Authorization = `Bearer ${state.key}`;
+  return sent;
+}
+
+async function post(path, file) {
+  let response;
+  try {
+    response = await fetch(path, { method: "POST", headers: headers(file), body: file, cache: "no-store", credentials: "omit" });
+  } catch {
+    throw { status: 0, detail: "The service cannot be reached; check the connection and try again." };
+  }
+  if (response.ok) return response;
+  const told = await response.json().catch(() => ({}));
+  throw { status: response.status, detail: told.detail || "The service could not answer; try again in a moment." };
+}
+
+function choose(file) {
+  if (!file) return;
+  if (state.address) URL.revokeObjectURL(state.address);
+  Object.assign(state, { file, answer: null, address: URL.createObjectURL(file) });
+  find("image").src = state.address;
+  find("map").width = 0;
+  find("drop").classList.add("filled");
+  show("shown", true);
+  show("answer", false);
+  show("map-tools", false);
+  read();
+}
+
+async function read() {
+  const turn = ++state.turn;
+  const method = document.querySelector("input[name=method]:checked").value;
+  show("problem", false);
+  show("key-form", false);
+  find("status").textContent = "Reading the picture…";
+  try {
+    const answer = await (await post(`/v1/predict?explain=${method}`, state.file)).json();
+    if (turn !== state.turn) return;
+    state.answer = answer;
+    find("status").textContent = "";
+    render(answer);
+  } catch (error) {
+    if (turn === state.turn) fail(error);
+  }
+}
+
+function fail(error) {
+  find("status").textContent = "";
+  if (error.status === 401 || error.status === 403) {
+    show("key-form", true);
+    find("key").focus();
+    if (error.status === 401 && !state.key) return;
+  }
+  find("problem").textContent = error.detail || "Something went wrong in this page; load it again.";
+  show("problem", true);
+}
+
+function render(answer) {
+  const melanoma = answer.probabilities.mel;
+  find("decision").className = `decision ${answer.decision}`;
+  find("verdict").textContent = VERDICTS[answer.decision];
+  const side = melanoma >= answer.threshold ? "at or above" : "below";
+  find("because").textContent = `Melanoma ${percent(melanoma, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
+  find("contract").textContent = answer.contract_sentence;
+  listWarnings(answer.warnings);
+  listProbabilities(answer);
+  show("clinic", answer.decision !== "cannot_assess");
+  explainPrevalence();
+  show("answer", true);
+  show("map-tools", Boolean(answer.explanation));
+  if (answer.explanation) {
+    find("map-meaning").textContent = MEANINGS[answer.explanation.method] + NO_CLAIM;
+    drawMap();
+  }
+  find("model").textContent =
+    `Model ${answer.model.name} ${answer.model.version}; weights ${answer.model.weights_sha256.slice(0, 12)}. Request ${answer.request_id}.`;
+  find("reading").focus({ preventScroll: matchMedia("(min-width: 56rem)").matches });
+}
+
+function listWarnings(codes) {
+  find("warnings").replaceChildren(...codes.map((code) => {
+    const item = document.createElement("li");
+    item.textContent = WARNINGS[code] || code;
+    return item;
+  }));
+  show("warnings", codes.length > 0);
+}
+
+function element(tag, name, text = "") {
+  const made = document.createElement(tag);
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+function listProbabilities(answer) {
+  const rows = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]);
+  find("probabilities").replaceChildren(...rows.map(([name, value]) => {
+    const item = element("li", name === "mel" ? "melanoma" : "");
+    const track = element("div", "track");
+    const fill = element("div", "fill");
+    fill.style.width = percent(value, 2).replace(" ", "");
+    track.append(fill);
+    item.append(element("span", "name", NAMES[name] || name), track, element("span", "value", percent(value, 1)));
+    if (name === "mel") {
+      const mark = element("div", "mark");
+      mark.style.left = percent(answer.threshold, 2).replace(" ", "");
+      track.append(mark);
+      item.append(element("span", "note", `The line marks the threshold, ${percent(answer.threshold, 1)}.`));
+    }
+    return item;
+  }));
+}
+
+// The slider runs over prevalences from 0.1 % to 50 % in equal steps of their logarithm: most clinics lie far to the left.
+function prevalence() { return 0.001 * (500 ** (find("prevalence").value / 100)); }
+
+function explainPrevalence() {
+  const share = prevalence();
+  find("prevalence-value").textContent = percent(share, share < 0.1 ? 1 : 0);
+  find("prevalence").setAttribute("aria-valuetext", percent(share, 1));
+  if (!state.answer) return;
+  const { sensitivity, specificity } = state.answer.contract;
+  const [sick, well] = [1000 * share, 1000 * (1 - share)];
+  const [found, alarms] = [sick * sensitivity, well * (1 - specificity)];
+  const [missed, cleared] = [sick - found, well - alarms];
+  const whole = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
+  find("meaning").textContent = state.answer.decision === "refer"
+    ? `Of 1000 such lesions about ${whole(found + alarms)} are referred, ${whole(found)} of them melanomas: a referral means melanoma in ${percent(found / (found + alarms), 1)}.`
+    : `Of 1000 such lesions about ${whole(missed + cleared)} are not referred, ${whole(missed)} of them melanomas: no referral still means melanoma in ${percent(missed / (missed + cleared), 2)}.`;
+}
+
+async function drawMap() {
+  const { heatmap_png: encoded } = state.answer.explanation;
+  const turn = state.turn;
+  const heat = new Image();
+  heat.src = `data:image/png;base64,${encoded}`;
+  await Promise.all([heat.decode(), find("image").decode()]);
+  if (turn !== state.turn) return;
+  const canvas = find("map");
+  canvas.width = heat.naturalWidth;
+  canvas.height = heat.naturalHeight;
+  const context = canvas.getContext("2d");
+  context.drawImage(heat, 0, 0);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 0; i < pixels.data.length; i += 4) colour(pixels.data, i, pixels.data[i] / 255);
+  context.putImageData(pixels, 0, 0);
+  placeMap();
+}
+
+// From transparent over orange to yellow: lightness grows with the value, so it reads without colour too.
+function colour(data, i, value) {
+  data[i] = 255;
+  data[i + 1] = Math.round(90 + 165 * value * value);
+  data[i + 2] = Math.round(120 * (1 - value));
+  data[i + 3] = Math.round(255 * Math.sqrt(value));
+}
+
+function placeMap() {
+  const [image, canvas] = [find("image"), find("map")];
+  Object.assign(canvas.style, {
+    left: `${image.offsetLeft}px`, top: `${image.offsetTop}px`, width: `${image.offsetWidth}px`, height: `${image.offsetHeight}px`,
+    opacity: find("opacity").value / 100,
+  });
+  find("opacity-value").textContent = `${find("opacity").value} %`;
+}
+
+async function savePdf() {
+  const button = find("pdf");
+  button.disabled = true;
+  find("status").textContent = "Making the PDF…";
+  try {
+    const blob = await (await post("/v1/report", state.file)).blob();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = "melanoma-triage.pdf";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    find("status").textContent = "The PDF is saved.";
+  } catch (error) {
+    fail(error);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function again() {
+  state.turn += 1;
+  if (state.address) URL.revokeObjectURL(state.address);
+  Object.assign(state, { file: null, address: null, answer: null });
+  find("image").removeAttribute("src");
+  find("drop").classList.remove("filled");
+  for (const id of ["shown", "answer", "map-tools", "problem"]) show(id, false);
+  find("status").textContent = "Waiting for a picture.";
+  find("model").textContent = "";
+  find("file").focus();
+}
+
+for (const id of ["file", "camera"]) {
+  find(id).addEventListener("change", (event) => { choose(event.target.files[0]); event.target.value = ""; });
+}
+for (const name of ["dragenter", "dragover"]) {
+  document.addEventListener(name, (event) => { event.preventDefault(); find("drop").classList.add("over"); });
+}
+for (const name of ["dragleave", "drop"]) {
+  document.addEventListener(name, (event) => { event.preventDefault(); find("drop").classList.remove("over"); });
+}
+document.addEventListener("drop", (event) => choose(event.dataTransfer.files[0]));
+document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+for (const radio of document.querySelectorAll("input[name=method]")) radio.addEventListener("change", read);
+find("opacity").addEventListener("input", placeMap);
+find("prevalence").addEventListener("input", explainPrevalence);
+find("pdf").addEventListener("click", savePdf);
+find("again").addEventListener("click", again);
+find("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.key = find("key").value.trim();
+  find("key").value = "";
+  read();
+});
+addEventListener("resize", placeMap);
+find("prevalence").value = 55;  // 3 %
+explainPrevalence();

@@ -1,0 +1,120 @@
+import base64
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from melanoma.errors import InvalidImageError
+from serve.open_inference import HEADER_LENGTH, InferenceRequestError, read_request, write_response
+
+PICTURE = b"\xff\xd8\xffpicture"
+
+
+def _json(**changes: Any) -> dict[str, Any]:
+    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PICTURE).decode()]}
+    return {"id": "7", "inputs": [asked | changes]}
+
+
+def _read(header: Any, tail: bytes = b"") -> Any:
+    body = json.dumps(header).encode()
+    return read_request(body + tail, str(len(body)) if tail else None)
+
+
+def _binary(*pictures: bytes) -> tuple[dict[str, Any], bytes]:
+    tail = b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures)
+    header = _json(shape=[len(pictures)], parameters={"binary_data_size": len(tail)})
+    del header["inputs"][0]["data"]
+    return header, tail
+
+
+def test_json_and_binary_give_the_same_pictures() -> None:
+    assert _read(_json()).pictures == [PICTURE]
+    assert _read(*_binary(PICTURE, b"")).pictures == [PICTURE, b""]
+
+
+def test_pixels_come_as_numbers_or_as_bytes() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    head = {"name": "pixels", "datatype": "UINT8", "shape": [2, 40, 50, 3]}
+    as_numbers = _read({"inputs": [head | {"data": pixels.ravel().tolist()}]})
+    as_bytes = _read({"inputs": [head | {"parameters": {"binary_data_size": pixels.nbytes}}]}, pixels.tobytes())
+    for asked in (as_numbers, as_bytes):
+        assert all(isinstance(picture, Image.Image) for picture in asked.pictures)
+        assert np.array_equal(np.stack([np.asarray(picture) for picture in asked.pictures]), pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda h: h.pop("inputs"), "one input"),
+        (lambda h: h.update(inputs=[h["inputs"][0]] * 2), "one input"),
+        (lambda h: h["inputs"][0].update(name=["image"]), "name"),
+        (lambda h: h["inputs"][0].update(datatype="FP32"), "datatype"),
+        (lambda h: h["inputs"][0].update(shape=[True]), "whole numbers"),
+        (lambda h: h["inputs"][0].update(shape=[0]), r"\[N\]"),
+        (lambda h: h["inputs"][0].update(shape=[33]), r"\[N\]"),
+        (lambda h: h["inputs"][0].update(shape=[2]), "as many pictures"),
+        (lambda h: h["inputs"][0].update(data="abc"), "base64"),
+        (lambda h: h["inputs"][0].update(data=["%%%"]), "base64"),
+        (lambda h: h["inputs"][0].update(data=[{"a": [1]}]), "base64"),
+        (lambda h: h.update(outputs=[{"name": {}}]), "outputs"),
+        (lambda h: h.update(id=7), "id"),
+        (lambda h: h["inputs"][0].update(parameters={"binary_data_size": 99}), "binary_data_size"),
+    ],
+)
+def test_what_does_not_follow_the_protocol_is_refused(change: Callable[[dict[str, Any]], object], rule: str) -> None:
+    header = _json()
+    change(header)
+    with pytest.raises(InferenceRequestError, match=rule):
+        _read(header)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"\xff\xd8", b"[" * 100_000, b'{"inputs": NaN'])
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InferenceRequestError):
+        read_request(body, None)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "100000", "\u0661"])
+def test_a_length_outside_the_body_is_refused(length: str) -> None:
+    with pytest.raises(InferenceRequestError):
+        read_request(json.dumps(_json()).encode(), length)
+
+
+def test_elements_must_have_their_lengths() -> None:
+    header, tail = _binary(PICTURE)
+    for cut in (tail[:2], tail[:-1], tail + b"\1"):
+        header["inputs"][0]["parameters"]["binary_data_size"] = len(cut)
+        with pytest.raises(InferenceRequestError, match="length"):
+            _read(header, cut)
+
+
+def test_pixels_are_limited_like_pictures() -> None:
+    head = {"name": "pixels", "datatype": "UINT8", "data": [0]}
+    with pytest.raises(InvalidImageError) as caught:
+        _read({"inputs": [head | {"shape": [1, 9999, 9999, 3]}]})
+    assert caught.value.status == 413
+    with pytest.raises(InferenceRequestError, match="together"):
+        _read({"inputs": [head | {"shape": [30, 4000, 4000, 3]}]})
+    for data in ([0.5] * 4800, [256] * 4800, [-1] * 4800, ["a"] * 4800, [[1], [2, 3]], [2**70]):
+        with pytest.raises(InferenceRequestError, match="0 to 255"):
+            _read({"inputs": [head | {"shape": [1, 40, 40, 3], "data": data}]})
+
+
+def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
+    probabilities, decisions = np.array([[0.25, 0.75]]), ["refer"]
+    header = _json()
+    body, headers = write_response(_read(header), "v", probabilities, decisions)
+    answer = json.loads(body)
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "melanoma", "v")
+    assert [output["data"] for output in answer["outputs"]] == [[0.25, 0.75], ["refer"]]
+    assert headers == {"Content-Type": "application/json"}
+    header["outputs"] = [{"name": "decision", "parameters": {"binary_data": True}}]
+    body, headers = write_response(_read(header), "v", probabilities, decisions)
+    length = int(headers[HEADER_LENGTH.title()])
+    (output,) = json.loads(body[:length])["outputs"]
+    assert output["parameters"]["binary_data_size"] == len(body) - length
+    assert body[length:] == struct.pack("<I", 5) + b"refer"
