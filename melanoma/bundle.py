@@ -23,6 +23,7 @@ from torch import nn
 
 import melanoma
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
+from melanoma.drift import FeatureReference
 from melanoma.errors import BundleError
 from melanoma.evidence.calibration import ProbabilityMap
 from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
@@ -40,7 +41,7 @@ WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = (
 )
 _FIELDS = {
     "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
-    "group_columns", "split_hash", "training_config", "versions", "files", "probes",
+    "features", "group_columns", "split_hash", "training_config", "versions", "files", "probes",
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ class Bundle:
         views: mirrored copies averaged.
         probability_map: from logits to probabilities.
         operating_point: threshold and contract.
+        features: of the validation pictures, to measure how far served ones drift.
         model_card: MODEL_CARD.md.
     """
 
@@ -64,6 +66,7 @@ class Bundle:
     views: int
     probability_map: ProbabilityMap
     operating_point: OperatingPoint
+    features: FeatureReference
     model_card: str
 
     @property
@@ -87,6 +90,7 @@ class BundleParts:
         canvas: (H, W) of stored pictures, px.
         probability_map: fitted on the validation fold.
         operating_point: selected on the calibration split.
+        features: of the validation fold.
         calibration_rows: columns label and score, one row a unit the contract rests on; no ids.
         group_columns: what was never split.
         split_hash: of the data set's splits.
@@ -98,6 +102,7 @@ class BundleParts:
     canvas: tuple[int, int]
     probability_map: ProbabilityMap
     operating_point: OperatingPoint
+    features: FeatureReference
     calibration_rows: pd.DataFrame
     group_columns: tuple[str, ...]
     split_hash: str
@@ -123,6 +128,7 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "preprocessing": {**dataclasses.asdict(parts.config.data), "canvas": list(parts.canvas)},
             "calibration": parts.probability_map.as_dict(),
             "operating_point": parts.operating_point.as_dict(),
+            "features": parts.features.as_dict(),
             "group_columns": list(parts.group_columns),
             "split_hash": parts.split_hash,
             "training_config": dataclasses.asdict(parts.config),
@@ -251,6 +257,7 @@ def _load(folder: Path) -> Bundle:
         views=data.views,
         probability_map=ProbabilityMap.from_dict(manifest["calibration"]),
         operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
+        features=FeatureReference.from_dict(manifest["features"]),
         model_card=(folder / MODEL_CARD).read_text(),
     )
     if not _contract_follows(bundle.operating_point, folder):

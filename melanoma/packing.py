@@ -14,6 +14,7 @@ from torch import nn
 from melanoma.bundle import BundleParts, save_bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX, TrainConfig
 from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.drift import reference_of
 from melanoma.engine import predict
 from melanoma.evidence.calibration import fit_probability_map
 from melanoma.evidence.metrics import validation_scores
@@ -47,6 +48,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
     rows = data.rows("train", fold=config.data.validation_fold)
     validation = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
     probability_map = fit_probability_map(validation.logits, validation.labels, group_codes(rows))
+    features = reference_of(model, PictureDataset(data, rows), preprocess, seed=config.seed)
     num_looks = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
     rows = data.rows("calibration")
     calibration = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
@@ -68,6 +70,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
             canvas=data.canvas,
             probability_map=probability_map,
             operating_point=point,
+            features=features,
             calibration_rows=pd.DataFrame(
                 {"label": [CLASSES[label] for label in calibration.labels[chosen]], "score": scores[chosen]}
             ),

@@ -10,10 +10,10 @@ from melanoma.bundle import Bundle
 from melanoma.config import MELANOMA_INDEX
 from melanoma.evidence.metrics import FloatArray
 from melanoma.evidence.operating_point import Decision, decide
-from melanoma.explain.grad_cam import explain_batch
+from melanoma.explain.grad_cam import explain_views
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.images import Uint8Array
-from melanoma.views import predict_views
+from melanoma.views import view_features, views_logits
 
 DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 NO_CONTRACT = "contract_not_met"
@@ -29,6 +29,7 @@ class Prediction:
         probabilities: ``(C,)`` calibrated, float64.
         decision: refer, no_referral or cannot_assess.
         warnings: codes of what limits the answer.
+        feature_distance: from the validation pictures, 1 being as far as their farthest 5 % (melanoma/drift.py).
         heatmap: ``(h, w)`` float32 Grad-CAM of melanoma, unscaled, over the whole canvas; None if not asked for.
     """
 
@@ -36,6 +37,7 @@ class Prediction:
     probabilities: FloatArray
     decision: Decision
     warnings: tuple[str, ...]
+    feature_distance: float
     heatmap: FloatArray | None = None
 
 
@@ -51,16 +53,20 @@ class Predictor:
     def predict(self, pictures: Sequence[Uint8Array], *, explain: bool = False) -> list[Prediction]:
         """Predict stored pictures, ``(H, W, 3)`` uint8 each, as one batch; with Grad-CAM of melanoma if asked."""
         images = self.bundle.preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
-        if explain:
-            explained = explain_batch(self._model, images, class_index=MELANOMA_INDEX, views=self.bundle.views)
-            logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
-        else:
-            with torch.no_grad():
-                logits, heatmaps = predict_views(self._model, images, self.bundle.views), None
-        return self.interpret(logits.float().cpu().numpy(), heatmaps)
+        with torch.no_grad():
+            feature_maps = view_features(self._model, images, self.bundle.views)
+            if explain:
+                explained = explain_views(self._model, feature_maps, class_index=MELANOMA_INDEX)
+                logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
+            else:
+                logits, heatmaps = views_logits(self._model, feature_maps), None
+        distances = self.bundle.features.distance(feature_maps[0])
+        return self.interpret(logits.float().cpu().numpy(), distances, heatmaps)
 
-    def interpret(self, logits: FloatArray, heatmaps: FloatArray | None = None) -> list[Prediction]:
-        """Turn ``(N, C)`` logits into calibrated probabilities and decisions.
+    def interpret(
+        self, logits: FloatArray, distances: FloatArray, heatmaps: FloatArray | None = None
+    ) -> list[Prediction]:
+        """Turn ``(N, C)`` logits into calibrated probabilities and decisions; distances ``(N,)`` and heatmaps go with them.
 
         Raises:
             FloatingPointError: if a logit is not finite.
@@ -72,7 +78,13 @@ class Predictor:
         probabilities = self.bundle.probability_map(logits)
         decided = [self._decide(float(row[MELANOMA_INDEX])) for row in probabilities]
         return [
-            Prediction(logits[i], probabilities[i], *decided[i], None if heatmaps is None else heatmaps[i])
+            Prediction(
+                logits[i],
+                probabilities[i],
+                *decided[i],
+                feature_distance=float(distances[i]),
+                heatmap=None if heatmaps is None else heatmaps[i],
+            )
             for i in range(len(logits))
         ]
 

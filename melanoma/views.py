@@ -4,6 +4,8 @@ Copies on their side are left out: on the last, small feature map of a 4:3 pictu
 offsets that a 3:4 picture asks for, and such views are far worse than the upright ones.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,4 +29,9 @@ def view_features(model: nn.Module, images: Tensor, views: int) -> list[Tensor]:
 
 def predict_views(model: nn.Module, images: Tensor, views: int) -> Tensor:
     """Return logits ``(N, C)`` averaged over views."""
-    return torch.stack([head(model, feature_map) for feature_map in view_features(model, images, views)]).mean(dim=0)
+    return views_logits(model, view_features(model, images, views))
+
+
+def views_logits(model: nn.Module, feature_maps: Sequence[Tensor]) -> Tensor:
+    """Return logits ``(N, C)`` averaged over the feature maps of some views."""
+    return torch.stack([head(model, feature_map) for feature_map in feature_maps]).mean(dim=0)

@@ -27,4 +27,9 @@ def build_graph(args: AppArgs, options: Mapping[str, Mapping[str, Any]]) -> Appl
         args.bundle, manifest_sha256=args.manifest_sha256, allow_uncontracted=args.allow_uncontracted
     )
     explainer = deployment(Explainer).bind(args.bundle, manifest_sha256=args.manifest_sha256)
-    return cast(Application, deployment(Ingress).bind(classifier, explainer, require_api_key=args.require_api_key))
+    return cast(
+        Application,
+        deployment(Ingress).bind(
+            classifier, explainer, require_api_key=args.require_api_key, answer_timeout_s=args.answer_timeout_s
+        ),
+    )

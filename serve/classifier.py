@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ray import serve
 
 from melanoma.images import Uint8Array
 from melanoma.predictor import Prediction, Predictor
+from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
 MAX_BATCH = 8
@@ -29,20 +31,31 @@ class Classifier:
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
+        self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
 
     async def predict(self, job: Job) -> tuple[Prediction, str]:
         """Predict one picture, together with whatever else is waiting; return also the version of the bundle that answered."""
-        return await self._batch(job), self._predictor.bundle.version
+        found = await self._batch(job)
+        if isinstance(found, FloatingPointError):
+            raise found
+        return found, self._predictor.bundle.version
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def _batch(self, jobs: list[Job]) -> list[Prediction]:
+    async def _batch(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
         # A thread, so that health checks and the next batch's arrivals are answered meanwhile.
         return await asyncio.to_thread(self._predict, jobs)
 
-    def _predict(self, jobs: list[Job]) -> list[Prediction]:
-        predictions = self._predictor.predict([job.picture for job in jobs], explain=any(job.explain for job in jobs))
+    def _predict(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
+        started = time.perf_counter()
+        try:
+            predictions = self._predictor.predict(
+                [job.picture for job in jobs], explain=any(job.explain for job in jobs)
+            )
+        except FloatingPointError as error:  # which of them it is shows one by one: the others must not fail with it
+            return [error] if len(jobs) == 1 else [found for job in jobs for found in self._predict([job])]
+        self._metrics.computed(predictions, time.perf_counter() - started)
         return [
             prediction if job.explain else dataclasses.replace(prediction, heatmap=None)
             for job, prediction in zip(jobs, predictions, strict=True)

@@ -3,17 +3,20 @@
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Match
 
 from serve.api_keys import ApiKeys, key_of, keys_from_environment
-from serve.problems import body_too_large, new_request_id, problem
+from serve.metrics import request_metrics
+from serve.problems import body_too_large, crashed, new_request_id, problem
 
 # What says nothing about pictures or the model: anybody may ask, as probes and the page must.
-OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
+OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs")
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -33,8 +36,23 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
     async def frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
         request.state.request_id, started = new_request_id(), time.perf_counter()
-        response = _refusal(request, max_body_bytes) or await call_next(request)
+        try:
+            response = _refusal(request, max_body_bytes) or await call_next(request)
+        except (
+            Exception
+        ) as error:  # the outermost frame: its kind and place are for the log, its words may be the client's
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error(
+                "%s at %s:%s, request %s",
+                type(error).__name__,
+                Path(place.filename).name,
+                place.lineno,
+                request.state.request_id,
+            )
+            response = crashed(request)
         response.headers.update(HEADERS)
+        if response.status_code >= 400:
+            request_metrics().refused(getattr(request.state, "code", "unknown"), response.status_code)
         seconds = time.perf_counter() - started
         logger.info(
             "%s %s %d in %.0f ms, request %s",
@@ -58,7 +76,7 @@ def _keys() -> ApiKeys | None:
 
 def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
     path = request.url.path
-    if keys is None or path in OPEN or path.startswith("/page/"):
+    if keys is None or path in OPEN or path.startswith(("/page/", "/docs/assets/")):
         return None
     key = key_of(request.headers)
     if key is None:

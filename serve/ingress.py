@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,6 +22,8 @@ from serve.api_keys import VARIABLE, keys_from_environment
 from serve.classifier import Job
 from serve.explainer import GuidedJob
 from serve.frame import install_frame
+from serve.metrics import request_metrics
+from serve.openapi import DESCRIPTION, KEYED, PAGE, PICTURE, errors, install_docs
 from serve.pictures import (
     MAX_BODY_BYTES,
     answer_of,
@@ -35,43 +36,22 @@ from serve.pictures import (
 )
 from serve.problems import BundleChangingError, install_problem_handlers, problem
 from serve.report_pdf import report_pdf
-from serve.schemas import Alive, ModelResponse, PredictResponse, Problem
+from serve.schemas import Alive, ModelResponse, PredictResponse
 
 PICTURES_AT_ONCE = 8
-PAGE = Path(__file__).with_name("page")
 Explain = Literal["none", "grad_cam", "guided_grad_cam"]
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 401, 403, 404, 413, 415, 422, 500, 503)
-}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **{
-                kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in ("image/jpeg", "image/png", "image/webp")
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
-    }
-}
+_REFUSALS = errors(400, 401, 403, 405, 413, 415, 422, 500, 503, 504)
 
 app = FastAPI(
     title="melanoma",
     version="1",
-    description="Melanoma triage. Research use only; not a medical device.",
+    description=DESCRIPTION,
     docs_url=None,
     redoc_url=None,
 )
 install_problem_handlers(app)
 install_frame(app, max_body_bytes=MAX_BODY_BYTES)
+install_docs(app)
 app.mount("/page", StaticFiles(directory=PAGE))
 
 
@@ -80,13 +60,19 @@ class Ingress:
     """Decodes, asks the classifier, encodes."""
 
     def __init__(
-        self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]", *, require_api_key: bool
+        self,
+        classifier: "DeploymentHandle[Any]",
+        explainer: "DeploymentHandle[Any]",
+        *,
+        require_api_key: bool,
+        answer_timeout_s: float,
     ) -> None:
         if keys_from_environment() is None and require_api_key:
             raise ValueError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
             )
         self._classifier, self._explainer = classifier, explainer
+        self._timeout_s = answer_timeout_s
         self._described: dict[str, Any] | None = None
 
     async def _describe(self, version: str | None = None) -> dict[str, Any]:
@@ -97,33 +83,48 @@ class Ingress:
 
     async def _predict(self, picture: Uint8Array, *, explain: bool = False) -> tuple[Prediction, dict[str, Any]]:
         """Return what the classifier says of a stored picture, and of the bundle that said it."""
-        prediction, version = await self._classifier.predict.remote(Job(picture, explain))
+        with request_metrics().stage("predict"):
+            prediction, version = await self._classifier.predict.remote(Job(picture, explain))
+        request_metrics().decided(prediction.decision)
         return prediction, await self._describe(version)
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
         """Return the picture of a request and the answer to it."""
         data = await picture_bytes(request)
+        async with asyncio.timeout(self._timeout_s):
+            return await self._answer(data, explain, request_id=request.state.request_id)
+
+    async def _answer(self, data: bytes, explain: Explain, *, request_id: str) -> tuple[Image.Image, PredictResponse]:
+        """Return an encoded picture, decoded, and the answer to it."""
         preprocess = preprocess_of((await self._describe())["manifest"])
-        image, picture = await asyncio.to_thread(decode, data, preprocess)
+        with request_metrics().stage("decode"):
+            image, picture = await asyncio.to_thread(decode, data, preprocess)
         prediction, described = await self._predict(picture, explain=explain != "none")
         manifest, explanation = described["manifest"], None
         if explain != "none" and prediction.heatmap is not None:
             heatmap = prediction.heatmap
             if explain == "guided_grad_cam":
                 heatmap = await self._guided(picture, heatmap, version=manifest["version"])
-            explanation = await asyncio.to_thread(explanation_of, explain, image, heatmap, preprocess)
-        answer = answer_of(prediction, described, explanation, request_id=request.state.request_id)
-        return image, answer
+            with request_metrics().stage("encode"):
+                explanation = await asyncio.to_thread(explanation_of, explain, image, heatmap, preprocess)
+        return image, answer_of(prediction, described, explanation, request_id=request_id)
 
     async def _guided(self, picture: Uint8Array, heatmap: FloatArray, *, version: str) -> FloatArray:
         """Return the guided map ``(H, W)`` of a stored picture, from its Grad-CAM ``(h, w)``."""
-        guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
+        with request_metrics().stage("explain"):
+            guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
         if explained_by != version:
             raise BundleChangingError
         values: FloatArray = guided.peak / 255 * guided.values.astype(np.float32)
         return values
 
-    @app.post("/v1/predict", response_model=PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
+    @app.post(
+        "/v1/predict",
+        response_model=PredictResponse,
+        responses=_REFUSALS,
+        openapi_extra=PICTURE,
+        dependencies=KEYED,
+    )
     async def predict(self, request: Request, explain: Annotated[Explain, Query()] = "none") -> PredictResponse:
         """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
         return (await self._read(request, explain))[1]
@@ -131,8 +132,9 @@ class Ingress:
     @app.post(
         "/v1/report",
         response_class=Response,
-        responses={200: {"content": {"application/pdf": {}}}, **_ERRORS},
-        openapi_extra=_BODY,
+        responses={200: {"content": {"application/pdf": {}}}, **_REFUSALS},
+        openapi_extra=PICTURE,
+        dependencies=KEYED,
     )
     async def report(self, request: Request) -> Response:
         """Return the same prediction with its heatmap as one page of PDF."""
@@ -140,7 +142,7 @@ class Ingress:
         page = await asyncio.to_thread(report_pdf, image, answer, now=datetime.datetime.now(datetime.UTC))
         return Response(page, media_type="application/pdf")
 
-    @app.get("/v1/model", response_model=ModelResponse, responses={key: _ERRORS[key] for key in (401, 403, 503)})
+    @app.get("/v1/model", response_model=ModelResponse, responses=errors(401, 403, 500, 503, 504), dependencies=KEYED)
     async def model(self) -> ModelResponse:
         """Return the manifest as far as a client may see it, and the model card."""
         described = await self._describe()
@@ -163,9 +165,9 @@ class Ingress:
         """Answer that the process is alive."""
         return Alive()
 
-    @app.get("/readyz", response_model=Alive, responses={503: _ERRORS[503]})
-    @app.get("/v2/health/ready", response_model=Alive, responses={503: _ERRORS[503]})
-    @app.get("/v2/models/melanoma/ready", response_model=Alive, responses={503: _ERRORS[503]})
+    @app.get("/readyz", response_model=Alive, responses=errors(503))
+    @app.get("/v2/health/ready", response_model=Alive, responses=errors(503))
+    @app.get("/v2/models/melanoma/ready", response_model=Alive, responses=errors(503))
     async def readyz(self, request: Request) -> Any:
         """Answer whether a classifier with loaded weights can be asked."""
         try:
@@ -179,12 +181,12 @@ class Ingress:
         """Return what the Open Inference Protocol wants to know of a server."""
         return {"name": "melanoma", "version": app.version, "extensions": ["binary_tensor_data"]}
 
-    @app.get("/v2/models/melanoma", responses={503: _ERRORS[503]})
+    @app.get("/v2/models/melanoma", responses=errors(401, 403, 500, 503, 504), dependencies=KEYED)
     async def model_metadata(self) -> dict[str, Any]:
         """Return the inputs and outputs of the model."""
         return open_inference.metadata((await self._describe())["manifest"]["version"])
 
-    @app.post("/v2/models/melanoma/infer", responses=_ERRORS, openapi_extra=open_inference.BODY)
+    @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=KEYED)
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
         asked = open_inference.read_request(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
@@ -195,7 +197,8 @@ class Ingress:
             async with at_once:
                 return await self._predict(await asyncio.to_thread(stored, sent, preprocess))
 
-        answers = await asyncio.gather(*(predict(sent) for sent in asked.pictures))
+        async with asyncio.timeout(self._timeout_s):
+            answers = await asyncio.gather(*(predict(sent) for sent in asked.pictures))
         versions = {described["manifest"]["version"] for _, described in answers}
         if len(versions) > 1:
             raise BundleChangingError

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,6 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
             f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
         )
     _check_free(host, port)
-    if not ray.is_initialized():
-        num_cpus = max(os.cpu_count() or 1, 2)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own start is not for people
-    config = read_config()
     args = AppArgs(
         bundle=str(bundle.resolve()),
         manifest_sha256=sha256_of(bundle / MANIFEST),
@@ -55,17 +45,40 @@ def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: boo
         require_api_key=not _is_loopback(host),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end a server are its ordinary end
-    with contextlib.suppress(KeyboardInterrupt):
-        serve.start(
-            http_options=config["http_options"] | {"host": host, "port": port}, logging_config=config["logging_config"]
-        )
-        serve.run(build_graph(args, _fit_machine(deployment_options(config))), name="melanoma", route_prefix="/")
-        print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
-        threading.Event().wait()
-    print("stopping", file=sys.stderr, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        serve.delete("melanoma")  # lets what is under way end; the cluster, this process's own, then goes as a whole
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="melanoma-", dir=_memory()) as spill:
+        with contextlib.suppress(KeyboardInterrupt):
+            _start(args, host=host, port=port, spill=spill)
+            print(f"serving {bundle} at http://{host}:{port}\n{point.contract.sentence()}", file=sys.stderr, flush=True)
+            threading.Event().wait()
+        print("stopping", file=sys.stderr, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve.delete(
+                "melanoma"
+            )  # lets what is under way end; the cluster, this process's own, then goes as a whole
+        ray.shutdown()
+
+
+def _start(args: AppArgs, *, host: str, port: int, spill: str) -> None:
+    """Start a cluster of this process's own and the graph on it."""
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 2),
+        object_spilling_directory=spill,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own start is not for people
+    config = read_config()
+    http_options = config["http_options"] | {"host": host, "port": port}
+    serve.start(http_options=http_options, logging_config=config["logging_config"])
+    serve.run(build_graph(args, _fit_machine(deployment_options(config))), name="melanoma", route_prefix="/")
+
+
+def _memory() -> Path | None:
+    """Return where Ray may put what its object store cannot hold: in memory, for pictures are part of it; None if nowhere is."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
 
 
 def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

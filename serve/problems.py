@@ -6,7 +6,8 @@ import uuid
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
@@ -37,6 +38,7 @@ def problem(
     request: Request, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Return one error; under /v2 also in the field that clients of that protocol read."""
+    request.state.code = code  # for the frame, which counts refusals
     body = Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
@@ -106,13 +108,28 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 503, "overloaded", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
-async def _crashed(request: Request, error: Exception) -> JSONResponse:
-    return problem(
-        request,
-        500,
-        "internal_error",
-        "The service failed on this request; try again, and report the request_id if it fails again.",
-    )
+async def _too_slow(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 504, "timeout", "No answer came in time; try again when the service is less busy.")
+
+
+async def _model_failed(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 500, "model_error", "The network gave no finite scores for this picture; send another.")
+
+
+async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
+    """Answer for an error that came over Ray; one raised by our own code in another replica is also of that code's kind."""
+    if isinstance(error, FloatingPointError):
+        return await _model_failed(request, error)
+    if isinstance(error, (ActorDiedError, ActorUnavailableError, NodeDiedError, DeploymentUnavailableError)):
+        detail = "A part of the service was lost on the way; try again after the time in Retry-After."
+        return problem(request, 503, "replica_lost", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+    return crashed(request)
+
+
+def crashed(request: Request) -> JSONResponse:
+    """Return the answer to a request that nobody foresaw."""
+    detail = "The service failed on this request; try again, and report the request_id if it fails again."
+    return problem(request, 500, "internal_error", detail)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -123,4 +140,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(BackPressureError, _busy)
-    app.add_exception_handler(Exception, _crashed)
+    app.add_exception_handler(TimeoutError, _too_slow)
+    app.add_exception_handler(FloatingPointError, _model_failed)
+    app.add_exception_handler(RayError, _ray_failed)
+    app.add_exception_handler(RayServeException, _ray_failed)

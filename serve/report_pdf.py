@@ -63,7 +63,8 @@ def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.d
     _write(
         canvas,
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights {answer.model.weights_sha256[:12]}; "
-        f"request {answer.request_id}. The map is Grad-CAM of melanoma in coarse cells; no map here has been shown to mark lesions.",
+        f"request {answer.request_id}. The line across melanoma's "
+        "bar is the threshold. The map is Grad-CAM of melanoma in coarse cells; no map here has been shown to mark lesions.",
         _SMALL,
         top,
     )

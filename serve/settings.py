@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 CONFIG = Path(__file__).with_name("config.yaml")
@@ -21,6 +21,7 @@ class AppArgs(BaseModel):
         manifest_sha256: of the only manifest that may be served; None serves whatever stands in the folder.
         allow_uncontracted: decide although the contract is unmet, and say so in every answer.
         require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback may go without.
+        answer_timeout_s: seconds the graph may take for one request, after which it is answered 504.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -29,6 +30,7 @@ class AppArgs(BaseModel):
     manifest_sha256: str | None = None
     allow_uncontracted: bool = False
     require_api_key: bool = True
+    answer_timeout_s: float = Field(default=25, gt=0)
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:

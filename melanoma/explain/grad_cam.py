@@ -6,6 +6,7 @@ layer; the feature map itself comes with the prediction.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,13 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tup
 
 
 def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: int = 1) -> Explained:
-    """Predict ``(N, 3, H, W)`` images and explain one class; over several views both are averaged, the maps mirrored back."""
+    """Predict ``(N, 3, H, W)`` images and explain one class."""
     with torch.no_grad():
-        feature_maps = view_features(model, images, views)
+        return explain_views(model, view_features(model, images, views), class_index=class_index)
+
+
+def explain_views(model: nn.Module, feature_maps: Sequence[Tensor], *, class_index: int) -> Explained:
+    """Predict and explain from the feature maps ``(N, K, h, w)`` of some views: both are averaged, the maps mirrored back."""
     logits, heatmaps = zip(
         *(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True
     )

@@ -183,6 +183,12 @@ function colour(data, i, value) {
   data[i + 3] = Math.round(255 * Math.sqrt(value));
 }
 
+// As large as the panel and 70 % of the window's height allow: pictures may come small.
+function placePicture() {
+  const image = find("image");
+  if (image.naturalHeight) image.style.width = `min(100%, calc(70vh * ${image.naturalWidth / image.naturalHeight}))`;
+}
+
 function placeMap() {
   const [image, canvas] = [find("image"), find("map")];
   Object.assign(canvas.style, {
@@ -245,6 +251,7 @@ find("key-form").addEventListener("submit", (event) => {
   find("key").value = "";
   read();
 });
-addEventListener("resize", placeMap);
+find("image").addEventListener("load", placePicture);
+new ResizeObserver(placeMap).observe(find("image"));
 find("prevalence").value = 55;  // 3 %
 explainPrevalence();

@@ -160,13 +160,13 @@ def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
 def test_a_broken_network_gives_no_answer(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
     with pytest.raises(FloatingPointError):
-        predictor.interpret(np.full((1, 7), np.nan))
+        predictor.interpret(np.full((1, 7), np.nan), np.ones(1))
 
 
 def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
     logits = torch.linspace(-4, 4, 41)[:, None] * torch.eye(7)[MELANOMA_INDEX][None]
-    for prediction in predictor.interpret(logits.numpy()):
+    for prediction in predictor.interpret(logits.numpy(), np.ones(len(logits))):
         expected = (
             "refer"
             if prediction.probabilities[MELANOMA_INDEX] >= predictor.bundle.operating_point.threshold

@@ -1,0 +1,74 @@
+"""What the service tells Prometheus of itself: counts and times only. Ray exports them on each node's metrics port, as ray_melanoma_*."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from ray.serve.metrics import Counter, Histogram
+
+from melanoma.predictor import Prediction
+
+Stage = Literal["decode", "predict", "explain", "encode"]
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+_SIZES: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+_DISTANCES = [0.4, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10]
+
+
+class RequestMetrics:
+    """Of requests: decisions by kind, refusals by code, seconds by stage."""
+
+    def __init__(self) -> None:
+        self._decisions = Counter("melanoma_decisions", "answers by decision", tag_keys=("decision",))
+        self._refusals = Counter(
+            "melanoma_refusals",
+            "requests not answered, by code of the problem",
+            tag_keys=("code", "status"),  # type: ignore[arg-type]  # annotated as one word, taken as many
+        )
+        self._seconds = Histogram(
+            "melanoma_stage_seconds", "seconds of a request by stage, waiting included", _SECONDS, tag_keys=("stage",)
+        )
+
+    def decided(self, decision: str) -> None:
+        """Count one answer."""
+        self._decisions.inc(tags={"decision": decision})
+
+    def refused(self, code: str, status: int) -> None:
+        """Count one request without an answer."""
+        self._refusals.inc(tags={"code": code, "status": str(status)})
+
+    @contextlib.contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time what is done inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds.observe(time.perf_counter() - started, tags={"stage": name})
+
+
+class BatchMetrics:
+    """Of batches in the classifier: their sizes, their seconds, and how far their pictures lie from the validation ones."""
+
+    def __init__(self) -> None:
+        self._sizes = Histogram("melanoma_batch_size", "pictures a batch", _SIZES)
+        self._seconds = Histogram("melanoma_batch_seconds", "seconds of the network a batch", _SECONDS)
+        self._distances = Histogram(
+            "melanoma_feature_distance",
+            "distance of served features from the validation ones; 5 % of those lie above 1",
+            _DISTANCES,
+        )
+
+    def computed(self, predictions: Sequence[Prediction], seconds: float) -> None:
+        """Record one batch."""
+        self._sizes.observe(len(predictions))
+        self._seconds.observe(seconds)
+        for prediction in predictions:
+            self._distances.observe(prediction.feature_distance)
+
+
+@functools.cache
+def request_metrics() -> RequestMetrics:
+    """Return the metrics of this process; made inside a replica, they carry its name."""
+    return RequestMetrics()
