@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,17 @@ from serve.metrics import request_metrics
 from serve.problems import body_too_large, crashed, new_request_id, problem
 
 # What says nothing about pictures or the model: anybody may ask, as probes and the page must.
-OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs")
+OPEN = (
+    "/",
+    "/healthz",
+    "/readyz",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/melanoma/ready",
+    "/openapi.json",
+    "/docs",
+)
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -25,6 +36,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
 logger = logging.getLogger("ray.serve")
 
 
@@ -63,6 +75,10 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
 
 def _refusal(request: Request, max_body_bytes: int) -> Response | None:
     """Return why a request is refused before its body is read, None if it is not."""
+    if not _HOST.fullmatch(request.headers.get("host", "")):
+        return problem(
+            request, 400, "bad_host", "The Host header must be a name or an address; send that of the service."
+        )
     if (refused := _key_refusal(request, _keys())) is not None:
         return refused
     length = request.headers.get("content-length", "")

@@ -23,7 +23,7 @@ from serve.classifier import Job
 from serve.explainer import GuidedJob
 from serve.frame import install_frame
 from serve.metrics import request_metrics
-from serve.openapi import DESCRIPTION, KEYED, PAGE, PICTURE, errors, install_docs
+from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
 from serve.pictures import (
     MAX_BODY_BYTES,
     answer_of,
@@ -40,7 +40,7 @@ from serve.schemas import Alive, ModelResponse, PredictResponse
 
 PICTURES_AT_ONCE = 8
 Explain = Literal["none", "grad_cam", "guided_grad_cam"]
-_REFUSALS = errors(400, 401, 403, 405, 413, 415, 422, 500, 503, 504)
+_REFUSALS = errors(400, 401, 403, 405, 406, 413, 415, 422, 500, 503, 504)
 
 app = FastAPI(
     title="melanoma",
@@ -48,6 +48,7 @@ app = FastAPI(
     description=DESCRIPTION,
     docs_url=None,
     redoc_url=None,
+    redirect_slashes=False,
 )
 install_problem_handlers(app)
 install_frame(app, max_body_bytes=MAX_BODY_BYTES)
@@ -123,7 +124,7 @@ class Ingress:
         response_model=PredictResponse,
         responses=_REFUSALS,
         openapi_extra=PICTURE,
-        dependencies=KEYED,
+        dependencies=GUARDED,
     )
     async def predict(self, request: Request, explain: Annotated[Explain, Query()] = "none") -> PredictResponse:
         """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
@@ -134,7 +135,7 @@ class Ingress:
         response_class=Response,
         responses={200: {"content": {"application/pdf": {}}}, **_REFUSALS},
         openapi_extra=PICTURE,
-        dependencies=KEYED,
+        dependencies=GUARDED,
     )
     async def report(self, request: Request) -> Response:
         """Return the same prediction with its heatmap as one page of PDF."""
@@ -142,7 +143,12 @@ class Ingress:
         page = await asyncio.to_thread(report_pdf, image, answer, now=datetime.datetime.now(datetime.UTC))
         return Response(page, media_type="application/pdf")
 
-    @app.get("/v1/model", response_model=ModelResponse, responses=errors(401, 403, 500, 503, 504), dependencies=KEYED)
+    @app.get(
+        "/v1/model",
+        response_model=ModelResponse,
+        responses=errors(401, 403, 406, 422, 500, 503, 504),
+        dependencies=GUARDED,
+    )
     async def model(self) -> ModelResponse:
         """Return the manifest as far as a client may see it, and the model card."""
         described = await self._describe()
@@ -181,12 +187,12 @@ class Ingress:
         """Return what the Open Inference Protocol wants to know of a server."""
         return {"name": "melanoma", "version": app.version, "extensions": ["binary_tensor_data"]}
 
-    @app.get("/v2/models/melanoma", responses=errors(401, 403, 500, 503, 504), dependencies=KEYED)
+    @app.get("/v2/models/melanoma", responses=errors(401, 403, 406, 422, 500, 503, 504), dependencies=GUARDED)
     async def model_metadata(self) -> dict[str, Any]:
         """Return the inputs and outputs of the model."""
         return open_inference.metadata((await self._describe())["manifest"]["version"])
 
-    @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=KEYED)
+    @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED)
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
         asked = open_inference.read_request(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))

@@ -4,7 +4,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
@@ -15,8 +16,6 @@ DESCRIPTION = """Melanoma triage of dermoscopic pictures. **Research use only; n
 
 Every error is an `application/problem+json` with a `code` and the `request_id`. How often one may ask is the gateway's business."""
 PAGE = Path(__file__).with_name("page")
-# Says in the schema that a key may be asked for; the frame is what asks.
-KEYED: Any = [Depends(HTTPBearer(auto_error=False, description="an API key; see MELANOMA_API_KEYS_FILE"))]
 PICTURE = {
     "requestBody": {
         "required": True,
@@ -35,6 +34,28 @@ PICTURE = {
         },
     }
 }
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """Refuse a query field that the route does not know: mistyped, it would be passed over in silence."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    if set(request.query_params) - known:
+        raise RequestValidationError([{"type": "extra_forbidden", "loc": ("query", "an unknown field"), "msg": ""}])
+
+
+def refuse_other_types(request: Request) -> None:
+    """Refuse a client that takes none of the types all answers here have."""
+    taken = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
+    if not any(kind.startswith(("application/", "*/*")) for kind in taken):
+        raise HTTPException(406)
+
+
+# The bearer says in the schema that a key may be asked for; the frame is what asks.
+GUARDED: Any = [
+    Depends(HTTPBearer(auto_error=False, description="an API key; see MELANOMA_API_KEYS_FILE")),
+    Depends(refuse_unknown_query),
+    Depends(refuse_other_types),
+]
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

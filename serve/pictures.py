@@ -26,8 +26,16 @@ MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
 
 async def picture_bytes(request: Request) -> bytes:
     """Return the picture of a raw body or of the one multipart field `image`."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
-        return await request.body()
+    kind = request.headers.get("content-type", "").lower()
+    if not kind.startswith("multipart/"):
+        data = await request.body()
+        if kind.startswith("application/json") and data.lstrip()[:1] in (b"{", b"[", b'"'):
+            raise InvalidImageError(
+                "The body must be the picture itself, it is JSON; send the bytes, or a form with one file field named image.",
+                status=422,
+                code="no_image_field",
+            )
+        return data
     async with request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES) as form:
         field = form.get("image")
         if not isinstance(field, UploadFile):

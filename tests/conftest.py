@@ -1,10 +1,15 @@
 """Fixtures shared by all tests; one Ray cluster and one small trained bundle a session."""
 
+import dataclasses
+import hashlib
 import os
+import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,6 +138,64 @@ def ray_cluster() -> Iterator[None]:
     connect(num_workers=4)
     yield
     ray.shutdown()
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A real local Serve with the graph of the config, behind an API key.
+
+    Attributes:
+        url: where it listens.
+        key: one that is let in.
+    """
+
+    url: str
+    key: str
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@pytest.fixture(scope="module")
+def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    from ray import serve
+
+    from melanoma.bundle import MANIFEST
+    from melanoma.files import sha256_of
+    from serve.api_keys import VARIABLE
+    from serve.app import build_graph
+    from serve.settings import AppArgs, deployment_options, read_config
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = secrets.token_urlsafe(32)
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{hashlib.sha256(key.encode()).hexdigest()} the tests\n")
+    config = read_config()
+    serve.start(
+        http_options=config["http_options"] | {"host": "127.0.0.1", "port": port},
+        logging_config=config["logging_config"],
+    )
+    options = deployment_options(config)
+    options["Ingress"]["ray_actor_options"] |= {"runtime_env": {"env_vars": {VARIABLE: str(keys)}}}
+    args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST))
+    serve.run(build_graph(args, options), name="melanoma", route_prefix="/")
+    yield Service(f"http://127.0.0.1:{port}", key)
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=60, headers=service.authorization) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def picture(phantom_source: Path) -> bytes:
+    """One phantom as a JPEG file."""
+    return sorted((phantom_source / "images").iterdir())[0].read_bytes()
 
 
 @pytest.fixture

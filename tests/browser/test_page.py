@@ -1,0 +1,284 @@
+"""The reading page in headless Chromium, doing what a person does."""
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pypdfium2 as pdfium
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.conftest import Service
+
+pytestmark = [pytest.mark.browser, pytest.mark.ray]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is here: install the package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, service: Service) -> Iterator[Page]:
+    """The page, opened; afterwards no script failed, nothing broke the policy and no outside address was asked for."""
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if _is_wrong(message.type, message.text) else None)
+    page.on("request", lambda asked: wrong.append(asked.url) if not _is_own(asked.url, service.url) else None)
+    page.goto(service.url)
+    yield page
+    assert wrong == []
+
+
+def _is_wrong(kind: str, text: str) -> bool:
+    """Say whether a console message tells of a fault; that a request was refused is part of the game."""
+    return kind in ("error", "warning") and not re.search(r"status of (401|403|415|422|503)", text)
+
+
+def _is_own(url: str, base: str) -> bool:
+    return url.startswith((base, "data:", "blob:"))
+
+
+@pytest.fixture
+def lesion(phantom_source: Path) -> Path:
+    return sorted((phantom_source / "images").iterdir())[1]
+
+
+def _read(page: Page, service: Service, lesion: Path) -> None:
+    """Choose a picture and type the key that the page asks for."""
+    page.set_input_files("#file", lesion)
+    page.get_by_label("API key").fill(service.key)
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+
+
+def _answer(service: Service, data: bytes, explain: str = "grad_cam") -> dict[str, object]:
+    response = httpx.post(
+        f"{service.url}/v1/predict?explain={explain}", content=data, headers=service.authorization, timeout=60
+    )
+    answer: dict[str, object] = response.json()
+    return answer
+
+
+def test_a_person_reads_one_lesion(page: Page, service: Service, lesion: Path) -> None:
+    answer = _answer(service, lesion.read_bytes())
+    _read(page, service, lesion)
+    verdict = {"refer": "Refer", "no_referral": "No referral"}[str(answer["decision"])]
+    expect(page.locator("#verdict")).to_have_text(verdict)
+    expect(page.locator("#contract")).to_have_text(str(answer["contract_sentence"]))
+    expect(page.locator(".disclaimer")).to_contain_text("Research use only.")
+    shown = page.locator("#probabilities .value").all_inner_texts()
+    expected = sorted(answer["probabilities"].values(), reverse=True)  # type: ignore[attr-defined]
+    assert shown == [f"{100 * p:.1f} %" for p in expected]
+    expect(page.locator("#reading")).to_be_focused()
+
+
+def test_the_slider_explains_a_referral_and_never_moves_the_decision(
+    page: Page, service: Service, lesion: Path
+) -> None:
+    contract = _answer(service, lesion.read_bytes())["contract"]
+    _read(page, service, lesion)
+    before = page.locator("#decision").inner_text()
+    told = set()
+    slider = page.get_by_label("Melanomas among the lesions you examine")
+    for key in ("Home", "End"):
+        slider.press(key)
+        prevalence = 0.001 if key == "Home" else 0.5
+        text = page.locator("#meaning").inner_text()
+        told.add(text)
+        found = prevalence * contract["sensitivity"]  # type: ignore[index]
+        alarms = (1 - prevalence) * (1 - contract["specificity"])  # type: ignore[index]
+        if "are referred" in text:
+            assert f"a referral means melanoma in {100 * found / (found + alarms):.1f} %" in text
+        assert page.locator("#decision").inner_text() == before
+    assert len(told) == 2
+
+
+def _map_pixels(page: Page) -> Image.Image:
+    data = page.locator("#map").evaluate("canvas => canvas.toDataURL().split(',')[1]")
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_the_map_lies_on_the_picture_and_can_be_faded(page: Page, service: Service, lesion: Path) -> None:
+    answer = _answer(service, lesion.read_bytes())
+    _read(page, service, lesion)
+    page.wait_for_function("document.getElementById('map').width > 300 || document.getElementById('map').style.width")
+    boxes = [page.locator(name).bounding_box() for name in ("#image", "#map")]
+    assert boxes[0] is not None
+    assert boxes[0] == pytest.approx(boxes[1], abs=1)
+    heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
+    assert _map_pixels(page).size == heatmap.size
+    peak = max(range(heatmap.width * heatmap.height), key=list(heatmap.getdata()).__getitem__)
+    assert _map_pixels(page).getpixel((peak % heatmap.width, peak // heatmap.width))[3] == 255  # type: ignore[index]
+    page.get_by_label("Opacity of the map").press("Home")
+    assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0"
+    expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
+    page.get_by_label("Guided Grad-CAM").check()
+    expect(page.locator("#map-meaning")).to_contain_text("single pixels", timeout=60_000)
+    expect(page.locator("#map-meaning")).to_contain_text("do not read disease from it")
+
+
+_DROP = """([data, name]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const carried = new DataTransfer();
+    carried.items.add(new File([bytes], "lesion.jpg", { type: "image/jpeg" }));
+    const event = name === "drop" ? new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: carried, bubbles: true });
+    document.getElementById("drop").dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
+    page.evaluate(_DROP, [base64.b64encode(lesion.read_bytes()).decode(), way])
+    page.get_by_label("API key").fill(service.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+
+
+def test_the_keyboard_is_enough(page: Page, service: Service, lesion: Path) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the reading")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#file")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(lesion)
+    expect(page.locator("#key")).to_be_focused(timeout=60_000)
+    page.keyboard.type(service.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#reading")).to_be_focused(timeout=60_000)
+    for control in ("#prevalence", "#pdf", "#again"):
+        page.keyboard.press("Tab")
+        expect(page.locator(control)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#file")).to_be_focused()
+
+
+def test_the_pdf_is_saved_under_a_name_that_tells_nothing(page: Page, service: Service, lesion: Path) -> None:
+    _read(page, service, lesion)
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Save as PDF").click()
+    assert download.value.suggested_filename == "melanoma-triage.pdf"
+    with pdfium.PdfDocument(Path(download.value.path())) as document:
+        assert len(document) == 1
+
+
+def test_a_wrong_key_and_a_bad_picture_are_said_in_words(page: Page, service: Service, lesion: Path) -> None:
+    page.set_input_files("#file", lesion)
+    page.get_by_label("API key").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The API key must be valid here")
+    page.get_by_label("API key").fill(service.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Another picture").click()
+    page.set_input_files("#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    expect(page.get_by_role("alert")).to_contain_text("must be JPEG, PNG or WebP")
+    expect(page.locator("#answer")).to_be_hidden()
+
+
+def test_a_service_that_is_away_is_said_in_words(page: Page, lesion: Path) -> None:
+    page.route("**/v1/predict*", lambda route: route.abort())
+    page.set_input_files("#file", lesion)
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    page.unroute("**/v1/predict*")
+
+
+def test_nothing_is_kept_in_the_browser(page: Page, context: BrowserContext, service: Service, lesion: Path) -> None:
+    _read(page, service, lesion)
+    kept = "[localStorage.length, sessionStorage.length, document.cookie, (await indexedDB.databases()).length, (await caches.keys()).length]"
+    assert page.evaluate(f"async () => {kept}") == [0, 0, "", 0, 0]
+    assert context.cookies() == []
+    page.reload()
+    expect(page.locator("#answer")).to_be_hidden()
+    assert page.locator("#key").input_value() == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_everybody_can_use_it(
+    browser: Browser,
+    service: Service,
+    lesion: Path,
+    scheme: str,
+    size: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Axe finds nothing, before and after a reading; nothing is wider than the screen. The screenshots stay to be looked at."""
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(service.url)
+    shots = tmp_path_factory.getbasetemp() / "screenshots"
+    shots.mkdir(exist_ok=True)
+
+    def check(name: str) -> None:
+        page.screenshot(path=shots / f"{size}-{scheme}-{name}.png", full_page=True)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    check("start")
+    page.set_input_files("#file", lesion)
+    expect(page.locator("#key-form")).to_be_visible(timeout=60_000)
+    check("key")
+    page.get_by_label("API key").fill(service.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(300)
+    check("reading")
+    context.close()
+
+
+def test_the_schema_page_needs_no_outside_address(context: BrowserContext, service: Service) -> None:
+    page, outside = context.new_page(), []
+    page.on("request", lambda asked: outside.append(asked.url) if not _is_own(asked.url, service.url) else None)
+    page.goto(f"{service.url}/docs")
+    expect(page.get_by_text("/v1/predict", exact=True)).to_be_visible(timeout=60_000)
+    assert outside == []
+
+
+def _with_contract(route_answer: Callable[[dict[str, object]], None]) -> Callable[..., None]:
+    def answer(route: object) -> None:
+        response = route.fetch()  # type: ignore[attr-defined]
+        body = response.json()
+        route_answer(body)
+        route.fulfill(response=response, json=body)  # type: ignore[attr-defined]
+
+    return answer
+
+
+def test_a_network_without_a_contract_gives_no_verdict(page: Page, service: Service, lesion: Path) -> None:
+    """The answer of such a bundle, put in the place of the real one."""
+
+    def unmet(body: dict[str, object]) -> None:
+        if "decision" in body:
+            body.update(decision="cannot_assess", warnings=["contract_not_met"])
+
+    page.route("**/v1/predict*", _with_contract(unmet))
+    _read(page, service, lesion)
+    expect(page.locator("#verdict")).to_have_text("Cannot assess")
+    expect(page.locator("#warnings")).to_contain_text("has not earned a promise")
+    expect(page.locator("#clinic")).to_be_hidden()

@@ -1,0 +1,404 @@
+"""Bad input over the real HTTP server: each is refused with its own status and code, or read as documented; nothing dies of it."""
+
+import base64
+import io
+import json
+import os
+import re
+import socket
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.conftest import Service
+from tests.problems import is_problem
+
+pytestmark = pytest.mark.ray
+PREDICT = "/v1/predict"
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_head(width: int, height: int, *, bits: int = 8, colour: int = 2) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+
+
+def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _blank(width: int, height: int) -> bytes:
+    return _encoded(Image.new("RGB", (width, height), (200, 150, 130)))
+
+
+def _text_bomb() -> bytes:
+    text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"A" * 100_000_000, 9))
+    whole = _blank(64, 64)
+    return whole[:33] + text + whole[33:]
+
+
+def _other_format(kind: str) -> bytes:
+    return _encoded(Image.new("RGB", (64, 64)), kind)
+
+
+def _bilevel(side: int) -> bytes:
+    rows = b"".join(b"\0" + bytes((side + 7) // 8) for _ in range(side))
+    return _png_head(side, side, bits=1, colour=0) + _chunk(b"IDAT", zlib.compress(rows, 9)) + _chunk(b"IEND", b"")
+
+
+def _zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("picture.jpg", b"\xff\xd8\xff")
+    return buffer.getvalue()
+
+
+def _damaged_crc(data: bytes) -> bytes:
+    place = data.index(b"IDAT") + 10
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+
+
+REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
+    "nothing": (lambda _: b"", 400, "empty_image"),
+    "body over the limit": (lambda jpeg: jpeg + bytes(21 * 2**20), 413, "body_too_large"),
+    "text": (lambda _: b"a picture of a lesion" * 9, 415, "unsupported_format"),
+    "HTML": (lambda _: b"<!doctype html><script>alert(1)</script>", 415, "unsupported_format"),
+    "SVG": (lambda _: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_format"),
+    "PDF": (lambda _: b"%PDF-1.7\n" + bytes(90), 415, "unsupported_format"),
+    "ZIP": (lambda _: _zip(), 415, "unsupported_format"),
+    "ELF": (lambda _: b"\x7fELF" + bytes(90), 415, "unsupported_format"),
+    **{
+        kind: (lambda _, kind=kind: _other_format(kind), 415, "unsupported_format")  # type: ignore[misc]
+        for kind in ("GIF", "BMP", "TIFF", "EPS", "JPEG2000")
+    },
+    "FITS": (lambda _: b"SIMPLE  =                    T".ljust(2880), 415, "unsupported_format"),
+    "PSD": (lambda _: b"8BPS\0\1" + bytes(90), 415, "unsupported_format"),
+    "HEIC": (lambda _: b"\0\0\0\x18ftypheic" + bytes(90), 415, "unsupported_format"),
+    "AVIF": (lambda _: b"\0\0\0\x18ftypavif" + bytes(90), 415, "unsupported_format"),
+    "DICOM": (lambda _: bytes(128) + b"DICM" + bytes(90), 415, "unsupported_format"),
+    "other RIFF": (lambda _: b"RIFF\x24\0\0\0WAVEfmt " + bytes(90), 415, "unsupported_format"),
+    "half a JPEG": (lambda jpeg: jpeg[: len(jpeg) // 2], 422, "image_truncated"),
+    "JPEG without its end": (lambda jpeg: jpeg[:-400], 422, "image_truncated"),
+    "JPEG header": (lambda jpeg: jpeg[:300], 422, "image_truncated"),
+    "JPEG of nothing": (lambda _: b"\xff\xd8\xff" + bytes(64), 422, "image_truncated"),
+    "PNG with a wrong checksum": (lambda _: _damaged_crc(_blank(64, 64)), 422, "image_truncated"),
+    "PNG header": (lambda _: _png_head(64, 64), 422, "image_truncated"),
+    "PNG without a size": (lambda _: _png_head(0, 0), 422, "bad_dimensions"),
+    "PNG with a text bomb": (lambda _: _text_bomb(), 422, "image_truncated"),
+    "half a WebP": (lambda _: _encoded(Image.effect_noise((64, 64), 50), "WEBP")[:200], 422, "image_truncated"),
+    "900 megapixels in a header": (lambda _: _png_head(30_000, 30_000), 413, "image_too_large"),
+    "88 megapixels in few bytes": (lambda _: _bilevel(9_400), 413, "image_too_large"),
+    "100000 x 1": (lambda _: _png_head(100_000, 1), 422, "bad_dimensions"),
+    "1 x 1": (lambda _: _blank(1, 1), 422, "bad_dimensions"),
+    "8 x 8": (lambda _: _blank(8, 8), 422, "bad_dimensions"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_picture_is_refused(name: str, client: httpx.Client, picture: bytes) -> None:
+    make, status, code = REFUSED[name]
+    is_problem(client.post(PREDICT, content=make(picture)), status, code)
+
+
+def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(25):
+            yield b"\xff" * 2**20
+
+    is_problem(client.post(PREDICT, content=chunks()), 413, "body_too_large")
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        ({"files": {"picture": b"\xff\xd8\xff"}}, 422, "no_image_field"),
+        ({"files": {"other": ("", b"x")}, "data": {"image": "words"}}, 422, "no_image_field"),
+        ({"json": {"image": "words"}}, 422, "no_image_field"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_request"),
+        ({"content": b"garbage" * 9, "headers": MULTIPART}, 400, "bad_request"),
+        ({"data": {f"field{i}": "x" for i in range(1500)}, "files": {"image": b"\xff\xd8\xff"}}, 400, "bad_request"),
+        ({"files": [("image", b"\xff\xd8\xff"), ("image", b"\xff\xd8\xff")]}, 400, "bad_request"),
+    ],
+    ids=["another field", "words in the field", "JSON", "no boundary", "garbage", "1500 fields", "two files"],
+)
+def test_a_form_that_holds_no_picture_is_refused(
+    client: httpx.Client, sent: dict[str, object], status: int, code: str
+) -> None:
+    is_problem(client.post(PREDICT, **sent), status, code)  # type: ignore[arg-type]
+
+
+def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, picture: bytes) -> None:
+    is_problem(client.get("/v1/nowhere"), 404, "not_found")
+    is_problem(client.get("/v2/models/another"), 404, "not_found")
+    is_problem(client.get("/page/../ingress.py"), 404, "not_found")
+    is_problem(client.get(PREDICT), 405, "method_not_allowed")
+    is_problem(client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}), 405, "method_not_allowed")
+    is_problem(client.post(PREDICT, content=picture, headers={"Accept": "image/png"}), 406, "not_acceptable")
+
+
+def test_questions_the_service_does_not_know_are_refused(client: httpx.Client, picture: bytes) -> None:
+    wrong = is_problem(client.post(f"{PREDICT}?explain=everything", content=picture), 422, "invalid_request")
+    assert "'guided_grad_cam'" in wrong["detail"]
+    assert "everything" not in wrong["detail"]
+    wrong = is_problem(client.post(f"{PREDICT}?explian=grad_cam", content=picture), 422, "invalid_request")
+    assert "explian" not in wrong["detail"]
+
+
+def test_no_other_origin_is_let_in(client: httpx.Client, picture: bytes) -> None:
+    response = client.post(PREDICT, content=picture, headers={"Origin": "https://elsewhere.example"})
+    assert response.status_code == 200
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_only_keys_open_the_service(service: Service, picture: bytes) -> None:
+    with httpx.Client(base_url=service.url, timeout=60) as stranger:
+        no_key = stranger.post(PREDICT, content=picture)
+        is_problem(no_key, 401, "no_key")
+        assert no_key.headers["www-authenticate"] == "Bearer"
+        is_problem(stranger.post(f"{PREDICT}?key={service.key}", content=picture), 401, "no_key")
+        is_problem(stranger.post(PREDICT, headers={"Authorization": "Bearer wrong"}), 403, "wrong_key")
+        for path in ("/v1/model", "/v2/models/melanoma"):
+            is_problem(stranger.get(path), 401, "no_key")
+        for path in ("/v1/report", "/v2/models/melanoma/infer"):
+            is_problem(stranger.post(path, content=picture), 401, "no_key")
+        for path in ("/", "/healthz", "/readyz", "/page/page.js", "/openapi.json", "/docs"):
+            assert stranger.get(path).status_code == 200, path
+        assert stranger.post(PREDICT, content=picture, headers={"X-API-Key": service.key}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example/..", "a b", "evil@melanoma", "<script>"])
+def test_a_host_that_is_none_is_refused(client: httpx.Client, host: str) -> None:
+    is_problem(client.get("/v1/model", headers={"Host": host}), 400, "bad_host")
+
+
+@pytest.mark.parametrize("client_id", ["<script>evil</script>", "x" * 10_000])
+def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_id: str, picture: bytes) -> None:
+    answer = client.post(PREDICT, content=picture, headers={"X-Request-ID": client_id}).json()
+    assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"what is this\r\n\r\n",
+    ],
+    ids=["negative length", "two lengths", "no request line"],
+)
+def test_broken_http_is_refused(service: Service, client: httpx.Client, request_bytes: bytes) -> None:
+    address = urlsplit(service.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20) as connection:
+        connection.sendall(request_bytes)
+        assert b" 400 " in connection.recv(4096).split(b"\r\n")[0]
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a\r\nX-Evil: 1", "nul\0.jpg", "x" * 4096, "\u202egpj.exe", "<script>"]
+)
+def test_a_file_name_is_ignored(client: httpx.Client, name: str, picture: bytes) -> None:
+    response = client.post(PREDICT, files={"image": (name, picture, "text/plain")})
+    assert response.status_code == 200, response.text
+    assert "x-evil" not in response.headers
+    assert "passwd" not in response.text
+    assert "x" * 99 not in response.text
+
+
+def _probabilities(client: httpx.Client, data: bytes, **headers: str) -> np.ndarray:
+    response = client.post(PREDICT, content=data, headers=headers)
+    assert response.status_code == 200, response.text
+    return np.array(list(response.json()["probabilities"].values()))
+
+
+@pytest.fixture(scope="module")
+def upright(picture: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.convert("RGB")
+
+
+def test_the_first_bytes_decide_the_format(client: httpx.Client, upright: Image.Image) -> None:
+    png = _encoded(upright)
+    expected = _probabilities(client, png)
+    for kind in ("image/jpeg", "text/html", "application/json", "application/x-evil"):
+        assert np.array_equal(_probabilities(client, png, **{"Content-Type": kind}), expected)
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def _palette(image: Image.Image) -> Image.Image:
+    return image.quantize(256)
+
+
+TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], Image.Image]]] = {
+    "grey": (lambda im: _encoded(im.convert("L")), lambda im: im.convert("L").convert("RGB")),
+    "black and white": (lambda im: _encoded(im.convert("1")), lambda im: im.convert("1").convert("RGB")),
+    "grey with alpha": (lambda im: _encoded(im.convert("L").convert("LA")), lambda im: im.convert("L").convert("RGB")),
+    "opaque alpha": (lambda im: _encoded(im.convert("RGBA")), lambda im: im),
+    "transparent": (
+        lambda im: _encoded(Image.merge("RGBA", (*im.split(), Image.new("L", im.size, 0)))),
+        lambda im: Image.new("RGB", im.size, (255, 255, 255)),
+    ),
+    "palette": (lambda im: _encoded(_palette(im)), lambda im: _palette(im).convert("RGB")),
+    "16 bits": (lambda im: _encoded(_deep_grey(im)), lambda im: im.convert("L").convert("RGB")),
+    "lossless WebP": (lambda im: _encoded(im, "WEBP", lossless=True), lambda im: im),
+    "animated PNG": (
+        lambda im: _encoded(im, save_all=True, append_images=[Image.new("RGB", im.size)]),
+        lambda im: im,
+    ),
+    "animated WebP": (
+        lambda im: _encoded(im, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", im.size)]),
+        lambda im: im,
+    ),
+    "ZIP behind the picture": (lambda im: _encoded(im) + _zip(), lambda im: im),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_unusual_pictures_answer_as_their_twins(name: str, client: httpx.Client, upright: Image.Image) -> None:
+    unusual, twin = TWINS[name]
+    answer = _probabilities(client, unusual(upright))
+    assert np.abs(answer - _probabilities(client, _encoded(twin(upright)))).max() < 1e-6
+
+
+def test_cmyk_is_read(client: httpx.Client, upright: Image.Image) -> None:
+    data = _encoded(upright.convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        twin = _encoded(image.convert("RGB"))
+    assert np.abs(_probabilities(client, data) - _probabilities(client, twin)).max() < 1e-6
+
+
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", sorted(_UNDO))
+def test_the_camera_may_lie_on_its_side(client: httpx.Client, upright: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = _encoded(upright.transpose(_UNDO[orientation]), exif=exif)
+    assert np.abs(_probabilities(client, turned) - _probabilities(client, _encoded(upright))).max() < 1e-6
+    answer = client.post(f"{PREDICT}?explain=grad_cam", content=turned).json()
+    with Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"]))) as heatmap:
+        assert heatmap.size == upright.size
+
+
+def test_what_a_file_says_of_its_patient_goes_nowhere(client: httpx.Client, upright: Image.Image) -> None:
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x010E], exif[0x8825] = "Jane Canary, 1 Canary Road", {1: "N", 2: (47.0, 22.0, 9.0)}
+    text.add_text("Comment", "<script>canary()</script>")
+    text.add_itxt("XML:com.adobe.xmp", "<x>Canary</x>")
+    data = _encoded(upright, exif=exif, pnginfo=text, icc_profile=b"canary" * 20)
+    assert b"Canary" in data
+    response = client.post(f"{PREDICT}?explain=grad_cam", content=data)
+    assert response.status_code == 200
+    assert "canary" not in response.text.lower()
+    for name in ("heatmap_png", "overlay_png"):
+        with Image.open(io.BytesIO(base64.b64decode(response.json()["explanation"][name]))) as image:
+            assert not image.info
+    pdf = client.post("/v1/report", content=data)
+    assert pdf.status_code == 200
+    assert b"canary" not in pdf.content.lower()
+
+
+def _infer(client: httpx.Client, data: list[str]) -> httpx.Response:
+    asked = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}]}
+    return client.post("/v2/models/melanoma/infer", content=json.dumps(asked))
+
+
+def test_pictures_inside_json_are_held_to_the_same_rules(client: httpx.Client, picture: bytes) -> None:
+    whole = base64.b64encode(picture).decode()
+    assert _infer(client, [whole]).status_code == 200
+    is_problem(_infer(client, [whole[:-3]]), 400, "invalid_inference_request")
+    is_problem(_infer(client, ["data:image/jpeg;base64," + whole]), 400, "invalid_inference_request")
+    bomb = base64.b64encode(_png_head(30_000, 30_000)).decode()
+    assert is_problem(_infer(client, [whole, bomb]), 413, "image_too_large")["error"]
+    is_problem(client.post("/v2/models/melanoma/infer", content="[" * 100_000), 400, "invalid_inference_request")
+
+
+def _mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return a file with some bytes changed, cut out, doubled or put elsewhere."""
+    values = bytearray(data)
+    for _ in range(int(rng.integers(1, 8))):
+        start, length = int(rng.integers(0, len(values))), int(rng.integers(1, 64))
+        part = values[start : start + length]
+        kind = int(rng.integers(0, 4))
+        if kind == 0:
+            values[start : start + length] = rng.bytes(len(part))
+        elif kind == 1:
+            del values[start : start + length]
+        elif kind == 2:
+            values[start:start] = part
+        else:
+            values[start : start + 1] = bytes([values[start] ^ (1 << int(rng.integers(0, 8)))])
+        if len(values) < 2:
+            break
+    return bytes(values)
+
+
+def _resident_megabytes() -> float:
+    """Return what the processes of all replicas of this machine's Serve hold in memory."""
+    own = psutil.Process(os.getpid()).children(recursive=True)
+    return float(sum(p.memory_info().rss for p in own if "ServeReplica" in " ".join(p.cmdline()))) / 2**20
+
+
+def _fuzz(client: httpx.Client, seeds: list[bytes], num: int) -> dict[int, int]:
+    rng = np.random.default_rng(0)
+    counts: dict[int, int] = {}
+    with ThreadPoolExecutor(4) as pool:
+        mutants = (_mutated(seeds[i % len(seeds)], rng) for i in range(num))
+        for response in pool.map(lambda data: client.post(PREDICT, content=data), mutants):
+            counts[response.status_code] = counts.get(response.status_code, 0) + 1
+            assert response.status_code == 200 or 400 <= response.status_code < 500, response.text[:300]
+    return counts
+
+
+@pytest.fixture(scope="module")
+def seeds(upright: Image.Image) -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = upright.resize((64, 48))
+    return [
+        _encoded(small, "JPEG", exif=exif), _encoded(small, "JPEG", progressive=True), _encoded(small.convert("CMYK"), "JPEG"),
+        _encoded(small), _encoded(small.quantize(16)), _encoded(_deep_grey(small)), _encoded(small.convert("RGBA")),
+        _encoded(small, "WEBP"), _encoded(small, "WEBP", lossless=True),
+    ]  # fmt: skip
+
+
+def test_mutated_pictures_are_answered(client: httpx.Client, seeds: list[bytes]) -> None:
+    counts = _fuzz(client, seeds, 400)
+    assert counts[422] > 50
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(3600)
+def test_ten_thousand_mutated_pictures_leave_memory_flat(client: httpx.Client, seeds: list[bytes]) -> None:
+    _fuzz(client, seeds, 1_000)  # caches fill first
+    before = _resident_megabytes()
+    counts = _fuzz(client, seeds, 10_000)
+    grown = _resident_megabytes() - before
+    print(f"\n10,000 mutated pictures: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB")
+    assert before > 100
+    assert grown < 0.1 * before
+    assert client.get("/readyz").status_code == 200

@@ -1,0 +1,118 @@
+"""What surrounds a request, and how each failure behind it is told: with an application of test routes, without Ray."""
+
+import logging
+
+import pytest
+from fastapi import FastAPI, Request
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.testclient import TestClient
+
+from serve.classifier import Classifier, Job
+from serve.frame import HEADERS, install_frame
+from serve.metrics import BatchMetrics
+from serve.problems import BundleChangingError, install_problem_handlers
+from tests.problems import is_problem
+
+SECRET = "the words of a client"
+FAILURES = {
+    "overloaded": (503, BackPressureError(num_queued_requests=9, max_queued_requests=8)),
+    "replica_lost": (503, ActorDiedError()),
+    "bundle_changing": (503, BundleChangingError()),
+    "timeout": (504, TimeoutError()),
+    "model_error": (500, FloatingPointError(SECRET)),
+    "internal_error": (500, RuntimeError(SECRET)),
+}
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = FastAPI(redirect_slashes=False)
+    install_problem_handlers(app)
+    install_frame(app, max_body_bytes=1000)
+
+    @app.post("/fail/{code}")
+    async def fail(code: str) -> None:
+        raise FAILURES[code][1]
+
+    @app.post("/remote")
+    async def remote() -> None:
+        raise RayTaskError("predict", SECRET, FloatingPointError(SECRET)).as_instanceof_cause()
+
+    @app.post("/gone")
+    async def gone() -> None:
+        raise DeploymentUnavailableError(DeploymentID("Classifier", "melanoma"))
+
+    @app.post("/read")
+    async def read(request: Request) -> int:
+        return len(await request.body())
+
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_every_failure_is_told_in_words_of_our_own(
+    client: TestClient, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+    status, _ = FAILURES[code]
+    response = client.post(f"/fail/{code}")
+    is_problem(response, status, code)
+    assert SECRET not in response.text + caplog.text
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert response.headers.items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
+
+
+def test_an_error_of_another_replica_is_told_as_here(client: TestClient) -> None:
+    is_problem(client.post("/remote"), 500, "model_error")
+    is_problem(client.post("/gone"), 503, "replica_lost")
+
+
+def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    answer = client.post("/fail/internal_error").json()
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage().startswith("RuntimeError at test_frame.py:")
+    assert answer["request_id"] in record.getMessage()
+    assert SECRET not in caplog.text
+
+
+def test_the_log_has_the_route_and_not_the_address(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+    client.post("/fail/timeout?name=patient")
+    client.post("/elsewhere/patient")
+    assert [record.getMessage().split(" in ")[0] for record in caplog.records] == [
+        "POST /fail/{code} 504",
+        "POST unknown 404",
+    ]
+    assert "patient" not in caplog.text
+
+
+def test_a_body_is_refused_by_its_stated_length_and_by_its_real_one(client: TestClient) -> None:
+    assert client.post("/read", content=bytes(1000)).json() == 1000
+    is_problem(client.post("/read", content=bytes(1001)), 413, "body_too_large")
+    is_problem(client.post("/read", content=iter([bytes(600), bytes(600)])), 413, "body_too_large")
+
+
+def test_a_host_that_is_none_is_refused(client: TestClient) -> None:
+    assert client.post("/read", headers={"Host": "[::1]:8000"}).status_code == 200
+    is_problem(client.post("/read", headers={"Host": "evil/.."}), 400, "bad_host")
+
+
+class _Network:
+    """Stands in for a predictor: one of its pictures breaks it."""
+
+    def predict(self, pictures: list[int], *, explain: bool) -> list[int]:
+        if 13 in pictures:
+            raise FloatingPointError
+        return pictures
+
+
+def test_a_picture_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BatchMetrics, "computed", lambda *_: None)
+    monkeypatch.setattr(BatchMetrics, "__init__", lambda _: None)
+    classifier = object.__new__(Classifier)
+    classifier._predictor, classifier._metrics = _Network(), BatchMetrics()  # type: ignore[assignment]
+    found = classifier._predict([Job(i, explain=True) for i in (1, 13, 2)])  # type: ignore[arg-type]
+    assert [found[0], found[2]] == [1, 2]
+    assert isinstance(found[1], FloatingPointError)
