@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MELANOMA_INDEX = CLASSES.index("mel")
 NUM_VIEWS = (1, 2, 4)

@@ -15,7 +15,6 @@ from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.images import Uint8Array
 from melanoma.views import view_features, views_logits
 
-DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.bundle import load_bundle
+from melanoma.config import DISCLAIMER
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.overlay import write_overlay
 from melanoma.images import decode_image
-from melanoma.predictor import DISCLAIMER, GuidedExplainer, Predictor
+from melanoma.predictor import GuidedExplainer, Predictor
 
 
 def predict_files(

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from melanoma.config import CLASSES
+from melanoma.config import CLASSES, DISCLAIMER
 from melanoma.images import MAX_PIXELS, Uint8Array, check_size
-from melanoma.predictor import DISCLAIMER
 
 MODEL = "melanoma"
 HEADER_LENGTH = "inference-header-content-length"

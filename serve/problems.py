@@ -46,10 +46,13 @@ def problem(
         detail=detail,
         code=code,
         request_id=request.state.request_id,
+        error=detail if request.url.path.startswith("/v2") else None,
     )
-    more = {"error": detail} if request.url.path.startswith("/v2") else {}
     return JSONResponse(
-        body.model_dump() | more, status_code=status, headers=headers, media_type="application/problem+json"
+        body.model_dump(exclude_none=True),
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from melanoma.predictor import DISCLAIMER
+from melanoma.config import DISCLAIMER
 
 
 class _Model(BaseModel):
@@ -92,6 +92,9 @@ class Problem(_Model):
     detail: str
     code: str
     request_id: str
+    error: str | None = Field(
+        default=None, description="the detail once more, under /v2 only: its clients read it here"
+    )
 
 
 class Alive(_Model):

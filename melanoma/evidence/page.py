@@ -6,6 +6,7 @@ import io
 
 from matplotlib.figure import Figure
 
+from melanoma.config import DISCLAIMER
 from melanoma.evidence.plots import ACCENT, INK
 
 DPI = 130
@@ -24,7 +25,7 @@ def page(title: str, body: str) -> str:
  .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
 </style>
 {body}
-<p><b>Research use only. Not a medical device; not a diagnosis.</b></p></html>
+<p><b>{DISCLAIMER}</b></p></html>
 """
 
 

@@ -1,7 +1,6 @@
 """report.json, its pictures and its page: what one bundle shows on one set of pictures. Knows nothing of how they were scored."""
 
 import dataclasses
-import html
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,14 @@ import pandas as pd
 from melanoma.bundle import Bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.calibration import calibration_scores
+from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
 from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson, confusion, group_bootstrap
 from melanoma.evidence.operating_point import check_contract, choose_units, decide
-from melanoma.evidence.page import html_table, page, picture, to_png
+from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_reliability, plot_roc
 from melanoma.files import write_bytes, write_json, write_text
 
 FORMAT_VERSION = 1
-_TITLES = {
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "specificity_at_sensitivity_90": "specificity at 90 % sensitivity",
-    "melanoma_recall_argmax": "melanoma recall, likeliest class",
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +57,7 @@ class _Level:
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
-    """Write predictions.parquet, report.json, report.html and the pictures; return report.json."""
+    """Write predictions.parquet, report.json, report.html, report.pdf and the pictures; return report.json."""
     evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
     images, lesions = _levels(evaluated.predictions)
     threshold = evaluated.bundle.operating_point.threshold
@@ -103,7 +92,9 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     drawn = {name: to_png(figure) for name, figure in pictures.items()}
     for name, png in drawn.items():
         write_bytes(folder / name, png)
-    write_text(folder / "report.html", _page(report, drawn, evaluated))
+    promise = evaluated.bundle.operating_point.contract.sentence()
+    write_text(folder / "report.html", evaluation_page(report, drawn, promise))
+    write_bytes(folder / "report.pdf", evaluation_pdf(report, drawn, promise))
     return report
 
 
@@ -206,41 +197,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _cell(metric: dict[str, float | None]) -> str:
-    if metric["value"] is None or metric["low"] is None or metric["high"] is None:
-        return "undefined here"
-    return f"{metric['value']:.3f} <small>{metric['low']:.3f} to {metric['high']:.3f}</small>"
-
-
-def _page(report: dict[str, Any], pictures: dict[str, bytes], evaluated: Evaluated) -> str:
-    names = [name for name, value in report["image"].items() if isinstance(value, dict)]
-    rows = [[_TITLES[name], _cell(report["image"][name]), _cell(report["lesion"][name])] for name in names]
-    figures = "".join(picture(name.removesuffix(".png").replace("_", " "), data) for name, data in pictures.items())
-    looks = [
-        [html.escape(look["time"]), *(html.escape(str(look.get(key, ""))) for key in ("bundle_version", "num"))]
-        for look in report["accesses"]
-    ]
-    looked = f"<h2>Looks at this split</h2>{html_table(['time', 'bundle', 'pictures'], looks)}" if looks else ""
-    other = (
-        ""
-        if evaluated.same_splits
-        else "<p><b>The bundle was not trained on this data set's splits:</b> make sure that none of these pictures trained it.</p>"
-    )
-    contract = report["contract"]
-    body = f"""<h1>{html.escape(report["population"])}</h1>
-<p>{report["image"]["num"]} pictures of {report["lesion"]["num"]} lesions;
- {report["image"]["num_melanoma"]} pictures of {report["lesion"]["num_melanoma"]} melanomas.
- Bundle {report["bundle"]["version"]}, threshold {report["bundle"]["threshold"]:.4f}.</p>
-<p class="verdict"><b>Contract here: {contract["status"]}.</b> {html.escape(contract["sentence"])}<br>
-{html.escape(evaluated.bundle.operating_point.contract.sentence())}</p>{other}
-{html_table(["", "per picture", "per lesion"], rows)}
-<p><small>95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class:
- Clopper-Pearson, with as many units as the groups are worth;
- the others: bootstrap over groups.
- Specificity at sensitivity 90 % chooses its threshold on these very pictures.
- Calibration: negative log-likelihood {report["calibration"]["nll"]:.3f},
- Brier score {report["calibration"]["brier"]:.3f}, expected calibration error {report["calibration"]["ece"]:.3f}.</small></p>
-{figures}{looked}"""
-    return page("Melanoma triage: evaluation", body)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import open_prepared
-from melanoma.predictor import DISCLAIMER
 
 pytestmark = pytest.mark.ray
 

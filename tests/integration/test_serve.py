@@ -169,7 +169,7 @@ def test_the_triton_client_works_unchanged(service: Service, client: httpx.Clien
         described = asked.get_model_metadata("melanoma", headers=headers)
         assert described["versions"] == [expected["model"]["version"]]
         for sent in inputs:
-            result = asked.infer("melanoma", [sent], headers=headers, request_id="7")
+            result = asked.infer("melanoma", [sent], headers=dict(headers), request_id="7")  # it writes into them
             probabilities = result.as_numpy("probabilities")
             assert probabilities.shape == (sent.shape()[0], 7)
             assert np.abs(probabilities - list(expected["probabilities"].values())).max() < 1e-6

@@ -184,6 +184,7 @@ def test_evidence_is_written_and_follows_from_the_predictions(
         "predictions.parquet",
         "report.html",
         "report.json",
+        "report.pdf",
         "roc.png",
         "precision_recall.png",
         "reliability.png",

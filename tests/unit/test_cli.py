@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
-from melanoma.predictor import DISCLAIMER
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND, main
 
 

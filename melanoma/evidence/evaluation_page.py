@@ -1,0 +1,156 @@
+"""One evaluation for people: the same words, table and plots as a page and as a PDF."""
+
+import dataclasses
+import html
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from reportlab.lib.colors import HexColor
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.units import mm
+from reportlab.platypus import Flowable, Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+
+from melanoma.config import DISCLAIMER
+from melanoma.evidence.page import html_table, page, picture
+from melanoma.evidence.plots import ACCENT, INK
+
+TITLE = "Melanoma triage: evaluation"
+_TITLES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "specificity_at_sensitivity_90": "specificity at 90 % sensitivity",
+    "melanoma_recall_argmax": "melanoma recall, likeliest class",
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+}
+_NOTE = (
+    "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, with as "
+    "many units as the groups are worth; the others: bootstrap over groups. Specificity at sensitivity 90 % chooses its threshold on "
+    "these very pictures. Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration error {ece:.3f}."
+)
+_OTHER_SPLITS = (
+    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these pictures trained it."
+)
+_WIDTH = A4[0] - 36 * mm
+_TEXT = ParagraphStyle(
+    "text", fontName="Helvetica", fontSize=9.5, leading=13, textColor=HexColor(INK), spaceAfter=2 * mm
+)
+_HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize=15, leading=20)
+_HEAD2 = ParagraphStyle("head2", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, spaceBefore=4 * mm)
+_SMALL = ParagraphStyle("small", parent=_TEXT, fontSize=8, leading=11, textColor=HexColor("#52606d"))
+_VERDICT = ParagraphStyle("verdict", parent=_TEXT, borderPadding=6, backColor=HexColor("#fdf2f8"), spaceBefore=3 * mm)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """The parts of the page, all of them HTML of the few tags that a PDF's paragraphs know too."""
+
+    heading: str
+    summary: str
+    verdict: list[str]
+    rows: list[tuple[str, list[tuple[str, str]]]]  # a metric, and its value and interval per picture and per lesion
+    note: str
+    looks: list[list[str]]
+
+
+def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> str:
+    """Return report.html from report.json, its plots (name -> PNG) and the sentence of the bundle's contract."""
+    shown = _shown(report, promise)
+    figures = "".join(picture(_title(name), data) for name, data in plots.items())
+    looked = f"<h2>Looks at this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
+    body = f"""<h1>{shown.heading}</h1>
+<p>{shown.summary}</p>
+<p class="verdict">{"<br>".join(shown.verdict)}</p>
+{html_table(_COLUMNS, [[name, *(f"{v} <small>{i}</small>" for v, i in cells)] for name, cells in shown.rows])}
+<p><small>{shown.note}</small></p>
+{figures}{looked}"""
+    return page(TITLE, body)
+
+
+def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> bytes:
+    """Return report.pdf, from the same."""
+    shown, buffer = _shown(report, promise), io.BytesIO()
+    document = SimpleDocTemplate(
+        buffer, pagesize=A4, leftMargin=18 * mm, rightMargin=18 * mm, topMargin=16 * mm, bottomMargin=18 * mm, title=TITLE
+    )  # fmt: skip
+    side = _WIDTH / 2 - 3 * mm
+    images = [Image(io.BytesIO(data), width=side, height=side, kind="proportional") for data in plots.values()]
+    pairs = [images[start : start + 2] for start in range(0, len(images), 2)]
+    rows = [[name, *(f"<b>{value}</b> {interval}" for value, interval in cells)] for name, cells in shown.rows]
+    parts: list[Flowable] = [
+        Paragraph(shown.heading, _HEAD),
+        Paragraph(shown.summary, _TEXT),
+        *(Paragraph(sentence, _VERDICT) for sentence in shown.verdict),
+        Spacer(1, 3 * mm),
+        _table([_COLUMNS, *rows], [0.36, 0.32, 0.32]),
+        Spacer(1, 2 * mm),
+        Paragraph(shown.note, _SMALL),
+        Table(pairs, colWidths=[_WIDTH / 2] * 2, style=[("LEFTPADDING", (0, 0), (-1, -1), 0)]),
+    ]
+    if shown.looks:
+        parts.append(
+            KeepTogether([Paragraph("Looks at this split", _HEAD2), _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2])])
+        )
+    document.build(parts, onFirstPage=_foot, onLaterPages=_foot)
+    return buffer.getvalue()
+
+
+_COLUMNS = ["", "per picture", "per lesion"]
+_LOOK = ["time", "bundle", "pictures"]
+
+
+def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
+    contract, images, lesions = report["contract"], report["image"], report["lesion"]
+    names = [name for name, value in images.items() if isinstance(value, dict)]
+    verdict = [f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}", html.escape(promise)]
+    if not report["same_splits_as_training"]:
+        verdict.append(_OTHER_SPLITS)
+    return _Shown(
+        heading=html.escape(report["population"]),
+        summary=f"{images['num']} pictures of {lesions['num']} lesions; {images['num_melanoma']} pictures of "
+        f"{lesions['num_melanoma']} melanomas. Bundle {report['bundle']['version']}, threshold {report['bundle']['threshold']:.4f}.",
+        verdict=verdict,
+        rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],
+        note=_NOTE.format(**report["calibration"]),
+        looks=[
+            [html.escape(str(look.get(key, ""))) for key in ("time", "bundle_version", "num")]
+            for look in report["accesses"]
+        ],
+    )
+
+
+def _cell(metric: Mapping[str, float | None]) -> tuple[str, str]:
+    """Return a value and its interval."""
+    if metric["value"] is None or metric["low"] is None or metric["high"] is None:
+        return "undefined here", ""
+    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".png").replace("_", " ")
+
+
+def _table(rows: list[list[str]], shares: list[float]) -> Table:
+    cells = [[Paragraph(cell, _TEXT) for cell in row] for row in rows]
+    style = TableStyle(
+        [
+            ("LINEBELOW", (0, 0), (-1, -1), 0.4, HexColor("#e4e7eb")),
+            ("LINEBELOW", (0, 0), (-1, 0), 0.8, HexColor(ACCENT)),
+            ("VALIGN", (0, 0), (-1, -1), "MIDDLE"),
+            ("LEFTPADDING", (0, 0), (-1, -1), 0),
+            ("TOPPADDING", (0, 0), (-1, -1), 1.5),
+            ("BOTTOMPADDING", (0, 0), (-1, -1), 0),
+        ]
+    )
+    return Table(cells, colWidths=[share * _WIDTH for share in shares], style=style, repeatRows=1)
+
+
+def _foot(canvas: Any, document: Any) -> None:
+    canvas.setFont("Helvetica-Bold", 8)
+    canvas.drawString(18 * mm, 10 * mm, DISCLAIMER)
+    canvas.drawRightString(A4[0] - 18 * mm, 10 * mm, str(document.page))
