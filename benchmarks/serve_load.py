@@ -1,0 +1,206 @@
+"""What the served system does under load: overload, a killed replica, a rolling update, replicas that come and go.
+
+    python benchmarks/serve_load.py BUNDLE IMAGE [--seconds S]
+
+An open-loop generator: requests arrive at random times whether or not earlier ones were answered, as patients do. Generator and service
+share the machine, so rates mean little beyond it; statuses, losses and the way back to normal are what is measured.
+"""
+
+import argparse
+import asyncio
+import collections
+import dataclasses
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+import ray
+from ray import serve
+
+from melanoma.bundle import MANIFEST
+from melanoma.files import sha256_of
+from serve.app import build_graph
+from serve.settings import AppArgs, deployment_options, read_config
+
+LOST = "lost"
+CLOSED_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One request: when it was sent and how long it took, s; its status, or that no answer came."""
+
+    sent: float
+    seconds: float
+    status: int | str
+
+
+class Service:
+    """The graph on a cluster of its own, with more logical CPUs than the machine has: replicas share its cores."""
+
+    def __init__(self, bundle: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1/predict"
+        ray.init(address="local", num_cpus=12, include_dashboard=False, log_to_driver=False, logging_level="error")
+        config = read_config()
+        serve.start(
+            http_options=config["http_options"] | {"host": "127.0.0.1", "port": port},
+            logging_config=config["logging_config"],
+        )
+        self._options = deployment_options(config)
+        self.deploy(bundle)
+
+    def deploy(self, bundle: Path, **scaling: Any) -> None:
+        """Deploy a bundle, or change to it; scaling goes to the classifier."""
+        options = {name: dict(values) for name, values in self._options.items()}
+        options["Classifier"]["autoscaling_config"] = options["Classifier"]["autoscaling_config"] | scaling
+        args = AppArgs(bundle=str(bundle), manifest_sha256=sha256_of(bundle / MANIFEST), require_api_key=False)
+        serve.run(build_graph(args, options), name="melanoma", route_prefix="/")
+
+    def replicas(self) -> list[psutil.Process]:
+        """Return the processes of all classifier replicas."""
+        return [p for p in self._processes() if "Classifier" in " ".join(p.cmdline())]
+
+    def megabytes(self) -> float:
+        """Return what proxy and replicas hold in memory together."""
+        return float(sum(p.memory_info().rss for p in self._processes())) / 2**20
+
+    @staticmethod
+    def _processes() -> Iterator[psutil.Process]:
+        for process in psutil.Process().children(recursive=True):
+            words = " ".join(process.cmdline())
+            if "ServeReplica" in words or "ProxyActor" in words:
+                yield process
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: bytes) -> Asked:
+    started = time.monotonic()
+    try:
+        async with session.post(url, data=body) as response:
+            await response.read()
+            status: int | str = response.status
+            if status in (429, 503) and "Retry-After" not in response.headers:
+                status = f"{status} without Retry-After"
+    except (aiohttp.ClientError, TimeoutError):
+        status = LOST
+    return Asked(started, time.monotonic() - started, status)
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60))
+
+
+async def _closed_loop(url: str, body: bytes, seconds: float, at_once: int) -> list[Asked]:
+    async def client(session: aiohttp.ClientSession) -> list[Asked]:
+        asked = []
+        while time.monotonic() < stop:
+            asked.append(await _ask(session, url, body))
+        return asked
+
+    stop = time.monotonic() + seconds
+    async with _session() as session:
+        return [one for each in await asyncio.gather(*(client(session) for _ in range(at_once))) for one in each]
+
+
+async def _open_loop(url: str, body: bytes, seconds: float, rate: float) -> list[Asked]:
+    """Send requests at Poisson times, `rate` a second."""
+    rng = np.random.default_rng(0)
+    started, at, tasks = time.monotonic(), 0.0, []
+    async with _session() as session:
+        while at < seconds:
+            at += float(rng.exponential(1 / rate))
+            await asyncio.sleep(max(0.0, started + at - time.monotonic()))
+            tasks.append(asyncio.create_task(_ask(session, url, body)))
+        return list(await asyncio.gather(*tasks))
+
+
+def _told(asked: list[Asked]) -> str:
+    counts = collections.Counter(str(one.status) for one in asked)
+    good = [1000 * one.seconds for one in asked if one.status == 200]
+    times = f"; 200 in ms: p50 {np.percentile(good, 50):.0f}, p99 {np.percentile(good, 99):.0f}" if good else ""
+    return f"{len(asked)} requests: {', '.join(f'{status} x {num}' for status, num in sorted(counts.items()))}{times}"
+
+
+def _overload(service: Service, body: bytes, capacity: float, seconds: float) -> None:
+    idle = asyncio.run(_closed_loop(service.url, body, 5, 1))
+    usual, before = float(np.median([one.seconds for one in idle])), service.megabytes()
+    print(f"idle          {_told(idle)}")
+    asked = asyncio.run(_open_loop(service.url, body, seconds, 10 * capacity))
+    ended = time.monotonic()
+    while (again := asyncio.run(_closed_loop(service.url, body, 1, 1))) and (
+        np.median([one.seconds for one in again]) > 2 * usual or again[0].status != 200
+    ):
+        pass
+    print(f"10 x capacity {_told(asked)}")
+    print(
+        f"              normal again {time.monotonic() - ended:.0f} s later; memory {before:.0f} -> {service.megabytes():.0f} MB"
+    )
+
+
+def _while_asked(service: Service, body: bytes, rate: float, seconds: float, act: Any) -> list[Asked]:
+    """Send requests and do something a third into them."""
+    timer = threading.Timer(seconds / 3, act)
+    timer.start()
+    asked = asyncio.run(_open_loop(service.url, body, seconds, rate))
+    timer.join()
+    return asked
+
+
+def _watch(service: Service, counts: list[int], stop: threading.Event) -> None:
+    while not stop.wait(1):
+        num = len(service.replicas())
+        if not counts or counts[-1] != num:
+            counts.append(num)
+
+
+def main() -> None:
+    """Run all phases and print a line or two each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--seconds", type=float, default=30)
+    args = parser.parse_args()
+    bundle, body = args.bundle.resolve(), args.image.read_bytes()
+    service = Service(bundle)
+    asyncio.run(_closed_loop(service.url, body, 5, CLOSED_AT_ONCE))
+    closed = asyncio.run(_closed_loop(service.url, body, 10, CLOSED_AT_ONCE))
+    capacity = sum(one.status == 200 for one in closed) / 10
+    print(f"capacity      {capacity:.0f} pictures a second; {_told(closed)}", flush=True)
+    _overload(service, body, capacity, args.seconds)
+    rate = 0.4 * capacity
+    service.deploy(bundle, min_replicas=2)
+    killed = _while_asked(service, body, rate, args.seconds, lambda: service.replicas()[0].kill())
+    print(f"replica killed {_told(killed)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
+        updated = _while_asked(service, body, rate, 2 * args.seconds, lambda: service.deploy(other, min_replicas=2))
+        print(f"new bundle    {_told(updated)}", flush=True)
+        back = _while_asked(
+            service, body, rate, 2 * args.seconds, lambda: service.deploy(bundle, min_replicas=1, downscale_delay_s=30)
+        )
+        print(f"and back      {_told(back)}", flush=True)
+    counts: list[int] = []
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(service, counts, stop))
+    watch.start()
+    asyncio.run(_closed_loop(service.url, body, 90, 40))
+    time.sleep(120)
+    stop.set()
+    watch.join()
+    print(f"autoscaling   classifiers over 90 s of load and 120 s of none: {' -> '.join(map(str, counts))}")
+    serve.shutdown()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
