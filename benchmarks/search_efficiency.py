@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 
 from melanoma.config import TrainConfig
@@ -132,6 +133,7 @@ def folds_needed(table: Table, *, kind: str, seed: int) -> int:
 
 def replay(path: Path, *, num_seeds: int) -> None:
     """Print the epochs that both searches need."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     table, epochs = Table(pd.read_parquet(path)), smoke().optim.epochs
     print(
         f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to within {TOLERANCE} of the best"

@@ -52,8 +52,9 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
 
 
 def _is_wrong(kind: str, text: str) -> bool:
-    """Say whether a console message tells of a fault; that a request was refused, or cut off by a test, is none."""
-    return kind in ("error", "warning") and not re.search(r"status of (401|403|415|422|503)|net::ERR_FAILED", text)
+    """Say whether a console message tells of a fault; none is a request refused or cut off by a test, nor a map read by one."""
+    own = r"status of (401|403|415|422|503)|net::ERR_FAILED|willReadFrequently"
+    return kind in ("error", "warning") and not re.search(own, text)
 
 
 def _is_own(url: str, base: str) -> bool:

@@ -62,6 +62,6 @@ def test_where_focal_loss_hurts_gamma_is_zero() -> None:
 def test_settings_that_are_dropped_cost_less_than_all_folds() -> None:
     table = _table(lambda gamma, tau, factor: 0.7 - 0.05 * gamma, 0)
     (*_, last) = play(table, kind="tpe", seed=0, num_trials=NUM_TRIALS)
-    assert last.spent < 0.7 * NUM_TRIALS * NUM_FOLDS
+    assert last.spent < 0.8 * NUM_TRIALS * NUM_FOLDS
     (*_, whole) = play(table, kind="random", seed=0, num_trials=NUM_TRIALS)
     assert whole.spent == NUM_TRIALS * NUM_FOLDS
