@@ -35,8 +35,16 @@ class Classifier:
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
 
-    async def predict(self, job: Job) -> tuple[Prediction, str]:
-        """Predict one picture, together with whatever else is waiting; return also the version of the bundle that answered."""
+    async def ready(self) -> None:
+        """Answer: whoever hears it knows that the weights are loaded."""
+
+    async def predict(self, job: Job) -> tuple[Prediction | None, str]:
+        """Predict one picture, together with whatever else is waiting; return also the version of the bundle that answered.
+
+        None is returned for a picture that was made for another bundle's canvas.
+        """
+        if job.picture.shape[:2] != self._predictor.bundle.preprocess.canvas:
+            return None, self._predictor.bundle.version
         found = await self._batch(job)
         if isinstance(found, FloatingPointError):
             raise found

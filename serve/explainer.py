@@ -29,11 +29,16 @@ class Explainer:
 
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
-        self._version = bundle.version
+        self._version, self._canvas = bundle.version, bundle.preprocess.canvas
         self._explainer = GuidedExplainer(bundle, device=device)
 
-    async def explain(self, job: GuidedJob) -> tuple[Heatmap, str]:
-        """Return the Guided Grad-CAM of melanoma at the network's input size, and the version of the bundle that gave it."""
+    async def explain(self, job: GuidedJob) -> tuple[Heatmap | None, str]:
+        """Return the Guided Grad-CAM of melanoma at the network's input size, and the version of the bundle that gave it.
+
+        None is returned for a picture that was made for another bundle's canvas.
+        """
+        if job.picture.shape[:2] != self._canvas:
+            return None, self._version
         return await self._batch(job), self._version
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]

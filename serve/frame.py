@@ -91,7 +91,7 @@ def _keys() -> ApiKeys | None:
 
 
 def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
-    path = request.url.path
+    path = request.scope["path"]  # what routing goes by
     if keys is None or path in OPEN or path.startswith(("/page/", "/docs/assets/")):
         return None
     key = key_of(request.headers)

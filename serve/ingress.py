@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query, Request, Response
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
@@ -80,19 +80,26 @@ class Ingress:
         """Return what the classifier says of its bundle, asked again when an answer came from another version."""
         if self._described is None or version not in (None, self._described["manifest"]["version"]):
             self._described = await self._classifier.describe.remote()
-        return self._described
+        described: dict[str, Any] = self._described
+        if version not in (None, described["manifest"]["version"]):  # another replica spoke, of another bundle
+            self._described = None
+            raise BundleChangingError
+        return described
 
     async def _predict(self, picture: Uint8Array, *, explain: bool = False) -> tuple[Prediction, dict[str, Any]]:
         """Return what the classifier says of a stored picture, and of the bundle that said it."""
         with request_metrics().stage("predict"):
             prediction, version = await self._classifier.predict.remote(Job(picture, explain))
+        if prediction is None:  # the picture was made for another bundle
+            self._described = None
+            raise BundleChangingError
         request_metrics().decided(prediction.decision)
         return prediction, await self._describe(version)
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
         """Return the picture of a request and the answer to it."""
-        data = await picture_bytes(request)
         async with asyncio.timeout(self._timeout_s):
+            data = await picture_bytes(request)
             return await self._answer(data, explain, request_id=request.state.request_id)
 
     async def _answer(self, data: bytes, explain: Explain, *, request_id: str) -> tuple[Image.Image, PredictResponse]:
@@ -114,7 +121,7 @@ class Ingress:
         """Return the guided map ``(H, W)`` of a stored picture, from its Grad-CAM ``(h, w)``."""
         with request_metrics().stage("explain"):
             guided, explained_by = await self._explainer.explain.remote(GuidedJob(picture, heatmap))
-        if explained_by != version:
+        if guided is None or explained_by != version:
             raise BundleChangingError
         values: FloatArray = guided.peak / 255 * guided.values.astype(np.float32)
         return values
@@ -177,7 +184,9 @@ class Ingress:
     async def readyz(self, request: Request) -> Any:
         """Answer whether a classifier with loaded weights can be asked."""
         try:
-            await asyncio.wait_for(self._classifier.describe.remote(), timeout=5)
+            await asyncio.wait_for(self._classifier.ready.remote(), timeout=5)
+        except BackPressureError:
+            return Alive()  # busy, which is not the same: taken out of service it would leave its share to the others
         except (TimeoutError, RayError, RayServeException):
             return problem(request, 503, "not_ready", "No classifier answers yet; try again in a few seconds.")
         return Alive()
@@ -195,7 +204,11 @@ class Ingress:
     @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED)
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
-        asked = open_inference.read_request(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
+        async with asyncio.timeout(self._timeout_s):
+            return await self._infer(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
+
+    async def _infer(self, body: bytes, header_length: str | None) -> Response:
+        asked = await asyncio.to_thread(open_inference.read_request, body, header_length)
         preprocess = preprocess_of((await self._describe())["manifest"])
         at_once = asyncio.Semaphore(PICTURES_AT_ONCE)  # one request must not fill the queue of all
 
@@ -203,8 +216,12 @@ class Ingress:
             async with at_once:
                 return await self._predict(await asyncio.to_thread(stored, sent, preprocess))
 
-        async with asyncio.timeout(self._timeout_s):
-            answers = await asyncio.gather(*(predict(sent) for sent in asked.pictures))
+        tasks = [asyncio.create_task(predict(sent)) for sent in asked.pictures]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:  # the others of a request that is refused must not go on unseen
+            for task in tasks:
+                task.cancel()
         versions = {described["manifest"]["version"] for _, described in answers}
         if len(versions) > 1:
             raise BundleChangingError

@@ -78,7 +78,12 @@ def _start(args: AppArgs, *, host: str, port: int, spill: str) -> None:
 def _memory() -> Path | None:
     """Return where Ray may put what its object store cannot hold: in memory, for pictures are part of it; None if nowhere is."""
     shared = Path("/dev/shm")
-    return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
+    if shared.is_dir() and os.access(shared, os.W_OK):
+        return shared
+    print(
+        "there is no /dev/shm to write to: what Ray's object store spills goes to the temporary folder", file=sys.stderr
+    )
+    return None
 
 
 def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,10 @@ JSON, which has no bytes, each is a base64 string. The protocol knows no explana
 import base64
 import binascii
 import dataclasses
+import itertools
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,15 +209,20 @@ def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.
 
 
 def _from_numbers(data: Any, size: int) -> Uint8Array:
-    try:
-        values = np.asarray(data)
-    except (ValueError, OverflowError):
-        raise InferenceRequestError("The data of pixels must be numbers from 0 to 255.") from None
-    _require(
-        values.dtype.kind in "iu" and values.size == size and values.min() >= 0 and values.max() <= 255,
-        "The data of pixels must fill its shape with whole numbers from 0 to 255.",
-    )
-    return values.astype(np.uint8)
+    rule = "The data of pixels must fill its shape with whole numbers from 0 to 255."
+    values = list(_flat(data, size + 1))  # element by element: numpy would give each the width of the longest string
+    _require(len(values) == size and all(type(value) is int and 0 <= value <= 255 for value in values), rule)
+    return np.array(values, dtype=np.uint8)
+
+
+def _flat(data: Any, most: int) -> Iterator[Any]:
+    """Give the elements of lists within lists, at most so many; deeper than pixels are, a list is an element."""
+    level = [data]
+    for _ in range(4):
+        level = list(
+            itertools.islice((item for part in level for item in (part if isinstance(part, list) else [part])), most)
+        )
+    return iter(level)
 
 
 def _is_binary(asked: dict[str, Any]) -> bool:
@@ -235,8 +241,10 @@ def _binary(asked: dict[str, Any], tail: bytes) -> bytes:
 
 def _from_lengths(data: bytes) -> list[bytes]:
     """Split elements that are each preceded by their length, 4 bytes, little-endian."""
-    parts, place = [], 0
+    parts: list[bytes] = []
+    place = 0
     while place < len(data):
+        _require(len(parts) < MAX_PICTURES, f"BYTES must have at most {MAX_PICTURES} elements.")
         _require(place + 4 <= len(data), "Each element of BYTES must be preceded by its length.")
         (length,) = struct.unpack_from("<I", data, place)
         _require(place + 4 + length <= len(data), "Each element of BYTES must be preceded by its length.")

@@ -6,7 +6,7 @@ Stands apart from the ingress because Ray Serve copies that module's names when 
 import base64
 from typing import Any, Literal
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartParser
@@ -36,7 +36,11 @@ async def picture_bytes(request: Request) -> bytes:
                 code="no_image_field",
             )
         return data
-    async with request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES) as form:
+    try:
+        form = await request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES)
+    except (UnicodeError, ValueError) as error:  # of a charset that is none; starlette tells all else itself
+        raise HTTPException(400) from error
+    try:
         field = form.get("image")
         if not isinstance(field, UploadFile):
             raise InvalidImageError(
@@ -45,6 +49,8 @@ async def picture_bytes(request: Request) -> bytes:
                 code="no_image_field",
             )
         return await field.read()
+    finally:
+        await form.close()
 
 
 def preprocess_of(manifest: dict[str, Any]) -> Preprocess:

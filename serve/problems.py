@@ -46,7 +46,7 @@ def problem(
         detail=detail,
         code=code,
         request_id=request.state.request_id,
-        error=detail if request.url.path.startswith("/v2") else None,
+        error=detail if request.scope["path"].startswith("/v2") else None,
     )
     return JSONResponse(
         body.model_dump(exclude_none=True),

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import html
 import io
 
 from PIL import Image
@@ -55,7 +56,7 @@ def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.d
     top = (
         _write(canvas, f"Melanoma {melanoma:.1%}, {side} the threshold of {answer.threshold:.1%}.", _TEXT, top) - 2 * mm
     )
-    top = _write(canvas, answer.contract_sentence, _TEXT, top)
+    top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
     for warning in answer.warnings:
         top = _write(canvas, f"Warning: {warning.replace('_', ' ')}.", _TEXT, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)

@@ -223,7 +223,7 @@ function again() {
   Object.assign(state, { file: null, address: null, answer: null });
   find("image").removeAttribute("src");
   find("drop").classList.remove("filled");
-  for (const id of ["shown", "answer", "map-tools", "problem"]) show(id, false);
+  for (const id of ["shown", "answer", "map-tools", "problem", "key-form"]) show(id, false);
   find("status").textContent = "Waiting for a picture.";
   find("model").textContent = "";
   find("file").focus();

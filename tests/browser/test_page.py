@@ -110,8 +110,13 @@ def test_the_slider_explains_a_referral_and_never_moves_the_decision(
         told.add(text)
         found = prevalence * contract["sensitivity"]  # type: ignore[index]
         alarms = (1 - prevalence) * (1 - contract["specificity"])  # type: ignore[index]
-        if "are referred" in text:
-            assert f"a referral means melanoma in {100 * found / (found + alarms):.1f} %" in text
+        missed, cleared = prevalence - found, 1 - prevalence - alarms
+        expected = (
+            f"a referral means melanoma in {100 * found / (found + alarms):.1f} %"
+            if "are referred" in text
+            else f"no referral still means melanoma in {100 * missed / (missed + cleared):.2f} %"
+        )
+        assert expected in text
         assert page.locator("#decision").inner_text() == before
     assert len(told) == 2
 
@@ -124,11 +129,11 @@ def _map_pixels(page: Page) -> Image.Image:
 def test_the_map_lies_on_the_picture_and_can_be_faded(page: Page, service: Service, lesion: Path) -> None:
     answer = _answer(service, lesion.read_bytes())
     _read(page, service, lesion)
-    page.wait_for_function("document.getElementById('map').width > 300 || document.getElementById('map').style.width")
+    heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
+    page.wait_for_function(f"document.getElementById('map').width === {heatmap.width}")
     boxes = [page.locator(name).bounding_box() for name in ("#image", "#map")]
     assert boxes[0] is not None
     assert boxes[0] == pytest.approx(boxes[1], abs=1)
-    heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
     assert _map_pixels(page).size == heatmap.size
     shown = np.asarray(_map_pixels(page))[..., 3]
     assert np.abs(shown - 255 * np.sqrt(np.asarray(heatmap) / 255)).max() <= 2  # the map's values as opacity

@@ -135,10 +135,27 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
         ({"json": {"image": "words"}}, 422, "no_image_field"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_request"),
         ({"content": b"garbage" * 9, "headers": MULTIPART}, 400, "bad_request"),
+        (
+            {
+                "content": b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n--b--\r\n',
+                "headers": {"Content-Type": MULTIPART["Content-Type"] + "; charset=undefined"},
+            },
+            400,
+            "bad_request",
+        ),
         ({"data": {f"field{i}": "x" for i in range(1500)}, "files": {"image": b"\xff\xd8\xff"}}, 400, "bad_request"),
         ({"files": [("image", b"\xff\xd8\xff"), ("image", b"\xff\xd8\xff")]}, 400, "bad_request"),
     ],
-    ids=["another field", "words in the field", "JSON", "no boundary", "garbage", "1500 fields", "two files"],
+    ids=[
+        "another field",
+        "words in the field",
+        "JSON",
+        "no boundary",
+        "garbage",
+        "no charset",
+        "1500 fields",
+        "two files",
+    ],
 )
 def test_a_form_that_holds_no_picture_is_refused(
     client: httpx.Client, sent: dict[str, object], status: int, code: str
@@ -149,7 +166,7 @@ def test_a_form_that_holds_no_picture_is_refused(
 def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, picture: bytes) -> None:
     is_problem(client.get("/v1/nowhere"), 404, "not_found")
     is_problem(client.get("/v2/models/another"), 404, "not_found")
-    is_problem(client.get("/page/../ingress.py"), 404, "not_found")
+    is_problem(client.get("/page/%2e%2e/ingress.py"), 404, "not_found")
     is_problem(client.get(PREDICT), 405, "method_not_allowed")
     is_problem(client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}), 405, "method_not_allowed")
     is_problem(client.post(PREDICT, content=picture, headers={"Accept": "image/png"}), 406, "not_acceptable")
@@ -180,6 +197,8 @@ def test_only_keys_open_the_service(service: Service, picture: bytes) -> None:
             is_problem(stranger.get(path), 401, "no_key")
         for path in ("/v1/report", "/v2/models/melanoma/infer"):
             is_problem(stranger.post(path, content=picture), 401, "no_key")
+        for path in ("//v1/model", "/V1/model", "/page/%2e%2e/v1/model", "/docs/assets/../../v1/model"):
+            assert stranger.get(path).status_code in (401, 404), path
         for path in ("/", "/healthz", "/readyz", "/page/page.js", "/openapi.json", "/docs"):
             assert stranger.get(path).status_code == 200, path
         assert stranger.post(PREDICT, content=picture, headers={"X-API-Key": service.key}).status_code == 200

@@ -79,18 +79,25 @@ def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
     _same_end(tmp_path, undisturbed)
 
 
+def _trials(pid: int) -> list[psutil.Process]:
+    """Return the processes of the trials that a search is running."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if child.is_running() and "ImplicitFunc.train" in _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return ""
+
+
 def test_a_trial_whose_process_dies_is_taken_up_again(
     prepared: PreparedData, undisturbed: Path, tmp_path: Path
 ) -> None:
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "1")
-    _wait_for(lambda: _folds(tmp_path))
-    trials = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "ImplicitFunc" in " ".join(child.cmdline())
-    ]
-    assert trials
-    for trial in trials:
+    _wait_for(lambda: _trials(process.pid))  # base and plain are trained before there is one
+    for trial in _trials(process.pid):
         trial.kill()
     assert process.wait(600) == 0
     _same_end(tmp_path, undisturbed)
@@ -126,4 +133,5 @@ def test_a_node_that_is_lost_costs_only_the_folds_in_training(
         tables = [
             pd.read_parquet(o / "search" / "folds" / name / "predictions.parquet") for o in (tmp_path, undisturbed)
         ]
-        pd.testing.assert_frame_equal(*tables)
+        # With one thread each instead of two, sums are made in another order.
+        pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=1e-3, atol=1e-4)

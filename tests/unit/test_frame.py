@@ -88,6 +88,10 @@ def test_the_log_has_the_route_and_not_the_address(client: TestClient, caplog: p
     assert "patient" not in caplog.text
 
 
+def test_an_address_that_is_no_text_is_answered_too(client: TestClient) -> None:
+    is_problem(client.request("POST", "/elsewhere?%ff%fe"), 404, "not_found")
+
+
 def test_a_body_is_refused_by_its_stated_length_and_by_its_real_one(client: TestClient) -> None:
     assert client.post("/read", content=bytes(1000)).json() == 1000
     is_problem(client.post("/read", content=bytes(1001)), 413, "body_too_large")

@@ -118,3 +118,18 @@ def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
     (output,) = json.loads(body[:length])["outputs"]
     assert output["parameters"]["binary_data_size"] == len(body) - length
     assert body[length:] == struct.pack("<I", 5) + b"refer"
+
+
+def test_long_strings_among_pixels_cost_nothing() -> None:
+    """As an array of fixed width these two megabytes would be twenty gigabytes."""
+    data = ["a" * 10_000] + [""] * 500_000
+    asked = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 400, 417, 3], "data": data}]}
+    with pytest.raises(InferenceRequestError, match="whole numbers from 0 to 255"):
+        read_request(json.dumps(asked).encode(), None)
+
+
+def test_a_flood_of_empty_elements_is_cut_off() -> None:
+    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 4_000_000}}
+    header = json.dumps({"inputs": [asked]}).encode()
+    with pytest.raises(InferenceRequestError, match="at most 32 elements"):
+        read_request(header + bytes(4_000_000), str(len(header)))
