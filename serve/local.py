@@ -72,7 +72,12 @@ def _start(args: AppArgs, *, host: str, port: int, spill: str) -> None:
     config = read_config()
     http_options = config["http_options"] | {"host": host, "port": port}
     serve.start(http_options=http_options, logging_config=config["logging_config"])
-    serve.run(build_graph(args, _fit_machine(deployment_options(config))), name="melanoma", route_prefix="/")
+    serve.run(
+        build_graph(args, _fit_machine(deployment_options(config))),
+        name="melanoma",
+        route_prefix="/",
+        logging_config=config["applications"][0]["logging_config"],
+    )
 
 
 def _memory() -> Path | None:

@@ -181,7 +181,8 @@ def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPa
     options = deployment_options(config)
     options["Ingress"]["ray_actor_options"] |= {"runtime_env": {"env_vars": {VARIABLE: str(keys)}}}
     args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST))
-    serve.run(build_graph(args, options), name="melanoma", route_prefix="/")
+    logging_config = config["applications"][0]["logging_config"]
+    serve.run(build_graph(args, options), name="melanoma", route_prefix="/", logging_config=logging_config)
     yield Service(f"http://127.0.0.1:{port}", key)
     serve.shutdown()
 
