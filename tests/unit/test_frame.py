@@ -83,7 +83,7 @@ def test_the_log_has_the_route_and_not_the_address(client: TestClient, caplog: p
     client.post("/elsewhere/patient")
     assert [record.getMessage().split(" in ")[0] for record in caplog.records] == [
         "POST /fail/{code} 504",
-        "POST unknown 404",
+        "POST no route 404",
     ]
     assert "patient" not in caplog.text
 
