@@ -34,7 +34,7 @@ drill: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/grad_cam_cost.py
+	$(BIN)/python -m benchmarks.grad_cam_cost
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,16 +1,13 @@
 """What a Grad-CAM costs over the plain prediction: ours through the head alone, and pytorch-grad-cam, in one run, as ratios.
 
-python benchmarks/grad_cam_cost.py
+python -m benchmarks.grad_cam_cost
 """
-
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from benchmarks.timing import in_turn
 from melanoma.config import MELANOMA_INDEX, ModelConfig
 from melanoma.explain.grad_cam import explain_batch
 from melanoma.networks import build_model
@@ -35,28 +32,17 @@ def _measure(backbone: str, size: tuple[int, int], batch: int) -> list[float]:
     images = torch.rand(batch, 3, *size)
     theirs = GradCAM(model, [model.stages[-1]])
     targets = [ClassifierOutputTarget(MELANOMA_INDEX)] * batch
-    return _in_turn(
+    runs = [
         lambda: _forward(model, images),
         lambda: explain_batch(model, images, class_index=MELANOMA_INDEX),
         lambda: theirs(images, targets),
-    )
+    ]
+    return in_turn(runs, repeats=REPEATS)
 
 
 def _forward(model: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         model(images)
-
-
-def _in_turn(*runs: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each, measured in turn so that a busy moment hits all alike."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for repeat in range(REPEATS + 1):
-        for index, run in enumerate(runs):
-            started = time.perf_counter()
-            run()
-            if repeat > 0:
-                seconds[index].append(time.perf_counter() - started)
-    return [statistics.median(values) for values in seconds]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import melanoma
+from melanoma.backend import OnnxFeatures
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
 from melanoma.drift import FeatureReference
 from melanoma.errors import BundleError
@@ -33,15 +34,17 @@ from melanoma.networks import build_model
 from melanoma.probes import record_probes, replay_probes
 
 FORMAT_VERSION = 1
-WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD = (
+WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
     "model.safetensors",
     "manifest.json",
     "calibration.parquet",
     "MODEL_CARD.md",
+    "features.onnx",
 )
+ONNX_RUNTIME, TORCH = "onnxruntime", "torch"
 _FIELDS = {
     "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
-    "features", "group_columns", "split_hash", "training_config", "versions", "files", "probes",
+    "features", "cpu_backend", "group_columns", "split_hash", "training_config", "versions", "files", "probes",
 }  # fmt: skip
 
 
@@ -57,6 +60,7 @@ class Bundle:
         probability_map: from logits to probabilities.
         operating_point: threshold and contract.
         features: of the validation pictures, to measure how far served ones drift.
+        features_onnx: the file that gives the network's feature maps on a CPU, or None where torch does.
         model_card: MODEL_CARD.md.
     """
 
@@ -67,6 +71,7 @@ class Bundle:
     probability_map: ProbabilityMap
     operating_point: OperatingPoint
     features: FeatureReference
+    features_onnx: Path | None
     model_card: str
 
     @property
@@ -91,6 +96,8 @@ class BundleParts:
         probability_map: fitted on the validation fold.
         operating_point: selected on the calibration split.
         features: of the validation fold.
+        cpu_backend: what computes feature maps on a CPU, and how it was found to differ from torch.
+        features_onnx: the exported network, if that is ONNX Runtime.
         calibration_rows: columns label and score, one row a unit the contract rests on; no ids.
         group_columns: what was never split.
         split_hash: of the data set's splits.
@@ -103,6 +110,8 @@ class BundleParts:
     probability_map: ProbabilityMap
     operating_point: OperatingPoint
     features: FeatureReference
+    cpu_backend: dict[str, Any]
+    features_onnx: bytes | None
     calibration_rows: pd.DataFrame
     group_columns: tuple[str, ...]
     split_hash: str
@@ -118,7 +127,9 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             work / CALIBRATION, index=False
         )
         write_text(work / MODEL_CARD, parts.model_card)
-        files = {name: sha256_of(work / name) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
+        if parts.features_onnx is not None:
+            write_bytes(work / FEATURES, parts.features_onnx)
+        files = {path.name: sha256_of(path) for path in sorted(work.iterdir())}
         manifest: dict[str, Any] = {
             "kind": "melanoma-bundle",
             "format_version": FORMAT_VERSION,
@@ -129,6 +140,7 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "calibration": parts.probability_map.as_dict(),
             "operating_point": parts.operating_point.as_dict(),
             "features": parts.features.as_dict(),
+            "cpu_backend": parts.cpu_backend,
             "group_columns": list(parts.group_columns),
             "split_hash": parts.split_hash,
             "training_config": dataclasses.asdict(parts.config),
@@ -220,7 +232,8 @@ def load_bundle(folder: Path, *, manifest_sha256: str | None = None) -> Bundle:
 
 def _load(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
-    for name in (WEIGHTS, CALIBRATION, MODEL_CARD):
+    has_onnx = manifest["cpu_backend"]["name"] == ONNX_RUNTIME
+    for name in (WEIGHTS, CALIBRATION, MODEL_CARD, *([FEATURES] if has_onnx else [])):
         path = folder / name
         if not path.is_file():
             raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
@@ -258,6 +271,7 @@ def _load(folder: Path) -> Bundle:
         probability_map=ProbabilityMap.from_dict(manifest["calibration"]),
         operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
         features=FeatureReference.from_dict(manifest["features"]),
+        features_onnx=folder / FEATURES if has_onnx else None,
         model_card=(folder / MODEL_CARD).read_text(),
     )
     if not _contract_follows(bundle.operating_point, folder):
@@ -277,7 +291,12 @@ def verify_bundle(folder: Path) -> list[str]:
     contract = bundle.operating_point.contract
     if contract.status != "met":
         findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
-    return [*findings, *replay_probes(bundle.manifest["probes"], bundle.model, bundle.preprocess, bundle.views)]
+    probes = bundle.manifest["probes"]
+    findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.views)
+    if bundle.features_onnx is not None:
+        extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
+        findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.views, extract=extract)
+    return findings
 
 
 def _contract_follows(recorded: OperatingPoint, folder: Path) -> bool:

@@ -24,7 +24,7 @@ from melanoma.evidence.metrics import validation_scores
 from melanoma.images import Preprocess
 from melanoma.losses import class_weights_from_counts, focal_terms
 from melanoma.networks import freeze, parameter_groups, train_mode
-from melanoma.views import predict_views
+from melanoma.views import FeatureExtractor, predict_views
 
 SELECTION = "auroc"
 PREDICT_BATCH = 64
@@ -283,9 +283,15 @@ def _step(
 
 
 def predict(
-    model: nn.Module, dataset: PictureDataset, preprocess: Preprocess, *, world: World | None = None, views: int = 1
+    model: nn.Module,
+    dataset: PictureDataset,
+    preprocess: Preprocess,
+    *,
+    world: World | None = None,
+    views: int = 1,
+    extract: FeatureExtractor | None = None,
 ) -> Predictions:
-    """Predict a data set, every rank its share; all ranks return the whole."""
+    """Predict a data set, every rank its share; all ranks return the whole. `extract` may stand in for all but the head."""
     world = world or World()
     device = next(model.parameters()).device
     mine = list(world.share(len(dataset)))
@@ -295,6 +301,7 @@ def predict(
         for start in range(0, len(mine), PREDICT_BATCH):
             pictures = dataset.pictures(mine[start : start + PREDICT_BATCH]).to(device)
             with autocast(device):
-                logits[start : start + PREDICT_BATCH] = predict_views(model, preprocess(pictures), views).float()
+                found = predict_views(model, preprocess(pictures), views, extract=extract)
+            logits[start : start + PREDICT_BATCH] = found.float()
     logits = world.join(logits, len(dataset))
     return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

@@ -6,20 +6,25 @@ The validation fold has chosen the epoch; here it fits the probability map; only
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
-from melanoma.bundle import BundleParts, save_bundle
+from melanoma.backend import OnnxFeatures, export_features
+from melanoma.bundle import ONNX_RUNTIME, TORCH, BundleParts, save_bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX, TrainConfig
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.drift import reference_of
 from melanoma.engine import predict
 from melanoma.evidence.calibration import fit_probability_map
-from melanoma.evidence.metrics import validation_scores
+from melanoma.evidence.metrics import FloatArray, IntArray, validation_scores
 from melanoma.evidence.operating_point import OperatingPoint, choose_units, select_operating_point
 from melanoma.images import Preprocess
+
+MAX_DIFFERENCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +54,12 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
     validation = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
     probability_map = fit_probability_map(validation.logits, validation.labels, group_codes(rows))
     features = reference_of(model, PictureDataset(data, rows), preprocess, seed=config.seed)
+    onnx = _export(model, (config.data.input_height, config.data.input_width))
     num_looks = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
     rows = data.rows("calibration")
     calibration = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
-    scores = probability_map(calibration.logits)[:, MELANOMA_INDEX]
+    probabilities = probability_map(calibration.logits)
+    scores = probabilities[:, MELANOMA_INDEX]
     melanomas, others = choose_units(calibration.labels, group_codes(rows), seed=config.seed)
     point = select_operating_point(
         scores[melanomas],
@@ -62,6 +69,11 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
         population=f"{data.manifest['name']}, calibration split",
     )
     chosen = np.concatenate([melanomas, others])
+    cpu_backend: dict[str, Any] = {"name": TORCH, "reason": "the network cannot be exported"}
+    if onnx is not None:
+        extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
+        again = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views, extract=extract)
+        cpu_backend = compare_backend(probabilities, probability_map(again.logits), chosen, point.threshold)
     found = Packed(point, validation_scores(validation.labels, validation.logits))
     save_bundle(
         BundleParts(
@@ -71,16 +83,52 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
             probability_map=probability_map,
             operating_point=point,
             features=features,
+            cpu_backend=cpu_backend,
+            features_onnx=onnx if cpu_backend["name"] == ONNX_RUNTIME else None,
             calibration_rows=pd.DataFrame(
                 {"label": [CLASSES[label] for label in calibration.labels[chosen]], "score": scores[chosen]}
             ),
             group_columns=tuple(data.manifest["group_columns"]),
             split_hash=data.manifest["split_hash"],
-            model_card=_model_card(config, data, found, best_epoch=best_epoch, num_looks=num_looks),
+            model_card=_model_card(
+                config, data, found, best_epoch=best_epoch, num_looks=num_looks, backend=cpu_backend
+            ),
         ),
         folder,
     )
     return found
+
+
+def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
+    """Return the network for ONNX Runtime, or None if it cannot be said in ONNX; torch serves it then."""
+    try:
+        return export_features(model, input_size)
+    except torch.onnx.OnnxExporterError:
+        return None
+
+
+def compare_backend(probabilities: FloatArray, again: FloatArray, chosen: IntArray, threshold: float) -> dict[str, Any]:
+    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision of the contract and little else.
+
+    Args:
+        probabilities: ``(N, C)`` of the calibration pictures, by torch.
+        again: the same by ONNX Runtime.
+        chosen: rows that the contract rests on.
+        threshold: of the contract.
+
+    Returns:
+        The backend's name and how far the two lie apart, for the manifest.
+    """
+    furthest = float(np.abs(again - probabilities).max())
+    referred, referred_again = (p[chosen, MELANOMA_INDEX] >= threshold for p in (probabilities, again))
+    num_other = int((referred != referred_again).sum())
+    same = furthest <= MAX_DIFFERENCE and num_other == 0
+    return {
+        "name": ONNX_RUNTIME if same else TORCH,
+        "num_pictures": len(probabilities),
+        "max_probability_difference": furthest,
+        "num_other_decisions": num_other,
+    }
 
 
 def group_codes(rows: pd.DataFrame) -> np.ndarray:
@@ -88,7 +136,15 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray:
     return np.asarray(pd.factorize(rows["group"], sort=True)[0])
 
 
-def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_epoch: int, num_looks: int) -> str:
+def _model_card(
+    config: TrainConfig,
+    data: PreparedData,
+    found: Packed,
+    *,
+    best_epoch: int,
+    num_looks: int,
+    backend: dict[str, Any],
+) -> str:
     counts = ", ".join(
         f"{split}: {sum(by_class.values())} ({by_class['mel']} mel)"
         for split, by_class in sorted(data.manifest["counts"].items())
@@ -103,6 +159,7 @@ def _model_card(config: TrainConfig, data: PreparedData, found: Packed, *, best_
   split hash `{data.manifest["split_hash"][:16]}`.
 - Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs},
   melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
+- On a CPU its features are computed by: {json.dumps(backend)}.
 - Contract: **{contract.status}**. {contract.sentence()}
   Look number {num_looks} at this calibration split; choosing among runs by their contracts weakens the promise.
 - Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
+from melanoma.backend import OnnxFeatures
 from melanoma.bundle import Bundle
 from melanoma.config import MELANOMA_INDEX
 from melanoma.evidence.metrics import FloatArray
@@ -13,7 +15,9 @@ from melanoma.evidence.operating_point import Decision, decide
 from melanoma.explain.grad_cam import explain_views
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.images import Uint8Array
-from melanoma.views import view_features, views_logits
+from melanoma.networks import features
+from melanoma.probes import replay_probes
+from melanoma.views import FeatureExtractor, view_features, views_logits
 
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
@@ -41,19 +45,30 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts with one bundle on one device. Holds no state between calls, so threads may share it."""
+    """Predicts with one bundle on one device. Holds no state between calls, so threads may share it.
+
+    On a CPU ONNX Runtime gives the feature maps, with as many threads as torch has now, unless the bundle says that torch should.
+    """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", allow_uncontracted: bool = False) -> None:
         self.bundle = bundle
         self._device = torch.device(device)
         self._model = bundle.model.to(self._device)
         self._allow_uncontracted = allow_uncontracted
+        self._extract: FeatureExtractor = partial(features, self._model)
+        if self._device.type == "cpu" and bundle.features_onnx is not None:
+            self._extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
+
+    def replay_probes(self) -> list[str]:
+        """Return what speaks against the bundle's recorded outputs, a sentence each; none if they are repeated here."""
+        probes, preprocess = self.bundle.manifest["probes"], self.bundle.preprocess
+        return replay_probes(probes, self._model, preprocess, self.bundle.views, extract=self._extract)
 
     def predict(self, pictures: Sequence[Uint8Array], *, explain: bool = False) -> list[Prediction]:
         """Predict stored pictures, ``(H, W, 3)`` uint8 each, as one batch; with Grad-CAM of melanoma if asked."""
         images = self.bundle.preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
         with torch.no_grad():
-            feature_maps = view_features(self._model, images, self.bundle.views)
+            feature_maps = view_features(self._extract, images, self.bundle.views)
             if explain:
                 explained = explain_views(self._model, feature_maps, class_index=MELANOMA_INDEX)
                 logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from melanoma.images import Preprocess, Uint8Array
-from melanoma.views import predict_views
+from melanoma.views import FeatureExtractor, predict_views
 
 NUM_PROBES = 3
 PROBE_TOLERANCE = 1e-3
@@ -34,10 +34,18 @@ def record_probes(model: nn.Module, preprocess: Preprocess, views: int) -> list[
     ]
 
 
-def _probe_logits(model: nn.Module, preprocess: Preprocess, views: int, pictures: list[Uint8Array]) -> np.ndarray:
+def _probe_logits(
+    model: nn.Module,
+    preprocess: Preprocess,
+    views: int,
+    pictures: list[Uint8Array],
+    extract: FeatureExtractor | None = None,
+) -> np.ndarray:
     model.eval()
+    device = next(model.parameters()).device
     with torch.no_grad():
-        return predict_views(model, preprocess(torch.from_numpy(np.stack(pictures))), views).float().numpy()
+        images = preprocess(torch.from_numpy(np.stack(pictures)).to(device))
+        return predict_views(model, images, views, extract=extract).float().cpu().numpy()
 
 
 def _to_png(picture: Uint8Array) -> str:
@@ -50,12 +58,27 @@ def _from_png(text: str) -> Uint8Array:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 
-def replay_probes(probes: list[dict[str, Any]], model: nn.Module, preprocess: Preprocess, views: int) -> list[str]:
-    """Return what speaks against the recorded outputs, a sentence each; none if the network repeats them."""
+def replay_probes(
+    probes: list[dict[str, Any]],
+    model: nn.Module,
+    preprocess: Preprocess,
+    views: int,
+    *,
+    extract: FeatureExtractor | None = None,
+) -> list[str]:
+    """Return what speaks against the recorded outputs, a sentence each; none if the network repeats them.
+
+    Args:
+        probes: as recorded.
+        model: the network, whose head is used in any case.
+        preprocess: from pictures to its input.
+        views: averaged.
+        extract: what gives the feature maps in place of the network.
+    """
     try:
         recorded = np.array([probe["logits"] for probe in probes], dtype=np.float64)
         pictures = [_from_png(probe["picture_png"]) for probe in probes]
-        logits = _probe_logits(model, preprocess, views, pictures)
+        logits = _probe_logits(model, preprocess, views, pictures, extract)
         gap = float(np.abs(logits - recorded).max())
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
         return [f"the bundle's probes must be pictures with their logits, they are not ({type(error).__name__})."]

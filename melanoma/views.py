@@ -4,13 +4,17 @@ Copies on their side are left out: on the last, small feature map of a 4:3 pictu
 offsets that a 3:4 picture asks for, and such views are far worse than the upright ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from melanoma.config import NUM_VIEWS
 from melanoma.networks import features, head
+
+FeatureExtractor = Callable[[Tensor], Tensor]
+"""From ``(N, 3, H, W)`` images to their last feature map ``(N, K, h, w)``."""
 
 
 def mirror(images: Tensor, view: int) -> Tensor:
@@ -19,17 +23,17 @@ def mirror(images: Tensor, view: int) -> Tensor:
     return images.flip(dims) if dims else images
 
 
-def view_features(model: nn.Module, images: Tensor, views: int) -> list[Tensor]:
+def view_features(extract: FeatureExtractor, images: Tensor, views: int) -> list[Tensor]:
     """Return the feature map ``(N, K, h, w)`` of each of the first views of ``(N, 3, H, W)`` images."""
     if views not in NUM_VIEWS:
         raise ValueError(f"views must be one of {NUM_VIEWS}, got {views}.")
     mirrored = (mirror(images, view).contiguous(memory_format=torch.channels_last) for view in range(views))
-    return [features(model, images) for images in mirrored]
+    return [extract(images) for images in mirrored]
 
 
-def predict_views(model: nn.Module, images: Tensor, views: int) -> Tensor:
-    """Return logits ``(N, C)`` averaged over views."""
-    return views_logits(model, view_features(model, images, views))
+def predict_views(model: nn.Module, images: Tensor, views: int, *, extract: FeatureExtractor | None = None) -> Tensor:
+    """Return logits ``(N, C)`` averaged over views; something else than the network itself may give the feature maps."""
+    return views_logits(model, view_features(extract or partial(features, model), images, views))
 
 
 def views_logits(model: nn.Module, feature_maps: Sequence[Tensor]) -> Tensor:

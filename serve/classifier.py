@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
+from melanoma.errors import BundleError
 from melanoma.images import Uint8Array
 from melanoma.predictor import Prediction, Predictor
 from serve.metrics import BatchMetrics
@@ -34,6 +35,8 @@ class Classifier:
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
+        if findings := self._predictor.replay_probes():
+            raise BundleError(" ".join(findings))
 
     async def ready(self) -> None:
         """Answer: whoever hears it knows that the weights are loaded."""

@@ -7,13 +7,14 @@ layer; the feature map itself comes with the prediction.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melanoma.images import Uint8Array
-from melanoma.networks import head
+from melanoma.networks import features, head
 from melanoma.views import mirror, view_features
 
 
@@ -47,7 +48,7 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tup
 def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: int = 1) -> Explained:
     """Predict ``(N, 3, H, W)`` images and explain one class."""
     with torch.no_grad():
-        return explain_views(model, view_features(model, images, views), class_index=class_index)
+        return explain_views(model, view_features(partial(features, model), images, views), class_index=class_index)
 
 
 def explain_views(model: nn.Module, feature_maps: Sequence[Tensor], *, class_index: int) -> Explained:

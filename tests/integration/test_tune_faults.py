@@ -37,8 +37,9 @@ def _wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def _folds(out: Path) -> dict[str, float]:
-    """Return every finished fold and when it was finished."""
-    return {path.parent.name: path.stat().st_mtime for path in (out / "search" / "folds").glob("*/predictions.parquet")}
+    """Return every finished fold and when it was finished; one still being written has a name of its own."""
+    written = (out / "search" / "folds").glob("[!.]*/predictions.parquet")
+    return {path.parent.name: path.stat().st_mtime for path in written}
 
 
 def _copy(prepared: PreparedData, folder: Path) -> Path:

@@ -35,7 +35,7 @@ def test_a_good_bundle_verifies(bundle_dir: Path) -> None:
     assert verify_bundle(bundle_dir) == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "calibration.parquet", "MODEL_CARD.md"])
+@pytest.mark.parametrize("name", ["model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx"])
 def test_a_changed_file_is_refused(name: str, copied: Path) -> None:
     data = bytearray((copied / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -44,7 +44,7 @@ def test_a_changed_file_is_refused(name: str, copied: Path) -> None:
         load_bundle(copied)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "features.onnx"])
 def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
     (copied / name).unlink()
     with pytest.raises(BundleError, match=name):
