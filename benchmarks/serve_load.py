@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import collections
 import dataclasses
+import os
 import shutil
 import socket
 import tempfile
@@ -23,6 +24,11 @@ import aiohttp
 import numpy as np
 import psutil
 import ray
+
+from serve.environment import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
+
 from ray import serve
 
 from melanoma.bundle import MANIFEST
@@ -69,7 +75,9 @@ class Service:
 
     def replicas(self) -> list[psutil.Process]:
         """Return the processes of all classifier replicas."""
-        return [p for p in self._processes() if "Classifier" in " ".join(p.cmdline())]
+        return [
+            p for p in self._processes() if " ".join(p.cmdline()).startswith("ray::ServeReplica:melanoma:Classifier")
+        ]
 
     def megabytes(self) -> float:
         """Return what proxy and replicas hold in memory together."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from melanoma.config import NUM_VIEWS
 from melanoma.networks import features, head
 
+MAX_PASS = 8  # images: a CPU gains nothing from more at once, and a GPU gets as many by its batch
+
 FeatureExtractor = Callable[[Tensor], Tensor]
 """From ``(N, 3, H, W)`` images to their last feature map ``(N, K, h, w)``."""
 
@@ -24,11 +26,20 @@ def mirror(images: Tensor, view: int) -> Tensor:
 
 
 def view_features(extract: FeatureExtractor, images: Tensor, views: int) -> list[Tensor]:
-    """Return the feature map ``(N, K, h, w)`` of each of the first views of ``(N, 3, H, W)`` images."""
+    """Return the feature map ``(N, K, h, w)`` of each of the first views of ``(N, 3, H, W)`` images.
+
+    Views of few images share a pass.
+    """
     if views not in NUM_VIEWS:
         raise ValueError(f"views must be one of {NUM_VIEWS}, got {views}.")
-    mirrored = (mirror(images, view).contiguous(memory_format=torch.channels_last) for view in range(views))
-    return [extract(images) for images in mirrored]
+    mirrored = [mirror(images, view) for view in range(views)]
+    at_once = max(1, MAX_PASS // max(1, len(images)))
+    passes = [mirrored[start : start + at_once] for start in range(0, views, at_once)]
+    return [
+        feature_map
+        for part in passes
+        for feature_map in extract(torch.cat(part).contiguous(memory_format=torch.channels_last)).chunk(len(part))
+    ]
 
 
 def predict_views(model: nn.Module, images: Tensor, views: int, *, extract: FeatureExtractor | None = None) -> Tensor:

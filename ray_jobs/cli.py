@@ -228,6 +228,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from serve.environment import set_environment
+
+    set_environment()  # before Ray Serve is imported
     from serve.local import serve_locally
 
     serve_locally(args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 from ray import serve
 
 from melanoma.errors import BundleError
@@ -15,7 +16,9 @@ from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
 MAX_BATCH = 8
-BATCH_WAIT_SECONDS = 0.005
+BATCH_WAIT_SECONDS = (
+    0.0  # what came while the last batch was computed is the next; an idle classifier keeps nobody waiting
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Classifier:
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
+        if bundle.features_onnx is not None and device == "cpu":
+            torch.set_num_threads(1)  # its threads are ONNX Runtime's; what is left to torch is too small to be shared
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it

@@ -13,7 +13,7 @@ from melanoma.predictor import GuidedExplainer
 from serve.replica import load_in_replica
 
 MAX_BATCH = 4
-BATCH_WAIT_SECONDS = 0.005
+BATCH_WAIT_SECONDS = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

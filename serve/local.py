@@ -22,6 +22,8 @@ from serve.api_keys import VARIABLE, keys_from_environment
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
 
+MAX_THREADS = 4  # of the classifier: a batch of eight small pictures gains little from more
+
 
 def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: bool) -> None:
     """Serve a bundle on a local cluster of its own; returns when interrupted or terminated.
@@ -62,7 +64,7 @@ def _start(args: AppArgs, *, host: str, port: int, spill: str) -> None:
     """Start a cluster of this process's own and the graph on it."""
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, 2),
+        num_cpus=_num_threads() + 2,  # of which Ray counts one for ingress and explainer, and one is to spare
         object_spilling_directory=spill,
         include_dashboard=False,
         log_to_driver=False,
@@ -91,19 +93,19 @@ def _memory() -> Path | None:
     return None
 
 
+def _num_threads() -> int:
+    return min(os.cpu_count() or 1, MAX_THREADS)
+
+
 def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the options with no more replicas than this machine's cores can hold, one core left to everything but classifiers."""
-    num_cores = os.cpu_count() or 2
-    most = {"Ingress": 1, "Classifier": max(1, num_cores - 1), "Explainer": max(1, num_cores // 4)}
-    return {
+    """Return the options with one replica of each deployment: one process with all cores batches better than many with one each."""
+    fitted = {
         name: values
-        | {
-            "autoscaling_config": values["autoscaling_config"]
-            | {"max_replicas": min(most[name], values["autoscaling_config"]["max_replicas"])},
-            "max_surge_percent": 0,
-        }
+        | {"autoscaling_config": values["autoscaling_config"] | {"max_replicas": 1}, "max_surge_percent": 0}
         for name, values in options.items()
     }
+    fitted["Classifier"]["ray_actor_options"] = {"num_cpus": _num_threads()}
+    return fitted
 
 
 def _is_loopback(host: str) -> bool:

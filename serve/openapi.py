@@ -36,20 +36,21 @@ PICTURE = {
 }
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """Refuse a query field that the route does not know: mistyped, it would be passed over in silence."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     if set(request.query_params) - known:
         raise RequestValidationError([{"type": "extra_forbidden", "loc": ("query", "an unknown field"), "msg": ""}])
 
 
-def refuse_other_types(request: Request) -> None:
+async def refuse_other_types(request: Request) -> None:
     """Refuse a client that takes none of the types all answers here have."""
     taken = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
     if not any(kind.startswith(("application/", "*/*")) for kind in taken):
         raise HTTPException(406)
 
 
+# All of them async: FastAPI sends any other to a thread, which costs more than what they do.
 # The bearer says in the schema that a key may be asked for; the frame is what asks.
 GUARDED: Any = [
     Depends(HTTPBearer(auto_error=False, description="an API key; see MELANOMA_API_KEYS_FILE")),

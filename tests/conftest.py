@@ -21,6 +21,10 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["HOME"] = tempfile.mkdtemp(prefix="melanoma-test-home-")
 
+from serve.environment import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
+
 from melanoma.config import CLASSES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from melanoma.data.dataset import FORMAT_VERSION, PreparedData, open_prepared
 from melanoma.data.groups import join_groups

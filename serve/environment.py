@@ -1,0 +1,26 @@
+"""How Ray Serve is told to move requests inside a machine; read by Ray when it is imported, so it must be set before.
+
+Together these make the graph about twice as fast: without them most of a small request's time goes to hops between the threads and
+event loops of each replica. On a cluster of one's own they belong into the environment that Ray is started in (`ray start`, a pod).
+"""
+
+import os
+
+ENVIRONMENT = {
+    # Everything of ours that takes long runs in threads already; a second event loop a replica only adds two hops a call.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # From replica to replica without Ray's tasks and object store: faster, and no picture can be spilled to a disk.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(
+        64 * 2**20
+    ),  # a body of 20 MiB is refused in our words, not in gRPC's
+    # Once, to the log file, is enough.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+def set_environment() -> None:
+    """Set what is not set yet; call it before anything imports ray.serve."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
