@@ -148,11 +148,11 @@ def save_bundle(parts: BundleParts, folder: Path) -> None:
             "files": files,
             "probes": record_probes(parts.model, preprocess, parts.config.data.views),
         }
-        manifest["version"] = _version_of(manifest)
+        manifest["version"] = version_of(manifest)
         write_json(work / MANIFEST, manifest)
 
 
-def _version_of(manifest: dict[str, Any]) -> str:
+def version_of(manifest: dict[str, Any]) -> str:
     """Return a short name that changes with anything the manifest says; it also shows a later change of any word of it."""
     content = {key: value for key, value in manifest.items() if key != "version"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"the bundle's classes must be {', '.join(CLASSES)}, got {', '.join(map(str, manifest['classes']))}."
         )
-    if manifest["version"] != _version_of(manifest):
+    if manifest["version"] != version_of(manifest):
         raise BundleError(
             "the bundle's version must match its manifest, it does not; the manifest was changed after it was written."
         )

@@ -21,6 +21,8 @@ from melanoma.errors import InvalidImageError
 
 MAX_PIXELS = 25_000_000
 MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
+# Grey values of 255 between the darkest and the brightest part; the flattest picture of HAM10000 spans 22.
+MIN_CONTRAST = 4
 # Padding is near the mean of natural pictures, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
 _MAGIC = {"JPEG": (b"\xff\xd8\xff",), "PNG": (b"\x89PNG\r\n\x1a\n",), "WEBP": (b"RIFF",)}
@@ -103,6 +105,21 @@ def check_size(width: int, height: int) -> None:
         )
     if width * height > MAX_PIXELS:
         raise _too_large()
+
+
+def check_content(image: Image.Image) -> None:
+    """Check that a picture to be judged shows anything at all: a covered lens or an empty page gets no answer about a lesion.
+
+    Raises:
+        InvalidImageError: if its parts hardly differ in brightness.
+    """
+    parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L"))
+    if np.ptp(parts) < MIN_CONTRAST:
+        raise InvalidImageError(
+            f"The picture must show something, its parts differ by less than {MIN_CONTRAST} of 255 in brightness; take it again.",
+            status=422,
+            code="blank_picture",
+        )
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from melanoma.bundle import load_bundle
 from melanoma.config import DISCLAIMER
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.overlay import write_overlay
-from melanoma.images import decode_image
+from melanoma.images import check_content, decode_image
 from melanoma.predictor import GuidedExplainer, Predictor
 
 
@@ -64,6 +64,7 @@ def _predict_file(
     preprocess = predictor.bundle.preprocess
     try:
         image = decode_image(path.read_bytes())
+        check_content(image)
     except (InvalidImageError, OSError) as error:
         return {"image": str(path), "error": str(error)}
     stored = preprocess.stored(image)

@@ -23,10 +23,30 @@ BATCH_WAIT_SECONDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One picture for the classifier: ``(H, W, 3)`` uint8 as stored, and whether its heatmap is wanted."""
+    """One picture for the classifier.
+
+    Attributes:
+        picture: ``(H, W, 3)`` uint8 as stored.
+        explain: whether its heatmap is wanted.
+        known: version of the bundle that the asker knows already and made the picture for.
+    """
 
     picture: Uint8Array
     explain: bool
+    known: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one bundle says of one picture.
+
+    Attributes:
+        prediction: None if the picture was made for another bundle's canvas.
+        described: what `describe` returns; None if that is the bundle known already.
+    """
+
+    prediction: Prediction | None
+    described: dict[str, Any] | None
 
 
 class Classifier:
@@ -46,17 +66,20 @@ class Classifier:
     async def ready(self) -> None:
         """Answer: whoever hears it knows that the weights are loaded."""
 
-    async def predict(self, job: Job) -> tuple[Prediction | None, str]:
-        """Predict one picture, together with whatever else is waiting; return also the version of the bundle that answered.
+    async def predict(self, job: Job) -> Answer:
+        """Predict one picture, together with whatever else is waiting.
 
-        None is returned for a picture that was made for another bundle's canvas.
+        Raises:
+            FloatingPointError: if the network gives no finite scores for it.
         """
-        if job.picture.shape[:2] != self._predictor.bundle.preprocess.canvas:
-            return None, self._predictor.bundle.version
+        bundle = self._predictor.bundle
+        described = None if job.known == bundle.version else await self.describe()
+        if job.picture.shape[:2] != bundle.preprocess.canvas:
+            return Answer(None, described)
         found = await self._batch(job)
         if isinstance(found, FloatingPointError):
             raise found
-        return found, self._predictor.bundle.version
+        return Answer(found, described)
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
     async def _batch(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
@@ -81,7 +104,7 @@ class Classifier:
         """Return what the ingress needs to know of the bundle."""
         bundle = self._predictor.bundle
         return {
-            "manifest": bundle.manifest,
+            "manifest": {name: value for name, value in bundle.manifest.items() if name != "probes"},
             "model_card": bundle.model_card,
             "contract_sentence": bundle.operating_point.contract.sentence(),
         }

@@ -18,10 +18,17 @@ BATCH_WAIT_SECONDS = 0.0
 
 @dataclasses.dataclass(frozen=True)
 class GuidedJob:
-    """One picture for the explainer: ``(H, W, 3)`` uint8 as stored, and its Grad-CAM ``(h, w)`` float32, a few cells."""
+    """One picture for the explainer.
+
+    Attributes:
+        picture: ``(H, W, 3)`` uint8 as stored.
+        heatmap: its Grad-CAM ``(h, w)`` float32, a few cells.
+        version: of the bundle that gave it.
+    """
 
     picture: Uint8Array
     heatmap: FloatArray
+    version: str
 
 
 class Explainer:
@@ -29,17 +36,12 @@ class Explainer:
 
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
-        self._version, self._canvas = bundle.version, bundle.preprocess.canvas
+        self._version = bundle.version
         self._explainer = GuidedExplainer(bundle, device=device)
 
-    async def explain(self, job: GuidedJob) -> tuple[Heatmap | None, str]:
-        """Return the Guided Grad-CAM of melanoma at the network's input size, and the version of the bundle that gave it.
-
-        None is returned for a picture that was made for another bundle's canvas.
-        """
-        if job.picture.shape[:2] != self._canvas:
-            return None, self._version
-        return await self._batch(job), self._version
+    async def explain(self, job: GuidedJob) -> Heatmap | None:
+        """Return the Guided Grad-CAM of melanoma at the network's input size; None if another bundle gave the Grad-CAM."""
+        return await self._batch(job) if job.version == self._version else None
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
     async def _batch(self, jobs: list[GuidedJob]) -> list[Heatmap]:

@@ -11,12 +11,11 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartParser
 
-from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, Uint8Array, decode_image
-from melanoma.predictor import Prediction
+from melanoma.images import Preprocess, check_content, decode_image
+from serve.calls import Reading
 from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
@@ -53,22 +52,15 @@ async def picture_bytes(request: Request) -> bytes:
         await form.close()
 
 
-def preprocess_of(manifest: dict[str, Any]) -> Preprocess:
-    """Return the preprocessing a bundle's manifest names."""
-    settings = dict(manifest["preprocessing"])
-    height, width = settings.pop("canvas")
-    return Preprocess((height, width), DataConfig.from_dict(settings))
+def upright(sent: bytes | Image.Image) -> Image.Image:
+    """Return an encoded picture, or one that came as pixels, as upright RGB that shows something.
 
-
-def decode(data: bytes, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
-    """Return the upright picture and what the classifier takes."""
-    image = decode_image(data)
-    return image, preprocess.stored(image)
-
-
-def stored(sent: bytes | Image.Image, preprocess: Preprocess) -> Uint8Array:
-    """Return what the classifier takes of an encoded picture, or of one that came as pixels."""
-    return preprocess.stored(decode_image(sent) if isinstance(sent, bytes) else sent)
+    Raises:
+        InvalidImageError: if it cannot be used.
+    """
+    image = decode_image(sent) if isinstance(sent, bytes) else sent
+    check_content(image)
+    return image
 
 
 def explanation_of(
@@ -92,11 +84,9 @@ def model_info(manifest: dict[str, Any]) -> ModelInfo:
     )
 
 
-def answer_of(
-    prediction: Prediction, described: dict[str, Any], explanation: Explanation | None, *, request_id: str
-) -> PredictResponse:
-    """Return the answer to one picture, from what the classifier says of it and of its bundle."""
-    manifest = described["manifest"]
+def answer_of(reading: Reading, explanation: Explanation | None, *, request_id: str) -> PredictResponse:
+    """Return the answer to one picture."""
+    manifest, prediction = reading.described["manifest"], reading.prediction
     empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
     return PredictResponse(
         request_id=request_id,
@@ -105,7 +95,7 @@ def answer_of(
         decision=prediction.decision,
         threshold=manifest["operating_point"]["threshold"],
         contract=ContractInfo(**manifest["operating_point"]["contract"]),
-        contract_sentence=described["contract_sentence"],
+        contract_sentence=reading.described["contract_sentence"],
         warnings=[*prediction.warnings, *empty],
         explanation=explanation,
     )

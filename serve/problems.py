@@ -7,10 +7,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
+from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
@@ -24,10 +25,6 @@ _CODES = {
     415: "unsupported_format",
     422: "invalid_request",
 }
-
-
-class BundleChangingError(Exception):
-    """The parts of one request were answered by two bundles."""
 
 
 def new_request_id() -> str:
@@ -107,6 +104,11 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+async def _not_ready(request: Request, error: Exception) -> JSONResponse:
+    detail = "No replica with loaded weights answers; try again after the time in Retry-After."
+    return problem(request, 503, "not_ready", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+
+
 async def _busy(request: Request, error: Exception) -> JSONResponse:
     detail = "The service is at its limit; try again after the time in Retry-After."
     return problem(request, 503, "overloaded", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
@@ -124,7 +126,7 @@ async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
     """Answer for an error that came over Ray; one raised by our own code in another replica is also of that code's kind."""
     if isinstance(error, FloatingPointError):
         return await _model_failed(request, error)
-    if isinstance(error, (ActorDiedError, ActorUnavailableError, NodeDiedError, DeploymentUnavailableError)):
+    if isinstance(error, (ActorDiedError, ActorUnavailableError, NodeDiedError)):
         detail = "A part of the service was lost on the way; try again after the time in Retry-After."
         return problem(request, 503, "replica_lost", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
     return crashed(request)
@@ -143,7 +145,8 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(InferenceRequestError, _invalid_inference)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(BackPressureError, _busy)
+    app.add_exception_handler(OverloadedError, _busy)
+    app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(TimeoutError, _too_slow)
     app.add_exception_handler(FloatingPointError, _model_failed)
     app.add_exception_handler(RayError, _ray_failed)

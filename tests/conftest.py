@@ -1,13 +1,10 @@
 """Fixtures shared by all tests; one Ray cluster and one small trained bundle a session."""
 
-import dataclasses
-import hashlib
 import os
-import secrets
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -34,6 +31,9 @@ from melanoma.data.shards import write_shard
 from melanoma.data.splits import draw_splits, split_hash
 from melanoma.files import write_json
 from melanoma.images import canvas_shape, decode_image, to_canvas
+
+if TYPE_CHECKING:  # unit tests start without Ray
+    from tests.serving import Service
 
 
 @pytest.fixture(scope="session")
@@ -144,55 +144,16 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@dataclasses.dataclass(frozen=True)
-class Service:
-    """A real local Serve with the graph of the config, behind an API key.
+@pytest.fixture(scope="module")
+def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
+    from tests.serving import local_serve
 
-    Attributes:
-        url: where it listens.
-        key: one that is let in.
-    """
-
-    url: str
-    key: str
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
+    with local_serve(tmp_path_factory.mktemp("keys")) as deploy:
+        yield deploy(bundle_dir)
 
 
 @pytest.fixture(scope="module")
-def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    from ray import serve
-
-    from melanoma.bundle import MANIFEST
-    from melanoma.files import sha256_of
-    from serve.api_keys import VARIABLE
-    from serve.app import build_graph
-    from serve.settings import AppArgs, deployment_options, read_config
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key = secrets.token_urlsafe(32)
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"{hashlib.sha256(key.encode()).hexdigest()} the tests\n")
-    config = read_config()
-    serve.start(
-        http_options=config["http_options"] | {"host": "127.0.0.1", "port": port},
-        logging_config=config["logging_config"],
-    )
-    options = deployment_options(config)
-    options["Ingress"]["ray_actor_options"] |= {"runtime_env": {"env_vars": {VARIABLE: str(keys)}}}
-    args = AppArgs(bundle=str(bundle_dir), manifest_sha256=sha256_of(bundle_dir / MANIFEST))
-    logging_config = config["applications"][0]["logging_config"]
-    serve.run(build_graph(args, options), name="melanoma", route_prefix="/", logging_config=logging_config)
-    yield Service(f"http://127.0.0.1:{port}", key)
-    serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[httpx.Client]:
+def client(service: "Service") -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service.url, timeout=60, headers=service.authorization) as client:
         yield client
 

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.conftest import Service
+from tests.serving import Service
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}

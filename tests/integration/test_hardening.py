@@ -22,8 +22,8 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.conftest import Service
 from tests.problems import is_problem
+from tests.serving import Service
 
 pytestmark = pytest.mark.ray
 PREDICT = "/v1/predict"
@@ -105,6 +105,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "900 megapixels in a header": (lambda _: _png_head(30_000, 30_000), 413, "image_too_large"),
     "88 megapixels in few bytes": (lambda _: _bilevel(9_400), 413, "image_too_large"),
     "100000 x 1": (lambda _: _png_head(100_000, 1), 422, "bad_dimensions"),
+    "an even page": (lambda _: _blank(640, 480), 422, "blank_picture"),
     "1 x 1": (lambda _: _blank(1, 1), 422, "bad_dimensions"),
     "8 x 8": (lambda _: _blank(8, 8), 422, "bad_dimensions"),
 }
@@ -276,8 +277,16 @@ TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], I
     "grey with alpha": (lambda im: _encoded(im.convert("L").convert("LA")), lambda im: im.convert("L").convert("RGB")),
     "opaque alpha": (lambda im: _encoded(im.convert("RGBA")), lambda im: im),
     "transparent": (
-        lambda im: _encoded(Image.merge("RGBA", (*im.split(), Image.new("L", im.size, 0)))),
-        lambda im: Image.new("RGB", im.size, (255, 255, 255)),
+        lambda im: _encoded(
+            Image.merge(
+                "RGBA", (*im.split(), Image.linear_gradient("L").resize(im.size).point(lambda v: 255 * (v > 99)))
+            )
+        ),
+        lambda im: Image.composite(
+            im,
+            Image.new("RGB", im.size, (255, 255, 255)),
+            Image.linear_gradient("L").resize(im.size).point(lambda v: 255 * (v > 99)),
+        ),
     ),
     "palette": (lambda im: _encoded(_palette(im)), lambda im: _palette(im).convert("RGB")),
     "16 bits": (lambda im: _encoded(_deep_grey(im)), lambda im: im.convert("L").convert("RGB")),

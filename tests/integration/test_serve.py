@@ -22,7 +22,7 @@ from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.explain.overlay import heatmap_on
 from melanoma.images import decode_image
 from melanoma.predictor import GuidedExplainer, Predictor
-from tests.conftest import Service
+from tests.serving import Service
 
 pytestmark = pytest.mark.ray
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from melanoma.images import PADDING_RGB, canvas_shape, decode_image, to_canvas
+from melanoma.images import PADDING_RGB, canvas_shape, check_content, decode_image, to_canvas
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -89,3 +89,15 @@ def test_the_canvas_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     height, width = inside.any(axis=1).sum(), inside.any(axis=0).sum()
     assert width / height == pytest.approx(size[0] / size[1], rel=0.03)
     assert (canvas[~inside] == PADDING_RGB).all()
+
+
+def test_a_picture_of_nothing_is_told_from_a_faint_one() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-20, 21, (600, 800, 3))
+    covered = Image.fromarray((120 + noise).astype(np.uint8))
+    with pytest.raises(InvalidImageError) as refused:
+        check_content(covered)
+    assert (refused.value.status, refused.value.code) == (422, "blank_picture")
+    faint = np.asarray(covered).astype(int)
+    faint[200:400, 300:500] += 12
+    check_content(Image.fromarray(faint.astype(np.uint8)))

@@ -1,0 +1,168 @@
+"""What the service does when it is asked too much, when its parts die and while its bundle is changed."""
+
+import collections
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from ray import serve
+
+from melanoma.bundle import MANIFEST, WEIGHTS, load_bundle, read_manifest, version_of
+from tests.problems import is_problem
+from tests.serving import Deployer, Service, local_serve
+
+pytestmark = pytest.mark.ray
+QUICK = {"graceful_shutdown_timeout_s": 10, "graceful_shutdown_wait_loop_s": 0.2}
+
+
+@pytest.fixture(scope="module")
+def deploy(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
+    with local_serve(tmp_path_factory.mktemp("keys")) as deploy:
+        yield deploy
+
+
+@pytest.fixture(scope="module")
+def other_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network under another version."""
+    folder = tmp_path_factory.mktemp("other") / "bundle"
+    shutil.copytree(bundle_dir, folder)
+    manifest = read_manifest(folder) | {"split_hash": "0" * 64}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
+    return folder
+
+
+def _replicas(scale: int) -> dict[str, Any]:
+    return {**QUICK, "autoscaling_config": None, "num_replicas": scale}
+
+
+def _steadily(
+    service: Service, picture: bytes, act: Callable[[], object], *, clients: int = 3
+) -> list[httpx.Response | httpx.TransportError]:
+    """Ask again and again while something is done, and a little longer; return every answer."""
+    stop = threading.Event()
+
+    def ask() -> list[httpx.Response | httpx.TransportError]:
+        found: list[httpx.Response | httpx.TransportError] = []
+        with httpx.Client(base_url=service.url, timeout=60, headers=service.authorization) as client:
+            while not stop.is_set():
+                try:
+                    found.append(client.post("/v1/predict", content=picture))
+                except httpx.TransportError as error:
+                    found.append(error)
+                time.sleep(0.02)
+        return found
+
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(ask) for _ in range(clients)]
+        time.sleep(1)
+        try:
+            act()
+            time.sleep(2)
+        finally:
+            stop.set()
+    return [answer for each in asked for answer in each.result()]
+
+
+def _statuses(answers: list[httpx.Response | httpx.TransportError]) -> dict[object, int]:
+    return dict(
+        collections.Counter(a.status_code if isinstance(a, httpx.Response) else type(a).__name__ for a in answers)
+    )
+
+
+def _ask(service: Service, picture: bytes) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/predict", content=picture, headers=service.authorization, timeout=60)
+
+
+def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bundle_dir: Path, picture: bytes) -> None:
+    narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
+    service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
+    with (
+        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=48)) as client,
+        ThreadPoolExecutor(48) as pool,
+    ):
+        answers = list(pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=picture), range(144)))
+    statuses = _statuses(answers)  # type: ignore[arg-type]  # a list of one of the two
+    assert set(statuses) == {200, 503}, statuses
+    for answer in answers:
+        if answer.status_code == 503:
+            is_problem(answer, 503, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+    assert _ask(service, picture).status_code == 200
+
+
+def test_a_new_bundle_costs_no_request(deploy: Deployer, bundle_dir: Path, other_bundle: Path, picture: bytes) -> None:
+    service = deploy(bundle_dir, Classifier=_replicas(2))
+    answers = _steadily(service, picture, lambda: deploy(other_bundle, Classifier=_replicas(2)))
+    assert set(_statuses(answers)) == {200}, _statuses(answers)
+    told = [answer.json()["model"]["version"] for answer in answers if isinstance(answer, httpx.Response)]
+    assert set(told) == {load_bundle(bundle_dir).version, load_bundle(other_bundle).version}
+    assert _ask(service, picture).json()["model"]["version"] == load_bundle(other_bundle).version
+
+
+def test_a_killed_replica_costs_only_what_it_was_computing(deploy: Deployer, bundle_dir: Path, picture: bytes) -> None:
+    service = deploy(bundle_dir, Classifier=_replicas(2))
+    kept = _classifiers()
+
+    def kill() -> None:
+        os.kill(kept[0], signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len(_classifiers()) < 2 or kept[0] in _classifiers():
+            assert time.monotonic() < deadline, "no replica took the place of the killed one"
+            time.sleep(0.5)
+
+    answers = _steadily(service, picture, kill)
+    lost = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
+    assert len(lost) <= 3, _statuses(answers)  # each of three clients waits for one answer at a time
+    for answer in lost:
+        assert isinstance(answer, httpx.Response), answer
+        is_problem(answer, 503, "replica_lost")
+
+
+def _classifiers() -> list[int]:
+    """Return the processes of all classifier replicas."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if words.startswith("ray::ServeReplica:melanoma:Classifier"):
+            found.append(process.pid)
+    return sorted(found)
+
+
+def test_a_bad_bundle_leaves_the_old_one_serving(
+    deploy: Deployer, bundle_dir: Path, other_bundle: Path, picture: bytes
+) -> None:
+    service = deploy(bundle_dir, Classifier=_replicas(1))
+
+    def roll_out() -> None:
+        with pytest.raises(RuntimeError):
+            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(1))
+
+    answers = _steadily(service, picture, roll_out)
+    assert set(_statuses(answers)) == {200}, _statuses(answers)
+    assert {a.json()["model"]["version"] for a in answers if isinstance(a, httpx.Response)} == {
+        load_bundle(bundle_dir).version
+    }
+
+
+def test_missing_weights_are_not_ready_and_say_so(
+    deploy: Deployer, bundle_dir: Path, picture: bytes, tmp_path: Path
+) -> None:
+    serve.delete("melanoma")
+    folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(RuntimeError):
+        deploy(folder, Classifier=_replicas(1))
+    service = deploy.service
+    is_problem(_ask(service, picture), 503, "not_ready")
+    is_problem(httpx.get(f"{service.url}/readyz", timeout=30), 503, "not_ready")
+    assert httpx.get(f"{service.url}/healthz", timeout=30).status_code == 200

@@ -1,0 +1,84 @@
+"""The graph on a real local Serve, as the tests deploy it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from melanoma.bundle import MANIFEST
+from melanoma.files import sha256_of
+from serve.api_keys import VARIABLE
+from serve.app import build_graph
+from serve.settings import AppArgs, deployment_options, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A real local Serve with the graph of the config, behind an API key.
+
+    Attributes:
+        url: where it listens.
+        key: one that is let in.
+    """
+
+    url: str
+    key: str
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+class Deployer:
+    """Deploys bundles on one started Serve: a first one, and others in its place."""
+
+    def __init__(self, service: Service, keys: Path) -> None:
+        self.service, self._keys = service, keys
+
+    def __call__(
+        self,
+        bundle_dir: Path,
+        *,
+        manifest_sha256: str | None = None,
+        **options: dict[str, Any],
+    ) -> Service:
+        """Deploy a bundle, pinned to its manifest or to another; options of a deployment by its name; return where it is served."""
+        config = read_config()
+        merged = deployment_options(config)
+        for name, values in options.items():
+            merged[name] |= values
+        merged["Ingress"]["ray_actor_options"] |= {"runtime_env": {"env_vars": {VARIABLE: str(self._keys)}}}
+        pinned = manifest_sha256 or sha256_of(bundle_dir / MANIFEST)
+        serve.run(
+            build_graph(AppArgs(bundle=str(bundle_dir), manifest_sha256=pinned), merged),
+            name="melanoma",
+            route_prefix="/",
+            logging_config=config["applications"][0]["logging_config"],
+        )
+        return self.service
+
+
+@contextlib.contextmanager
+def local_serve(folder: Path) -> Iterator[Deployer]:
+    """Start Serve on a free port; give what deploys to it; the folder is for the API keys."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    service = Service(f"http://127.0.0.1:{port}", secrets.token_urlsafe(32))
+    keys = folder / "keys"
+    keys.write_text(f"{hashlib.sha256(service.key.encode()).hexdigest()} the tests\n")
+    config = read_config()
+    serve.start(
+        http_options=config["http_options"] | {"host": "127.0.0.1", "port": port},
+        logging_config=config["logging_config"],
+    )
+    try:
+        yield Deployer(service, keys)
+    finally:
+        serve.shutdown()
