@@ -75,8 +75,16 @@ class Calls:
         self._described: dict[str, Any] | None = None
 
     async def describe(self) -> dict[str, Any]:
-        """Return what a classifier says of its bundle, now."""
-        described: dict[str, Any] = await _ask(self._classifier.describe)
+        """Return what a classifier says of its bundle, now.
+
+        Raises:
+            OverloadedError: if the queue is full.
+            NotReadyError: if none answers within seconds, for this question computes nothing.
+        """
+        try:
+            described: dict[str, Any] = await asyncio.wait_for(_ask(self._classifier.describe), timeout=READY_SECONDS)
+        except TimeoutError:
+            raise NotReadyError from None
         self._described = described
         return described
 
