@@ -64,12 +64,14 @@ class Service:
             logging_config=config["logging_config"],
         )
         self._options = deployment_options(config)
-        self.deploy(bundle)
+        self.deploy(bundle, max_replicas=1)
 
-    def deploy(self, bundle: Path, **scaling: Any) -> None:
-        """Deploy a bundle, or change to it; scaling goes to the classifier."""
+    def deploy(self, bundle: Path, *, others: int = 1, **scaling: Any) -> None:
+        """Deploy a bundle, or change to it; scaling goes to the classifier, others says how many ingresses there may be at most."""
         options = {name: dict(values) for name, values in self._options.items()}
-        options["Classifier"]["autoscaling_config"] = options["Classifier"]["autoscaling_config"] | scaling
+        for name, values in options.items():
+            more = scaling if name == "Classifier" else {"max_replicas": others}
+            values["autoscaling_config"] = values["autoscaling_config"] | more
         args = AppArgs(bundle=str(bundle), manifest_sha256=sha256_of(bundle / MANIFEST), require_api_key=False)
         serve.run(build_graph(args, options), name="melanoma", route_prefix="/")
 
@@ -80,8 +82,8 @@ class Service:
         ]
 
     def megabytes(self) -> float:
-        """Return what proxy and replicas hold in memory together."""
-        return float(sum(p.memory_info().rss for p in self._processes())) / 2**20
+        """Return what proxy and replicas hold in memory together; of what they share each has its part."""
+        return float(sum(p.memory_full_info().pss for p in self._processes())) / 2**20
 
     @staticmethod
     def _processes() -> Iterator[psutil.Process]:
@@ -186,21 +188,24 @@ def main() -> None:
     print(f"capacity      {capacity:.0f} pictures a second; {_told(closed)}", flush=True)
     _overload(service, body, capacity, args.seconds)
     rate = 0.4 * capacity
-    service.deploy(bundle, min_replicas=2)
+    service.deploy(bundle, min_replicas=2, max_replicas=2)
     killed = _while_asked(service, body, rate, args.seconds, lambda: service.replicas()[0].kill())
     print(f"replica killed {_told(killed)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         other = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
-        updated = _while_asked(service, body, rate, 2 * args.seconds, lambda: service.deploy(other, min_replicas=2))
+        updated = _while_asked(
+            service, body, rate, 2 * args.seconds, lambda: service.deploy(other, min_replicas=2, max_replicas=2)
+        )
         print(f"new bundle    {_told(updated)}", flush=True)
         back = _while_asked(
-            service, body, rate, 2 * args.seconds, lambda: service.deploy(bundle, min_replicas=1, downscale_delay_s=30)
+            service, body, rate, 2 * args.seconds, lambda: service.deploy(bundle, min_replicas=2, max_replicas=2)
         )
         print(f"and back      {_told(back)}", flush=True)
     counts: list[int] = []
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(service, counts, stop))
     watch.start()
+    service.deploy(bundle, others=4, min_replicas=1, max_replicas=4, downscale_delay_s=30)
     asyncio.run(_closed_loop(service.url, body, 90, 40))
     time.sleep(120)
     stop.set()

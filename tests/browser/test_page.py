@@ -164,9 +164,8 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, service: Service, lesio
 
 
 def test_the_keyboard_is_enough(page: Page, service: Service, lesion: Path) -> None:
-    page.on(
-        "filechooser", lambda _: None
-    )  # from here on Chromium's own dialogue is held back: asked for only with the key, that may come late
+    # From here on Chromium's own dialogue is held back: asked for only with the key, that may come late.
+    page.on("filechooser", lambda _: None)
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the reading")).to_be_focused()
     page.keyboard.press("Tab")

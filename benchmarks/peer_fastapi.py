@@ -1,0 +1,25 @@
+"""The network behind plain FastAPI: one picture a request, one at a time, as most such servers are written."""
+
+import threading
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+
+from benchmarks.peers import Peer
+
+app = FastAPI()
+peer = Peer()
+lock = threading.Lock()
+
+
+def _answer(data: bytes) -> dict[str, Any]:
+    image, stored = peer.decode(data)
+    with lock:
+        (prediction,) = peer.predict([stored])
+    return peer.encode(image, prediction)
+
+
+@app.post("/predict")
+async def predict(request: Request) -> dict[str, Any]:
+    return await run_in_threadpool(_answer, await request.body())

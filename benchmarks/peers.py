@@ -1,0 +1,57 @@
+"""What every server of serve_peers.py does with a picture, so that they differ in nothing but the way a request travels."""
+
+import base64
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from melanoma.bundle import load_bundle
+from melanoma.explain.overlay import heatmap_on, overlay, to_png
+from melanoma.images import check_content, decode_image
+from melanoma.predictor import Predictor
+
+MAX_BATCH = 8
+BUNDLE, BACKEND, EXPLAIN = "PEER_BUNDLE", "PEER_BACKEND", "PEER_EXPLAIN"
+
+
+class Peer:
+    """The bundle named by the environment, with all cores."""
+
+    def __init__(self) -> None:
+        num_threads = os.cpu_count() or 1
+        torch.set_num_threads(num_threads)
+        bundle = load_bundle(Path(os.environ[BUNDLE]))
+        if os.environ[BACKEND] == "torch":
+            object.__setattr__(bundle, "features_onnx", None)
+        self._predictor = Predictor(bundle)
+        if os.environ[BACKEND] != "torch":
+            torch.set_num_threads(1)
+        self._explain = os.environ[EXPLAIN] == "1"
+
+    def decode(self, data: bytes) -> tuple[Image.Image, Any]:
+        """Return the upright picture and what the network takes."""
+        image = decode_image(data)
+        check_content(image)
+        return image, self._predictor.bundle.preprocess.stored(image)
+
+    def predict(self, stored: Sequence[Any]) -> list[Any]:
+        """Return the predictions for a batch."""
+        return list(self._predictor.predict(stored, explain=self._explain))
+
+    def encode(self, image: Image.Image, prediction: Any) -> dict[str, Any]:
+        """Return an answer: probabilities, decision and, if asked, the map and the map over the picture."""
+        bundle = self._predictor.bundle
+        answer = {
+            "probabilities": dict(zip(bundle.manifest["classes"], prediction.probabilities.tolist(), strict=True)),
+            "decision": prediction.decision,
+            "contract": bundle.manifest["operating_point"]["contract"],
+        }
+        if prediction.heatmap is not None:
+            shown, heatmap = heatmap_on(image, prediction.heatmap, bundle.preprocess)
+            answer["heatmap_png"] = base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode()
+            answer["overlay_png"] = base64.b64encode(to_png(overlay(shown, heatmap))).decode()
+        return answer

@@ -1,0 +1,79 @@
+"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of pictures means nothing.
+
+python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--views 4]
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from melanoma.backend import export_features
+from melanoma.bundle import ONNX_RUNTIME, BundleParts, save_bundle
+from melanoma.config import CLASSES, MELANOMA_INDEX, DataConfig, ModelConfig, TrainConfig
+from melanoma.drift import fit_reference, pooled
+from melanoma.evidence.calibration import fit_probability_map
+from melanoma.evidence.operating_point import select_operating_point
+from melanoma.images import Preprocess, canvas_shape
+from melanoma.networks import build_model, features
+from melanoma.views import predict_views
+
+NUM_PICTURES = 210
+
+
+def main() -> None:
+    """Write one bundle."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--backbone", default="convnext_atto")
+    parser.add_argument("--size", default="128x96", help="of the network's input, WIDTHxHEIGHT")
+    parser.add_argument("--views", type=int, default=4)
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
+    config = TrainConfig(
+        data=DataConfig(input_height=height, input_width=width, views=args.views),
+        model=ModelConfig(args.backbone, layer_scale=None),
+        min_specificity=0.0,
+    )
+    torch.manual_seed(0)
+    model = build_model(config.model).eval().requires_grad_(False)
+    canvas = canvas_shape(height)
+    images = Preprocess(canvas, config.data)(torch.randint(0, 256, (NUM_PICTURES, *canvas, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        logits = torch.cat([predict_views(model, part, args.views) for part in images.split(8)]).numpy()
+        maps = np.concatenate([pooled(features(model, part)) for part in images[:16].split(8)])
+    labels = np.arange(NUM_PICTURES) % len(CLASSES)
+    probability_map = fit_probability_map(logits, labels, np.arange(NUM_PICTURES))
+    scores = probability_map(logits)[:, MELANOMA_INDEX]
+    is_melanoma = labels == MELANOMA_INDEX
+    point = select_operating_point(
+        scores[is_melanoma],
+        scores[~is_melanoma],
+        target_sensitivity=config.target_sensitivity,
+        min_specificity=config.min_specificity,
+        population="noise",
+    )
+    save_bundle(
+        BundleParts(
+            model=model,
+            config=config,
+            canvas=canvas,
+            probability_map=probability_map,
+            operating_point=point,
+            features=fit_reference(maps),
+            cpu_backend={"name": ONNX_RUNTIME},
+            features_onnx=export_features(model, (height, width)),
+            calibration_rows=pd.DataFrame({"label": [CLASSES[label] for label in labels], "score": scores}),
+            group_columns=("lesion_id",),
+            split_hash="0" * 64,
+            model_card="# Random weights, for benchmarks of speed\n",
+        ),
+        args.out,
+    )
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
