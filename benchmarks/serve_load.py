@@ -187,10 +187,10 @@ def main() -> None:
     capacity = sum(one.status == 200 for one in closed) / 10
     print(f"capacity      {capacity:.0f} pictures a second; {_told(closed)}", flush=True)
     _overload(service, body, capacity, args.seconds)
-    rate = 0.4 * capacity
+    rate = capacity / 4  # replicas that start share the two cores with those that answer
     service.deploy(bundle, min_replicas=2, max_replicas=2)
     killed = _while_asked(service, body, rate, args.seconds, lambda: service.replicas()[0].kill())
-    print(f"replica killed {_told(killed)}", flush=True)
+    print(f"replica killed at {rate:.0f} a second: {_told(killed)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         other = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
         updated = _while_asked(
