@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from benchmarks.peers import MAX_BATCH, Peer
 
@@ -12,7 +13,7 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.peer = Peer()
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:
         return self.peer.decode(request["image"].file.read())
 
     def batch(self, inputs: list[Any]) -> list[Any]:
