@@ -221,16 +221,29 @@ def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_
     [
         b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"what is this\r\n\r\n",
     ],
-    ids=["negative length", "two lengths", "no request line"],
+    ids=["negative length", "two lengths", "a length and chunks", "no request line"],
 )
 def test_broken_http_is_refused(service: Service, client: httpx.Client, request_bytes: bytes) -> None:
-    address = urlsplit(service.url)
-    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20) as connection:
-        connection.sendall(request_bytes)
-        assert b" 400 " in connection.recv(4096).split(b"\r\n")[0]
+    assert b" 400 " in _first_line(service, request_bytes)
     assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.drill
+def test_a_body_that_never_ends_is_given_up(service: Service) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.key}\r\nContent-Length: 100\r\n\r\n"
+    answer = _first_line(service, head.encode() + b"\xff\xd8\xff", timeout=60)
+    assert b" 408 " in answer or b" 504 " in answer
+
+
+def _first_line(service: Service, sent: bytes, *, timeout: float = 20) -> bytes:
+    """Send bytes as they are and return the first line of the answer."""
+    address = urlsplit(service.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=timeout) as connection:
+        connection.sendall(sent)
+        return connection.recv(4096).split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize(
