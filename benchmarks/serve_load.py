@@ -201,11 +201,12 @@ def main() -> None:
             service, body, rate, 2 * args.seconds, lambda: service.deploy(bundle, min_replicas=2, max_replicas=2)
         )
         print(f"and back      {_told(back)}", flush=True)
+    service.deploy(bundle, others=4, min_replicas=1, max_replicas=4, downscale_delay_s=30)
+    time.sleep(10)  # the replicas of before are gone then
     counts: list[int] = []
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(service, counts, stop))
     watch.start()
-    service.deploy(bundle, others=4, min_replicas=1, max_replicas=4, downscale_delay_s=30)
     asyncio.run(_closed_loop(service.url, body, 90, 40))
     time.sleep(120)
     stop.set()

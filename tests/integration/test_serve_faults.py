@@ -87,8 +87,8 @@ def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bu
     narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
     service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
     with (
-        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=48)) as client,
-        ThreadPoolExecutor(48) as pool,
+        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=32)) as client,
+        ThreadPoolExecutor(32) as pool,
     ):
         answers = list(pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=picture), range(144)))
     statuses = _statuses(answers)  # type: ignore[arg-type]  # a list of one of the two
