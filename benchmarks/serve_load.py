@@ -115,6 +115,8 @@ async def _closed_loop(url: str, body: bytes, seconds: float, at_once: int) -> l
         asked = []
         while time.monotonic() < stop:
             asked.append(await _ask(session, url, body))
+            if asked[-1].status == 503:
+                await asyncio.sleep(1)  # as Retry-After asks
         return asked
 
     stop = time.monotonic() + seconds
