@@ -100,7 +100,7 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
 
 def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
     """Signed by a forger, so that only its answers can give it away: to whoever verifies and to the replica that loads it."""
-    from melanoma.bundle import _version_of
+    from melanoma.bundle import version_of
     from melanoma.files import sha256_of
 
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
@@ -112,7 +112,7 @@ def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: 
     )
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["features.onnx"] = sha256_of(folder / "features.onnx")
-    manifest["version"] = _version_of(manifest)
+    manifest["version"] = version_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert any("must repeat its recorded outputs" in finding for finding in verify_bundle(folder))
     assert Predictor(load_bundle(folder)).replay_probes() != []

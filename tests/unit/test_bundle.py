@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from melanoma.bundle import _version_of, load_bundle, verify_bundle
+from melanoma.bundle import version_of, load_bundle, verify_bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.errors import BundleError
@@ -27,7 +27,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     if "version" in manifest:  # a forger would sign again; what is refused then is refused for its content
-        manifest["version"] = _version_of(manifest)
+        manifest["version"] = version_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
