@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from melanoma.bundle import version_of, load_bundle, verify_bundle
+from melanoma.bundle import load_bundle, verify_bundle, version_of
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.errors import BundleError

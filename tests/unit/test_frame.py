@@ -1,6 +1,8 @@
 """What surrounds a request, and how each failure behind it is told: with an application of test routes, without Ray."""
 
+import asyncio
 import logging
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
@@ -9,15 +11,17 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.testclient import TestClient
 
+from serve.calls import BundleChangingError, Calls, NotReadyError, OverloadedError
 from serve.classifier import Classifier, Job
 from serve.frame import HEADERS, install_frame
 from serve.metrics import BatchMetrics
-from serve.problems import BundleChangingError, install_problem_handlers
+from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
 SECRET = "the words of a client"
 FAILURES = {
-    "overloaded": (503, BackPressureError(num_queued_requests=9, max_queued_requests=8)),
+    "overloaded": (503, OverloadedError()),
+    "not_ready": (503, NotReadyError()),
     "replica_lost": (503, ActorDiedError()),
     "bundle_changing": (503, BundleChangingError()),
     "timeout": (504, TimeoutError()),
@@ -39,10 +43,6 @@ def client() -> TestClient:
     @app.post("/remote")
     async def remote() -> None:
         raise RayTaskError("predict", SECRET, FloatingPointError(SECRET)).as_instanceof_cause()
-
-    @app.post("/gone")
-    async def gone() -> None:
-        raise DeploymentUnavailableError(DeploymentID("Classifier", "melanoma"))
 
     @app.post("/read")
     async def read(request: Request) -> int:
@@ -66,7 +66,31 @@ def test_every_failure_is_told_in_words_of_our_own(
 
 def test_an_error_of_another_replica_is_told_as_here(client: TestClient) -> None:
     is_problem(client.post("/remote"), 500, "model_error")
-    is_problem(client.post("/gone"), 503, "replica_lost")
+
+
+class _Deployment:
+    """Stands in for a handle: whatever is asked of it fails alike."""
+
+    def __init__(self, error: Exception) -> None:
+        self.describe, self._error = self, error
+
+    async def remote(self) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("raised", "renamed"),
+    [
+        (BackPressureError(num_queued_requests=9, max_queued_requests=8), OverloadedError),
+        (DeploymentUnavailableError(DeploymentID("Classifier", "melanoma")), NotReadyError),
+        (ActorDiedError(), ActorDiedError),
+    ],
+    ids=["full", "missing", "lost"],
+)
+def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(raised: Exception, renamed: type[Exception]) -> None:
+    deployment: Any = _Deployment(raised)
+    with pytest.raises(renamed):
+        asyncio.run(Calls(deployment, deployment).describe())
 
 
 def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,6 +141,6 @@ def test_a_picture_that_breaks_the_network_does_not_fail_its_neighbours(monkeypa
     monkeypatch.setattr(BatchMetrics, "__init__", lambda _: None)
     classifier = object.__new__(Classifier)
     classifier._predictor, classifier._metrics = _Network(), BatchMetrics()  # type: ignore[assignment]
-    found = classifier._predict([Job(i, explain=True) for i in (1, 13, 2)])  # type: ignore[arg-type]
+    found = classifier._predict([Job(i, explain=True, known="") for i in (1, 13, 2)])  # type: ignore[arg-type]
     assert [found[0], found[2]] == [1, 2]
     assert isinstance(found[1], FloatingPointError)
