@@ -22,7 +22,7 @@ import pandas as pd
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import Objective
-from melanoma.files import write_parquet
+from melanoma.files import claim_folder, write_parquet
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from ray_jobs.progress import counted
@@ -40,11 +40,9 @@ SPACE = SearchSpace()
 def record(dataset: Path, table: Path, *, at_once: int) -> None:
     """Train the whole grid and write one row a setting and rung."""
     connect()
-    folds_dir = table.with_suffix(".folds")
-    folds_dir.mkdir(parents=True, exist_ok=True)
-    study = Study(
-        dataset.resolve(), folds_dir.resolve(), smoke(), open_prepared(dataset).manifest["num_folds"], at_once=at_once
-    )
+    folds_dir, data = table.with_suffix(".folds"), open_prepared(dataset)
+    claim_folder(folds_dir, {"content": data.content_hash})
+    study = Study(dataset.resolve(), folds_dir.resolve(), smoke(), data.manifest["num_folds"], at_once=at_once)
     samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     trained = train_all_folds(
         study, [to_config(sample, study.base) for sample in samples], what="grid", counted=counted
@@ -122,13 +120,13 @@ def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) ->
         yield Tried(sample, done == num_folds, float(figures[done - 1]), spent)
 
 
-def folds_needed(table: Table, *, kind: str, seed: int) -> int:
-    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best."""
+def folds_needed(table: Table, *, kind: str, seed: int) -> tuple[int, bool]:
+    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best, and if it does."""
     goal = table.figures[:, -1].max() - TOLERANCE
     for tried in play(table, kind=kind, seed=seed):
         if tried.finished and tried.figure >= goal:
-            break
-    return tried.spent
+            return tried.spent, True
+    return tried.spent, False
 
 
 def replay(path: Path, *, num_seeds: int) -> None:
@@ -141,9 +139,10 @@ def replay(path: Path, *, num_seeds: int) -> None:
     needed = {}
     for kind, name in (("random", "random, no halving"), ("tpe", "TPE with halving")):
         runs = [folds_needed(table, kind=kind, seed=seed) for seed in range(num_seeds)]
-        needed[kind] = np.array(runs) * epochs
+        needed[kind] = np.array([folds for folds, _ in runs]) * epochs
         quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
-        print(f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}")
+        missed = sum(not reached for _, reached in runs)
+        print(f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never there: {missed}")
     print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
 
 

@@ -188,7 +188,7 @@ def fit(
 
     Raises:
         ValueError: if a batch holds more pictures than there are, or fewer than there are workers.
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: if the loss or a logit is not finite.
     """
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
@@ -202,6 +202,10 @@ def fit(
         trained = time.monotonic()
         predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world)
         state.epoch += 1
+        if not np.isfinite(predictions.logits).all():  # the epoch's last step broke what its loss did not show yet
+            raise FloatingPointError(
+                f"the logits must stay finite, they did not in epoch {state.epoch}; lower optim.lr."
+            )
         state.history.append(
             {
                 "epoch": state.epoch,

@@ -8,12 +8,13 @@ import dataclasses
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from melanoma.config import DataConfig
@@ -25,6 +26,17 @@ MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
 MIN_CONTRAST = 4
 # Padding is near the mean of natural pictures, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
+# A progressive JPEG has some ten scans. Each costs a pass over all pixels and may be 42 bytes long.
+MAX_SCANS, _SCAN = 100, b"\xff\xda"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MAGIC = {"JPEG": (b"\xff\xd8\xff",), "PNG": (b"\x89PNG\r\n\x1a\n",), "WEBP": (b"RIFF",)}
 
 Uint8Array = NDArray[np.uint8]
@@ -38,7 +50,7 @@ def decode_image(data: bytes) -> Image.Image:
 
     Raises:
         InvalidImageError: 400 for no bytes, 413 above 25 megapixels, 415 for other formats, 422 for sides outside
-            32..10000 px and for truncated or damaged pictures.
+            32..10000 px, for truncated or damaged pictures and for JPEGs of more than 100 scans.
     """
     if not data:
         raise InvalidImageError("The picture must not be empty; send its bytes.", status=400, code="empty_image")
@@ -48,6 +60,12 @@ def decode_image(data: bytes) -> Image.Image:
             "The picture must be JPEG, PNG or WebP; convert it.",
             status=415,
             code="unsupported_format",
+        )
+    if kind == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+        raise InvalidImageError(
+            f"The JPEG must have at most {MAX_SCANS} scans, it has more; export it again from its source.",
+            status=422,
+            code="too_many_scans",
         )
     if kind == "PNG" and len(data) >= 24:  # Pillow reads on to the pixels before it tells a PNG's size
         check_size(*struct.unpack(">II", data[16:24]))
@@ -123,15 +141,29 @@ def check_content(image: Image.Image) -> None:
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    # Of EXIF alone, as a camera and a browser understand it: Pillow's own would also obey an XMP packet.
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    if (turn := _UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: Pillow's own convert clips to white
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(65535.0, values.max()) * 255).round().astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.info = {}  # EXIF, comments and profiles would travel along
+    return rgb
+
+
+def _to_8_bits(values: NDArray[Any]) -> Uint8Array:
+    """Scale ``(H, W)`` grey values of 16 bits or more to 8, some rows at a time: as floats the whole takes eight times its size."""
+    top = max(65535.0, float(values.max()))
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), 256):
+        scaled[start : start + 256] = (values[start : start + 256] / top * 255).round()
+    return scaled
 
 
 def canvas_shape(size: int) -> tuple[int, int]:

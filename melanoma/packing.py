@@ -20,7 +20,7 @@ from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.drift import reference_of
 from melanoma.engine import predict
 from melanoma.evidence.calibration import fit_probability_map
-from melanoma.evidence.metrics import FloatArray, IntArray, validation_scores
+from melanoma.evidence.metrics import FloatArray, validation_scores
 from melanoma.evidence.operating_point import OperatingPoint, choose_units, select_operating_point
 from melanoma.images import Preprocess
 
@@ -73,7 +73,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path
     if onnx is not None:
         extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
         again = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views, extract=extract)
-        cpu_backend = compare_backend(probabilities, probability_map(again.logits), chosen, point.threshold)
+        cpu_backend = compare_backend(probabilities, probability_map(again.logits), point.threshold)
     found = Packed(point, validation_scores(validation.labels, validation.logits))
     save_bundle(
         BundleParts(
@@ -107,20 +107,19 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
         return None
 
 
-def compare_backend(probabilities: FloatArray, again: FloatArray, chosen: IntArray, threshold: float) -> dict[str, Any]:
-    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision of the contract and little else.
+def compare_backend(probabilities: FloatArray, again: FloatArray, threshold: float) -> dict[str, Any]:
+    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration pictures and little else.
 
     Args:
         probabilities: ``(N, C)`` of the calibration pictures, by torch.
         again: the same by ONNX Runtime.
-        chosen: rows that the contract rests on.
         threshold: of the contract.
 
     Returns:
         The backend's name and how far the two lie apart, for the manifest.
     """
     furthest = float(np.abs(again - probabilities).max())
-    referred, referred_again = (p[chosen, MELANOMA_INDEX] >= threshold for p in (probabilities, again))
+    referred, referred_again = (p[:, MELANOMA_INDEX] >= threshold for p in (probabilities, again))
     num_other = int((referred != referred_again).sum())
     same = furthest <= MAX_DIFFERENCE and num_other == 0
     return {

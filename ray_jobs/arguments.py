@@ -162,13 +162,18 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "--searcher",
         choices=("tpe", "random"),
         default="tpe",
-        help="TPE with halving, or random without (default %(default)s)",
+        help="tpe: every other sample by TPE, the rest at random, with halving; random: all at random, without (default %(default)s)",
     )
     tune.add_argument(
         "--also", action="append", default=[], choices=("lr", "drop_path"), help="search this too; may be repeated"
     )
     tune.add_argument(
-        "--at-once", type=_positive, default=2, metavar="N", help="trials at a time (default %(default)s)"
+        "--at-once",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="trials at a time (default %(default)s); with 1 a resumed search ends exactly like one left alone, with more the order of "
+        "halving may differ",
     )
     tune.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="DDP workers of each trial (default %(default)s)"

@@ -144,7 +144,7 @@ def _tune(args: argparse.Namespace) -> int:
     from melanoma.files import locked
     from ray_jobs.progress import say
     from ray_jobs.train import TrainJob, check_data, check_network, train
-    from tune.pipeline import RESULT, claim_search, describe_search
+    from tune.pipeline import RESULT, check_verdict, claim_search, describe_search
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
@@ -155,7 +155,7 @@ def _tune(args: argparse.Namespace) -> int:
         return TrainJob(args.dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=args.weights)
 
     config, num_folds = _config(args), data.manifest["num_folds"]
-    data.rows("test")
+    check_verdict(data)
     for fold in range(num_folds):
         check_data(job(config.with_overrides([f"data.validation_fold={fold}"]), run_dir), data)
     space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
@@ -177,13 +177,14 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
     """Search on the cluster, with bundles scored on test by `evaluate`."""
-    from ray_jobs.cluster import connect, cpus_per_worker, gpus_per_worker
+    from ray_jobs.cluster import check_resources, connect, cpus_per_worker, gpus_per_worker
     from ray_jobs.evaluate import evaluate
     from ray_jobs.progress import counted
     from tune.pipeline import tune_run
 
     num_processes = args.at_once * args.workers
     connect(num_workers=num_processes)
+    check_resources(args.workers, use_gpu=args.gpu)
     placed = dataclasses.replace(
         search.study,
         num_cpus=cpus_per_worker(num_processes),

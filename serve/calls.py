@@ -6,12 +6,13 @@ until they agree. What Ray Serve raises for a full queue or a missing deployment
 """
 
 import asyncio
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -24,10 +25,17 @@ from serve.classifier import Answer, Job
 from serve.explainer import GuidedJob
 from serve.metrics import request_metrics
 
-ATTEMPTS = 4
-PAUSE_SECONDS = 0.25
+ATTEMPTS = (
+    12  # of which each may meet either bundle while one is taken up: all of them failing is one chance in thousands
+)
+PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 PICTURES_AT_ONCE = 8  # of one request: it must not fill the queue of all
+DECODED_AT_ONCE = 4  # a picture of 25 megapixels takes hundreds of megabytes while it is decoded
+SHOWN_PX = 1200  # longest side of the copy that maps and reports are drawn on
+
+
+Decoder = Callable[[], Image.Image]
 
 
 class OverloadedError(Exception):
@@ -47,11 +55,13 @@ class Reading:
     """What one bundle says of one picture.
 
     Attributes:
+        shown: the upright picture, at most 1200 px: the whole one is let go before the classifier is asked.
         picture: ``(H, W, 3)`` uint8 as stored for that bundle.
         prediction: of it.
         described: of the bundle: manifest, model card and the sentence of its contract.
     """
 
+    shown: Image.Image
     picture: Uint8Array
     prediction: Prediction
     described: dict[str, Any]
@@ -73,62 +83,85 @@ class Calls:
     def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
         self._classifier, self._explainer = classifier, explainer
         self._described: dict[str, Any] | None = None
+        self._waiting = 0
+        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
     async def describe(self) -> dict[str, Any]:
         """Return what a classifier says of its bundle, now.
 
         Raises:
-            OverloadedError: if the queue is full.
-            NotReadyError: if none answers within seconds, for this question computes nothing.
+            OverloadedError: if the queue is full, or so long that no answer comes within seconds.
+            NotReadyError: if none answers although nothing is waiting, for this question computes nothing.
         """
         try:
             described: dict[str, Any] = await asyncio.wait_for(_ask(self._classifier.describe), timeout=READY_SECONDS)
         except TimeoutError:
-            raise NotReadyError from None
+            raise (OverloadedError if self._waiting else NotReadyError) from None
         self._described = described
         return described
 
-    async def read(self, image: Image.Image, *, explain: bool = False) -> Reading:
-        """Return the prediction for an upright picture, with its Grad-CAM if asked.
+    async def read(self, decode: Decoder, *, explain: bool = False) -> Reading:
+        """Return the prediction for a picture, with its Grad-CAM if asked.
+
+        Args:
+            decode: gives the upright picture, in a thread, whenever it is needed; raises as it does.
+            explain: whether the Grad-CAM is wanted.
 
         Raises:
             BundleChangingError: if every attempt met another bundle.
             OverloadedError: if the queue is full.
             NotReadyError: if no classifier is there.
         """
-        for _ in range(ATTEMPTS):
-            described = self._described or await self.describe()
-            picture = await asyncio.to_thread(_preprocess_of(described["manifest"]).stored, image)
-            with request_metrics().stage("predict"):
-                job = Job(picture, explain, known=described["manifest"]["version"])
-                answer: Answer = await _ask(self._classifier.predict, job)
-            if answer.described is not None:  # another bundle than the one known
+        described = self._described or await self.describe()
+        for attempt in range(ATTEMPTS):
+            async with self._decoding:
+                with request_metrics().stage("decode"):
+                    shown, picture = await asyncio.to_thread(_prepared, decode, _preprocess_of(described["manifest"]))
+            answer = await self._predict(Job(picture, explain, known=described["manifest"]["version"]))
+            if (
+                answer.described is not None
+            ):  # another bundle than the one known; only this request's own, for all share the last
                 self._described = described = answer.described
             if answer.prediction is not None:
-                request_metrics().decided(answer.prediction.decision)
-                return Reading(picture, answer.prediction, described)
+                return Reading(shown, picture, answer.prediction, described)
+            await asyncio.sleep(PAUSE_SECONDS if attempt else 0)
         raise BundleChangingError
 
-    async def read_all(self, decoders: Sequence[Callable[[], Image.Image]]) -> list[Reading]:
+    async def _predict(self, job: Job) -> Answer:
+        self._waiting += 1
+        try:
+            with request_metrics().stage("predict"):
+                answer: Answer = await _ask(self._classifier.predict, job)
+        finally:
+            self._waiting -= 1
+        return answer
+
+    async def read_all(self, decoders: Sequence[Decoder]) -> list[Reading]:
         """Return predictions that all come from one bundle; raises as `read` and the decoders do.
 
-        A decoder is called when its picture's turn comes, for many decoded pictures are too large to be kept.
+        A decoder is called when its picture's turn comes, for many decoded pictures are too large to be kept. While two bundles
+        answer, those that fewer pictures met are asked again.
         """
+        readings = await self._read_at_once(decoders)
         for _ in range(ATTEMPTS):
-            readings = await self._read_at_once(decoders)
-            if len({reading.version for reading in readings}) == 1:
+            (version, num), *_ = collections.Counter(reading.version for reading in readings).most_common()
+            if num == len(readings):
                 return readings
             await asyncio.sleep(PAUSE_SECONDS)
+            others = [index for index, reading in enumerate(readings) if reading.version != version]
+            again = await self._read_at_once([decoders[index] for index in others])
+            for index, reading in zip(others, again, strict=True):
+                readings[index] = reading
         raise BundleChangingError
 
-    async def _read_at_once(self, decoders: Sequence[Callable[[], Image.Image]]) -> list[Reading]:
+    async def _read_at_once(self, decoders: Sequence[Decoder]) -> list[Reading]:
         at_once = asyncio.Semaphore(PICTURES_AT_ONCE)
 
-        async def read(decoder: Callable[[], Image.Image]) -> Reading:
+        async def read(decode: Decoder) -> Reading:
             async with at_once:
-                return await self.read(await asyncio.to_thread(decoder))
+                return await self.read(decode)
 
-        tasks = [asyncio.create_task(read(decoder)) for decoder in decoders]
+        tasks = [asyncio.create_task(read(decode)) for decode in decoders]
         try:
             return await asyncio.gather(*tasks)
         finally:  # the others of a request that is refused must not go on unseen
@@ -161,7 +194,10 @@ class Calls:
             await asyncio.wait_for(_ask(self._classifier.ready), timeout=READY_SECONDS)
         except OverloadedError:
             return  # busy, which is not the same: taken out of service it would leave its share to the others
-        except (TimeoutError, RayError, RayServeException):
+        except TimeoutError:
+            if not self._waiting:  # else the question waits behind pictures
+                raise NotReadyError from None
+        except (RayError, RayServeException):
             raise NotReadyError from None
 
 
@@ -172,6 +208,13 @@ async def _ask(method: Any, *arguments: Any) -> Any:
         raise OverloadedError from None
     except DeploymentUnavailableError:
         raise NotReadyError from None
+
+
+def _prepared(decode: Decoder, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
+    """Return a small copy of a picture to show, and the picture as stored; the whole one is let go."""
+    image = decode()
+    shown = ImageOps.contain(image, (SHOWN_PX, SHOWN_PX)) if max(image.size) > SHOWN_PX else image
+    return shown, preprocess.stored(image)
 
 
 def _preprocess_of(manifest: dict[str, Any]) -> Preprocess:

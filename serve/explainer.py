@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 
+import numpy as np
 import torch
 from ray import serve
 
@@ -38,6 +39,8 @@ class Explainer:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._version = bundle.version
         self._explainer = GuidedExplainer(bundle, device=device)
+        blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
+        self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])  # nobody should wait for the first pass
 
     async def explain(self, job: GuidedJob) -> Heatmap | None:
         """Return the Guided Grad-CAM of melanoma at the network's input size; None if another bundle gave the Grad-CAM."""

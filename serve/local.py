@@ -105,6 +105,9 @@ def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
         for name, values in options.items()
     }
     fitted["Classifier"]["ray_actor_options"] = {"num_cpus": _num_threads()}
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        for name in ("Classifier", "Explainer"):
+            fitted[name]["ray_actor_options"] = fitted[name]["ray_actor_options"] | {"num_gpus": 0.5}
     return fitted
 
 
@@ -117,7 +120,8 @@ def _is_loopback(host: str) -> bool:
 
 def _check_free(host: str, port: int) -> None:
     """Raise DataError, before anything is started, if the port cannot be had."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

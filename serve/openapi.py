@@ -14,7 +14,9 @@ from serve.schemas import Problem
 
 DESCRIPTION = """Melanoma triage of dermoscopic pictures. **Research use only; not a medical device.**
 
-Every error is an `application/problem+json` with a `code` and the `request_id`. How often one may ask is the gateway's business."""
+Every error of the service is an `application/problem+json` with a `code` and the `request_id`; Ray's proxy in front of it tells a full
+queue (503) or a body that takes too long (408) in plain words. How often one may ask is the gateway's business."""
+_ANSWERED = {"*/*", "application/*", "application/json", "application/pdf", "application/octet-stream"}
 PAGE = Path(__file__).with_name("page")
 PICTURE = {
     "requestBody": {
@@ -46,7 +48,7 @@ async def refuse_unknown_query(request: Request) -> None:
 async def refuse_other_types(request: Request) -> None:
     """Refuse a client that takes none of the types all answers here have."""
     taken = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
-    if not any(kind.startswith(("application/", "*/*")) for kind in taken):
+    if not _ANSWERED.intersection(taken):
         raise HTTPException(406)
 
 

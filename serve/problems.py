@@ -16,14 +16,15 @@ from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
 RETRY_AFTER_SECONDS = "1"
-_CODES = {
-    400: "bad_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    406: "not_acceptable",
-    413: "body_too_large",
-    415: "unsupported_format",
-    422: "invalid_request",
+_TOLD = {
+    400: ("bad_request", "The body must be a picture, or a whole multipart form with one; see /openapi.json."),
+    404: ("not_found", "The address must be one of those at /openapi.json."),
+    405: ("method_not_allowed", "The method must be one that this address has; see /openapi.json."),
+    406: (
+        "not_acceptable",
+        "Accept must allow application/json, or application/pdf for a report; leave it out for any.",
+    ),
+    413: ("body_too_large", "The body must be smaller; send a smaller picture."),
 }
 
 
@@ -76,14 +77,8 @@ async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = _CODES.get(error.status_code, "error")
-    return problem(
-        request,
-        error.status_code,
-        code,
-        f"{http.HTTPStatus(error.status_code).description or error.detail}.",
-        headers=dict(error.headers or {}),
-    )
+    code, detail = _TOLD.get(error.status_code, ("error", f"{http.HTTPStatus(error.status_code).phrase}."))
+    return problem(request, error.status_code, code, detail, headers=dict(error.headers or {}))
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:

@@ -14,8 +14,10 @@ def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundl
     Raises:
         BundleError: if the bundle cannot be loaded or is not the pinned one; the replica then never becomes ready.
     """
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.
     torch.backends.cudnn.allow_tf32 = False
     bundle = load_bundle(Path(bundle_dir), manifest_sha256=manifest_sha256)
-    return bundle, "cuda" if torch.cuda.is_available() else "cpu"
+    # A GPU that the config did not ask for belongs to somebody else.
+    return bundle, "cuda" if assigned.get("GPU", 0) > 0 and torch.cuda.is_available() else "cpu"

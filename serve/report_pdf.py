@@ -26,6 +26,12 @@ NAMES = {
     "vasc": "Vascular lesion",
 }
 VERDICTS = {"refer": "Refer", "no_referral": "No referral", "cannot_assess": "Cannot assess"}
+# The page has the same sentences: serve/page/page.js.
+WARNINGS = {
+    "contract_not_met": "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
+    "uncontracted": "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
+    "heatmap_empty": "The map is empty: nothing in the picture speaks for melanoma to this network.",
+}
 _INK, _QUIET, _BAR, _ACCENT = HexColor("#1b2430"), HexColor("#52606d"), HexColor("#61758a"), HexColor("#a3195b")
 _MARGIN, _GAP = 18 * mm, 6 * mm
 _WIDTH, _HEIGHT = A4
@@ -53,19 +59,20 @@ def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.d
     top = _write(canvas, VERDICTS[answer.decision], _VERDICT, top)
     melanoma = answer.probabilities["mel"]
     side = "at or above" if melanoma >= answer.threshold else "below"
-    top = (
-        _write(canvas, f"Melanoma {melanoma:.1%}, {side} the threshold of {answer.threshold:.1%}.", _TEXT, top) - 2 * mm
-    )
+    if answer.decision != "cannot_assess":  # without a promise the threshold means nothing
+        told = f"Melanoma {melanoma:.1%}, {side} the threshold of {answer.threshold:.1%}."
+        top = _write(canvas, told, _TEXT, top) - 2 * mm
     top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
     for warning in answer.warnings:
-        top = _write(canvas, f"Warning: {warning.replace('_', ' ')}.", _TEXT, top)
+        top = _write(canvas, WARNINGS.get(warning, warning), _TEXT, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)
     top = _bars(canvas, answer, top) - _GAP
     _write(
         canvas,
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights {answer.model.weights_sha256[:12]}; "
-        f"request {answer.request_id}. The line across melanoma's "
-        "bar is the threshold. The map is Grad-CAM of melanoma in coarse cells; no map here has been shown to mark lesions.",
+        f"request {answer.request_id}. "
+        + ("" if answer.decision == "cannot_assess" else "The line across melanoma's bar is the threshold. ")
+        + "The map is Grad-CAM of melanoma in coarse cells; no map here has been shown to mark lesions.",
         _SMALL,
         top,
     )
@@ -112,7 +119,7 @@ def _bars(canvas: Canvas, answer: PredictResponse, top: float) -> float:
         canvas.drawRightString(_WIDTH - _MARGIN, top, f"{value:.1%}")
         canvas.setFillColor(_ACCENT if is_melanoma else _BAR)
         canvas.rect(left, top - 0.5, max(0.5, width * value), 8, stroke=0, fill=1)
-        if is_melanoma:
+        if is_melanoma and answer.decision != "cannot_assess":
             canvas.setStrokeColor(_INK)
             place = left + width * answer.threshold
             canvas.line(place, top - 3, place, top + 10)

@@ -84,7 +84,7 @@ class ModelResponse(_Model):
 
 
 class Problem(_Model):
-    """Every error: RFC 9457 problem details."""
+    """Every error of the service: RFC 9457 problem details."""
 
     type: str = "about:blank"
     title: str

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray
 from melanoma.config import CLASSES, TrainConfig
 from melanoma.errors import DataError
 from melanoma.evidence.out_of_fold import Difference, FoldScores, Objective, choose_fold_scores, paired_difference
-from tune.trial import Study, fold_predictions, fold_scores
+from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 
 NUM_SEEDS = 3
 Folds = list[FoldScores]
@@ -53,7 +54,9 @@ def train_all_folds(
     What is not kept yet is trained, as many at a time as there are trials at a time; what for, progress says.
     """
     resources = study.resources()
-    task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0.0), max_retries=2)(_keep_fold)
+    task = ray.remote(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), max_retries=MAX_FAILURES)(
+        _keep_fold
+    )
     waiting = [(config, fold) for config in configs for fold in range(study.num_folds)]
     running: list[Any] = []
     with counted(what, "folds") as on_fold:
@@ -131,6 +134,8 @@ def _scores(table: pd.DataFrame) -> FoldScores:
 
 def verdict(difference: Difference) -> str:
     """Say in words what a comparison on test shows."""
+    if not math.isfinite(difference.value):
+        return "The two cannot be compared"
     if not difference.shown:
         return "No difference shown"
     return "The winner is better" if difference.low > 0 else "The winner is worse"

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import open_prepared
+from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.errors import DataError
 from melanoma.files import claim_folder, new_folder, write_json, write_parquet
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
@@ -26,6 +27,15 @@ TrainBundle = Callable[[TrainConfig, Path], dict[str, Any]]
 """(settings, run folder) -> what `train` returns: bundle, contract and its sentence; the same call again resumes."""
 ScoreTest = Callable[[Path, Path], Path]
 """(bundle, folder) -> predictions.parquet of test, a look that is logged."""
+
+
+def check_verdict(data: PreparedData) -> None:
+    """Raise DataError, before hours of search, unless test holds what a verdict compares: melanomas and others."""
+    num_melanoma, num = (data.rows("test")["dx"] == "mel").sum(), len(data.rows("test"))
+    if not 0 < num_melanoma < num:
+        raise DataError(
+            f"the test split must hold melanomas and others for a verdict, it has {num_melanoma} of {num}; prepare it with a larger test fraction."
+        )
 
 
 def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
@@ -108,7 +118,7 @@ def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
 
 
 def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, Any]:
-    confirmed = len(list(search.study.folds_dir.glob("*/predictions.parquet"))) - int(trials["folds"].sum())
+    confirmed = len(list(search.study.folds_dir.glob("[!.]*/predictions.parquet"))) - int(trials["folds"].sum())
     return {
         "objective": str(search.objective),
         "num_trials": len(trials),
@@ -128,6 +138,7 @@ def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, Path]) 
         "out_of_fold_difference": dataclasses.asdict(compare_arms(search.objective, arms["winner"], arms["base"])),
         "test_difference": dataclasses.asdict(test),
         "verdict": verdict(test),
+        "num_test_looks": len(open_prepared(search.study.dataset).accesses("test")),
     }
 
 

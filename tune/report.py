@@ -78,7 +78,7 @@ def _body(findings: Findings, figures: str) -> str:
 <p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}, one network of each; the interval is over patients,
  not over runs.<br>
 Out of fold, {len(inside["by_seed"])} fresh seeds on the same folds: {_interval(inside)}.
-A winner is flattered by having been chosen on these folds; test, looked at once for each of the two, is not.</p>{same}
+A winner is flattered by having been chosen on these folds; test had no part in the choice. {_looks(result)}</p>{same}
 <p>Contract of the winner's bundle: <b>{result["contract"]["status"]}</b>. {html.escape(result["contract_sentence"])}</p>
 {html_table(["", "loss", "mean over seeds <small>each</small>", "mean over folds <small>each</small>"], rows)}
 <p>{_focal_against_plain(trials)}</p>
@@ -97,6 +97,11 @@ def _loss(loss: dict[str, float]) -> str:
 
 def _interval(difference: dict[str, Any]) -> str:
     return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _looks(result: dict[str, Any]) -> str:
+    num = result["num_test_looks"]
+    return f"The data set's access log counts {num} looks at test so far, those of this comparison among them."
 
 
 def _spread(values: list[float]) -> str:

@@ -33,14 +33,13 @@ from melanoma.evidence.out_of_fold import FoldScores, Objective
 from melanoma.files import write_json, write_parquet
 from tune.compare import Counted, silently, train_all_folds
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
-from tune.trial import RECORDED, Study, run_trial, rung_metrics
+from tune.trial import MAX_FAILURES, RECORDED, Study, run_trial, rung_metrics
 
 TRIALS = "trials.parquet"
 SAMPLES = "samples.json"
 # One fold is too little to drop a setting for: benchmarks/search_efficiency.py compares the rungs.
 FIRST_RUNG, HALVING = 2, 2
 NUM_STARTUP = 6  # random draws before TPE has enough to go by
-MAX_FAILURES = 2  # of a trial whose process or node is lost; a loss that is not finite fails at once again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,8 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shutil.rmtree(search.run_dir / "search", ignore_errors=True)
+    for made_anew in ("search", "tensorboard"):  # a search that goes on is played again under new names
+        shutil.rmtree(search.run_dir / made_anew, ignore_errors=True)
     num_trials = search.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
     if len(results) != num_trials:

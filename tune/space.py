@@ -9,6 +9,7 @@ from melanoma.config import TrainConfig
 
 GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "melanoma_factor", "lr", "drop_path"
 DRAWN_GAMMA = "gamma_drawn"
+MAX_DROP_PATH = 0.3
 METRIC, LEAD = "objective", "lead"
 """A trial's objective over its folds so far, and by how much it leads the base setting on the same folds."""
 Sample = Mapping[str, float]
@@ -23,7 +24,7 @@ class SearchSpace:
 
     Attributes:
         lr: also search the learning rate, a factor of 3 to either side of the base.
-        drop_path: also search the drop path rate, from 0 to 0.3.
+        drop_path: also search the drop path rate, from 0 to 0.3, or to the base's where that is higher.
     """
 
     lr: bool = False
@@ -39,7 +40,7 @@ class SearchSpace:
         if self.lr:
             drawn[LR] = FloatDistribution(base.optim.lr / 3, base.optim.lr * 3, log=True)
         if self.drop_path:
-            drawn[DROP_PATH] = FloatDistribution(0.0, 0.3)
+            drawn[DROP_PATH] = FloatDistribution(0.0, max(MAX_DROP_PATH, base.model.drop_path))
         return drawn
 
     def sample_of(self, config: TrainConfig) -> dict[str, float]:
@@ -48,7 +49,7 @@ class SearchSpace:
         if self.lr:
             sample[LR] = config.optim.lr
         if self.drop_path:
-            sample[DROP_PATH] = min(config.model.drop_path, 0.3)
+            sample[DROP_PATH] = config.model.drop_path
         return sample
 
 

@@ -21,7 +21,7 @@ import ray.train
 import ray.train.torch
 import ray.tune
 import torch
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from scipy.special import softmax
 
@@ -36,6 +36,7 @@ from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
+MAX_FAILURES = 2  # of a fold whose worker is lost, or of a trial; a loss that is not finite is kept as failed at once
 OBJECTIVES = ("melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc")
 RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
@@ -67,8 +68,8 @@ class Study:
     num_workers: int = 1
 
     def resources(self) -> dict[str, float]:
-        """Return what the process that runs a trial holds; one that only waits for its workers holds nothing."""
-        return {"CPU": 0.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
+        """Return what the process that runs a trial holds; one that only waits for its workers holds a byte, for Tune wants something."""
+        return {"memory": 1.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
 
     def fold_dir(self, config: TrainConfig, fold: int) -> Path:
         """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
@@ -141,7 +142,9 @@ def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
                 use_gpu=study.num_gpus > 0,
                 resources_per_worker={"CPU": study.num_cpus, "GPU": study.num_gpus},
             ),
-            run_config=RunConfig(name="fold", storage_path=scratch),
+            run_config=RunConfig(
+                name="fold", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+            ),
         ).fit()
 
 

@@ -71,13 +71,17 @@ class PreparedData:
 
     def log_access(self, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Append one look at a split (test, or calibration) to the access log and return all looks at it so far."""
-        path = self.folder / ACCESS_LOG
         line = json.dumps(
             {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
         )
-        with path.open("a") as log:
+        with (self.folder / ACCESS_LOG).open("a") as log:
             log.write(line + "\n")
-        looks = [json.loads(text) for text in path.read_text().splitlines()]
+        return self.accesses(split)
+
+    def accesses(self, split: str) -> list[dict[str, Any]]:
+        """Return all looks at a split so far."""
+        path = self.folder / ACCESS_LOG
+        looks = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
         return [look for look in looks if look["split"] == split]
 
 

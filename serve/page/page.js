@@ -17,6 +17,8 @@ const MEANINGS = {
 };
 const NO_CLAIM = " No map here has been shown to mark lesions: do not read disease from it.";
 
+const NO_MAP = "This browser cannot lay the map over this picture; the PDF shows both.";
+
 const find = (id) => document.getElementById(id);
 const state = { file: null, address: null, answer: null, key: null, turn: 0 };
 
@@ -59,6 +61,8 @@ async function read() {
   const method = document.querySelector("input[name=method]:checked").value;
   show("problem", false);
   show("key-form", false);
+  show("map-tools", false);  // a map of another method must not stand under this one's name
+  find("map").width = 0;
   find("status").textContent = "Reading the picture…";
   try {
     const answer = await (await post(`/v1/predict?explain=${method}`, state.file)).json();
@@ -87,7 +91,9 @@ function render(answer) {
   find("decision").className = `decision ${answer.decision}`;
   find("verdict").textContent = VERDICTS[answer.decision];
   const side = melanoma >= answer.threshold ? "at or above" : "below";
-  find("because").textContent = `Melanoma ${percent(melanoma, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
+  // Without a promise the threshold means nothing, and to name the side would be a decision.
+  find("because").textContent = answer.decision === "cannot_assess" ? ""
+    : `Melanoma ${percent(melanoma, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
   find("contract").textContent = answer.contract_sentence;
   listWarnings(answer.warnings);
   listProbabilities(answer);
@@ -129,7 +135,7 @@ function listProbabilities(answer) {
     fill.style.width = percent(value, 2).replace(" ", "");
     track.append(fill);
     item.append(element("span", "name", NAMES[name] || name), track, element("span", "value", percent(value, 1)));
-    if (name === "mel") {
+    if (name === "mel" && answer.decision !== "cannot_assess") {
       const mark = element("div", "mark");
       mark.style.left = percent(answer.threshold, 2).replace(" ", "");
       track.append(mark);
@@ -162,8 +168,18 @@ async function drawMap() {
   const turn = state.turn;
   const heat = new Image();
   heat.src = `data:image/png;base64,${encoded}`;
-  await Promise.all([heat.decode(), find("image").decode()]);
+  try {
+    await Promise.all([heat.decode(), find("image").decode()]);
+  } catch {
+    if (turn === state.turn) find("map-meaning").textContent = NO_MAP;
+    return;
+  }
   if (turn !== state.turn) return;
+  const [theirs, ours] = [find("image"), heat].map((image) => image.naturalWidth / image.naturalHeight);
+  if (Math.abs(theirs / ours - 1) > 0.05) {  // this browser turns the picture otherwise than the service does
+    find("map-meaning").textContent = NO_MAP;
+    return;
+  }
   const canvas = find("map");
   canvas.width = heat.naturalWidth;
   canvas.height = heat.naturalHeight;

@@ -290,4 +290,6 @@ def test_a_network_without_a_contract_gives_no_verdict(page: Page, service: Serv
     _read(page, service, lesion)
     expect(page.locator("#verdict")).to_have_text("Cannot assess")
     expect(page.locator("#warnings")).to_contain_text("has not earned a promise")
+    expect(page.locator("#because")).to_have_text("")  # which side of the threshold it lies on would be a decision
+    expect(page.locator("#probabilities .mark")).to_have_count(0)
     expect(page.locator("#clinic")).to_be_hidden()

@@ -98,6 +98,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "JPEG header": (lambda jpeg: jpeg[:300], 422, "image_truncated"),
     "JPEG of nothing": (lambda _: b"\xff\xd8\xff" + bytes(64), 422, "image_truncated"),
     "PNG with a wrong checksum": (lambda _: _damaged_crc(_blank(64, 64)), 422, "image_truncated"),
+    "JPEG of a thousand scans": (lambda jpeg: jpeg[:-2] + b"\xff\xda" * 1000 + jpeg[-2:], 422, "too_many_scans"),
     "PNG header": (lambda _: _png_head(64, 64), 422, "image_truncated"),
     "PNG without a size": (lambda _: _png_head(0, 0), 422, "bad_dimensions"),
     "PNG with a text bomb": (lambda _: _text_bomb(), 422, "image_truncated"),
@@ -170,7 +171,8 @@ def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, picture: 
     is_problem(client.get("/page/%2e%2e/ingress.py"), 404, "not_found")
     is_problem(client.get(PREDICT), 405, "method_not_allowed")
     is_problem(client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}), 405, "method_not_allowed")
-    is_problem(client.post(PREDICT, content=picture, headers={"Accept": "image/png"}), 406, "not_acceptable")
+    for kind in ("image/png", "application/xml"):
+        is_problem(client.post(PREDICT, content=picture, headers={"Accept": kind}), 406, "not_acceptable")
 
 
 def test_questions_the_service_does_not_know_are_refused(client: httpx.Client, picture: bytes) -> None:

@@ -33,10 +33,11 @@ def deploy(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def other_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network under another version."""
+    """The same network under another version and on another canvas."""
     folder = tmp_path_factory.mktemp("other") / "bundle"
     shutil.copytree(bundle_dir, folder)
     manifest = read_manifest(folder) | {"split_hash": "0" * 64}
+    manifest["preprocessing"] |= {"canvas": [72, 96] if manifest["preprocessing"]["canvas"] != [72, 96] else [96, 128]}
     (folder / MANIFEST).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
     return folder
 
@@ -86,13 +87,18 @@ def _ask(service: Service, picture: bytes) -> httpx.Response:
 def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bundle_dir: Path, picture: bytes) -> None:
     narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
     service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
+    probes: list[int] = []
     with (
-        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=32)) as client,
-        ThreadPoolExecutor(32) as pool,
+        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=64)) as client,
+        ThreadPoolExecutor(64) as pool,
     ):
-        answers = list(pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=picture), range(144)))
+        asked = pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=picture), range(288))
+        for _ in range(10):  # a gateway must not take a busy service for a broken one
+            probes += [httpx.get(f"{service.url}{path}", timeout=30).status_code for path in ("/readyz", "/healthz")]
+        answers = list(asked)
     statuses = _statuses(answers)  # type: ignore[arg-type]  # a list of one of the two
     assert set(statuses) == {200, 503}, statuses
+    assert set(probes) == {200}, probes
     for answer in answers:
         if answer.status_code == 503:
             is_problem(answer, 503, "overloaded")
@@ -131,8 +137,8 @@ def test_a_killed_replica_costs_only_what_it_was_computing(deploy: Deployer, bun
 def _classifiers() -> list[int]:
     """Return the processes of all classifier replicas."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
+    for process in psutil.Process().children(recursive=True):
+        words = " ".join(process.cmdline()) if process.is_running() else ""
         if words.startswith("ray::ServeReplica:melanoma:Classifier"):
             found.append(process.pid)
     return sorted(found)

@@ -14,10 +14,10 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.evidence.out_of_fold import Objective
 from melanoma.files import write_json
-from ray_jobs.cli import BAD_INPUT, DONE, main
+from ray_jobs.cli import BAD_INPUT, DONE, FOUND, main
 from tune.search import Search, run_search
 from tune.space import SearchSpace, to_config
-from tune.trial import FAILED, Study, fold_predictions, fold_scores
+from tune.trial import FAILED, OBJECTIVES, Study, fold_predictions, fold_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SETTINGS = [
@@ -60,11 +60,29 @@ def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
     assert trials["lead"][0] == 0
     best = trials[trials["status"] == "finished"].sort_values("objective", ascending=False, kind="stable").iloc[0]
     winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
-    assert winner.loss.tau == best["tau"]
+    found = {"gamma": winner.loss.gamma, "tau": winner.loss.tau, "melanoma_factor": winner.loss.melanoma_factor}
+    assert found == best[list(found)].to_dict()
+    assert {*OBJECTIVES, "objective", "lead", "spread", "epochs"} <= set(trials)
     assert len(result["arms"]["winner"]["by_seed"]) == 3
     assert result["verdict"] in ("No difference shown", "The winner is better", "The winner is worse")
     table = pd.read_parquet(run / "out_of_fold.parquet")
     assert sorted(table["image_id"]) == sorted(open_prepared(dataset).rows("train")["image_id"])
+
+
+def test_training_takes_the_settings_a_search_found(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset, run = finished
+    command = ["train", str(dataset), str(tmp_path), "--set-file", str(run / "best.json"), "--name", "best"]
+    assert main(command) == DONE
+    settings = json.loads((tmp_path / "best" / "bundle" / "manifest.json").read_text())["training_config"]
+    assert settings == json.loads((run / "best.json").read_text())
+
+
+def test_a_trial_may_be_several_workers(prepared: PreparedData, tmp_path: Path) -> None:
+    words = [*SETTINGS, "--set", "optim.optimizer=adamw", "--trials", "3", "--workers", "2", "--at-once", "1"]
+    dataset = Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
+    assert main(["tune", str(dataset), str(tmp_path / "runs"), *words]) in (DONE, FOUND)
+    trials = pd.read_parquet(tmp_path / "runs" / "smoke_tune" / "trials.parquet")
+    assert set(trials["status"]) <= {"finished", "dropped"}
 
 
 def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> None:

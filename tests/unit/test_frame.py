@@ -1,20 +1,18 @@
 """What surrounds a request, and how each failure behind it is told: with an application of test routes, without Ray."""
 
-import asyncio
 import logging
-from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
 from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
-from serve.calls import BundleChangingError, Calls, NotReadyError, OverloadedError
+from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.classifier import Classifier, Job
 from serve.frame import HEADERS, install_frame
 from serve.metrics import BatchMetrics
+from serve.pictures import MAX_BODY_BYTES
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
@@ -68,29 +66,19 @@ def test_an_error_of_another_replica_is_told_as_here(client: TestClient) -> None
     is_problem(client.post("/remote"), 500, "model_error")
 
 
-class _Deployment:
-    """Stands in for a handle: whatever is asked of it fails alike."""
+def test_a_form_is_never_spooled_to_a_file() -> None:
+    """An unlinked temporary file leaves no name behind, so that only the upload itself can tell."""
+    app = FastAPI()
 
-    def __init__(self, error: Exception) -> None:
-        self.describe, self._error = self, error
+    @app.post("/form")
+    async def form(request: Request) -> bool:
+        async with request.form(max_part_size=MAX_BODY_BYTES) as fields:
+            upload = fields["image"]
+            assert isinstance(upload, UploadFile)
+            return bool(upload.file._rolled)  # type: ignore[attr-defined]
 
-    async def remote(self) -> None:
-        raise self._error
-
-
-@pytest.mark.parametrize(
-    ("raised", "renamed"),
-    [
-        (BackPressureError(num_queued_requests=9, max_queued_requests=8), OverloadedError),
-        (DeploymentUnavailableError(DeploymentID("Classifier", "melanoma")), NotReadyError),
-        (ActorDiedError(), ActorDiedError),
-    ],
-    ids=["full", "missing", "lost"],
-)
-def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(raised: Exception, renamed: type[Exception]) -> None:
-    deployment: Any = _Deployment(raised)
-    with pytest.raises(renamed):
-        asyncio.run(Calls(deployment, deployment).describe())
+    whole = TestClient(app).post("/form", files={"image": bytes(MAX_BODY_BYTES)})
+    assert whole.json() is False
 
 
 def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from melanoma.errors import InvalidImageError
 from melanoma.images import PADDING_RGB, canvas_shape, check_content, decode_image, to_canvas
@@ -76,8 +76,31 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     stored = decode_image(_encode(image, "PNG", exif=exif))
     assert (stored.size == image.size) == (orientation < 5)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(_encode(image, "PNG", exif=exif))))
     assert not np.array_equal(np.asarray(stored), np.asarray(image))
+    assert np.array_equal(np.asarray(stored), np.asarray(upright))
     assert not stored.getexif()
+
+
+def test_an_xmp_packet_turns_nothing() -> None:
+    """A browser does not obey it either, and the map must lie on the picture that the page shows."""
+    image, text = _picture(), PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
+    assert np.array_equal(np.asarray(decode_image(_encode(image, "PNG", pnginfo=text))), np.asarray(image))
+
+
+def _scans(jpeg: bytes, num: int) -> bytes:
+    """Return a progressive JPEG whose last scan stands there so many times more."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * num + b"\xff\xd9"
+
+
+def test_scans_without_end_are_refused_before_any_is_decoded() -> None:
+    jpeg = _encode(_picture(), "JPEG", progressive=True)
+    assert decode_image(_scans(jpeg, 20)).size == _picture().size
+    with pytest.raises(InvalidImageError) as refused:
+        decode_image(_scans(jpeg, 5000))
+    assert (refused.value.status, refused.value.code) == (422, "too_many_scans")
 
 
 @pytest.mark.parametrize("size", [(80, 60), (60, 80), (90, 90), (200, 50)])

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def _findings() -> Findings:
     difference = {"value": 0.02, "low": -0.01, "high": 0.05, "by_seed": [0.01, 0.03]}
     loss = {"gamma": 2.0, "tau": 0.5, "melanoma_factor": 2.0}
     result = {
-        "objective": "auroc", "by_status": trials["status"].value_counts().to_dict(), "winner_is_base": False, "verdict": "No difference shown",
+        "objective": "auroc", "by_status": trials["status"].value_counts().to_dict(), "winner_is_base": False, "num_test_looks": 2,
+        "verdict": "No difference shown",
         "loss": {"winner": loss, "base": loss}, "arms": {name: {"by_seed": [0.6, 0.7], "by_fold": [0.5, 0.6, 0.7]} for name in ("winner", "base")},
         "out_of_fold_difference": difference, "test_difference": difference, "epochs_of_search": 54, "epochs_of_comparison": 12,
         "contract": {"status": "unmet"}, "contract_sentence": "No promise.",
@@ -71,6 +73,10 @@ def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
 )
 def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
     assert verdict(Difference((low + high) / 2, low, high, [])) == expected
+
+
+def test_without_figures_there_is_no_verdict() -> None:
+    assert verdict(Difference(math.nan, math.nan, math.nan, [])) == "The two cannot be compared"
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
