@@ -32,6 +32,7 @@ from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write
 from melanoma.images import Preprocess
 from melanoma.networks import build_model
 from melanoma.probes import record_probes, replay_probes
+from melanoma.storage import Place, local_folder
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
@@ -118,7 +119,7 @@ class BundleParts:
     model_card: str
 
 
-def save_bundle(parts: BundleParts, folder: Path) -> None:
+def save_bundle(parts: BundleParts, folder: Place) -> None:
     """Write a bundle folder atomically, in place of an older bundle."""
     preprocess = Preprocess(parts.canvas, parts.config.data)
     with new_folder(folder, replace_if=MANIFEST) as work:
@@ -167,7 +168,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Place) -> dict[str, Any]:
     """Read and check a bundle's manifest.
 
     Raises:
@@ -204,16 +205,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_bundle(folder: Path, *, manifest_sha256: str | None = None) -> Bundle:
+def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
     """Load a bundle, checking every file against its hash and the contract against its scores.
 
     Args:
-        folder: the bundle.
+        place: the bundle's folder; from object storage each node fetches it once.
         manifest_sha256: of the only manifest that will do; None takes any.
 
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
+    folder = local_folder(place, MANIFEST)
     if (
         manifest_sha256 is not None
         and (folder / MANIFEST).is_file()
@@ -281,7 +283,7 @@ def _load(folder: Path) -> Bundle:
     return bundle
 
 
-def verify_bundle(folder: Path) -> list[str]:
+def verify_bundle(folder: Place) -> list[str]:
     """Check all that can be checked of a bundle; return a sentence for each reason not to serve it, none if it may be served."""
     try:
         bundle = load_bundle(folder)

@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from melanoma.errors import DataError
+from melanoma.storage import Place, RemotePath, publish, remove_folder
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: into a neighbour, flushed to disk, renamed over it."""
+def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
+    """Write a file atomically: into a neighbour, flushed to disk, renamed over it; in object storage as one object."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -37,19 +42,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """Write a JSON file atomically; NaN is refused, for JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
+def write_parquet(path: Place, table: pd.DataFrame) -> None:
     """Write a table as parquet atomically."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
 
 
-def claim_folder(folder: Path, described: Any) -> bool:
+def read_parquet(path: Place) -> pd.DataFrame:
+    """Read a parquet table."""
+    return pd.read_parquet(io.BytesIO(path.read_bytes()))
+
+
+def claim_folder(folder: Place, described: Any) -> bool:
     """Tie a run's folder to its settings, so that another run never goes on from what lies there.
 
     Args:
@@ -89,12 +99,17 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Place) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other process until the block ends.
+
+    Object storage has no locks that end with their holder: there it is the caller's business not to run two commands at once.
 
     Raises:
         DataError: if another process holds it.
     """
+    if isinstance(folder, RemotePath):
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:  # not "w": a look at a finished run changes nothing
         try:
@@ -107,20 +122,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
-    """Give a folder to write into, which takes its place only when the block ends well.
+def new_folder(path: Place, *, replace_if: str | None = None, last: str | None = None) -> Iterator[Path]:
+    """Give a folder of this node to write into, which takes its place only when the block ends well.
 
     Args:
         path: the folder to make.
         replace_if: a file whose presence marks an older folder of the same kind, which is then replaced.
+        last: in object storage, where a folder has no name to change, the file that makes it whole; by default the same.
 
     Raises:
         DataError: if something else stands there already.
     """
+    if isinstance(path, RemotePath):
+        with _new_remote_folder(path, replace_if=replace_if, last=last or replace_if) as work:
+            yield work
+        return
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     replaceable = replace_if is not None and path.is_dir() and (path / replace_if).is_file()
     if occupied and not replaceable:
-        raise DataError(f"the output folder must be new or empty, {path} is not; name another one or remove it.")
+        raise _occupied(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = work.with_name(f"{work.name}.old")
@@ -136,7 +156,29 @@ def new_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256_of(path: Path) -> str:
+@contextlib.contextmanager
+def _new_remote_folder(path: RemotePath, *, replace_if: str | None, last: str | None) -> Iterator[Path]:
+    check_new(path, replace_if=replace_if, last=last)
+    with tempfile.TemporaryDirectory(prefix="melanoma-") as folder:
+        yield Path(folder)
+        remove_folder(path)  # what an older one, or one cut short, has left
+        publish(Path(folder), path, last=last)
+
+
+def check_new(path: RemotePath, *, replace_if: str | None = None, last: str | None = None) -> None:
+    """Raise DataError unless a place is free for a new folder: empty, or with something of the same kind, whole or cut short."""
+    whole = last is None or (path / last).is_file()
+    if path.exists() and whole and not (replace_if is not None and (path / replace_if).is_file()):
+        raise _occupied(path)
+
+
+def _occupied(path: Place) -> DataError:
+    return DataError(f"the output folder must be new or empty, {path} is not; name another one or remove it.")
+
+
+def sha256_of(path: Place) -> str:
     """Return the sha256 of a file."""
+    if isinstance(path, RemotePath):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ The validation fold has chosen the epoch; here it fits the probability map; only
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from melanoma.evidence.calibration import fit_probability_map
 from melanoma.evidence.metrics import FloatArray, validation_scores
 from melanoma.evidence.operating_point import OperatingPoint, choose_units, select_operating_point
 from melanoma.images import Preprocess
+from melanoma.storage import Place
 
 MAX_DIFFERENCE = 1e-4
 
@@ -35,7 +35,7 @@ class Packed:
     validation: dict[str, float]
 
 
-def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Path, *, best_epoch: int) -> Packed:
+def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Place, *, best_epoch: int) -> Packed:
     """Fit the probability map, make the contract and write the bundle.
 
     Args:

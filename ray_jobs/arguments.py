@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
+
+from melanoma.storage import place
 
 BAD_USAGE = 2
 NEW_FOLDER = "folder to write, new or empty"
@@ -49,6 +50,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _workers(text: str) -> tuple[int, int]:
+    """Return the fewest and the most workers of N or N-M."""
+    least, _, most = text.partition("-")
+    bounds = _positive(least), _positive(most or least)
+    if bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(f"must be N or N-M with N not above M, got {text!r}")
+    return bounds
+
+
+def _add_address(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--address",
+        metavar="http://HEAD:8265",
+        help="run as a Ray job on that cluster and follow it; paths are then those of its nodes, or addresses such as s3://",
+    )
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {text!r}")
@@ -57,7 +75,7 @@ def _port(text: str) -> int:
 
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout")
-    phantom.add_argument("out", type=Path, metavar="OUT", help=NEW_FOLDER)
+    phantom.add_argument("out", type=place, metavar="OUT", help=NEW_FOLDER)
     phantom.add_argument(
         "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
     )
@@ -84,9 +102,9 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
 
     prepare = _add(data, "prepare", run["prepare"], "pictures and metadata -> checked, grouped, split, decoded shards")
     prepare.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a folder with one metadata CSV and the pictures anywhere below it"
+        "source", type=place, metavar="SOURCE", help="a folder with one metadata CSV and the pictures anywhere below it"
     )
-    prepare.add_argument("out", type=Path, metavar="OUT", help=NEW_FOLDER)
+    prepare.add_argument("out", type=place, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
         "--size",
         type=_positive,
@@ -105,13 +123,13 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     )
     prepare.add_argument(
         "--same-lesion",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="CSV of known pairs of pictures of one lesion: two columns of image ids, a pair a row",
     )
     prepare.add_argument(
         "--splits",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="CSV image_id,split (train, validation, calibration, test) instead of drawing",
     )
@@ -119,10 +137,12 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         "--skip-bad", action="store_true", help="go on without the bad rows; they are listed in OUT/rejected.csv"
     )
 
+    _add_address(prepare)
+
     describe = _add(
         data, "describe", run["describe"], "counts by class, split, group and source; checks every checksum"
     )
-    describe.add_argument("dataset", type=Path, metavar="DATASET", help=PREPARED)
+    describe.add_argument("dataset", type=place, metavar="DATASET", help=PREPARED)
 
 
 def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
@@ -136,11 +156,12 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
     train.add_argument(
         "--workers",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="DDP workers sharing every batch (default %(default)s)",
+        type=_workers,
+        default=(1, 1),
+        metavar="N[-M]",
+        help="DDP workers sharing every batch (default 1); with N-M as many as the cluster has room for, more or fewer as it changes",
     )
+    _add_address(train)
 
     tune = _add(
         commands,
@@ -178,16 +199,17 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     tune.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="DDP workers of each trial (default %(default)s)"
     )
+    _add_address(tune)
 
     evaluate = _add(
         commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
     )
-    evaluate.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
+    evaluate.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
     evaluate.add_argument(
-        "data", type=Path, metavar="DATA", help="a prepared data set, or a folder of pictures with metadata"
+        "data", type=place, metavar="DATA", help="a prepared data set, or a folder of pictures with metadata"
     )
     evaluate.add_argument(
-        "out", type=Path, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
+        "out", type=place, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
     )
     evaluate.add_argument(
         "--split",
@@ -197,19 +219,22 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)"
     )
+    _add_address(evaluate)
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     """Add what training and search share: data, place and settings."""
-    command.add_argument("dataset", type=Path, metavar="DATASET", help=PREPARED)
-    command.add_argument("out", type=Path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
+    command.add_argument("dataset", type=place, metavar="DATASET", help=PREPARED)
+    command.add_argument("out", type=place, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
     command.add_argument(
         "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
     )
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
     )
-    command.add_argument("--set-file", type=Path, metavar="FILE", help="a JSON file of settings in place of the preset")
+    command.add_argument(
+        "--set-file", type=place, metavar="FILE", help="a JSON file of settings in place of the preset"
+    )
     command.add_argument("--gpu", action="store_true", help="train on GPUs")
     command.add_argument(
         "--weights",
@@ -221,20 +246,20 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict = _add(commands, "predict", run["predict"], "pictures -> decisions and heatmaps")
-    predict.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
-    predict.add_argument("image", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
+    predict.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
+    predict.add_argument("image", type=place, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
     predict.add_argument(
         "--explain",
         choices=("grad_cam", "guided_grad_cam"),
         help="also write the heatmap laid over the picture: coarse cells, or the pixels in them that speak for melanoma",
     )
-    predict.add_argument("--out", type=Path, metavar="DIR", help="folder for the heatmaps")
+    predict.add_argument("--out", type=place, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
     )
 
     serve = _add(commands, "serve", run["serve"], "serve a bundle on this machine with Ray Serve")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
+    serve.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default %(default)s)")
     serve.add_argument("--port", type=_port, default=8000, metavar="P", help="default %(default)s")
     serve.add_argument(
@@ -249,4 +274,4 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         run["verify"],
         "check hashes, replay probes, recompute the contract. Exit 1: it must not be served",
     )
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE)
+    verify.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)

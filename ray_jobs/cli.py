@@ -18,14 +18,23 @@ from ray_jobs.arguments import Command, build_parser
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
+    from melanoma.storage import Place
     from tune.pipeline import TrainBundle
     from tune.search import Search
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3
+MARK = "MELANOMA_RESULT_MARK"  # as ray_jobs.submit sets it, which takes long to import
 
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
-    print(json.dumps(value) if args.json else text)
+    mark = os.environ.get(MARK)  # in a job, whose log holds the result as well
+    print(
+        *([mark] if mark else []),
+        json.dumps(value) if args.json else text,
+        *([mark] if mark else []),
+        sep="\n",
+        flush=True,
+    )
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -106,7 +115,7 @@ def _config(args: argparse.Namespace) -> "TrainConfig":
     return config.with_overrides(args.set)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: "Place") -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -122,7 +131,8 @@ def _train(args: argparse.Namespace) -> int:
         args.dataset,
         args.out / (args.name or args.preset),
         config,
-        num_workers=args.workers,
+        num_workers=args.workers[1],
+        min_workers=args.workers[0],
         use_gpu=args.gpu,
         weights=args.weights,
     )
@@ -151,7 +161,7 @@ def _tune(args: argparse.Namespace) -> int:
 
     objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
 
-    def job(config: "TrainConfig", folder: Path) -> TrainJob:
+    def job(config: "TrainConfig", folder: "Place") -> TrainJob:
         return TrainJob(args.dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=args.weights)
 
     config, num_folds = _config(args), data.manifest["num_folds"]
@@ -191,7 +201,7 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
         num_gpus=gpus_per_worker(num_processes) if args.gpu else 0.0,
     )
 
-    def score(bundle: Path, folder: Path) -> Path:
+    def score(bundle: "Place", folder: "Place") -> "Place":
         evaluate(bundle, args.dataset, folder)
         return folder / "predictions.parquet"
 
@@ -269,8 +279,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser(_COMMANDS, version("melanoma")).parse_args(argv)
     command: Command = args.run
-    _resolve_paths(args)
     try:
+        if getattr(args, "address", None) and MARK not in os.environ:
+            return _submit(args, sys.argv[1:] if argv is None else argv)
+        _resolve_paths(args)
         return command(args)
     except KeyboardInterrupt:
         print("melanoma: stopped; the same command goes on where it can.", file=sys.stderr)
@@ -280,6 +292,12 @@ def main(argv: list[str] | None = None) -> int:
         return _explain(error)
 
 
+def _submit(args: argparse.Namespace, words: list[str]) -> int:
+    from ray_jobs.submit import submit
+
+    return submit(args.address, args, words)
+
+
 def _resolve_paths(args: argparse.Namespace) -> None:
     """Make every path absolute: workers of a cluster have other working folders."""
     for name, value in vars(args).items():
@@ -287,7 +305,7 @@ def _resolve_paths(args: argparse.Namespace) -> None:
             setattr(args, name, value.resolve())
         elif isinstance(value, list) and value and all(isinstance(item, Path) for item in value):
             setattr(args, name, [item.resolve() for item in value])
-    if getattr(args, "weights", "none") not in ("none", "imagenet"):
+    if getattr(args, "weights", "none") not in ("none", "imagenet") and "://" not in args.weights:
         args.weights = str(Path(args.weights).resolve())
 
 

@@ -1,7 +1,6 @@
 """Batch prediction of a bundle over a data set, with Ray Data, and what it proves."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from melanoma.evidence.report import Evaluated, write_report
 from melanoma.files import new_folder, sha256_of
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
+from melanoma.storage import Place, place
 from ray_jobs.cluster import collect, connect, cpus_per_worker
 from ray_jobs.progress import say
 
@@ -27,9 +27,9 @@ EXTERNAL = "external"
 
 
 def evaluate(
-    bundle_dir: Path,
-    data_dir: Path,
-    out: Path,
+    bundle_dir: Place,
+    data_dir: Place,
+    out: Place,
     *,
     split: str | None = None,
     num_workers: int = 1,
@@ -68,7 +68,7 @@ def evaluate(
         return write_report(evaluated, work)
 
 
-def _external_rows(folder: Path) -> pd.DataFrame:
+def _external_rows(folder: Place) -> pd.DataFrame:
     """Return the usable rows of a SOURCE folder: every picture with a known label and a group."""
     source = read_source(folder)
     bad = {rejection.image_id for rejection in source.rejections if rejection.reason != "picture_without_row"}
@@ -85,13 +85,13 @@ def _external_rows(folder: Path) -> pd.DataFrame:
             f"{len(source.records) - len(rows)} rows are left out: {', '.join(f'{num} {name}' for name, num in reasons.items())}"
         )
     keys = [rows[column].tolist() for column in source.group_columns]
-    keys.append([sha256_of(Path(path)) for path in rows["path"]])  # a copy under another name is no further unit
+    keys.append([sha256_of(place(path)) for path in rows["path"]])  # a copy under another name is no further unit
     return rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
 
 
 def _predict(
-    bundle_dir: Path,
-    data_dir: Path,
+    bundle_dir: Place,
+    data_dir: Place,
     rows: pd.DataFrame,
     *,
     num_workers: int,
@@ -123,10 +123,10 @@ class _Scorer:
 
     def __init__(self, bundle_dir: str, data_dir: str, rows: pd.DataFrame, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self._predictor = Predictor(load_bundle(Path(bundle_dir)), allow_uncontracted=True)
+        self._predictor = Predictor(load_bundle(place(bundle_dir)), allow_uncontracted=True)
         self._rows = rows
-        is_prepared = Path(data_dir, "manifest.json").is_file()
-        self._dataset = PictureDataset(open_prepared(Path(data_dir)), self._rows) if is_prepared else None
+        is_prepared = (place(data_dir) / "manifest.json").is_file()
+        self._dataset = PictureDataset(open_prepared(place(data_dir)), self._rows) if is_prepared else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         positions = [i for start, stop in zip(batch["start"], batch["stop"], strict=True) for i in range(start, stop)]
@@ -144,7 +144,7 @@ class _Scorer:
             return self._dataset.pictures([position])[0].numpy()
         try:
             return self._predictor.bundle.preprocess.stored(
-                decode_image(Path(self._rows["path"].iloc[position]).read_bytes())
+                decode_image(place(self._rows["path"].iloc[position]).read_bytes())
             )
         except (DataError, OSError):
             return None
@@ -162,7 +162,7 @@ def _row(position: int, prediction: Prediction | None) -> dict[str, Any]:
     }
 
 
-def describe_evaluation(report: dict[str, Any], out: Path) -> str:
+def describe_evaluation(report: dict[str, Any], out: Place) -> str:
     """Return the evaluation as a table for people."""
     lines = [f"{report['population']}: {report['image']['num']} pictures, {report['lesion']['num']} lesions", ""]
     lines.append(f"{'':32}{'per picture':>26}{'per lesion':>26}")

@@ -5,10 +5,10 @@ drawn after decoding, for identical pixels must not be split; then each split ge
 looked at need not even be there.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from melanoma.data.records import Rejection, Source, read_source, reject_conflic
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
-from melanoma.files import new_folder, sha256_of, write_json, write_text
+from melanoma.files import check_new, new_folder, write_json, write_parquet, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
+from melanoma.storage import Place, place, remove_folder
 from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
+MANIFEST = "manifest.json"
 REJECTED = "rejected.csv"
 RECORD_COLUMNS = (
     "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex", "site", "source",
@@ -59,8 +61,8 @@ class PrepareConfig:
     calibration_fraction: float = 0.15
     seed: int = 0
     group_by: tuple[str, ...] | None = None
-    same_lesion: Path | None = None
-    splits: Path | None = None
+    same_lesion: Place | None = None
+    splits: Place | None = None
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class PrepareConfig:
 
 
 def prepare(
-    source_dir: Path, out: Path, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None
+    source_dir: Place, out: Place, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Prepare a data set and return its manifest.
 
@@ -81,8 +83,8 @@ def prepare(
     group_columns = _group_columns(source, config.group_by)
     pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
     source.rejections.extend(reject_pairs(source.records, pairs))
-    given = pd.read_csv(config.splits, dtype=str) if config.splits else None
-    with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
+    given = _read_given(config.splits)
+    with _work_folder(out) as work:
         (work / DECODED).mkdir()
         decoded = _decode(source, work / DECODED, config.size, on_picture)
         everything, rejections = _join(source, decoded)
@@ -105,10 +107,32 @@ def prepare(
                 group_columns=group_columns,
                 name=source_dir.resolve().name,
             )
-        shutil.rmtree(work / DECODED)
+        remove_folder(work / DECODED)
     if rejections and not config.skip_bad:
         raise DataError(_count_reasons(rejections, out))
     return manifest
+
+
+def _read_given(splits: Place | None) -> pd.DataFrame | None:
+    if splits is None:
+        return None
+    with splits.open("rb") as file:
+        return pd.read_csv(file, dtype=str)
+
+
+@contextlib.contextmanager
+def _work_folder(out: Place) -> Iterator[Place]:
+    """Give the folder to write into: it must be one that the tasks of every node reach.
+
+    In object storage it is OUT itself, for folders there have no name to change; it is whole once its manifest is there.
+    """
+    if isinstance(out, Path):
+        with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
+            yield work
+        return
+    check_new(out, last=MANIFEST)
+    remove_folder(out)
+    yield out
 
 
 def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -132,7 +156,7 @@ def _holds_only_rejections(out: Path) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
 
 
-def _decode(source: Source, shards: Path, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
+def _decode(source: Source, shards: Place, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
     """Decode every picture that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
     bad = {rejection.image_id for rejection in source.rejections}
     rows, num_rows = source.records[source.records["path"] != ""].drop_duplicates("image_id"), _shard_rows(size)
@@ -168,7 +192,7 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
         row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
         rows.append(row)
         try:
-            data = Path(path).read_bytes()
+            data = place(path).read_bytes()
             image = decode_image(data)
         except InvalidImageError as error:
             row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
@@ -188,7 +212,7 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             image_ids.append(image_id)
             pictures.append(to_canvas(image, shape))
     if pictures:
-        write_shard(Path(shards, str(chunk["shard"])), image_ids, pictures)
+        write_shard(place(shards) / str(chunk["shard"]), image_ids, pictures)
     return rows
 
 
@@ -216,14 +240,14 @@ def _groups(records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[s
     return join_groups(records["image_id"].tolist(), keys, pairs)
 
 
-def _write_rejections(path: Path, rejections: list[Rejection]) -> None:
+def _write_rejections(path: Place, rejections: list[Rejection]) -> None:
     table = pd.DataFrame(
         [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]
     )
     write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))
 
 
-def _count_reasons(rejections: list[Rejection], out: Path) -> str:
+def _count_reasons(rejections: list[Rejection], out: Place) -> str:
     reasons = pd.Series([rejection.reason for rejection in rejections]).value_counts()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     num = len({rejection.image_id for rejection in rejections})
@@ -233,7 +257,7 @@ def _count_reasons(rejections: list[Rejection], out: Path) -> str:
 
 
 def _write_dataset(
-    work: Path,
+    work: Place,
     records: pd.DataFrame,
     config: PrepareConfig,
     *,
@@ -244,8 +268,10 @@ def _write_dataset(
 ) -> dict[str, Any]:
     drawn = _split(records, config, given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
-    records = _store_by_split(work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size)
-    records[list(RECORD_COLUMNS)].to_parquet(work / "records.parquet", index=False)
+    records, digests = _store_by_split(
+        work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size
+    )
+    write_parquet(work / "records.parquet", records[list(RECORD_COLUMNS)])
     height, width = canvas_shape(config.size)
     manifest = {
         "kind": "melanoma-dataset",
@@ -267,32 +293,33 @@ def _write_dataset(
         "num_known_pairs": len(pairs),
         "splits": "drawn" if given is None else "given",
         "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
-        "shards": {path.name: sha256_of(path) for path in sorted((work / "shards").iterdir())},
+        "shards": digests,
     }
-    write_json(work / "manifest.json", manifest)
+    write_json(work / MANIFEST, manifest)
     return manifest
 
 
-def _store_by_split(work: Path, records: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Write the pictures of each split into shards of its own; return the records with their new places."""
+def _store_by_split(work: Place, records: pd.DataFrame, size: int) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write the pictures of each split into shards of its own; return the records with their new places, and the shards' hashes."""
     (work / "shards").mkdir()
     store = ray.remote(store_shard)
-    stored, waiting = [], []
+    stored, waiting = [], {}
     for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
         for number, start in enumerate(range(0, len(rows), _shard_rows(size))):
             part = rows.iloc[start : start + _shard_rows(size)]
             path = work / "shards" / f"{split}-{number:05d}.arrow"
-            waiting.append(store.remote(path, part[["image_id", "shard", "row"]], work / DECODED, canvas_shape(size)))
+            places = part[["image_id", "shard", "row"]]
+            waiting[path.name] = store.remote(path, places, work / DECODED, canvas_shape(size))
             stored.append(part.assign(shard=path.name, row=range(len(part))))
-    ray.get(waiting)
-    return pd.concat(stored).sort_values("image_id", ignore_index=True)
+    digests = dict(zip(waiting, ray.get(list(waiting.values())), strict=True))
+    return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(sorted(digests.items()))
 
 
-def store_shard(path: Path, places: pd.DataFrame, decoded: Path, shape: tuple[int, int]) -> None:
-    """Write one shard from the decoded pictures at some places (image_id, shard, row). Runs in a Ray task."""
+def store_shard(path: Place, places: pd.DataFrame, decoded: Place, shape: tuple[int, int]) -> str:
+    """Write one shard from the decoded pictures at some places (image_id, shard, row); return its sha256. Runs in a Ray task."""
     shards = {name: open_shard(decoded / name, shape) for name in set(places["shard"])}
     pictures = [shards[name][row] for name, row in zip(places["shard"], places["row"], strict=True)]
-    write_shard(path, places["image_id"].tolist(), pictures)
+    return write_shard(path, places["image_id"].tolist(), pictures)
 
 
 def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:

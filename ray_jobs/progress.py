@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-LINE_SECONDS = 10.0
+from melanoma.storage import Place
+
+LINE_SECONDS, REMOTE_SECONDS = 10.0, 5.0
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def training_progress(run_dir: Path) -> Iterator[None]:
+def training_progress(run_dir: Place) -> Iterator[None]:
     """Show, while the block runs, what the workers write to RUN/progress.json and RUN/history.jsonl."""
     stop = threading.Event()
     thread = threading.Thread(target=_watch, args=(run_dir, stop), daemon=True)
@@ -54,13 +56,13 @@ def training_progress(run_dir: Path) -> Iterator[None]:
         thread.join()
 
 
-def _watch(run_dir: Path, stop: threading.Event) -> None:
+def _watch(run_dir: Place, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
     shown = len(history.read_text().splitlines()) if history.is_file() else 0
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
         epochs = 0
         while True:
-            ended = stop.wait(0.5)
+            ended = stop.wait(0.5 if isinstance(run_dir, Path) else REMOTE_SECONDS)
             if progress.is_file():
                 where = json.loads(progress.read_text())
                 epochs = where["epochs"]

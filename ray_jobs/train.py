@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import ray
 import ray.train
 import timm
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from melanoma.bundle import MANIFEST
@@ -18,14 +17,18 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
-from melanoma.files import claim_folder, locked, write_json
+from melanoma.files import claim_folder, locked, new_folder, write_json
 from melanoma.networks import build_model, check_feature_map, freeze, load_weights
 from melanoma.packing import pack
+from melanoma.storage import Place, as_file_system, remove_folder
 from ray_jobs.cluster import check_resources, connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress
 from ray_jobs.worker import STATE, WorkerArgs, train_worker
 
 MAX_FAILURES = 3
+RESIZE_SECONDS = (
+    30.0  # between two looks at whether the cluster has room for more workers; a resize costs the epoch under way
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +39,25 @@ class TrainJob:
         dataset: a prepared data set.
         run_dir: OUT/RUN; holds bundle/, history.jsonl and checkpoints/.
         config: the run's settings.
-        num_workers: DDP workers sharing every batch.
+        num_workers: DDP workers sharing every batch, at most.
+        min_workers: fewest workers the run goes on with when nodes are lost or not there yet; None: exactly num_workers.
         use_gpu: one GPU a worker.
         weights: none, imagenet or a path to weights.
     """
 
-    dataset: Path
-    run_dir: Path
+    dataset: Place
+    run_dir: Place
     config: TrainConfig
     num_workers: int = 1
+    min_workers: int | None = None
     use_gpu: bool = False
     weights: str = "none"
+
+    @property
+    def scale(self) -> int | tuple[int, int]:
+        """The number of workers as Ray Train takes it: fixed, or (fewest, most)."""
+        least = self.num_workers if self.min_workers is None else self.min_workers
+        return self.num_workers if least == self.num_workers else (least, self.num_workers)
 
 
 def train(job: TrainJob) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         _claim(job, content=data.content_hash)
         if not finished:
             connect(num_workers=job.num_workers)
-            check_resources(job.num_workers, use_gpu=job.use_gpu)
+            check_resources(job.min_workers or job.num_workers, use_gpu=job.use_gpu)
             checkpoint = _fit(job)
             # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
             num_cpus = cpus_per_worker(1)
@@ -82,13 +93,13 @@ def _claim(job: TrainJob, *, content: str) -> None:
         say(f"{job.run_dir} is finished; nothing is left to do.")
     elif not _has_whole_checkpoints(job.run_dir / "checkpoints"):
         say(f"{job.run_dir} was cut short while its checkpoints were counted; it starts again")
-        shutil.rmtree(job.run_dir / "checkpoints")
+        remove_folder(job.run_dir / "checkpoints")
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
 
 
-def _has_whole_checkpoints(folder: Path) -> bool:
+def _has_whole_checkpoints(folder: Place) -> bool:
     """Return whether Ray can read which checkpoints there are: it writes that file in place, and a kill may leave half of it."""
     snapshot = folder / "checkpoint_manager_snapshot.json"
     try:
@@ -145,8 +156,9 @@ def check_network(job: TrainJob) -> None:
         say(f"weights: {load_weights(model, Path(job.weights))}")
 
 
-def _fit(job: TrainJob) -> str:
-    """Run the trainer and return the path of the best checkpoint."""
+def _fit(job: TrainJob) -> Checkpoint:
+    """Run the trainer and return the best checkpoint."""
+    storage_path, file_system = as_file_system(job.run_dir)
     num_cpus = cpus_per_worker(job.num_workers)
     args = WorkerArgs(
         config=dataclasses.asdict(job.config),
@@ -158,14 +170,17 @@ def _fit(job: TrainJob) -> str:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=dataclasses.asdict(args),
-        scaling_config=ScalingConfig(
-            num_workers=job.num_workers,
+        # Annotated as the older class of the same name, which knew no range.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=job.scale,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": num_cpus, **({"GPU": 1} if job.use_gpu else {})},
         ),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=str(job.run_dir.resolve()),
+            storage_path=storage_path,
+            storage_filesystem=file_system,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             # Ray keeps the latest besides the best one: what resumes, and what is shipped.
             checkpoint_config=CheckpointConfig(
@@ -175,25 +190,30 @@ def _fit(job: TrainJob) -> str:
     )
     with training_progress(job.run_dir):
         result = trainer.fit()
+    best: Checkpoint
     best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
-    return str(best.path)
+    return best
 
 
-def _pack(job: TrainJob, checkpoint: str, num_threads: int) -> None:
+def _pack(job: TrainJob, checkpoint: Checkpoint, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    state = torch.load(Path(checkpoint, STATE), map_location="cpu", weights_only=True)
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder, STATE), map_location="cpu", weights_only=True)
     model = build_model(job.config.model)
     model.load_state_dict(state["ema"] or state["model"])
     model.to(memory_format=torch.channels_last)
-    packed = pack(model, job.config, open_prepared(job.dataset), job.run_dir / "bundle.new", best_epoch=state["epoch"])
-    contract = dataclasses.asdict(packed.operating_point.contract)
-    result = {
-        "bundle": str(job.run_dir / "bundle"),
-        "best_epoch": state["epoch"],
-        "validation": packed.validation,
-        "threshold": packed.operating_point.threshold,
-        "contract": contract,
-        "contract_sentence": packed.operating_point.contract.sentence(),
-    }
-    write_json(job.run_dir / "result.json", result)
-    shutil.move(job.run_dir / "bundle.new", job.run_dir / "bundle")
+    with new_folder(job.run_dir / "bundle", replace_if=MANIFEST) as work:  # there only when everything else is written
+        packed = pack(model, job.config, open_prepared(job.dataset), work / "packed", best_epoch=state["epoch"])
+        for path in (work / "packed").iterdir():
+            path.rename(work / path.name)
+        (work / "packed").rmdir()
+        contract = dataclasses.asdict(packed.operating_point.contract)
+        result = {
+            "bundle": str(job.run_dir / "bundle"),
+            "best_epoch": state["epoch"],
+            "validation": packed.validation,
+            "threshold": packed.operating_point.threshold,
+            "contract": contract,
+            "contract_sentence": packed.operating_point.contract.sentence(),
+        }
+        write_json(job.run_dir / "result.json", result)

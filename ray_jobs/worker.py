@@ -24,9 +24,10 @@ from melanoma.distributed import World
 from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
 from melanoma.files import write_json, write_text
 from melanoma.networks import start_model
+from melanoma.storage import Mirror, Place, place
 
 STATE = "state.pt"
-PROGRESS_SECONDS = 1.0
+PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +52,26 @@ class WorkerArgs:
 def train_worker(values: Mapping[str, Any]) -> None:
     """Train one run on this worker; called by Ray Train on every worker at once."""
     args = WorkerArgs(**values)
-    config, run_dir, world = TrainConfig.from_dict(args.config), Path(args.run_dir), World.current()
+    config, run_dir, world = TrainConfig.from_dict(args.config), place(args.run_dir), World.current()
     torch.set_num_threads(args.num_threads)
     device = ray.train.torch.get_device()
     progress = _Progress(config, run_dir, world)
-    training = Training.on(config, open_prepared(Path(args.dataset)), world=world, on_step=progress)
+    training = Training.on(config, open_prepared(place(args.dataset)), world=world, on_step=progress)
     fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
     weights = args.weights if fresh else "none"
     model = start_model(config.model, weights=weights, seed=config.seed, device=device)
     state = start_state(model, config)
     _resume(state, device)
     wrapped = world.wrap(model)
-    with (
-        SummaryWriter(str(run_dir / "tensorboard"), purge_step=state.epoch + 1)
-        if world.rank == 0
-        else _NoWriter() as writer
-    ):
-        fit(training, wrapped, state, lambda state: _report(state, run_dir, world, writer))
+    mirror = Mirror(run_dir / "tensorboard")
+    with SummaryWriter(str(mirror.folder), purge_step=state.epoch + 1) if world.rank == 0 else _NoWriter() as writer:
+
+        def on_epoch_end(state: TrainState) -> None:
+            _report(state, run_dir, world, writer)
+            writer.flush()
+            mirror.push()
+
+        fit(training, wrapped, state, on_epoch_end)
 
 
 def _resume(state: TrainState, device: torch.device) -> None:
@@ -78,7 +82,7 @@ def _resume(state: TrainState, device: torch.device) -> None:
         state.load_state_dict(torch.load(Path(folder, STATE), map_location=device, weights_only=True))
 
 
-def _report(state: TrainState, run_dir: Path, world: World, writer: "SummaryWriter | _NoWriter") -> None:
+def _report(state: TrainState, run_dir: Place, world: World, writer: "SummaryWriter | _NoWriter") -> None:
     """Save, log and report one epoch; every rank reports, for `report` is a barrier, and rank 0 alone writes."""
     latest = state.history[-1]
     metrics = {"epoch": state.epoch, SELECTION: latest[SELECTION] if math.isfinite(latest[SELECTION]) else 0.0}
@@ -106,17 +110,21 @@ class _NoWriter:
     def add_scalar(self, name: str, value: float, step: int) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
 
 class _Progress:
     """Writes where the run stands to RUN/progress.json, for the driver to show; state: when it last wrote."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, world: World) -> None:
+    def __init__(self, config: TrainConfig, run_dir: Place, world: World) -> None:
         self._epochs, self._path, self._active = config.optim.epochs, run_dir / "progress.json", world.rank == 0
+        self._seconds = PROGRESS_SECONDS if isinstance(run_dir, Path) else REMOTE_PROGRESS_SECONDS
         self._written = 0.0
 
     def __call__(self, epoch: int, step: int, num_steps: int, loss: float) -> None:
         now = time.monotonic()
-        if self._active and (now - self._written >= PROGRESS_SECONDS or step + 1 == num_steps):
+        if self._active and (now - self._written >= self._seconds or step + 1 == num_steps):
             self._written = now
             where = {
                 "epoch": epoch + 1,

@@ -18,6 +18,7 @@ from ray import serve
 from melanoma.bundle import MANIFEST, load_bundle
 from melanoma.errors import DataError
 from melanoma.files import sha256_of
+from melanoma.storage import Place
 from serve.api_keys import VARIABLE, keys_from_environment
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
@@ -25,7 +26,7 @@ from serve.settings import AppArgs, deployment_options, read_config
 MAX_THREADS = 4  # of the classifier: a batch of eight small pictures gains little from more
 
 
-def serve_locally(bundle: Path, *, host: str, port: int, allow_uncontracted: bool) -> None:
+def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bool) -> None:
     """Serve a bundle on a local cluster of its own; returns when interrupted or terminated.
 
     Raises:

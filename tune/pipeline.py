@@ -7,25 +7,26 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from melanoma.bundle import MANIFEST
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
-from melanoma.files import claim_folder, new_folder, write_json, write_parquet
+from melanoma.files import claim_folder, new_folder, read_parquet, write_json, write_parquet
+from melanoma.storage import Place, local_folder, place
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
 from tune.search import Search, run_search
 from tune.space import METRIC, to_config
-from tune.trial import fold_predictions, fold_scores
+from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
 RESULT = "result.json"
-TrainBundle = Callable[[TrainConfig, Path], dict[str, Any]]
+TrainBundle = Callable[[TrainConfig, Place], dict[str, Any]]
 """(settings, run folder) -> what `train` returns: bundle, contract and its sentence; the same call again resumes."""
-ScoreTest = Callable[[Path, Path], Path]
+ScoreTest = Callable[[Place, Place], Place]
 """(bundle, folder) -> predictions.parquet of test, a look that is logged."""
 
 
@@ -86,8 +87,8 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: C
         "bundle": str(folder / "bundle"),
         "best": str(folder / "best.json"),
     }
-    with new_folder(folder / "bundle", replace_if="manifest.json") as work:
-        shutil.copytree(trained["bundle"], work, dirs_exist_ok=True)
+    with new_folder(folder / "bundle", replace_if=MANIFEST) as work:
+        shutil.copytree(local_folder(place(trained["bundle"]), MANIFEST), work, dirs_exist_ok=True)
     write_report(_findings(search, trials, winner, result), folder / "report.html")
     write_json(folder / RESULT, result)
     return result
@@ -105,10 +106,10 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
     return to_config({name: float(trial[name]) for name in names}, search.study.base)
 
 
-def _score(folder: Path, name: str, trained: dict[str, Any], score: ScoreTest) -> Path:
+def _score(folder: Place, name: str, trained: dict[str, Any], score: ScoreTest) -> Place:
     """Score a bundle on test, unless that is done; return its predictions."""
     predictions = folder / "test" / name / "predictions.parquet"
-    return predictions if predictions.is_file() else score(Path(trained["bundle"]), predictions.parent)
+    return predictions if predictions.is_file() else score(place(trained["bundle"]), predictions.parent)
 
 
 def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
@@ -118,7 +119,8 @@ def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
 
 
 def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, Any]:
-    confirmed = len(list(search.study.folds_dir.glob("[!.]*/predictions.parquet"))) - int(trials["folds"].sum())
+    kept = [folder for folder in search.study.folds_dir.iterdir() if not folder.name.startswith(".")]
+    confirmed = sum((folder / PREDICTIONS).is_file() for folder in kept) - int(trials["folds"].sum())
     return {
         "objective": str(search.objective),
         "num_trials": len(trials),
@@ -130,8 +132,8 @@ def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) ->
     }
 
 
-def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, Path]) -> dict[str, Any]:
-    tables = {name: pd.read_parquet(path) for name, path in on_test.items()}
+def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, Place]) -> dict[str, Any]:
+    tables = {name: read_parquet(path) for name, path in on_test.items()}
     test = compare_predictions(search.objective, tables["winner"], tables["base"])
     return {
         "arms": {name: arm.as_dict() for name, arm in arms.items()},

@@ -3,7 +3,6 @@
 import dataclasses
 import html
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from melanoma.evidence.out_of_fold import FoldScores, Objective
 from melanoma.evidence.page import html_table, page, picture, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.files import write_text
+from melanoma.storage import Place
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
@@ -49,7 +49,7 @@ class Findings:
     nevi_per_melanoma: float
 
 
-def write_report(findings: Findings, path: Path) -> None:
+def write_report(findings: Findings, path: Place) -> None:
     """Write the page with its pictures inside."""
     pictures = {
         "Melanoma recall against specificity, over trials": _plot_recall(findings),

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
 from melanoma.evidence.out_of_fold import FoldScores, Objective
-from melanoma.files import write_json, write_parquet
+from melanoma.files import read_parquet, write_json, write_parquet
+from melanoma.storage import Mirror, Place, as_file_system, remove_folder
 from tune.compare import Counted, silently, train_all_folds
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
 from tune.trial import MAX_FAILURES, RECORDED, Study, run_trial, rung_metrics
@@ -55,7 +55,7 @@ class Search:
         searcher: tpe (Optuna, every other sample at random) with halving, or random without, for comparison.
     """
 
-    run_dir: Path
+    run_dir: Place
     study: Study
     space: SearchSpace
     objective: Objective
@@ -76,7 +76,7 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     """
     path = search.run_dir / TRIALS
     if path.is_file():
-        return pd.read_parquet(path)
+        return read_parquet(path)
     anchors = search.anchors()
     trained = train_all_folds(search.study, list(anchors.values()), what=" and ".join(anchors), counted=counted)
     folds = dict(zip(anchors, trained, strict=True))
@@ -99,7 +99,7 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for made_anew in ("search", "tensorboard"):  # a search that goes on is played again under new names
-        shutil.rmtree(search.run_dir / made_anew, ignore_errors=True)
+        remove_folder(search.run_dir / made_anew)
     num_trials = search.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
     if len(results) != num_trials:
@@ -176,6 +176,7 @@ def make_scheduler(num_folds: int) -> AsyncHyperBandScheduler:
 
 def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tune.Tuner:
     study = search.study
+    storage_path, file_system = as_file_system(search.run_dir)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, study=study, objective=search.objective), resources=study.resources()
     )
@@ -206,7 +207,8 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
         ),
         run_config=tune.RunConfig(
             name="search",
-            storage_path=str(search.run_dir.resolve()),
+            storage_path=storage_path,
+            storage_filesystem=file_system,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             progress_reporter=_Reporter(search.objective, num_trials),
             callbacks=[_Keeper(search.run_dir, given)],
@@ -272,8 +274,9 @@ class _Reporter(tune.CLIReporter):
 class _Keeper(tune.Callback):
     """Keeps the samples in the order they were drawn, and each trial's figures for TensorBoard."""
 
-    def __init__(self, run_dir: Path, given: list[dict[str, float]]) -> None:
+    def __init__(self, run_dir: Place, given: list[dict[str, float]]) -> None:
         self._run_dir, self._given = run_dir, given
+        self._tensorboard = Mirror(run_dir / "tensorboard")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         # Neither the list nor the starts keep the order; the tag begins with the number of the draw.
@@ -284,6 +287,7 @@ class _Keeper(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        with SummaryWriter(str(self._run_dir / "tensorboard" / str(trial.trial_id))) as writer:
+        with SummaryWriter(str(self._tensorboard.folder / str(trial.trial_id))) as writer:
             for name in (METRIC, LEAD, "auroc"):
                 writer.add_scalar(name, result[name], result["folds"])
+        self._tensorboard.push()

@@ -7,12 +7,12 @@ finished fold is the natural unit to keep: whoever trains the same setting on th
 hard they are, so a trial reports its lead over the base setting on the same folds, and the searcher compares rungs fairly.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import Training, TrainState, fit, predict, start_state
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
-from melanoma.files import new_folder, write_json
+from melanoma.files import new_folder, read_parquet, write_json
 from melanoma.networks import start_model
+from melanoma.storage import Place, as_file_system, remove_folder
 from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
@@ -57,8 +58,8 @@ class Study:
         num_workers: DDP workers of one trial; 1 trains in the trial's own process.
     """
 
-    dataset: Path
-    folds_dir: Path
+    dataset: Place
+    folds_dir: Place
     base: TrainConfig
     num_folds: int
     weights: str = "none"
@@ -71,7 +72,7 @@ class Study:
         """Return what the process that runs a trial holds; one that only waits for its workers holds a byte, for Tune wants something."""
         return {"memory": 1.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
 
-    def fold_dir(self, config: TrainConfig, fold: int) -> Path:
+    def fold_dir(self, config: TrainConfig, fold: int) -> Place:
         """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
         values = json.dumps(dataclasses.asdict(_on_fold(config, fold)), sort_keys=True)
         return self.folds_dir / hashlib.sha256(values.encode()).hexdigest()[:20]
@@ -120,20 +121,25 @@ def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
 def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFrame:
     """Return the same as a table: image_id, group, label and a logit per class."""
     folder = study.fold_dir(config, fold)
-    if not folder.is_dir():
+    if not is_kept(folder):
         _train_fold(study, _on_fold(config, fold), folder)
     if (folder / FAILED).is_file():
         raise FloatingPointError(json.loads((folder / FAILED).read_text())["error"])
-    return pd.read_parquet(folder / PREDICTIONS)
+    return read_parquet(folder / PREDICTIONS)
 
 
-def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
+def is_kept(folder: Place) -> bool:
+    """Return whether a fold is finished: its predictions, or why there are none, are written after all else."""
+    return (folder / PREDICTIONS).is_file() or (folder / FAILED).is_file()
+
+
+def _train_fold(study: Study, config: TrainConfig, folder: Place) -> None:
     if study.num_workers == 1:
         torch.set_num_threads(study.num_cpus)
         device = torch.device("cuda" if study.num_gpus > 0 else "cpu")
         _train_and_keep(study, config, folder, world=World(), device=device)
         return
-    with tempfile.TemporaryDirectory(dir=study.folds_dir, prefix=".trainer-") as scratch:
+    with _scratch(study.folds_dir) as (storage_path, file_system):
         TorchTrainer(
             _fold_worker,
             train_loop_config={"study": study, "config": config, "folder": folder},
@@ -143,9 +149,23 @@ def _train_fold(study: Study, config: TrainConfig, folder: Path) -> None:
                 resources_per_worker={"CPU": study.num_cpus, "GPU": study.num_gpus},
             ),
             run_config=RunConfig(
-                name="fold", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+                name="fold",
+                storage_path=storage_path,
+                storage_filesystem=file_system,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         ).fit()
+
+
+@contextlib.contextmanager
+def _scratch(folds_dir: Place) -> Iterator[tuple[str, Any]]:
+    """Give a trainer a folder that every node reaches, until the block ends."""
+    folder = folds_dir / f".trainer-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield as_file_system(folder)
+    finally:
+        remove_folder(folder)
 
 
 def _fold_worker(values: Mapping[str, Any]) -> None:
@@ -154,7 +174,7 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
 
-def _train_and_keep(study: Study, config: TrainConfig, folder: Path, *, world: World, device: torch.device) -> None:
+def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: World, device: torch.device) -> None:
     """Train and write predictions and history, or why it failed; rank 0 writes, all at once or not at all."""
     model = start_model(config.model, weights=study.weights, seed=config.seed, device=device)
     training = Training.on(config, open_prepared(study.dataset), world=world)
@@ -165,9 +185,9 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: Path, *, world: W
     except FloatingPointError as caught:
         error = str(caught)
     table = None if error else _out_of_fold(training, state)
-    if world.rank > 0 or folder.is_dir():  # another trial of the same setting was first
+    if world.rank > 0 or is_kept(folder):  # another trial of the same setting was first
         return
-    with new_folder(folder) as work:
+    with new_folder(folder, last=FAILED if table is None else PREDICTIONS) as work:
         if table is None:
             write_json(work / FAILED, {"error": error})
         else:

@@ -17,8 +17,9 @@ from melanoma.config import CLASSES
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
-from melanoma.files import sha256_of
+from melanoma.files import read_parquet, sha256_of
 from melanoma.images import Uint8Array
+from melanoma.storage import Place, RemotePath, local_file
 
 FORMAT_VERSION = 1
 ACCESS_LOG = "access_log.jsonl"
@@ -26,15 +27,15 @@ ACCESS_LOG = "access_log.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """A prepared data set on disk.
+    """A prepared data set.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies; each node fetches what it reads of it from object storage once.
         manifest: `manifest.json`.
         records: `records.parquet`, one row a picture.
     """
 
-    folder: Path
+    folder: Place
     manifest: dict[str, Any]
     records: pd.DataFrame
 
@@ -48,6 +49,10 @@ class PreparedData:
         """A hash of everything a run depends on: the splits, and the pictures as they are stored."""
         described = json.dumps([self.manifest["split_hash"], self.canvas, sorted(self.manifest["shards"].items())])
         return hashlib.sha256(described.encode()).hexdigest()
+
+    def shard(self, name: str) -> Path:
+        """Return the path of a shard on this node."""
+        return local_file(self.folder / "shards" / name, self.manifest["shards"][name])
 
     def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.
@@ -74,8 +79,12 @@ class PreparedData:
         line = json.dumps(
             {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
         )
-        with (self.folder / ACCESS_LOG).open("a") as log:
-            log.write(line + "\n")
+        path = self.folder / ACCESS_LOG
+        if isinstance(path, RemotePath):  # object storage cannot append
+            path.write_bytes((path.read_bytes() if path.is_file() else b"") + line.encode() + b"\n")
+        else:
+            with path.open("a") as log:
+                log.write(line + "\n")
         return self.accesses(split)
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
@@ -85,7 +94,7 @@ class PreparedData:
         return [look for look in looks if look["split"] == split]
 
 
-def open_prepared(folder: Path, *, verify: bool = False) -> PreparedData:
+def open_prepared(folder: Place, *, verify: bool = False) -> PreparedData:
     """Open a prepared data set and check that it is what its manifest says.
 
     Args:
@@ -106,7 +115,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> PreparedData:
         )
     if tuple(manifest["classes"]) != CLASSES:
         raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
-    records = pd.read_parquet(folder / "records.parquet")
+    records = read_parquet(folder / "records.parquet")
     if split_hash(records["image_id"], records["split"], records["fold"]) != manifest["split_hash"]:
         raise DataError(
             "the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again."
@@ -129,9 +138,7 @@ class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
         self.groups: list[str] = rows["group"].tolist()
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
-        self._shards: dict[str, Uint8Array] = {
-            name: open_shard(data.folder / "shards" / name, data.canvas) for name in names
-        }
+        self._shards: dict[str, Uint8Array] = {name: open_shard(data.shard(name), data.canvas) for name in names}
         self._places: list[tuple[str, int]] = list(zip(rows["shard"], rows["row"], strict=True))
 
     def __len__(self) -> int:

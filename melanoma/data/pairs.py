@@ -1,15 +1,15 @@
 """Pictures known to show one lesion though no id says so: the file of `--same-lesion`."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 
 from melanoma.data.records import Rejection, without_suffix
 from melanoma.errors import DataError
+from melanoma.storage import Place
 
 
-def read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
+def read_pairs(path: Place | None, known: set[str]) -> list[tuple[str, str]]:
     """Return the pairs of a CSV whose first two columns are image ids, as far as both are known; none without a file.
 
     Raises:
@@ -17,7 +17,8 @@ def read_pairs(path: Path | None, known: set[str]) -> list[tuple[str, str]]:
     """
     if path is None:
         return []
-    table = pd.read_csv(path, dtype=str, header=None, keep_default_na=False)
+    with path.open("rb") as file:
+        table = pd.read_csv(file, dtype=str, header=None, keep_default_na=False)
     if table.shape[1] < 2:
         raise DataError(
             f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}."

@@ -6,13 +6,13 @@ export, PAD-UFES-20.
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from melanoma.config import CLASSES
 from melanoma.errors import DataError
+from melanoma.storage import Place, files_below
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _ALIASES = {
@@ -83,7 +83,7 @@ class Source:
     group_columns: tuple[str, ...]
 
 
-def read_source(folder: Path) -> Source:
+def read_source(folder: Place) -> Source:
     """Read the metadata of a SOURCE folder and find its pictures anywhere below it.
 
     Folders named ``masks`` are passed over: they hold segmentations, not pictures.
@@ -101,11 +101,12 @@ def read_source(folder: Path) -> Source:
     return Source(records, rejections, groups)
 
 
-def _read_metadata(folder: Path) -> pd.DataFrame:
+def _read_metadata(folder: Place) -> pd.DataFrame:
     tables = []
-    for path in sorted(folder.rglob("*.csv")):
+    for path in files_below(folder, {".csv"}):
         try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            with path.open("rb") as file:
+                table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise DataError(f"{path.name} must be a CSV table in UTF-8; repair or remove it ({error}).") from error
         table.columns = [str(column).strip() for column in table.columns]
@@ -176,13 +177,12 @@ def _diagnosis(row: dict[Any, str], named: list[str], hot: list[str]) -> tuple[s
     return None, given[0] if given else "+".join(marked)
 
 
-def _find_pictures(folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+def _find_pictures(folder: Place) -> tuple[dict[str, str], dict[str, int]]:
     """Return image_id -> path, and image_id -> number of files where there are several."""
     paths: dict[str, str] = {}
     number: dict[str, int] = {}
-    for path in sorted(folder.rglob("*")):
-        is_picture = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        if is_picture and "masks" not in path.relative_to(folder).parts[:-1]:
+    for path in files_below(folder, IMAGE_SUFFIXES):
+        if "masks" not in path.parts[len(folder.parts) : -1]:
             paths.setdefault(path.stem, str(path))
             number[path.stem] = number.get(path.stem, 0) + 1
     return paths, {image_id: count for image_id, count in number.items() if count > 1}

@@ -1,5 +1,6 @@
 """Arrow shards of decoded pictures, memory-mapped, with checksums; knows nothing of labels or splits."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,31 +8,36 @@ import numpy as np
 import pyarrow as pa
 
 from melanoma.errors import DataError
-from melanoma.files import sha256_of
+from melanoma.files import write_bytes
 from melanoma.images import Uint8Array
+from melanoma.storage import Place
 
 
-def write_shard(path: Path, image_ids: Sequence[str], pictures: Sequence[Uint8Array]) -> str:
+def write_shard(path: Place, image_ids: Sequence[str], pictures: Sequence[Uint8Array]) -> str:
     """Write ``(H, W, 3)`` uint8 pictures of one size as an Arrow IPC file and return its sha256."""
     num_bytes = pictures[0].size
     storage = pa.Array.from_buffers(
         pa.binary(num_bytes), len(pictures), [None, pa.py_buffer(np.stack(pictures).tobytes())]
     )
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "pixels": storage})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sha256_of(path)
+    data = sink.getvalue()
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def open_shard(path: Path, shape: tuple[int, int]) -> Uint8Array:
-    """Map a shard into memory and return its pictures as a read-only ``(N, H, W, 3)`` uint8 view.
+def open_shard(path: Place, shape: tuple[int, int]) -> Uint8Array:
+    """Map a shard into memory, or read it whole out of object storage, and return its pictures as a read-only ``(N, H, W, 3)`` uint8 view.
 
     Raises:
         DataError: if the file is missing or its pictures have another size.
     """
     if not path.is_file():
         raise DataError(f"the data set must hold {path.name}, it is missing; prepare the data set again.")
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    source = pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+    table = pa.ipc.open_file(source).read_all()
     column = table.column("pixels").chunk(0)  # written as one batch; combining chunks would copy it into memory
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:

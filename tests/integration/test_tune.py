@@ -14,7 +14,8 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.evidence.out_of_fold import Objective
 from melanoma.files import write_json
-from ray_jobs.cli import BAD_INPUT, DONE, FOUND, main
+from ray_jobs.cli import BAD_INPUT, DONE, main
+from tune.compare import train_all_folds
 from tune.search import Search, run_search
 from tune.space import SearchSpace, to_config
 from tune.trial import FAILED, OBJECTIVES, Study, fold_predictions, fold_scores
@@ -77,12 +78,14 @@ def test_training_takes_the_settings_a_search_found(finished: tuple[Path, Path],
     assert settings == json.loads((run / "best.json").read_text())
 
 
-def test_a_trial_may_be_several_workers(prepared: PreparedData, tmp_path: Path) -> None:
-    words = [*SETTINGS, "--set", "optim.optimizer=adamw", "--trials", "3", "--workers", "2", "--at-once", "1"]
-    dataset = Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
-    assert main(["tune", str(dataset), str(tmp_path / "runs"), *words]) in (DONE, FOUND)
-    trials = pd.read_parquet(tmp_path / "runs" / "smoke_tune" / "trials.parquet")
-    assert set(trials["status"]) <= {"finished", "dropped"}
+def test_a_trial_may_be_several_workers(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    alone = _study(prepared, tiny_config, tmp_path)
+    search = _search(alone, tmp_path, num_trials=3)
+    train_all_folds(alone, list(search.anchors().values()))  # a fold is the same by however many it was trained
+    together = dataclasses.replace(alone, num_workers=2, at_once=1)
+    trials = run_search(dataclasses.replace(search, study=together))
+    assert trials["status"][2] in ("finished", "dropped")
+    assert trials["folds"][2] >= 2
 
 
 def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> None:

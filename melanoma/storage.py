@@ -1,0 +1,328 @@
+"""Files and folders in object storage, with as much of pathlib's interface as this project uses, and a cache of them on each node's disk.
+
+An address is scheme://bucket/folder, with settings of the storage behind a question mark as pyarrow takes them:
+s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3, gs and hdfs; any other scheme is asked of fsspec. Writing one
+file is atomic there; of a folder the file that makes it whole is written last (melanoma/files.py). Knows nothing of what the files hold.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from melanoma.errors import DataError
+
+if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
+    import pyarrow.fs
+
+CACHE = "MELANOMA_CACHE"
+"""Environment variable: the folder where each node keeps what it fetched; by default one in the temporary folder."""
+_BY_PYARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text names something in object storage and not a path of this machine."""
+    return "://" in text
+
+
+def place(text: str) -> "Place":
+    """Return the path, or the place in object storage, that a text names."""
+    return RemotePath(text) if is_address(text) else Path(text)
+
+
+@functools.lru_cache(maxsize=32)
+def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem":
+    import pyarrow.fs
+
+    if scheme in _BY_PYARROW:
+        try:
+            return pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}/{'?' + query if query else ''}")[0]
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"{scheme}://{bucket} must be an address that pyarrow can open, it is not ({error})."
+            ) from error
+    import fsspec
+
+    try:
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here, it is not ({error})."
+        ) from error
+
+
+class RemotePath:
+    """A file or folder in object storage; a value, like a path, that crosses processes as its address."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        self._scheme, self._bucket, self._query = parts.scheme, parts.netloc, parts.query
+        self._path = PurePosixPath("/", parts.path.strip("/"))
+
+    def __str__(self) -> str:
+        tail = f"?{self._query}" if self._query else ""
+        return f"{self._scheme}://{self._bucket}{self._path if self._path.name else ''}{tail}"
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: "RemotePath") -> bool:
+        return str(self) < str(other)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemotePath, (str(self),)
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return self._at(self._path / name)
+
+    def _at(self, path: PurePosixPath) -> "RemotePath":
+        made = RemotePath.__new__(RemotePath)
+        made._scheme, made._bucket, made._query, made._path = self._scheme, self._bucket, self._query, path
+        return made
+
+    @property
+    def file_system(self) -> "pyarrow.fs.FileSystem":
+        """The storage it lies in."""
+        return _file_system(self._scheme, self._bucket, self._query)
+
+    @property
+    def key(self) -> str:
+        """Its name there, bucket/folder/file."""
+        return f"{self._bucket}{self._path}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self._path.name or self._bucket
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name, with the dot."""
+        return self._path.suffix
+
+    @property
+    def stem(self) -> str:
+        """Its name without the ending."""
+        return self._path.stem
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of its path inside the bucket."""
+        return self._path.parts
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder that holds it."""
+        return self._at(self._path.parent)
+
+    def with_name(self, name: str) -> "RemotePath":
+        """Return its neighbour of another name."""
+        return self._at(self._path.with_name(name))
+
+    def resolve(self) -> "RemotePath":
+        """Return itself: an address is absolute."""
+        return self
+
+    def is_absolute(self) -> bool:
+        """Return True."""
+        return True
+
+    def relative_to(self, folder: "RemotePath") -> PurePosixPath:
+        """Return its path inside a folder."""
+        return self._path.relative_to(folder._path)
+
+    def _kind(self) -> str:
+        try:
+            return str(self.file_system.get_file_info(self.key).type.name)
+        except OSError as error:
+            raise DataError(
+                f"{self._scheme}://{self._bucket} must be reachable with the credentials here, it is not ({error})."
+            ) from error
+
+    def is_file(self) -> bool:
+        """Return whether it is a file."""
+        return self._kind() == "File"
+
+    def is_dir(self) -> bool:
+        """Return whether anything lies below it."""
+        return self._kind() == "Directory"
+
+    def exists(self) -> bool:
+        """Return whether it is a file or a folder."""
+        return self._kind() != "NotFound"
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as something lies in it."""
+
+    def open(self, mode: str = "rb") -> Any:
+        """Open for reading, as bytes."""
+        assert mode == "rb"
+        return self.file_system.open_input_file(self.key)
+
+    def read_bytes(self) -> bytes:
+        """Return the whole file."""
+        with self.file_system.open_input_stream(self.key) as stream:
+            return bytes(stream.read())
+
+    def read_text(self) -> str:
+        """Return the whole file as UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: "bytes | pyarrow.Buffer") -> None:
+        """Write the whole file; readers see the old one or the new one."""
+        if self._scheme not in _BY_PYARROW:  # some of fsspec's have folders
+            self.file_system.create_dir(self.parent.key, recursive=True)
+        with self.file_system.open_output_stream(self.key) as stream:
+            stream.write(data)
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove the file."""
+        if not missing_ok or self.is_file():
+            self.file_system.delete_file(self.key)
+
+    def remove_folder(self) -> None:
+        """Remove it and everything below it, if it is there."""
+        if self.is_dir():
+            self.file_system.delete_dir(self.key)
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """Give what lies directly in it."""
+        yield from self._list(recursive=False)
+
+    def files(self) -> Iterator["RemotePath"]:
+        """Give the files anywhere below it."""
+        yield from self._list(recursive=True, only_files=True)
+
+    def _list(self, *, recursive: bool, only_files: bool = False) -> Iterator["RemotePath"]:
+        import pyarrow.fs
+
+        selector = pyarrow.fs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
+        for info in self.file_system.get_file_info(selector):
+            if not only_files or info.type == pyarrow.fs.FileType.File:
+                yield self._at(PurePosixPath("/", info.path.strip("/").removeprefix(f"{self._bucket}/")))
+
+
+Place = Path | RemotePath
+
+
+def files_below(folder: Place, suffixes: Collection[str]) -> list[Place]:
+    """Return the files anywhere below a folder whose ending, in small letters, is one of some, in order."""
+    found = folder.files() if isinstance(folder, RemotePath) else (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path for path in found if path.suffix.lower() in suffixes), key=str)
+
+
+def cache_folder() -> Path:
+    """Return, and make, the folder where this node keeps what it fetched."""
+    folder = Path(os.environ.get(CACHE) or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def local_file(path: Place, sha256: str) -> Path:
+    """Return the path of a file on this node, fetched once by whoever comes first and found by its hash from then on.
+
+    Raises:
+        DataError: if what was fetched has another hash.
+    """
+    if isinstance(path, Path):
+        return path
+    kept = cache_folder() / sha256
+    with _held(kept):
+        if not kept.is_file():
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise DataError(
+                    f"{path.name} must match its checksum in the manifest, it does not; it was changed where it is stored."
+                )
+            _keep(kept, data)
+    return kept
+
+
+def local_folder(folder: Place, marker: str) -> Path:
+    """Return a small folder on this node, fetched once for each content of its marker, the file that was written last.
+
+    Raises:
+        DataError: if it is not there or not whole.
+    """
+    if isinstance(folder, Path):
+        return folder
+    if not (folder / marker).is_file():
+        raise DataError(f"{folder} must be a whole folder with its {marker}, which is not there; check the address.")
+    head = (folder / marker).read_bytes()
+    kept = cache_folder() / hashlib.sha256(str(folder).encode() + head).hexdigest()
+    with _held(kept):
+        if not (kept / marker).is_file():
+            for file in folder.files():
+                if file.name != marker:
+                    _keep(kept / file.relative_to(folder), file.read_bytes())
+            _keep(kept / marker, head)
+    return kept
+
+
+def publish(folder: Path, target: RemotePath, *, last: str | None = None) -> None:
+    """Write the files of a folder of this node to a place in object storage, the one that makes it whole after all others."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
+    for path in files:
+        _below(target, path.relative_to(folder)).write_bytes(path.read_bytes())
+
+
+def _below(folder: RemotePath, relative: PurePath) -> RemotePath:
+    for part in relative.parts:
+        folder = folder / part
+    return folder
+
+
+class Mirror:
+    """A folder of this node for a library that writes plain files; `push` brings them to the place they are meant for."""
+
+    def __init__(self, target: Place) -> None:
+        self._target = target
+        self._scratch = tempfile.TemporaryDirectory(prefix="melanoma-") if isinstance(target, RemotePath) else None
+        self.folder = target if isinstance(target, Path) else Path(self._scratch.name if self._scratch else "")
+
+    def push(self) -> None:
+        """Bring what was written so far to its place; nothing where the folder is that place."""
+        if isinstance(self._target, RemotePath):
+            publish(self.folder, self._target)
+
+
+def as_file_system(path: Place) -> "tuple[str, pyarrow.fs.FileSystem | None]":
+    """Return a place as libraries take it that write to object storage themselves: a path, and the storage it lies in unless it is this machine's."""
+    return (str(path.resolve()), None) if isinstance(path, Path) else (path.key, path.file_system)
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder and everything below it, if it is there."""
+    if isinstance(folder, RemotePath):
+        folder.remove_folder()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(kept: Path) -> Iterator[None]:
+    """Keep other processes of this node from fetching the same meanwhile."""
+    with kept.with_name(f".{kept.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _keep(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(name, path)

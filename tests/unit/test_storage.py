@@ -1,0 +1,157 @@
+"""Places in object storage, on fsspec's memory file system: what pathlib would say of files on a disk is the oracle."""
+
+import hashlib
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import pytest
+
+from melanoma.errors import DataError
+from melanoma.files import check_new, claim_folder, new_folder, write_json, write_text
+from melanoma.storage import (
+    CACHE,
+    Mirror,
+    Place,
+    RemotePath,
+    as_file_system,
+    files_below,
+    local_file,
+    local_folder,
+    place,
+    remove_folder,
+)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty folder on a disk and one in object storage: all that is written for one must hold for the other."""
+    return tmp_path / "folder" if request.param == "disk" else _remote()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+
+
+def _remote() -> RemotePath:
+    made = place(f"memory://bucket/{uuid.uuid4().hex}")
+    assert isinstance(made, RemotePath)
+    return made
+
+
+def test_a_place_is_named_by_its_address() -> None:
+    address = "s3://bucket/runs/one?endpoint_override=127.0.0.1:9000&scheme=http"
+    found = place(address)
+    assert isinstance(found, RemotePath)
+    assert str(found) == address
+    assert str(found / "bundle" / "manifest.json") == address.replace("one?", "one/bundle/manifest.json?")
+    assert (found / "bundle").parent == found
+    assert (found.name, (found / "a.csv").suffix, (found / "a.csv").stem) == ("one", ".csv", "a")
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert isinstance(place("/data/one"), Path)
+
+
+def test_what_is_no_storage_is_told() -> None:
+    with pytest.raises(DataError, match="nowhere://"):
+        place("nowhere://bucket/file").is_file()
+
+
+def test_files_and_folders_are_there_once_written(folder: Place) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    assert not (folder / "one.txt").is_file()
+    write_text(folder / "one.txt", "first")
+    write_text(folder / "one.txt", "second")
+    assert (folder / "one.txt").read_text() == "second"
+    assert folder.is_dir()
+    assert not (folder / "one.txt").is_dir()
+    (folder / "below").mkdir()
+    write_text(folder / "below" / "two.CSV", "")
+    assert [path.name for path in files_below(folder, {".csv", ".txt"})] == ["two.CSV", "one.txt"]
+    assert [path.name for path in files_below(folder, {".csv"})] == ["two.CSV"]
+    assert {path.name for path in folder.iterdir()} == {"one.txt", "below"}
+    (folder / "one.txt").unlink(missing_ok=True)
+    (folder / "one.txt").unlink(missing_ok=True)
+    assert not (folder / "one.txt").exists()
+    remove_folder(folder)
+    remove_folder(folder)
+    assert not folder.exists()
+
+
+def test_a_run_keeps_its_folder(folder: Place) -> None:
+    assert not claim_folder(folder, {"seed": 1})
+    assert claim_folder(folder, {"seed": 1})
+    with pytest.raises(DataError, match="differs in seed"):
+        claim_folder(folder, {"seed": 2})
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(folder: Place) -> None:
+    def write(text: str) -> None:
+        with new_folder(folder, replace_if="manifest.json") as work:
+            write_text(work / "data", text)
+            write_json(work / "manifest.json", {})
+            if text == "broken":
+                raise RuntimeError
+
+    write("first")
+    with pytest.raises(RuntimeError):
+        write("broken")
+    assert (folder / "data").read_text() == "first"
+    write("second")
+    assert (folder / "data").read_text() == "second"
+    with pytest.raises(DataError, match="new or empty"), new_folder(folder):
+        pass
+
+
+def test_what_a_kill_left_in_object_storage_is_written_again() -> None:
+    target = _remote()
+    write_text(target / "shards" / "half", "")  # no manifest: it was never whole
+    check_new(target, last="manifest.json")
+    with new_folder(target, replace_if="manifest.json") as work:
+        write_json(work / "manifest.json", {})
+    assert not (target / "shards" / "half").exists()
+
+
+def test_a_file_is_fetched_once_and_only_as_it_was_promised(tmp_path: Path) -> None:
+    remote, digest = _remote() / "shard", hashlib.sha256(b"pixels").hexdigest()
+    write_text(remote, "pixels")
+    kept = local_file(remote, digest)
+    assert kept.read_bytes() == b"pixels"
+    remote.unlink()
+    assert local_file(remote, digest) == kept
+    write_text(remote, "others")
+    with pytest.raises(DataError, match="checksum"):
+        local_file(remote, hashlib.sha256(b"more").hexdigest())
+    assert local_file(tmp_path, digest) == tmp_path
+
+
+def test_a_folder_is_fetched_anew_when_its_marker_changes() -> None:
+    remote = _remote()
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        local_folder(remote, "manifest.json")
+    for version in ("1", "2"):
+        write_text(remote / "weights", version)
+        write_text(remote / "manifest.json", json.dumps(version))
+        found = local_folder(remote, "manifest.json")
+        assert ((found / "weights").read_text(), json.loads((found / "manifest.json").read_text())) == (
+            version,
+            version,
+        )
+
+
+def test_a_library_that_writes_plain_files_writes_there_too(folder: Place) -> None:
+    mirror = Mirror(folder)
+    mirror.folder.mkdir(parents=True, exist_ok=True)
+    (mirror.folder / "events").write_text("1")
+    mirror.push()
+    assert (folder / "events").read_text() == "1"
+
+
+def test_libraries_take_a_path_and_a_file_system(tmp_path: Path) -> None:
+    remote = _remote()
+    path, storage = as_file_system(remote)
+    write_text(remote / "file", "x")
+    assert storage is not None
+    assert storage.open_input_stream(f"{path}/file").read() == b"x"
+    assert as_file_system(tmp_path) == (str(tmp_path), None)
