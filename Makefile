@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: setup demo serve test test-unit drill check bench format lock
+.PHONY: setup demo serve test test-unit drill check bench format lock manifests
 
 setup: $(VENV)/.ready
 
@@ -51,3 +51,7 @@ lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet setuptools wheel ".[dev,weights]"
 	build/lock/bin/python -m pip freeze --all --exclude melanoma --exclude pip > requirements.lock
+
+# Writes each overlay's Serve config anew from serve/config.yaml and its own values.
+manifests: setup
+	$(BIN)/python k8s/render.py

@@ -18,6 +18,8 @@ import pytest
 from ray import serve
 
 from melanoma.bundle import MANIFEST, WEIGHTS, load_bundle, read_manifest, version_of
+from melanoma.images import Preprocess
+from melanoma.probes import record_probes
 from tests.problems import is_problem
 from tests.serving import Deployer, Service, local_serve
 
@@ -37,7 +39,10 @@ def other_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("other") / "bundle"
     shutil.copytree(bundle_dir, folder)
     manifest = read_manifest(folder) | {"split_hash": "0" * 64}
-    manifest["preprocessing"] |= {"canvas": [72, 96] if manifest["preprocessing"]["canvas"] != [72, 96] else [96, 128]}
+    bundle, canvas = load_bundle(bundle_dir), (96, 128)
+    assert bundle.preprocess.canvas != canvas
+    manifest["preprocessing"]["canvas"] = list(canvas)
+    manifest["probes"] = record_probes(bundle.model, Preprocess(canvas, bundle.preprocess.data), bundle.views)
     (folder / MANIFEST).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
     return folder
 
