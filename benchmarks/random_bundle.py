@@ -4,6 +4,7 @@ python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,30 @@ import pandas as pd
 import torch
 
 from melanoma.backend import export_features
-from melanoma.bundle import ONNX_RUNTIME, BundleParts, save_bundle
+from melanoma.bundle import MANIFEST, ONNX_RUNTIME, BundleParts, load_bundle, read_manifest, save_bundle, version_of
 from melanoma.config import CLASSES, MELANOMA_INDEX, DataConfig, ModelConfig, TrainConfig
 from melanoma.drift import fit_reference, pooled
 from melanoma.evidence.calibration import fit_probability_map
 from melanoma.evidence.operating_point import select_operating_point
+from melanoma.files import write_json
 from melanoma.images import Preprocess, canvas_shape
 from melanoma.networks import build_model, features
+from melanoma.probes import record_probes
 from melanoma.views import predict_views
 
 NUM_PICTURES = 210
+
+
+def other_canvas(bundle_dir: Path, out: Path) -> Path:
+    """Write a bundle's network under another version and on a larger canvas, as a later training might; return its folder."""
+    shutil.copytree(bundle_dir, out)
+    bundle, manifest = load_bundle(bundle_dir), read_manifest(out)
+    height, width = bundle.preprocess.canvas
+    canvas = (2 * height, 2 * width)
+    manifest["preprocessing"]["canvas"] = list(canvas)
+    manifest["probes"] = record_probes(bundle.model, Preprocess(canvas, bundle.preprocess.data), bundle.views)
+    write_json(out / MANIFEST, manifest | {"version": version_of(manifest)})
+    return out
 
 
 def main() -> None:

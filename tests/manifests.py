@@ -29,7 +29,7 @@ K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = sorted(
     str(path.parent.relative_to(K8S / "overlays"))
     for path in K8S.glob("overlays/*/*/kustomization.yaml")
-    if path.parent.name != "images"
+    if path.parent.name not in ("images", "workers")
 )
 Document = dict[str, Any]
 MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}

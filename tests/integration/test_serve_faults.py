@@ -1,7 +1,6 @@
 """What the service does when it is asked too much, when its parts die and while its bundle is changed."""
 
 import collections
-import json
 import os
 import shutil
 import signal
@@ -17,9 +16,8 @@ import psutil
 import pytest
 from ray import serve
 
-from melanoma.bundle import MANIFEST, WEIGHTS, load_bundle, read_manifest, version_of
-from melanoma.images import Preprocess
-from melanoma.probes import record_probes
+from benchmarks.random_bundle import other_canvas
+from melanoma.bundle import WEIGHTS, load_bundle
 from tests.problems import is_problem
 from tests.serving import Deployer, Service, local_serve
 
@@ -36,15 +34,7 @@ def deploy(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def other_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network under another version and on another canvas."""
-    folder = tmp_path_factory.mktemp("other") / "bundle"
-    shutil.copytree(bundle_dir, folder)
-    manifest = read_manifest(folder) | {"split_hash": "0" * 64}
-    bundle, canvas = load_bundle(bundle_dir), (96, 128)
-    assert bundle.preprocess.canvas != canvas
-    manifest["preprocessing"]["canvas"] = list(canvas)
-    manifest["probes"] = record_probes(bundle.model, Preprocess(canvas, bundle.preprocess.data), bundle.views)
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
-    return folder
+    return other_canvas(bundle_dir, tmp_path_factory.mktemp("other") / "bundle")
 
 
 def _replicas(scale: int) -> dict[str, Any]:
@@ -143,7 +133,10 @@ def _classifiers() -> list[int]:
     """Return the processes of all classifier replicas."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        words = " ".join(process.cmdline()) if process.is_running() else ""
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.Error:  # it has ended meanwhile
+            continue
         if words.startswith("ray::ServeReplica:melanoma:Classifier"):
             found.append(process.pid)
     return sorted(found)

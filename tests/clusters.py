@@ -1,0 +1,114 @@
+"""Real local clusters as `ray start` makes them, with a token, and object storage that speaks S3; for tests of what crosses machines."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def free_ports(num: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def wait_for_http(url: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+    """Return once something answers there, whatever it answers."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it answered"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except urllib.error.HTTPError:
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"{url} never answered")
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that came of it."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else [process]
+    for member in family:
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            member.send_signal(signal.SIGKILL)
+    process.wait(30)
+
+
+@contextlib.contextmanager
+def object_storage(bucket: str) -> Iterator[str]:
+    """Start an S3 server with one bucket; give the query that makes s3:// addresses reach it."""
+    (port,) = free_ports(1)
+    server = subprocess.Popen(
+        [BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for_http(f"http://127.0.0.1:{port}/", server)
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT"), timeout=10
+        ).close()
+        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        end(server)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head that asks for a token.
+
+    Attributes:
+        dashboard: its address for jobs and for Serve.
+        serve_port: where a service may listen.
+        environment: what whoever uses it needs around them.
+    """
+
+    dashboard: str
+    serve_port: int
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
+    """Start a cluster of one node, as a pod would, with an environment of its own."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    port, dashboard, agent, client, serve_port = free_ports(5)
+    around = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "MELANOMA_CACHE": str(folder / "cache"),
+        **environment,
+    }
+    command = [
+        BIN / "ray", "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard),
+        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus),
+        "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", str(folder / "ray"),
+    ]  # fmt: skip
+    # Shells of the cluster find `python` where this one is.
+    inside = os.environ | around | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    with (folder / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, env=inside, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_http(f"http://127.0.0.1:{dashboard}/api/version", process)
+        yield Head(f"http://127.0.0.1:{dashboard}", serve_port, around)
+    finally:
+        end(process)

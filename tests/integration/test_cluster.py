@@ -1,0 +1,229 @@
+"""The commands as jobs on a cluster with a token, everything in object storage; then the Serve config on that cluster, and one request."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from melanoma.bundle import MANIFEST
+from melanoma.files import sha256_of
+from melanoma.storage import CACHE, RemotePath, place, publish
+from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND
+from serve.environment import ENVIRONMENT
+from tests import manifests
+from tests.clusters import BIN, CREDENTIALS, Head, head_with_token, object_storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+QUICK = [
+    "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
+    "--set", "min_specificity=0", "--set", "optim.batch_size=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bucket(phantom_source: Path) -> Iterator[str]:
+    """A bucket that holds the pictures; the query behind its addresses."""
+    os.environ.update(CREDENTIALS)
+    with object_storage("melanoma") as query:
+        source = place(f"s3://melanoma/source?{query}")
+        assert isinstance(source, RemotePath)
+        publish(phantom_source, source)
+        yield query
+
+
+@pytest.fixture(scope="module")
+def head(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with head_with_token(tmp_path_factory.mktemp("head"), **CREDENTIALS, **ENVIRONMENT) as head:
+        yield head
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def _melanoma(head: Head, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a person would, on the cluster."""
+    return subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", *words, "--address", head.dashboard, "--json"],
+        env=os.environ | head.environment | environment, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+def _at(path: str, bucket: str) -> str:
+    return f"s3://melanoma/{path}?{bucket}"
+
+
+@pytest.fixture(scope="module")
+def dataset(head: Head, bucket: str) -> str:
+    out = _at("dataset", bucket)
+    words = [
+        "data",
+        "prepare",
+        _at("source", bucket),
+        out,
+        "--size",
+        "96",
+        "--folds",
+        "3",
+        "--calibration-fraction",
+        "0.45",
+    ]
+    done = _melanoma(head, *words)
+    assert done.returncode == DONE, done.stderr
+    manifest = json.loads(done.stdout)  # the result alone: the log went to stderr
+    assert manifest == json.loads((place(out) / "manifest.json").read_text())
+    assert {path.name for path in place(out).iterdir()} == {
+        "manifest.json",
+        "records.parquet",
+        "rejected.csv",
+        "shards",
+    }
+    return out
+
+
+def _entrypoint(overlay: str, replaced: dict[str, str]) -> list[str]:
+    """Return the words of an overlay's RayJob after `python -m ray_jobs.cli`, with places of this test for its own."""
+    (job,) = manifests.of_kind(manifests.render(overlay), "RayJob")
+    words = shlex.split(job["spec"]["entrypoint"])[3:]
+    return [replaced.get(word, word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def trained_run(head: Head, bucket: str, dataset: str) -> str:
+    runs = _at("runs", bucket)
+    words = _entrypoint("cpu/train", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "1-4": "1-2"})
+    done = _melanoma(head, *words, *QUICK)
+    assert done.returncode == DONE, done.stderr
+    return _at("runs/cpu", bucket)
+
+
+def test_a_data_set_is_refused_where_one_is(head: Head, bucket: str, dataset: str) -> None:
+    done = _melanoma(head, "data", "prepare", _at("source", bucket), dataset)
+    assert done.returncode == BAD_INPUT
+    assert "must be new or empty" in done.stderr
+
+
+def test_a_run_in_object_storage_is_whole(trained_run: str) -> None:
+    run = place(trained_run)
+    assert {"run.json", "history.jsonl", "checkpoints", "bundle", "result.json", "tensorboard"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert len((run / "history.jsonl").read_text().splitlines()) == 2
+    assert (run / "bundle" / MANIFEST).is_file()
+
+
+def test_a_finished_run_is_only_reported(head: Head, bucket: str, dataset: str, trained_run: str) -> None:
+    done = _melanoma(head, "train", dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
+    assert done.returncode == DONE
+    assert "nothing is left to do" in done.stderr
+    assert json.loads(done.stdout) == json.loads((place(trained_run) / "result.json").read_text())
+
+
+def test_evidence_is_written_there_and_every_look_is_logged(
+    head: Head, bucket: str, dataset: str, trained_run: str
+) -> None:
+    bundle, out = trained_run.replace("?", "/bundle?"), _at("evidence", bucket)
+    done = _melanoma(head, "evaluate", bundle, dataset, out)
+    assert done.returncode in (DONE, FOUND), done.stderr
+    assert json.loads(done.stdout) == json.loads((place(out) / "report.json").read_text())
+    looks = [json.loads(line)["split"] for line in (place(dataset) / "access_log.jsonl").read_text().splitlines()]
+    assert looks == ["calibration", "test"]
+
+
+def test_a_search_runs_where_it_is_told(head: Head, bucket: str, dataset: str) -> None:
+    runs = _at("runs", bucket)
+    words = _entrypoint("cpu/tune", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "16": "2", "4": "2"})
+    done = _melanoma(head, *words, *QUICK, "--set", "optim.epochs=1", "--set", "loss.tau=0")
+    assert done.returncode in (DONE, FOUND), done.stderr
+    run = place(_at("runs/cpu_tune", bucket))
+    assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold.parquet"} <= {
+        p.name for p in run.iterdir()
+    }
+
+
+def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str) -> None:
+    done = _melanoma(head, "train", _at("nowhere", bucket), _at("runs", bucket))
+    assert done.returncode == BAD_INPUT
+    assert "must be a folder made by `melanoma data prepare`" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (["data", "prepare", "pictures", "/data/out"], {}, "must be an absolute path"),
+        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "0" * 64}, "must accept the token"),
+        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "must accept the token"),
+    ],
+    ids=["a relative path", "a wrong token", "no token"],
+)  # fmt: skip
+def test_what_cannot_be_submitted_is_told(head: Head, words: list[str], environment: dict[str, str], told: str) -> None:
+    done = _melanoma(head, *words, **environment)
+    assert done.returncode == BAD_INPUT, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_is_away_is_told() -> None:
+    away = Head("http://127.0.0.1:9", 0, {})
+    done = _melanoma(away, "data", "prepare", "/data/in", "/data/out")
+    assert done.returncode == BAD_INPUT
+    assert "http://127.0.0.1:9 must answer" in done.stderr
+
+
+def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, dataset: str) -> None:
+    """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and stopped."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "data", "prepare", _at("source", bucket), _at("again", bucket)]
+    with subprocess.Popen(
+        [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        job = process.stderr.readline().split()[1]
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert process.wait(60) == FAILED
+    assert f"ray job logs --follow {job}" in told
+    deadline = time.monotonic() + 120
+    while not (place(_at("again", bucket)) / "manifest.json").is_file():
+        assert time.monotonic() < deadline, "the job did not go on"
+        time.sleep(1)
+
+
+def test_the_service_of_the_manifests_answers(head: Head, trained_run: str, picture: bytes, tmp_path: Path) -> None:
+    """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve deploy` as KubeRay would."""
+    (service,) = manifests.of_kind(manifests.render("cpu/serve"), "RayService")
+    config: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
+    bundle = trained_run.replace("?", "/bundle?")
+    config["http_options"] |= {"host": "127.0.0.1", "port": head.serve_port}
+    config["applications"][0]["args"] |= {
+        "bundle": bundle, "manifest_sha256": sha256_of(place(bundle) / MANIFEST), "require_api_key": False,
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    subprocess.run(
+        [BIN / "serve", "deploy", tmp_path / "config.yaml", "--address", head.dashboard],
+        env=os.environ | head.environment, check=True, timeout=120,
+    )  # fmt: skip
+    url, deadline = f"http://127.0.0.1:{head.serve_port}", time.monotonic() + 180
+    while True:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, "the service never became ready"
+        time.sleep(1)
+    answer = httpx.post(f"{url}/v1/predict?explain=grad_cam", content=picture, timeout=60).json()
+    assert answer["decision"] in ("refer", "no_referral")
+    assert answer["explanation"]["method"] == "grad_cam"
