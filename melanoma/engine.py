@@ -210,6 +210,7 @@ def fit(
             {
                 "epoch": state.epoch,
                 "loss": loss,
+                "workers": training.world.size,
                 **validation_scores(predictions.labels, predictions.logits),
                 "train_seconds": round(trained - started, 2),
                 "validation_seconds": round(time.monotonic() - trained, 2),

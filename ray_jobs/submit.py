@@ -7,6 +7,7 @@ the command finds the cluster in RAY_ADDRESS, which Ray sets there, and marks it
 import argparse
 import asyncio
 import importlib.util
+import logging
 import os
 import secrets
 import shlex
@@ -45,6 +46,7 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         DataError: if the head cannot be reached, refuses the token, runs another Ray, or a path means nothing there.
     """
     check_paths(args)
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # what is sent is said below, in one line
     client = _connect(address)
     mark = secrets.token_hex(16)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {MARK: mark}

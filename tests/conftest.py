@@ -187,3 +187,20 @@ def source(tmp_path: Path) -> Path:
             )
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
+    """Show every drill that ran: what was done to the system, what was lost by it, how long it took."""
+    reports = [
+        report
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.getreports(outcome)
+        if "drill" in report.keywords and (report.when == "call" or outcome == "error")
+    ]
+    if not reports:
+        return
+    terminalreporter.section("drills")
+    for report in sorted(reports, key=lambda report: report.nodeid):
+        told = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        lost = dict(report.user_properties).get("lost", "nothing") if report.passed else "FAILED"
+        terminalreporter.write_line(f"{told[:100]:102}{lost:24}{report.duration:7.0f} s")

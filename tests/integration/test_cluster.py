@@ -190,7 +190,7 @@ def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, data
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
-        job = process.stderr.readline().split()[1]
+        job = next(line.split()[1] for line in process.stderr if line.startswith("job "))
         process.send_signal(signal.SIGINT)
         told = process.stderr.read()
         assert process.wait(60) == FAILED

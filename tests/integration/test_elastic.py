@@ -1,0 +1,69 @@
+"""A run that takes as many workers as there is room for: nodes come and go, and the result stays that of one left alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.cluster_utils import Cluster
+
+from melanoma.data.dataset import PreparedData
+
+pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(1200)]
+SETTINGS = [
+    "--preset", "smoke", "--set", "data.input_height=48", "--set", "data.input_width=64", "--set", "min_specificity=0",
+    "--set", "optim.batch_size=16", "--set", "optim.optimizer=adamw", "--set", "model.drop_path=0", "--set", "optim.epochs=12",
+]  # fmt: skip
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that computes nothing and one node with one CPU."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def _train(data: PreparedData, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "ray_jobs.cli", "train", str(data.folder), str(out), *SETTINGS, *more]
+    return subprocess.Popen(command, env=os.environ | environment)
+
+
+def _history(out: Path) -> list[dict[str, Any]]:
+    path = out / "smoke" / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+def test_a_node_that_comes_is_taken_and_one_that_goes_is_done_without(
+    prepared: PreparedData, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    alone = tmp_path / "alone"
+    assert _train(prepared, alone).wait(600) == 0
+    out = tmp_path / "elastic"
+    process = _train(prepared, out, "--workers", "1-2", RAY_ADDRESS=cluster.address)
+    _wait_for(lambda: len(_history(out)) >= 1)
+    second = cluster.add_node(num_cpus=1)
+    _wait_for(lambda: any(row["workers"] == 2 for row in _history(out)) or process.poll() is not None)
+    cluster.remove_node(second, allow_graceful=False)
+    assert process.wait(600) == 0
+    history = _history(out)
+    assert {row["workers"] for row in history} == {1, 2}
+    assert [row["epoch"] for row in history] == list(range(1, 13))
+    for name in ("loss", "auroc"):
+        ours, theirs = ([row[name] for row in rows] for rows in (history, _history(alone)))
+        np.testing.assert_allclose(ours, theirs, atol=2e-3, err_msg=name)
+    record_property("lost", "the epochs under way")
