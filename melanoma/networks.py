@@ -1,19 +1,20 @@
 """timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
 
 import dataclasses
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
+from melanoma.storage import Place, place
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
@@ -45,7 +46,7 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
 
     Args:
         config: what to build.
-        weights: none (drawn from the seed), imagenet or a path.
+        weights: none (drawn from the seed), imagenet, a path or an address.
         seed: of whatever is drawn.
         device: where it goes.
     """
@@ -53,7 +54,7 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
     model = build_model(config, pretrained=weights == "imagenet")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if weights not in ("none", "imagenet"):
-        load_weights(model, Path(weights))
+        load_weights(model, place(weights))
     return model
 
 
@@ -131,7 +132,7 @@ class WeightsReport:
         return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
 
 
-def load_weights(model: nn.Module, path: Path) -> WeightsReport:
+def load_weights(model: nn.Module, path: Place) -> WeightsReport:
     """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
 
     Raises:
@@ -150,7 +151,7 @@ def load_weights(model: nn.Module, path: Path) -> WeightsReport:
     return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Place) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
 
     Raises:
@@ -158,11 +159,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_tensors(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files
         raise ValueError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
     if isinstance(loaded, Mapping):

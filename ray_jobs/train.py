@@ -20,7 +20,7 @@ from melanoma.errors import DataError
 from melanoma.files import claim_folder, locked, new_folder, write_json
 from melanoma.networks import build_model, check_feature_map, freeze, load_weights
 from melanoma.packing import pack
-from melanoma.storage import Place, as_file_system, remove_folder
+from melanoma.storage import Place, as_file_system, place, remove_folder
 from ray_jobs.cluster import check_resources, connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress
 from ray_jobs.worker import STATE, WorkerArgs, train_worker
@@ -153,7 +153,7 @@ def check_network(job: TrainJob) -> None:
                 f"--weights imagenet needs timm's hub, it could not be reached ({type(error).__name__}); pass --weights FILE or connect."
             ) from error
     else:
-        say(f"weights: {load_weights(model, Path(job.weights))}")
+        say(f"weights: {load_weights(model, place(job.weights))}")
 
 
 def _fit(job: TrainJob) -> Checkpoint:

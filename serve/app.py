@@ -30,10 +30,6 @@ def build_graph(args: AppArgs, options: Mapping[str, Mapping[str, Any]]) -> Appl
     return cast(
         Application,
         deployment(Ingress).bind(
-            classifier,
-            explainer,
-            require_api_key=args.require_api_key,
-            answer_timeout_s=args.answer_timeout_s,
-            requests_at_once=args.requests_at_once,
+            classifier, explainer, require_api_key=args.require_api_key, answer_timeout_s=args.answer_timeout_s
         ),
     )

@@ -1,9 +1,7 @@
 """The HTTP surface: bytes in, checked and decoded here, fanned out, encoded and answered. Nothing of a request is kept."""
 
 import asyncio
-import contextlib
 import datetime
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from serve import open_inference
 from serve.api_keys import VARIABLE, keys_from_environment
-from serve.calls import Calls, OverloadedError, Reading
+from serve.calls import Calls, Reading
 from serve.frame import install_frame
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
@@ -54,7 +52,6 @@ class Ingress:
         *,
         require_api_key: bool,
         answer_timeout_s: float,
-        requests_at_once: int,
     ) -> None:
         if keys_from_environment() is None and require_api_key:
             raise ValueError(
@@ -63,27 +60,10 @@ class Ingress:
         self._calls = Calls(classifier, explainer)
         self._timeout_s = answer_timeout_s
         self._parsing = asyncio.Semaphore(1)  # JSON may take twenty times its size in memory
-        self._at_once, self._under_way = requests_at_once, 0
-
-    @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Hold one of the places for requests with pictures until the block ends, or its time is over.
-
-        Raises:
-            OverloadedError: if none is free; at once, so that probes and the page, which need none, are answered always.
-        """
-        if self._under_way >= self._at_once:
-            raise OverloadedError
-        self._under_way += 1
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
-        finally:
-            self._under_way -= 1
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
         """Return the picture of a request, small enough to be shown, and the answer to it."""
-        async with self._place():
+        async with asyncio.timeout(self._timeout_s):
             data = await picture_bytes(request)
             reading = await self._calls.read(partial(upright, data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
@@ -169,7 +149,7 @@ class Ingress:
     @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED)
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
-        async with self._place():
+        async with asyncio.timeout(self._timeout_s):
             return await self._infer(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
 
     async def _infer(self, body: bytes, header_length: str | None) -> Response:

@@ -22,7 +22,6 @@ class AppArgs(BaseModel):
         allow_uncontracted: decide although the contract is unmet, and say so in every answer.
         require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback may go without.
         answer_timeout_s: seconds the graph may take for one request, after which it is answered 504.
-        requests_at_once: requests with pictures that an ingress takes at a time; beyond them it answers 503 at once.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +31,6 @@ class AppArgs(BaseModel):
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
-    requests_at_once: int = Field(default=24, ge=1)
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:
