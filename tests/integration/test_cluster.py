@@ -141,6 +141,7 @@ def test_evidence_is_written_there_and_every_look_is_logged(
     assert looks == ["calibration", "test"]
 
 
+@pytest.mark.drill
 def test_a_search_runs_where_it_is_told(head: Head, bucket: str, dataset: str) -> None:
     runs = _at("runs", bucket)
     words = _entrypoint("cpu/tune", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "16": "2", "4": "2"})
