@@ -54,4 +54,4 @@ lock:
 
 # Writes each overlay's Serve config anew from serve/config.yaml and its own values.
 manifests: setup
-	$(BIN)/python k8s/render.py
+	$(BIN)/python -m serve.render $(dir $(wildcard k8s/overlays/*/serve/serve-values.yaml))

@@ -25,7 +25,7 @@ import melanoma
 from melanoma.backend import OnnxFeatures
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
 from melanoma.drift import FeatureReference
-from melanoma.errors import BundleError
+from melanoma.errors import BundleError, DataError
 from melanoma.evidence.calibration import ProbabilityMap
 from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
 from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write_text
@@ -215,7 +215,10 @@ def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
-    folder = local_folder(place, MANIFEST)
+    try:
+        folder = local_folder(place, MANIFEST)
+    except DataError as error:
+        raise BundleError(str(error)) from error
     if (
         manifest_sha256 is not None
         and (folder / MANIFEST).is_file()

@@ -18,6 +18,9 @@ import pyarrow as pa
 from melanoma.errors import DataError
 from melanoma.storage import Place, RemotePath, publish, remove_folder
 
+INCOMPLETE = ".incomplete"
+"""In object storage, where a folder has no name to change: it is being written, or was when its writer was killed."""
+
 
 def write_text(path: Place, text: str) -> None:
     """Write a text file atomically."""
@@ -158,17 +161,35 @@ def new_folder(path: Place, *, replace_if: str | None = None, last: str | None =
 
 @contextlib.contextmanager
 def _new_remote_folder(path: RemotePath, *, replace_if: str | None, last: str | None) -> Iterator[Path]:
-    check_new(path, replace_if=replace_if, last=last)
+    _check_free(path, replace_if=replace_if)  # before anything is computed for it
     with tempfile.TemporaryDirectory(prefix="melanoma-") as folder:
         yield Path(folder)
-        remove_folder(path)  # what an older one, or one cut short, has left
-        publish(Path(folder), path, last=last)
+        with shared_folder(path, replace_if=replace_if):
+            publish(Path(folder), path, last=last)
 
 
-def check_new(path: RemotePath, *, replace_if: str | None = None, last: str | None = None) -> None:
-    """Raise DataError unless a place is free for a new folder: empty, or with something of the same kind, whole or cut short."""
-    whole = last is None or (path / last).is_file()
-    if path.exists() and whole and not (replace_if is not None and (path / replace_if).is_file()):
+@contextlib.contextmanager
+def shared_folder(path: RemotePath, *, replace_if: str | None = None) -> Iterator[RemotePath]:
+    """Give a new folder in object storage to write into from every node; it holds a mark until the block ends well.
+
+    Raises:
+        DataError: if something else stands there, which is then left as it is.
+    """
+    _check_free(path, replace_if=replace_if)
+    remove_folder(path)
+    write_text(path / INCOMPLETE, "")
+    try:
+        yield path
+    except BaseException:
+        remove_folder(path)
+        raise
+    (path / INCOMPLETE).unlink()
+
+
+def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
+    """Raise DataError unless nothing is there, or what a kill has left, or something of the same kind that may be replaced."""
+    allowed = [INCOMPLETE, *([replace_if] if replace_if else [])]
+    if path.is_bucket or (path.exists() and not any((path / name).is_file() for name in allowed)):
         raise _occupied(path)
 
 

@@ -6,6 +6,7 @@ those into network input. Knows nothing of networks, data sets or HTTP.
 
 import dataclasses
 import io
+import re
 import struct
 import zlib
 from typing import Any
@@ -27,7 +28,9 @@ MIN_CONTRAST = 4
 # Padding is near the mean of natural pictures, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
 # A progressive JPEG has some ten scans. Each costs a pass over all pixels and may be 42 bytes long.
-MAX_SCANS, _SCAN = 100, b"\xff\xda"
+MAX_SCANS = 100
+_SCAN, _END = 0xDA, 0xD9
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,7 +64,7 @@ def decode_image(data: bytes) -> Image.Image:
             status=415,
             code="unsupported_format",
         )
-    if kind == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+    if kind == "JPEG" and _count_scans(data) > MAX_SCANS:
         raise InvalidImageError(
             f"The JPEG must have at most {MAX_SCANS} scans, it has more; export it again from its source.",
             status=422,
@@ -97,6 +100,19 @@ def decode_image(data: bytes) -> Image.Image:
             status=422,
             code="image_truncated",
         ) from error
+
+
+def _count_scans(data: bytes) -> int:
+    """Return how many scans a JPEG announces, from marker to marker: a preview or a film inside of it does not count."""
+    place, num = 2, 0
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _END:
+        is_scan = data[place + 1] == _SCAN
+        num += is_scan
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
+        if is_scan:  # its pixels end at the next marker
+            found = _NEXT_MARKER.search(data, place)
+            place = found.start() if found else len(data)
+    return num
 
 
 def _too_large() -> InvalidImageError:

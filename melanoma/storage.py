@@ -1,8 +1,9 @@
 """Files and folders in object storage, with as much of pathlib's interface as this project uses, and a cache of them on each node's disk.
 
 An address is scheme://bucket/folder, with settings of the storage behind a question mark as pyarrow takes them:
-s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3, gs and hdfs; any other scheme is asked of fsspec. Writing one
-file is atomic there; of a folder the file that makes it whole is written last (melanoma/files.py). Knows nothing of what the files hold.
+s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and gs; any other scheme is asked of fsspec, which tests do for
+memory:// only. Writing one object is atomic; of a folder the file that makes it whole is written last (melanoma/files.py). Knows nothing of
+what the files hold.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
 
 CACHE = "MELANOMA_CACHE"
 """Environment variable: the folder where each node keeps what it fetched; by default one in the temporary folder."""
-_BY_PYARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")
+_BY_PYARROW = ("s3", "gs", "gcs")
 
 
 def is_address(text: str) -> bool:
@@ -52,7 +53,7 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
 
     try:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise DataError(
             f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here, it is not ({error})."
         ) from error
@@ -102,6 +103,11 @@ class RemotePath:
     def key(self) -> str:
         """Its name there, bucket/folder/file."""
         return f"{self._bucket}{self._path}".rstrip("/")
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it is the whole bucket."""
+        return not self._path.name
 
     @property
     def name(self) -> str:
@@ -227,7 +233,9 @@ def files_below(folder: Place, suffixes: Collection[str]) -> list[Place]:
 def cache_folder() -> Path:
     """Return, and make, the folder where this node keeps what it fetched."""
     folder = Path(os.environ.get(CACHE) or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise DataError(f"the cache must be a folder of your own, {folder} is another's; name one in {CACHE}.")
     return folder
 
 
@@ -268,6 +276,8 @@ def local_folder(folder: Place, marker: str) -> Path:
             for file in folder.files():
                 if file.name != marker:
                     _keep(kept / file.relative_to(folder), file.read_bytes())
+            if (folder / marker).read_bytes() != head:
+                raise DataError(f"{folder} must stay as it is while it is fetched, it was replaced; try again.")
             _keep(kept / marker, head)
     return kept
 

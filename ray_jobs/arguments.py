@@ -6,7 +6,9 @@ from typing import Any, NoReturn
 
 from melanoma.storage import place
 
-BAD_USAGE = 2
+DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3  # exit codes
+MARK = "MELANOMA_RESULT_MARK"
+"""Environment variable of a job: a line that stands before and after the result in its log."""
 NEW_FOLDER = "folder to write, new or empty"
 PREPARED = "folder written by `melanoma data prepare`"
 BUNDLE = "folder written by `melanoma train` (OUT/RUN/bundle)"
@@ -17,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Says bad usage in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_USAGE, f"melanoma: {message}; see {self.prog} --help.\n")
+        self.exit(BAD_INPUT, f"melanoma: {message}; see {self.prog} --help.\n")
 
 
 def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentParser:
@@ -52,8 +54,8 @@ def _positive(text: str) -> int:
 
 def _workers(text: str) -> tuple[int, int]:
     """Return the fewest and the most workers of N or N-M."""
-    least, _, most = text.partition("-")
-    bounds = _positive(least), _positive(most or least)
+    least, dash, most = text.partition("-")
+    bounds = _positive(least), _positive(most if dash else least)
     if bounds[0] > bounds[1]:
         raise argparse.ArgumentTypeError(f"must be N or N-M with N not above M, got {text!r}")
     return bounds

@@ -10,11 +10,11 @@ import json
 import os
 import sys
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.arguments import Command, build_parser
+from melanoma import __version__
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
@@ -22,19 +22,11 @@ if TYPE_CHECKING:
     from tune.pipeline import TrainBundle
     from tune.search import Search
 
-DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3
-MARK = "MELANOMA_RESULT_MARK"  # as ray_jobs.submit sets it, which takes long to import
-
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
-    mark = os.environ.get(MARK)  # in a job, whose log holds the result as well
-    print(
-        *([mark] if mark else []),
-        json.dumps(value) if args.json else text,
-        *([mark] if mark else []),
-        sep="\n",
-        flush=True,
-    )
+    told, mark = json.dumps(value) if args.json else text, os.environ.get(MARK)
+    # In a job the log holds the result as well: on lines of its own, written at once, whatever else writes there.
+    print(f"\n{mark}\n{told}\n{mark}" if mark else told, flush=True)
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -277,7 +269,7 @@ _COMMANDS: dict[str, Command] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser(_COMMANDS, version("melanoma")).parse_args(argv)
+    args = build_parser(_COMMANDS, __version__).parse_args(argv)
     command: Command = args.run
     try:
         if getattr(args, "address", None) and MARK not in os.environ:

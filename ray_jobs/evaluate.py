@@ -18,7 +18,7 @@ from melanoma.evidence.report import Evaluated, write_report
 from melanoma.files import new_folder, sha256_of
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
-from melanoma.storage import Place, place
+from melanoma.storage import Place, is_address, place
 from ray_jobs.cluster import collect, connect, cpus_per_worker
 from ray_jobs.progress import say
 
@@ -146,7 +146,10 @@ class _Scorer:
             return self._predictor.bundle.preprocess.stored(
                 decode_image(place(self._rows["path"].iloc[position]).read_bytes())
             )
-        except (DataError, OSError):
+        except (DataError, OSError) as error:
+            path = self._rows["path"].iloc[position]
+            if isinstance(error, OSError) and is_address(path) and not isinstance(error, FileNotFoundError):
+                raise  # a storage that is away says nothing against the picture
             return None
 
 

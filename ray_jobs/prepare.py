@@ -24,9 +24,9 @@ from melanoma.data.records import Rejection, Source, read_source, reject_conflic
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError
-from melanoma.files import check_new, new_folder, write_json, write_parquet, write_text
+from melanoma.files import new_folder, shared_folder, write_json, write_parquet, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
-from melanoma.storage import Place, place, remove_folder
+from melanoma.storage import Place, is_address, place, remove_folder
 from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
@@ -124,15 +124,14 @@ def _read_given(splits: Place | None) -> pd.DataFrame | None:
 def _work_folder(out: Place) -> Iterator[Place]:
     """Give the folder to write into: it must be one that the tasks of every node reach.
 
-    In object storage it is OUT itself, for folders there have no name to change; it is whole once its manifest is there.
+    In object storage it is OUT itself, for folders there have no name to change.
     """
     if isinstance(out, Path):
         with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
             yield work
         return
-    check_new(out, last=MANIFEST)
-    remove_folder(out)
-    yield out
+    with shared_folder(out) as work:
+        yield work
 
 
 def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -198,6 +197,8 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
             continue
         except OSError as error:
+            if is_address(path) and not isinstance(error, FileNotFoundError):
+                raise  # a storage that is away says nothing against the picture
             row |= {"reason": "picture_unreadable", "detail": error.strerror or type(error).__name__}
             continue
         pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -14,22 +14,23 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import aiohttp
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
 from melanoma.storage import is_address
+from ray_jobs.arguments import FAILED, MARK
 from ray_jobs.progress import say
 
 PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
-MARK = "MELANOMA_RESULT_MARK"
-"""Set in a job: a line that stands before and after the result in the log."""
-FAILED = 3
 PASSED_ON = ("MELANOMA_DEBUG",)
+POLL_SECONDS = 2.0
 
 
 def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -58,7 +59,10 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         )
     say(f"job {job} at {address}")
     try:
-        asyncio.run(_follow(client, job, mark))
+        try:
+            asyncio.run(_follow(client, job, mark))
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            say("the log broke off; the job goes on, and its end is waited for")
         return _exit_code(client, job)
     except KeyboardInterrupt:
         return _interrupted(client, address, job)
@@ -92,7 +96,7 @@ def _connect(address: str) -> JobSubmissionClient:
             f"the head at {address} must accept the token, it does not; set RAY_AUTH_MODE=token and name the file of its token in "
             "RAY_AUTH_TOKEN_PATH."
         ) from error
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise DataError(f"{address} must be a Ray head's dashboard, it answers like none.") from error
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise DataError(
@@ -134,7 +138,8 @@ def split_result(lines: Sequence[str], mark: str, *, inside: bool) -> Iterator[t
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    details = client.get_job_info(job)
+    while not (details := client.get_job_info(job)).status.is_terminal():
+        time.sleep(POLL_SECONDS)
     if details.status == JobStatus.SUCCEEDED:
         return 0
     if details.driver_exit_code is not None and details.driver_exit_code > 0:

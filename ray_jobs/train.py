@@ -159,7 +159,8 @@ def check_network(job: TrainJob) -> None:
 def _fit(job: TrainJob) -> Checkpoint:
     """Run the trainer and return the best checkpoint."""
     storage_path, file_system = as_file_system(job.run_dir)
-    num_cpus = cpus_per_worker(job.num_workers)
+    # Sized for the fewest: were they for the most, all would fit on the nodes there are, and no more would come.
+    num_cpus = cpus_per_worker(job.min_workers or job.num_workers)
     args = WorkerArgs(
         config=dataclasses.asdict(job.config),
         dataset=str(job.dataset.resolve()),

@@ -3,6 +3,7 @@
 Everything that could differ between workers or restarts is decided here once: the device, the threads, what is resumed.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,6 +23,7 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
+from melanoma.errors import DataError
 from melanoma.files import write_json, write_text
 from melanoma.networks import start_model
 from melanoma.storage import Mirror, Place, place
@@ -134,4 +136,5 @@ class _Progress:
                 "loss": loss,
                 "pid": os.getpid(),
             }
-            write_json(self._path, where | {"loss": loss if math.isfinite(loss) else None})
+            with contextlib.suppress(OSError, DataError):  # for people's eyes only: no reason to lose an epoch
+                write_json(self._path, where | {"loss": loss if math.isfinite(loss) else None})

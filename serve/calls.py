@@ -25,9 +25,8 @@ from serve.classifier import Answer, Job
 from serve.explainer import GuidedJob
 from serve.metrics import request_metrics
 
-ATTEMPTS = (
-    12  # of which each may meet either bundle while one is taken up: all of them failing is one chance in thousands
-)
+# Each may meet either bundle while one is taken up: that all fail is one chance in millions.
+ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 PICTURES_AT_ONCE = 8  # of one request: it must not fill the queue of all

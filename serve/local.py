@@ -41,12 +41,13 @@ def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bo
             f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
         )
     _check_free(host, port)
-    args = AppArgs(
-        bundle=str(bundle.resolve()),
-        manifest_sha256=sha256_of(bundle / MANIFEST),
-        allow_uncontracted=allow_uncontracted,
-        require_api_key=not _is_loopback(host),
-    )
+    chosen = {
+        "bundle": str(bundle.resolve()),
+        "manifest_sha256": sha256_of(bundle / MANIFEST),
+        "allow_uncontracted": allow_uncontracted,
+        "require_api_key": not _is_loopback(host),
+    }
+    args = AppArgs(**(read_config()["applications"][0]["args"] | chosen))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to end a server are its ordinary end
     with tempfile.TemporaryDirectory(prefix="melanoma-", dir=_memory()) as spill:
         with contextlib.suppress(KeyboardInterrupt):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -47,10 +48,12 @@ def wait_for_http(url: str, process: "subprocess.Popen[bytes]", seconds: float =
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """End a process and all that came of it."""
-    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else [process]
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     for member in family:
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            member.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            member.kill()
     process.wait(30)
 
 
@@ -59,8 +62,9 @@ def object_storage(bucket: str) -> Iterator[str]:
     """Start an S3 server with one bucket; give the query that makes s3:// addresses reach it."""
     (port,) = free_ports(1)
     server = subprocess.Popen(
-        [BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
     try:
         wait_for_http(f"http://127.0.0.1:{port}/", server)
         urllib.request.urlopen(
@@ -89,6 +93,7 @@ class Head:
 @contextlib.contextmanager
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
     """Start a cluster of one node, as a pod would, with an environment of its own."""
+    session = tempfile.mkdtemp(prefix="ray-")  # short: the names of Ray's sockets must fit into 107 letters
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     port, dashboard, agent, client, serve_port = free_ports(5)
@@ -101,7 +106,7 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
     command = [
         BIN / "ray", "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard),
         "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus),
-        "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", str(folder / "ray"),
+        "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", session,
     ]  # fmt: skip
     # Shells of the cluster find `python` where this one is.
     inside = os.environ | around | {"PATH": f"{BIN}:{os.environ['PATH']}"}

@@ -33,6 +33,9 @@ OVERLAYS = sorted(
 )
 Document = dict[str, Any]
 MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
+CUSTOM_GROUPS = (
+    "ray.io/v1", "gateway.networking.k8s.io/v1", "gateway.envoyproxy.io/v1alpha1", "monitoring.coreos.com/v1",
+)  # fmt: skip
 CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1", "rbac.authorization.k8s.io/v1", "batch/v1")
 
 
@@ -52,8 +55,12 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def core_findings(documents: list[Document]) -> Iterator[str]:
-    """Check the core kinds against Kubernetes' own schemas, with no field that they do not know."""
+    """Check the core kinds against Kubernetes' own schemas, with no field that they do not know, and that no other kind slips through."""
     for document in documents:
+        if document["apiVersion"] not in (*CORE_GROUPS, *CUSTOM_GROUPS):
+            yield f"{document['kind']} must be of a version that is known here, it is of {document['apiVersion']}"
+        if document["kind"] == "PodDisruptionBudget" and "minAvailable" not in document["spec"]:
+            yield "a budget for pods whose owner cannot be scaled must say minAvailable: any other allows no disruption ever"
         if document["apiVersion"] in CORE_GROUPS:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -325,9 +332,9 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             wanted = (document["spec"].get("selector") or document["spec"].get("podSelector", {})).get(
                 "matchLabels", {}
             )
-            # One policy is of serving alone, and part of what jobs share.
-            serving = "serve" in str(wanted) and not of_kind(documents, "RayService")
-            if not serving and not any(wanted.items() <= found.items() for found in labels):
+            # One policy is of serving alone, and part of what jobs share; one is of a Redis that others bring.
+            elsewhere = "redis" in str(wanted) or ("serve" in str(wanted) and not of_kind(documents, "RayService"))
+            if not elsewhere and not any(wanted.items() <= found.items() for found in labels):
                 yield f"{kind} {document['metadata']['name']} selects no pod"
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -134,8 +133,6 @@ def _scores(table: pd.DataFrame) -> FoldScores:
 
 def verdict(difference: Difference) -> str:
     """Say in words what a comparison on test shows."""
-    if not math.isfinite(difference.value):
-        return "The two cannot be compared"
     if not difference.shown:
         return "No difference shown"
     return "The winner is better" if difference.low > 0 else "The winner is worse"

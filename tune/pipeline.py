@@ -109,7 +109,11 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
 def _score(folder: Place, name: str, trained: dict[str, Any], score: ScoreTest) -> Place:
     """Score a bundle on test, unless that is done; return its predictions."""
     predictions = folder / "test" / name / "predictions.parquet"
-    return predictions if predictions.is_file() else score(place(trained["bundle"]), predictions.parent)
+    return (
+        predictions
+        if (predictions.parent / "report.json").is_file()
+        else score(place(trained["bundle"]), predictions.parent)
+    )
 
 
 def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:

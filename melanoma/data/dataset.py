@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
 from melanoma.files import read_parquet, sha256_of
 from melanoma.images import Uint8Array
-from melanoma.storage import Place, RemotePath, local_file
+from melanoma.storage import Place, RemotePath, files_below, local_file
 
 FORMAT_VERSION = 1
-ACCESS_LOG = "access_log.jsonl"
+ACCESS_LOG, LOOKS = "access_log.jsonl", "access_log"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +80,23 @@ class PreparedData:
         line = json.dumps(
             {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
         )
-        path = self.folder / ACCESS_LOG
-        if isinstance(path, RemotePath):  # object storage cannot append
-            path.write_bytes((path.read_bytes() if path.is_file() else b"") + line.encode() + b"\n")
+        if isinstance(
+            self.folder, RemotePath
+        ):  # nothing can be appended there, and two may look at once: an object a look
+            (self.folder / LOOKS / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json").write_bytes(line.encode())
         else:
-            with path.open("a") as log:
+            with (self.folder / ACCESS_LOG).open("a") as log:
                 log.write(line + "\n")
         return self.accesses(split)
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
         """Return all looks at a split so far."""
         path = self.folder / ACCESS_LOG
-        looks = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+        if isinstance(self.folder, RemotePath):
+            texts = [found.read_text() for found in files_below(self.folder / LOOKS, {".json"})]
+        else:
+            texts = (self.folder / ACCESS_LOG).read_text().splitlines() if path.is_file() else []
+        looks = [json.loads(text) for text in texts]
         return [look for look in looks if look["split"] == split]
 
 

@@ -61,8 +61,8 @@ async function read() {
   const method = document.querySelector("input[name=method]:checked").value;
   show("problem", false);
   show("key-form", false);
-  show("map-tools", false);  // a map of another method must not stand under this one's name
-  find("map").width = 0;
+  find("map").width = 0;  // a map of another method must not stand under this one's name
+  find("map-meaning").textContent = "";
   find("status").textContent = "Reading the picture…";
   try {
     const answer = await (await post(`/v1/predict?explain=${method}`, state.file)).json();

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from melanoma.errors import DataError
-from melanoma.files import check_new, claim_folder, new_folder, write_json, write_text
+from melanoma.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
 from melanoma.storage import (
     CACHE,
     Mirror,
@@ -106,11 +106,39 @@ def test_a_new_folder_is_there_whole_or_not_at_all(folder: Place) -> None:
 
 def test_what_a_kill_left_in_object_storage_is_written_again() -> None:
     target = _remote()
-    write_text(target / "shards" / "half", "")  # no manifest: it was never whole
-    check_new(target, last="manifest.json")
+    write_text(target / INCOMPLETE, "")
+    write_text(target / "shards" / "half", "")
     with new_folder(target, replace_if="manifest.json") as work:
         write_json(work / "manifest.json", {})
+    assert [path.name for path in target.iterdir() if path.is_file()] == ["manifest.json"]
     assert not (target / "shards" / "half").exists()
+
+
+@pytest.mark.parametrize("replace_if", [None, "report.json"])
+def test_what_is_another_s_in_object_storage_stays(replace_if: str | None) -> None:
+    target = _remote()
+    write_text(target / "runs" / "one", "a year's work")
+    with pytest.raises(DataError, match="new or empty"), new_folder(target, replace_if=replace_if):
+        pass
+    with pytest.raises(DataError, match="new or empty"), shared_folder(target):
+        pass
+    bucket = place("memory://bucket")
+    with pytest.raises(DataError, match="new or empty"), new_folder(bucket, replace_if=replace_if):
+        pass
+    assert (target / "runs" / "one").read_text() == "a year's work"
+
+
+def test_a_shared_folder_that_is_given_up_leaves_nothing() -> None:
+    target = _remote()
+
+    def give_up() -> None:
+        with shared_folder(target) as work:
+            write_text(work / "half", "")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        give_up()
+    assert not (target / "half").exists()
 
 
 def test_a_file_is_fetched_once_and_only_as_it_was_promised(tmp_path: Path) -> None:

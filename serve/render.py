@@ -1,0 +1,73 @@
+"""Writes a cluster's Serve config as the patch of a RayService: serve/config.yaml, with what the cluster's own values change.
+
+    python -m serve.render FOLDER...
+
+Each folder holds `serve-values.yaml` and gets `serve-config.yaml`. One source for `melanoma serve`, `serve deploy` and Kubernetes; the result is
+checked strictly before it is written. Knows nothing of KubeRay but where its RayService keeps that text.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from melanoma.files import write_text
+from serve.settings import check_config, read_config
+
+VALUES, PATCH = "serve-values.yaml", "serve-config.yaml"
+HEADER = f"# Written by `make manifests` from serve/config.yaml and {VALUES}: change those.\n"
+
+
+class _Text(str):
+    """A text of several lines, written as one block."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every value where it stands: a reader should not have to follow anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+
+
+def serve_config(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the Serve config of a cluster.
+
+    Args:
+        values: ``args`` of the application, and ``deployments`` by name, each only with what differs.
+
+    Raises:
+        ValueError: if the result is no valid config.
+    """
+    config = read_config()
+    (app,) = config["applications"]
+    app["args"] |= values.get("args", {})
+    by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
+    for name, changes in values.get("deployments", {}).items():
+        by_name[name] |= changes
+    check_config(config)
+    return config
+
+
+def patch(folder: Path) -> str:
+    """Return the patch for the values in a folder."""
+    text = _Text(_dump(serve_config(yaml.safe_load((folder / VALUES).read_text()))))
+    service = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "melanoma"},
+        "spec": {"serveConfigV2": text},
+    }
+    return HEADER + _dump(service)
+
+
+def _dump(value: Any) -> str:
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=150))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        write_text(Path(name, PATCH), patch(Path(name)))
