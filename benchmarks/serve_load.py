@@ -9,6 +9,7 @@ share the machine, so rates mean little beyond it; statuses, losses and the way 
 import argparse
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import os
 import socket
@@ -79,19 +80,21 @@ class Service:
     def replicas(self) -> list[psutil.Process]:
         """Return the processes of all classifier replicas."""
         return [
-            p for p in self._processes() if " ".join(p.cmdline()).startswith("ray::ServeReplica:melanoma:Classifier")
+            process for process, words in self._processes() if words.startswith("ray::ServeReplica:melanoma:Classifier")
         ]
 
     def megabytes(self) -> float:
         """Return what proxy and replicas hold in memory together; of what they share each has its part."""
-        return float(sum(p.memory_full_info().pss for p in self._processes())) / 2**20
+        return float(sum(process.memory_full_info().pss for process, _ in self._processes())) / 2**20
 
     @staticmethod
-    def _processes() -> Iterator[psutil.Process]:
+    def _processes() -> Iterator[tuple[psutil.Process, str]]:
+        """Give each process of the service and its title."""
         for process in psutil.Process().children(recursive=True):
-            words = " ".join(process.cmdline())
-            if "ServeReplica" in words or "ProxyActor" in words:
-                yield process
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                words = " ".join(process.cmdline())
+                if "ServeReplica" in words or "ProxyActor" in words:
+                    yield process, words
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: bytes) -> Asked:
