@@ -117,9 +117,11 @@ def _focal_against_plain(trials: pd.DataFrame) -> str:
     if focal.empty:
         return f"No focal setting was good enough to see all folds; the best with gamma 0 reached {without.max():.3f}{unweighted}."
     lead = focal.max() - without.max()
+    drawn = finished[(finished[GAMMA] < 1) & ~finished["trial"].isin(["base", "plain"])]
+    weights = "" if len(drawn) else " No other setting with gamma 0 saw all folds: the gain may be the weights' alone."
     return (
         f"The best focal setting reached {focal.max():.3f}, the best with gamma 0 {without.max():.3f}{unweighted}: focal loss "
-        f"{'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}, one seed, both flattered by the choice."
+        f"{'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}, one seed, both flattered by the choice.{weights}"
     )
 
 
