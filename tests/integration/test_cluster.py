@@ -191,6 +191,7 @@ def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, data
     with subprocess.Popen(
         [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     ) as process:  # fmt: skip
         assert process.stderr is not None
         job = next(line.split()[1] for line in process.stderr if line.startswith("job "))
