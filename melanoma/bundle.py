@@ -23,6 +23,7 @@ from torch import nn
 
 import melanoma
 from melanoma.backend import OnnxFeatures
+from melanoma.cache import local_folder
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
 from melanoma.drift import FeatureReference
 from melanoma.errors import BundleError, DataError
@@ -32,7 +33,7 @@ from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write
 from melanoma.images import Preprocess
 from melanoma.networks import build_model
 from melanoma.probes import record_probes, replay_probes
-from melanoma.storage import Place, local_folder
+from melanoma.storage import Place
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (

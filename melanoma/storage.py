@@ -1,4 +1,4 @@
-"""Files and folders in object storage, with as much of pathlib's interface as this project uses, and a cache of them on each node's disk.
+"""Files and folders in object storage, with as much of pathlib's interface as this project uses.
 
 An address is scheme://bucket/folder, with settings of the storage behind a question mark as pyarrow takes them:
 s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and gs; any other scheme is asked of fsspec, which tests do for
@@ -6,11 +6,7 @@ memory:// only. Writing one object is atomic; of a folder the file that makes it
 what the files hold.
 """
 
-import contextlib
-import fcntl
 import functools
-import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -23,8 +19,6 @@ from melanoma.errors import DataError
 if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
     import pyarrow.fs
 
-CACHE = "MELANOMA_CACHE"
-"""Environment variable: the folder where each node keeps what it fetched; by default one in the temporary folder."""
 _BY_PYARROW = ("s3", "gs", "gcs")
 
 
@@ -230,58 +224,6 @@ def files_below(folder: Place, suffixes: Collection[str]) -> list[Place]:
     return sorted((path for path in found if path.suffix.lower() in suffixes), key=str)
 
 
-def cache_folder() -> Path:
-    """Return, and make, the folder where this node keeps what it fetched."""
-    folder = Path(os.environ.get(CACHE) or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise DataError(f"the cache must be a folder of your own, {folder} is another's; name one in {CACHE}.")
-    return folder
-
-
-def local_file(path: Place, sha256: str) -> Path:
-    """Return the path of a file on this node, fetched once by whoever comes first and found by its hash from then on.
-
-    Raises:
-        DataError: if what was fetched has another hash.
-    """
-    if isinstance(path, Path):
-        return path
-    kept = cache_folder() / sha256
-    with _held(kept):
-        if not kept.is_file():
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise DataError(
-                    f"{path.name} must match its checksum in the manifest, it does not; it was changed where it is stored."
-                )
-            _keep(kept, data)
-    return kept
-
-
-def local_folder(folder: Place, marker: str) -> Path:
-    """Return a small folder on this node, fetched once for each content of its marker, the file that was written last.
-
-    Raises:
-        DataError: if it is not there or not whole.
-    """
-    if isinstance(folder, Path):
-        return folder
-    if not (folder / marker).is_file():
-        raise DataError(f"{folder} must be a whole folder with its {marker}, which is not there; check the address.")
-    head = (folder / marker).read_bytes()
-    kept = cache_folder() / hashlib.sha256(str(folder).encode() + head).hexdigest()
-    with _held(kept):
-        if not (kept / marker).is_file():
-            for file in folder.files():
-                if file.name != marker:
-                    _keep(kept / file.relative_to(folder), file.read_bytes())
-            if (folder / marker).read_bytes() != head:
-                raise DataError(f"{folder} must stay as it is while it is fetched, it was replaced; try again.")
-            _keep(kept / marker, head)
-    return kept
-
-
 def publish(folder: Path, target: RemotePath, *, last: str | None = None) -> None:
     """Write the files of a folder of this node to a place in object storage, the one that makes it whole after all others."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
@@ -320,19 +262,3 @@ def remove_folder(folder: Place) -> None:
         folder.remove_folder()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(kept: Path) -> Iterator[None]:
-    """Keep other processes of this node from fetching the same meanwhile."""
-    with kept.with_name(f".{kept.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _keep(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(name, path)

@@ -202,7 +202,10 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "--workers", type=_positive, default=1, metavar="N", help="DDP workers of each trial (default %(default)s)"
     )
     _add_address(tune)
+    _add_evaluation(commands, run)
 
+
+def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate = _add(
         commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
     )

@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from melanoma.bundle import MANIFEST
+from melanoma.cache import local_folder
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.files import claim_folder, new_folder, read_parquet, write_json, write_parquet
-from melanoma.storage import Place, local_folder, place
+from melanoma.storage import Place, place
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
 from tune.search import Search, run_search

@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from melanoma.cache import local_file
 from melanoma.config import CLASSES
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
 from melanoma.files import read_parquet, sha256_of
 from melanoma.images import Uint8Array
-from melanoma.storage import Place, RemotePath, files_below, local_file
+from melanoma.storage import Place, RemotePath, files_below
 
 FORMAT_VERSION = 1
 ACCESS_LOG, LOOKS = "access_log.jsonl", "access_log"

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from melanoma.bundle import MANIFEST
+from melanoma.cache import CACHE
 from melanoma.data.dataset import open_prepared
 from melanoma.files import sha256_of
-from melanoma.storage import CACHE, RemotePath, place, publish
+from melanoma.storage import RemotePath, place, publish
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND
 from serve.environment import ENVIRONMENT
 from tests import manifests

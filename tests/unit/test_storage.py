@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from melanoma.cache import CACHE, local_file, local_folder
 from melanoma.errors import DataError
 from melanoma.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
 from melanoma.storage import (
-    CACHE,
     Mirror,
     Place,
     RemotePath,
     as_file_system,
     files_below,
-    local_file,
-    local_folder,
     place,
     remove_folder,
 )
