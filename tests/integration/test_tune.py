@@ -164,6 +164,7 @@ def test_a_finished_fold_is_not_trained_again(
     pd.testing.assert_frame_equal(fold_predictions(study, study.base, 1), first)
 
 
+@pytest.mark.drill
 def test_two_workers_train_the_same_fold_as_one(
     prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
