@@ -16,7 +16,7 @@ import pytest
 
 from melanoma.data.dataset import PreparedData
 
-pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(3600)]
 SETTINGS = [
     "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
     "--set", "min_specificity=0", "--trials", "12", "--name", "search",  # TPE draws from the sixth on
@@ -49,7 +49,7 @@ def _copy(prepared: PreparedData, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert _tune(_copy(prepared, folder), folder, "--at-once", "1").wait(600) == 0
+    assert _tune(_copy(prepared, folder), folder, "--at-once", "1").wait(1800) == 0
     return folder
 
 
@@ -74,7 +74,7 @@ def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
     psutil.wait_procs(children, timeout=60)
     before = _folds(tmp_path)
     assert not (tmp_path / "search" / "result.json").exists()
-    assert _tune(dataset, tmp_path, "--at-once", "1").wait(600) == 0
+    assert _tune(dataset, tmp_path, "--at-once", "1").wait(1800) == 0
     after = _folds(tmp_path)
     assert {name: after[name] for name in before} == before, "a finished fold was trained again"
     _same_end(tmp_path, undisturbed)
@@ -102,7 +102,7 @@ def test_a_trial_whose_process_dies_is_taken_up_again(
     assert killed, "the trial ended before it could be killed"
     for trial in killed:
         trial.kill()
-    assert process.wait(600) == 0
+    assert process.wait(1800) == 0
     _same_end(tmp_path, undisturbed)
 
 
@@ -126,7 +126,7 @@ def test_a_node_that_is_lost_costs_only_the_folds_in_training(
     _wait_for(lambda: len(_folds(tmp_path)) > 2 * prepared.manifest["num_folds"], seconds=600)
     lose()
     before = _folds(tmp_path)
-    assert process.wait(600) == 0
+    assert process.wait(1800) == 0
     after = _folds(tmp_path)
     assert {name: after[name] for name in before} == before
     assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
