@@ -128,10 +128,6 @@ class RemotePath:
         """The folder that holds it."""
         return self._at(self._path.parent)
 
-    def with_name(self, name: str) -> "RemotePath":
-        """Return its neighbour of another name."""
-        return self._at(self._path.with_name(name))
-
     def resolve(self) -> "RemotePath":
         """Return itself: an address is absolute."""
         return self

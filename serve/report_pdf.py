@@ -45,7 +45,7 @@ def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.d
     """Return the page.
 
     Args:
-        picture: the upright picture.
+        picture: the upright picture, small enough to be shown.
         answer: what the service answers for it, with its Grad-CAM.
         now: printed as the time of the reading, UTC.
     """
@@ -96,9 +96,7 @@ def _pictures(canvas: Canvas, picture: Image.Image, answer: PredictResponse, top
     overlay = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
     scale = min(width / picture.width, most / picture.height)
     size = picture.width * scale, picture.height * scale
-    small = picture.copy()
-    small.thumbnail((1200, 1200))
-    for column, (image, title) in enumerate(((small, "Picture"), (overlay, "Grad-CAM of melanoma"))):
+    for column, (image, title) in enumerate(((picture, "Picture"), (overlay, "Grad-CAM of melanoma"))):
         left = _MARGIN + column * (width + _GAP)
         canvas.drawImage(ImageReader(image), left, top - size[1], *size)
         canvas.setFont("Helvetica", 8)

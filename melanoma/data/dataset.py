@@ -92,11 +92,11 @@ class PreparedData:
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
         """Return all looks at a split so far."""
-        path = self.folder / ACCESS_LOG
         if isinstance(self.folder, RemotePath):
             texts = [found.read_text() for found in files_below(self.folder / LOOKS, {".json"})]
         else:
-            texts = (self.folder / ACCESS_LOG).read_text().splitlines() if path.is_file() else []
+            path = self.folder / ACCESS_LOG
+            texts = path.read_text().splitlines() if path.is_file() else []
         looks = [json.loads(text) for text in texts]
         return [look for look in looks if look["split"] == split]
 
