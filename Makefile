@@ -30,7 +30,7 @@ test-unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 drill: setup
-	$(BIN)/python -m pytest -m drill -s
+	$(BIN)/python -m pytest -m "drill or fault" -s
 
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py

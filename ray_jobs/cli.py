@@ -306,10 +306,12 @@ def _explain(error: Exception) -> int:
     if os.environ.get("MELANOMA_DEBUG") == "1":
         traceback.print_exception(error)
     cause = _root_cause(error)
-    print(f"melanoma: {' '.join(str(cause).split()) or type(cause).__name__}", file=sys.stderr)
-    return (
-        BAD_INPUT if isinstance(cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError) else FAILED
-    )
+    told = " ".join(str(cause).split()) or type(cause).__name__
+    is_input = isinstance(cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError)
+    if isinstance(cause, OSError) and not is_input:  # a disk or a storage that is full or away
+        told = f"{told.rstrip('.')}; once that is mended, the same command goes on where it can."
+    print(f"melanoma: {told}", file=sys.stderr)
+    return BAD_INPUT if is_input else FAILED
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,9 +20,10 @@ from melanoma.files import claim_folder, locked, new_folder, write_json
 from melanoma.networks import build_model, check_feature_map, freeze, load_weights
 from melanoma.packing import pack
 from melanoma.storage import Place, as_file_system, place, remove_folder
+from ray_jobs.checkpoints import find_damage, load_state
 from ray_jobs.cluster import check_resources, connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress
-from ray_jobs.worker import STATE, WorkerArgs, train_worker
+from ray_jobs.worker import WorkerArgs, train_worker
 
 MAX_FAILURES = 3
 RESIZE_SECONDS = (
@@ -91,21 +91,12 @@ def _claim(job: TrainJob, *, content: str) -> None:
         return
     if (job.run_dir / "bundle" / MANIFEST).is_file():
         say(f"{job.run_dir} is finished; nothing is left to do.")
-    elif not _has_whole_checkpoints(job.run_dir / "checkpoints"):
-        say(f"{job.run_dir} was cut short while its checkpoints were counted; it starts again")
+    elif damage := find_damage(job.run_dir / "checkpoints"):
+        say(f"{job.run_dir} cannot go on, {damage}; it starts again")
         remove_folder(job.run_dir / "checkpoints")
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
-
-
-def _has_whole_checkpoints(folder: Place) -> bool:
-    """Return whether Ray can read which checkpoints there are: it writes that file in place, and a kill may leave half of it."""
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    try:
-        return not snapshot.is_file() or bool(json.loads(snapshot.read_text()))
-    except ValueError:
-        return False
 
 
 def check_data(job: TrainJob, data: PreparedData) -> None:
@@ -198,8 +189,7 @@ def _fit(job: TrainJob) -> Checkpoint:
 
 def _pack(job: TrainJob, checkpoint: Checkpoint, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder, STATE), map_location="cpu", weights_only=True)
+    state = load_state(checkpoint, "cpu")
     model = build_model(job.config.model)
     model.load_state_dict(state["ema"] or state["model"])
     model.to(memory_format=torch.channels_last)

@@ -27,8 +27,8 @@ from melanoma.errors import DataError
 from melanoma.files import write_json, write_text
 from melanoma.networks import start_model
 from melanoma.storage import Mirror, Place, place
+from ray_jobs.checkpoints import load_state, save_state
 
-STATE = "state.pt"
 PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
 
 
@@ -78,10 +78,8 @@ def train_worker(values: Mapping[str, Any]) -> None:
 
 def _resume(state: TrainState, device: torch.device) -> None:
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return
-    with checkpoint.as_directory() as folder:
-        state.load_state_dict(torch.load(Path(folder, STATE), map_location=device, weights_only=True))
+    if checkpoint is not None:
+        state.load_state_dict(load_state(checkpoint, device))
 
 
 def _report(state: TrainState, run_dir: Place, world: World, writer: "SummaryWriter | _NoWriter") -> None:
@@ -92,7 +90,7 @@ def _report(state: TrainState, run_dir: Place, world: World, writer: "SummaryWri
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(state.state_dict(), Path(folder, STATE))
+        save_state(Path(folder), state.state_dict())
         # The history travels in the checkpoint and is written whole, so that a restarted epoch never stands there twice.
         write_text(run_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
         for name, value in latest.items():

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -28,6 +28,14 @@ def free_ports(num: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return once something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
 
 
 def wait_for_http(url: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
@@ -92,7 +100,7 @@ class Head:
 
 @contextlib.contextmanager
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
-    """Start a cluster of one node, as a pod would, with an environment of its own."""
+    """Start a cluster of one node, as a pod would, with an environment of its own; it says it has a GPU, so that what asks for one is placed."""
     session = tempfile.mkdtemp(prefix="ray-")  # short: the names of Ray's sockets must fit into 107 letters
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -105,7 +113,7 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
     }
     command = [
         BIN / "ray", "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard),
-        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus),
+        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus), "--num-gpus", "1",
         "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", session,
     ]  # fmt: skip
     # Shells of the cluster find `python` where this one is.

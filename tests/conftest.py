@@ -33,6 +33,7 @@ from melanoma.files import write_json
 from melanoma.images import canvas_shape, decode_image, to_canvas
 
 if TYPE_CHECKING:  # unit tests start without Ray
+    from tests.runs import Run
     from tests.serving import Service
 
 
@@ -144,6 +145,17 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A training run that nothing happened to: the oracle of all that something happens to."""
+    from tests.runs import Run
+
+    out = tmp_path_factory.mktemp("runs")
+    run = Run(prepared, out, out)
+    run.finish()
+    return run
+
+
 @pytest.fixture(scope="module")
 def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     from tests.serving import local_serve
@@ -190,17 +202,22 @@ def source(tmp_path: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
-    """Show every drill that ran: what was done to the system, what was lost by it, how long it took."""
+    """Show every drill that ran: what was done to the system, what was lost by it, how soon it was back, how long it all took."""
     reports = [
         report
         for outcome in ("passed", "failed", "error")
         for report in terminalreporter.getreports(outcome)
-        if "drill" in report.keywords and (report.when == "call" or outcome == "error")
+        if {"drill", "fault"} & set(report.keywords) and (report.when == "call" or outcome == "error")
     ]
     if not reports:
         return
     terminalreporter.section("drills")
+    terminalreporter.write_line(f"{'what was done':78}{'lost':50}{'back in':>8}{'took':>8}")
     for report in sorted(reports, key=lambda report: report.nodeid):
-        told = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-        lost = dict(report.user_properties).get("lost", "nothing") if report.passed else "FAILED"
-        terminalreporter.write_line(f"{told[:100]:102}{lost:24}{report.duration:7.0f} s")
+        told, found = (
+            report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " "),
+            dict(report.user_properties),
+        )
+        lost = found.get("lost", "nothing") if report.passed else "FAILED"
+        back = f"{found['back_seconds']:.0f} s" if "back_seconds" in found else ""
+        terminalreporter.write_line(f"{told[:76]:78}{lost:50}{back:>8}{report.duration:6.0f} s")

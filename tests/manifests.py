@@ -1,14 +1,11 @@
 """The ladder that manifests climb without a cluster: each rung returns what it finds wrong, a sentence each.
 
-The rungs are those of an API server (schemas, defaults, CEL) and of the KubeRay operator, whose own rules no schema holds; re-implemented from
-ray-operator/controllers/ray/utils/validation.go of KubeRay 1.7.
+Here are the rungs of an API server: rendering, schemas, defaults, CEL. Those above it stand in tests/manifest_rules.py.
 """
 
 import contextlib
 import copy
-import importlib
 import io
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,9 +18,8 @@ import kubernetes_validate
 import yaml
 from celpy import celtypes
 from celpy.adapter import json_to_cel
-from packaging.version import Version
-
-from serve.settings import check_config
+from yamllint import linter
+from yamllint.config import YamlLintConfig
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = sorted(
@@ -31,8 +27,11 @@ OVERLAYS = sorted(
     for path in K8S.glob("overlays/*/*/kustomization.yaml")
     if path.parent.name not in ("images", "workers")
 )
+YAMLLINT = YamlLintConfig(
+    "{extends: default, rules: {line-length: {max: 160}, document-start: disable, comments: {min-spaces-from-content: 1},"
+    " braces: {max-spaces-inside: 1}, indentation: {indent-sequences: consistent}, octal-values: enable}}"
+)
 Document = dict[str, Any]
-MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
 CUSTOM_GROUPS = (
     "ray.io/v1", "gateway.networking.k8s.io/v1", "gateway.envoyproxy.io/v1alpha1", "monitoring.coreos.com/v1",
 )  # fmt: skip
@@ -47,6 +46,17 @@ def render(overlay: str) -> list[Document]:
     )
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def yamllint_findings(text: str) -> list[str]:
+    """Check how a file is written."""
+    return [str(problem) for problem in linter.run(text, YAMLLINT)]
+
+
+def hadolint_findings(text: str) -> str:
+    """Check a Dockerfile."""
+    command = [Path(sys.executable).with_name("hadolint"), "--no-color", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False).stdout
 
 
 def of_kind(documents: list[Document], kind: str) -> list[Document]:
@@ -70,17 +80,49 @@ def core_findings(documents: list[Document]) -> Iterator[str]:
 
 
 def crd_findings(documents: list[Document], crds: Path) -> Iterator[str]:
-    """Check KubeRay's kinds against its custom resource definitions, defaults first and CEL rules last, as an API server does."""
-    for path in sorted(crds.glob("*.yaml")):
-        definition = yaml.safe_load(path.read_text())
-        version = next(version for version in definition["spec"]["versions"] if version["name"] == "v1")
-        schema = version["schema"]["openAPIV3Schema"]
-        for document in of_kind(documents, definition["spec"]["names"]["kind"]):
-            whole = _with_defaults(schema, copy.deepcopy(document))
-            strict = jsonschema.Draft202012Validator(_strict(schema))
-            for error in strict.iter_errors(whole):
-                yield f"{document['kind']}: {'.'.join(map(str, error.path))}: {error.message[:200]}"
-            yield from _cel_findings(schema, whole, document["kind"])
+    """Check custom kinds against the definitions in a folder, defaults first and CEL rules last, as an API server does."""
+    for definition in _definitions(crds):
+        for version in definition["spec"]["versions"]:
+            schema = version["schema"]["openAPIV3Schema"]
+            for document in documents:
+                if _kind(document) == (
+                    definition["spec"]["group"],
+                    version["name"],
+                    definition["spec"]["names"]["kind"],
+                ):
+                    yield from _schema_findings(schema, _with_defaults(schema, copy.deepcopy(document)))
+
+
+def _definitions(folder: Path) -> Iterator[Document]:
+    for path in sorted(folder.glob("*.yaml")):
+        for found in yaml.load_all(path.read_text(), yaml.CSafeLoader):
+            if found and found["kind"] == "CustomResourceDefinition":
+                yield found
+
+
+def _kind(document: Document) -> tuple[str, str, str]:
+    group, _, version = document["apiVersion"].rpartition("/")
+    return group, version, document["kind"]
+
+
+def _schema_findings(schema: dict[str, Any], whole: Document) -> Iterator[str]:
+    for error in jsonschema.Draft202012Validator(_strict(schema)).iter_errors(whole):
+        yield f"{whole['kind']}: {'.'.join(map(str, error.path))}: {error.message[:200]}"
+    yield from _cel_findings(schema, whole, whole["kind"])
+
+
+def custom_kinds(documents: list[Document]) -> set[tuple[str, str, str]]:
+    """Return group, version and kind of every document that only a custom resource definition describes."""
+    return {_kind(document) for document in documents if document["apiVersion"] not in CORE_GROUPS}
+
+
+def defined_kinds(crds: Path) -> set[tuple[str, str, str]]:
+    """Return group, version and kind of what the definitions in a folder describe."""
+    return {
+        (definition["spec"]["group"], version["name"], definition["spec"]["names"]["kind"])
+        for definition in _definitions(crds)
+        for version in definition["spec"]["versions"]
+    }
 
 
 def _with_defaults(schema: dict[str, Any], value: Any) -> Any:
@@ -136,7 +178,11 @@ def _cel_findings(schema: Any, value: Any, place: str) -> Iterator[str]:
             continue
         environment = celpy.Environment()
         program = environment.program(environment.compile(rule["rule"]))
-        if program.evaluate({"self": json_to_cel(value)}) != celtypes.BoolType(True):
+        try:
+            holds = program.evaluate({"self": json_to_cel(value)}) == celtypes.BoolType(True)
+        except celpy.CELEvalError:  # an API server refuses what its rule cannot judge
+            holds = False
+        if not holds:
             yield f"{place}: {rule.get('message', rule['rule'])}"
     if isinstance(value, dict):
         for name, inner in schema.get("properties", {}).items():
@@ -165,191 +211,3 @@ def pod_specs(document: Document) -> Iterator[dict[str, Any]]:
         yield group["template"]["spec"]
     if "submitterPodTemplate" in document["spec"]:
         yield document["spec"]["submitterPodTemplate"]["spec"]
-
-
-def operator_findings(document: Document) -> Iterator[str]:
-    """Check what the operator refuses although every schema allows it."""
-    kind, name, spec = document["kind"], document["metadata"]["name"], document["spec"]
-    cluster = cluster_of(document)
-    if len(name) > MAX_NAME[kind] or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        yield f"the name {name} must be a DNS label of at most {MAX_NAME[kind]} letters"
-    yield from _cluster_findings(cluster)
-    if "upgradeStrategy" in cluster:
-        yield "a cluster inside another resource must not have an upgradeStrategy"
-    yield from (_service_findings if kind == "RayService" else _job_findings)(spec, cluster)
-
-
-def _cluster_findings(cluster: dict[str, Any]) -> Iterator[str]:
-    version = Version(cluster.get("rayVersion") or "0")
-    if cluster.get("authOptions", {}).get("mode") == "token" and version < Version("2.52.0"):
-        yield "authOptions.mode token needs a rayVersion of at least 2.52.0"
-    autoscaling = cluster.get("enableInTreeAutoscaling", False)
-    second = cluster.get("autoscalerOptions", {}).get("version", "v2") == "v2"
-    for group in groups_of(cluster):
-        policy = group["template"]["spec"].get("restartPolicy", "Never")
-        if autoscaling and second and policy != "Never":
-            yield "with autoscaler v2 the restartPolicy of every pod must be Never"
-        if "resources" in group and {"num-cpus", "num-gpus", "memory", "resources"} & set(
-            group.get("rayStartParams", {})
-        ):
-            yield "a group has resources either of its own or in rayStartParams"
-        if "labels" in group.get("rayStartParams", {}):
-            yield "labels must not stand in rayStartParams"
-    for group in cluster.get("workerGroupSpecs", []):
-        least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
-        if not 0 <= least <= most:
-            yield f"minReplicas must be from 0 to maxReplicas, got {least} and {most}"
-        if ({"idleTimeoutSeconds", "priority"} & set(group)) and not (autoscaling and second):
-            yield "idleTimeoutSeconds and priority of a group need autoscaler v2"
-    if "gcsFaultToleranceOptions" in cluster:
-        head = cluster["headGroupSpec"]
-        names = {
-            env["name"] for container in head["template"]["spec"]["containers"] for env in container.get("env", [])
-        }
-        if "redis-password" in head.get("rayStartParams", {}) or names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"}:
-            yield "with gcsFaultToleranceOptions Redis must be set nowhere else"
-
-
-def _service_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
-    if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
-        yield "headService.metadata.name must be left to the operator"
-    strategy = spec.get("upgradeStrategy", {})
-    if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
-        options = strategy.get("clusterUpgradeOptions", {})
-        if not cluster.get("enableInTreeAutoscaling"):
-            yield "an incremental upgrade needs enableInTreeAutoscaling"
-        if not options.get("gatewayClassName") or options.get("intervalSeconds", 0) <= 0:
-            yield "an incremental upgrade needs a gatewayClassName and an interval"
-        if not 0 < options.get("stepSizePercent", 0) <= options.get("maxSurgePercent", 100):
-            yield "stepSizePercent must be from 1 to maxSurgePercent"
-
-
-def _job_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
-    shuts_down = spec.get("shutdownAfterJobFinishes", False)
-    if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not shuts_down:
-        yield "ttlSecondsAfterFinished and suspend need shutdownAfterJobFinishes"
-    if "deletionStrategy" in spec and shuts_down:
-        yield "deletionStrategy excludes shutdownAfterJobFinishes"
-    mode = spec.get("submissionMode", "K8sJobMode")
-    if mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig", "clusterSelector"} & set(spec):
-        yield "SidecarMode has no submitter of its own"
-    if spec.get("backoffLimit", 0) and (mode == "InteractiveMode" or "clusterSelector" in spec):
-        yield "backoffLimit needs a cluster for each try"
-    if spec.get("backoffLimit", 0) or spec.get("submitterConfig", {}).get("backoffLimit", 2):
-        yield "an exit code is a finding here: nothing may be tried again"
-
-
-def hardening_findings(document: Document) -> Iterator[str]:
-    """Check what Pod Security `restricted` asks, and more: a read-only root, bounded memory, no token where none is needed."""
-    for spec in pod_specs(document):
-        if not spec.get("securityContext", {}).get("runAsNonRoot"):
-            yield "a pod must not run as root"
-        if spec.get("securityContext", {}).get("seccompProfile", {}).get("type") != "RuntimeDefault":
-            yield "a pod must have the seccomp profile RuntimeDefault"
-        for container in spec["containers"]:
-            locked = container.get("securityContext", {})
-            if locked.get("allowPrivilegeEscalation", True) or not locked.get("readOnlyRootFilesystem"):
-                yield f"{container['name']} must have a read-only root and no way to more rights"
-            if locked.get("capabilities", {}).get("drop") != ["ALL"]:
-                yield f"{container['name']} must drop all capabilities"
-            resources = container.get("resources", {})
-            if not resources.get("limits") or resources["limits"].get("memory") != resources.get("requests", {}).get(
-                "memory"
-            ):
-                yield f"{container['name']} must ask for as much memory as it may take"
-        is_head = any(container["name"] == "ray-head" for container in spec["containers"])
-        if not is_head and spec.get("automountServiceAccountToken", True):
-            yield "only the head may hold a token for the API server"
-
-
-def serve_findings(document: Document) -> Iterator[str]:
-    """Check a RayService's Serve config strictly, that what it imports is there, and that its replicas fit the workers."""
-    values = yaml.safe_load(document["spec"]["serveConfigV2"])
-    try:
-        config = check_config(values)
-    except ValueError as error:
-        yield str(error)
-        return
-    for app in config.applications:
-        module, _, name = app.import_path.partition(":")
-        if not hasattr(importlib.import_module(module), name):
-            yield f"{app.import_path} must be there to be imported"
-    group = cluster_of(document)["workerGroupSpecs"][0]
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    for resource, option, there in (
-        ("CPU", "num_cpus", limits["cpu"]),
-        ("GPU", "num_gpus", limits.get("nvidia.com/gpu", 0)),
-    ):
-        wanted = dict.fromkeys(("min_replicas", "max_replicas"), 0.0)
-        for deployment in values["applications"][0]["deployments"]:
-            for edge in wanted:
-                wanted[edge] += deployment["autoscaling_config"][edge] * deployment["ray_actor_options"].get(option, 0)
-        for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
-            if wanted[edge] > float(there) * group[workers]:
-                yield f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]} workers have {float(there) * group[workers]}"
-    ports = {port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
-    if values["http_options"]["port"] not in ports or values["http_options"]["host"] != "0.0.0.0":
-        yield "Serve must listen on the port that the workers open, and not on loopback"
-
-
-def reference_findings(documents: list[Document], *, given: set[str]) -> Iterator[str]:
-    """Check that what is named is there: secrets, config maps, accounts, volumes, and labels that selectors look for.
-
-    Args:
-        documents: of one overlay.
-        given: secrets that the README tells to make.
-    """
-    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
-    labels: list[dict[str, str]] = []
-    for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
-        labels += [group["template"]["metadata"]["labels"] for group in groups_of(cluster_of(document))]
-        labels += [
-            document["spec"][name]["metadata"]["labels"]
-            for name in ("submitterPodTemplate",)
-            if name in document["spec"]
-        ]
-        for spec in pod_specs(document):
-            if ("ServiceAccount", spec["serviceAccountName"]) not in made:
-                yield f"the account {spec['serviceAccountName']} must be made"
-            volumes = {volume["name"] for volume in spec.get("volumes", [])}
-            for container in spec["containers"]:
-                for mount in container.get("volumeMounts", []):
-                    if mount["name"] not in volumes:
-                        yield f"the volume {mount['name']} must be there to be mounted"
-        for kind, name in _named(document):
-            if kind == "ConfigMap" and (kind, name) not in made:
-                yield f"the config map {name} must be made"
-            if kind == "Secret" and name not in given:
-                yield f"the secret {name} must be one that the README tells to make"
-        cluster = cluster_of(document)
-        tags = {
-            container["image"].rpartition(":")[2] for spec in pod_specs(document) for container in spec["containers"]
-        }
-        if {tag.partition("-")[0] for tag in tags} != {cluster["rayVersion"]}:
-            yield f"image tags {sorted(tags)} must be of the rayVersion {cluster['rayVersion']}"
-    for kind in ("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
-        for document in of_kind(documents, kind):
-            wanted = (document["spec"].get("selector") or document["spec"].get("podSelector", {})).get(
-                "matchLabels", {}
-            )
-            # One policy is of serving alone, and part of what jobs share; one is of a Redis that others bring.
-            elsewhere = "redis" in str(wanted) or ("serve" in str(wanted) and not of_kind(documents, "RayService"))
-            if not elsewhere and not any(wanted.items() <= found.items() for found in labels):
-                yield f"{kind} {document['metadata']['name']} selects no pod"
-
-
-def _named(value: Any) -> Iterator[tuple[str, str]]:
-    """Give every config map and secret that a document names."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in ("configMapRef", "configMapKeyRef"):
-                yield "ConfigMap", inner["name"]
-            elif key in ("secretRef", "secretKeyRef"):
-                yield "Secret", inner["name"]
-            elif key == "secretName":
-                yield "Secret", inner
-            else:
-                yield from _named(inner)
-    if isinstance(value, list):
-        for item in value:
-            yield from _named(item)

@@ -2,11 +2,11 @@
 
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from melanoma.storage import RemotePath, place, publish
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND
 from serve.environment import ENVIRONMENT
 from tests import manifests
-from tests.clusters import BIN, CREDENTIALS, Head, head_with_token, object_storage
+from tests.clusters import BIN, CREDENTIALS, Head, head_with_token, object_storage, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+WRONG_TOKEN = "wrong_token"
 QUICK = [
     "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
     "--set", "min_specificity=0", "--set", "optim.batch_size=16",
@@ -96,9 +97,9 @@ def dataset(head: Head, bucket: str) -> str:
 
 
 def _entrypoint(overlay: str, replaced: dict[str, str]) -> list[str]:
-    """Return the words of an overlay's RayJob after `python -m ray_jobs.cli`, with places of this test for its own."""
+    """Return the words of an overlay's RayJob after `python -m ray_jobs.cli`, with places of this test for its own and without what no CPU can."""
     (job,) = manifests.of_kind(manifests.render(overlay), "RayJob")
-    words = shlex.split(job["spec"]["entrypoint"])[3:]
+    words = shlex.split(job["spec"]["entrypoint"].replace(" --gpu --weights imagenet", ""))[3:]
     return [replaced.get(word, word) for word in words]
 
 
@@ -145,15 +146,33 @@ def test_evidence_is_written_there_and_every_look_is_logged(
 
 
 @pytest.mark.drill
-def test_a_search_runs_where_it_is_told(head: Head, bucket: str, dataset: str) -> None:
-    runs = _at("runs", bucket)
-    words = _entrypoint("cpu/tune", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "16": "2", "4": "2"})
+@pytest.mark.parametrize("cluster", ["cpu", "gpu"])
+def test_a_search_runs_where_it_is_told(cluster: str, head: Head, bucket: str, dataset: str) -> None:
+    replaced = {
+        "s3://melanoma/dataset": dataset,
+        "s3://melanoma/runs": _at("runs", bucket),
+        "16": "2",
+        "32": "2",
+        "4": "2",
+    }
+    words = _entrypoint(f"{cluster}/tune", replaced)
     done = _melanoma(head, *words, *QUICK, "--set", "optim.epochs=1", "--set", "loss.tau=0")
     assert done.returncode in (DONE, FOUND), done.stderr
-    run = place(_at("runs/cpu_tune", bucket))
+    run = place(_at(f"runs/{cluster}_tune", bucket))
     assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold.parquet"} <= {
         p.name for p in run.iterdir()
     }
+
+
+@pytest.mark.drill
+def test_the_gpu_training_runs_where_it_is_told(head: Head, bucket: str, dataset: str) -> None:
+    """All of it but the GPU and the weights from the hub."""
+    words = _entrypoint(
+        "gpu/train", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": _at("runs", bucket), "2-8": "2"}
+    )
+    done = _melanoma(head, *words, *QUICK)
+    assert done.returncode == DONE, done.stderr
+    assert (place(_at("runs/gpu/bundle", bucket)) / MANIFEST).is_file()
 
 
 def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str) -> None:
@@ -167,12 +186,21 @@ def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str)
     ("words", "environment", "told"),
     [
         (["data", "prepare", "pictures", "/data/out"], {}, "must be an absolute path"),
-        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "0" * 64}, "must accept the token"),
+        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN}, "must accept the token"),
         (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "must accept the token"),
     ],
     ids=["a relative path", "a wrong token", "no token"],
 )  # fmt: skip
-def test_what_cannot_be_submitted_is_told(head: Head, words: list[str], environment: dict[str, str], told: str) -> None:
+def test_what_cannot_be_submitted_is_told(
+    head: Head,
+    words: list[str],
+    environment: dict[str, str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(WRONG_TOKEN).write_text("0" * 64)
     done = _melanoma(head, *words, **environment)
     assert done.returncode == BAD_INPUT, done.stderr
     assert told in done.stderr
@@ -186,29 +214,81 @@ def test_a_head_that_is_away_is_told() -> None:
     assert "http://127.0.0.1:9 must answer" in done.stderr
 
 
-def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, dataset: str) -> None:
-    """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and stopped."""
-    command = [sys.executable, "-m", "ray_jobs.cli", "data", "prepare", _at("source", bucket), _at("again", bucket)]
-    with subprocess.Popen(
-        [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=subprocess.DEVNULL,
+def _ray_job(head: Head, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run Ray's own command for jobs."""
+    return subprocess.run(
+        [BIN / "ray", "job", words[0], "--address", head.dashboard, *words[1:]],
+        env=os.environ | head.environment, capture_output=True, text=True, check=False, timeout=300, cwd=manifests.K8S.parent,
+    )  # fmt: skip
+
+
+def test_rays_own_command_submits_it_too(head: Head, bucket: str, dataset: str, trained_run: str) -> None:
+    """As the README says: the same command, and of exit codes 0 and 1 only."""
+    plain = ["submit", "--working-dir", ".", "--", "python", "-m", "ray_jobs.cli", "train"]
+    done = _ray_job(head, *plain, dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
+    assert (done.returncode, "nothing is left to do" in done.stdout) == (0, True), done.stdout + done.stderr
+    refused = _ray_job(head, *plain, _at("nowhere", bucket), _at("runs", bucket))
+    assert (refused.returncode, "must be a folder made by `melanoma data prepare`" in refused.stdout) == (1, True), (
+        refused.stdout
+    )
+
+
+def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess.Popen[str], str]":
+    """Submit a job and return the command that follows it, and the job."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "data", "prepare", _at("source", bucket), _at(out, bucket)]
+    process = subprocess.Popen(
+        [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=stdin,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        job = next(line.split()[1] for line in process.stderr if line.startswith("job "))
-        process.send_signal(signal.SIGINT)
-        told = process.stderr.read()
-        assert process.wait(60) == FAILED
+    )  # fmt: skip
+    assert process.stderr is not None
+    return process, next(line.split()[1] for line in process.stderr if line.startswith("job "))
+
+
+def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, dataset: str) -> None:
+    """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and stopped."""
+    process, job = _prepare(head, bucket, "again", subprocess.DEVNULL)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == FAILED
     assert f"ray job logs --follow {job}" in told
-    deadline = time.monotonic() + 120
-    while not (place(_at("again", bucket)) / "manifest.json").is_file():
-        assert time.monotonic() < deadline, "the job did not go on"
-        time.sleep(1)
+    wait_for((place(_at("again", bucket)) / "manifest.json").is_file)
 
 
-def test_the_service_of_the_manifests_answers(head: Head, trained_run: str, picture: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answer", "told", "ends"), [("y", "is being stopped", "STOPPED"), ("n", "goes on", "SUCCEEDED")]
+)
+def test_ctrl_c_at_a_terminal_asks(answer: str, told: str, ends: str, head: Head, bucket: str, dataset: str) -> None:
+    ours, theirs = pty.openpty()
+    process, job = _prepare(head, bucket, f"asked_{answer}", theirs)
+    process.send_signal(signal.SIGINT)
+    os.write(ours, f"{answer}\n".encode())
+    asked, said = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert "stop the job too? [y/N]" in asked
+    assert f"job {job} {told}" in said
+    wait_for(
+        lambda: (
+            f"{job}' {ends.lower()}" in (status := _ray_job(head, "status", job)).stdout.lower() + status.stderr.lower()
+        )
+    )
+
+
+def _status(url: str) -> int:
+    """Return the status with which something answers, 0 where nothing does."""
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.TransportError:
+        return 0
+
+
+@pytest.mark.parametrize("cluster", ["cpu", pytest.param("gpu", marks=pytest.mark.drill)])
+def test_the_service_of_the_manifests_answers(
+    cluster: str, head: Head, trained_run: str, picture: bytes, tmp_path: Path
+) -> None:
     """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve deploy` as KubeRay would."""
-    (service,) = manifests.of_kind(manifests.render("cpu/serve"), "RayService")
+    (service,) = manifests.of_kind(manifests.render(f"{cluster}/serve"), "RayService")
     config: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
     bundle = trained_run.replace("?", "/bundle?")
     config["http_options"] |= {"host": "127.0.0.1", "port": head.serve_port}
@@ -220,15 +300,8 @@ def test_the_service_of_the_manifests_answers(head: Head, trained_run: str, pict
         [BIN / "serve", "deploy", tmp_path / "config.yaml", "--address", head.dashboard],
         env=os.environ | head.environment, check=True, timeout=120,
     )  # fmt: skip
-    url, deadline = f"http://127.0.0.1:{head.serve_port}", time.monotonic() + 180
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, "the service never became ready"
-        time.sleep(1)
+    url = f"http://127.0.0.1:{head.serve_port}"
+    wait_for(lambda: _status(f"{url}/readyz") == 200, seconds=180)
     answer = httpx.post(f"{url}/v1/predict?explain=grad_cam", content=picture, timeout=60).json()
     assert answer["decision"] in ("refer", "no_referral")
     assert answer["explanation"]["method"] == "grad_cam"

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(1200)]
 SETTINGS = [
     "--preset", "smoke", "--set", "data.input_height=48", "--set", "data.input_width=64", "--set", "min_specificity=0",
     "--set", "optim.batch_size=16", "--set", "optim.optimizer=adamw", "--set", "model.drop_path=0", "--set", "optim.epochs=12",
+    "--set", "model.backbone=convnext_atto",  # epochs of some seconds: Ray looks for room every half minute
 ]  # fmt: skip
 
 

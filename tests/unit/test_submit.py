@@ -1,12 +1,14 @@
 """What of a command that runs elsewhere can be checked here: its paths, and telling its result from its log."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from melanoma.errors import DataError
 from ray_jobs.arguments import build_parser
-from ray_jobs.submit import check_paths, split_result
+from ray_jobs.submit import check_paths, split_result, submit
 
 COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
@@ -38,6 +40,28 @@ def test_a_path_that_means_nothing_there_is_told(words: str, told: str) -> None:
 )
 def test_addresses_and_whole_paths_are_taken(words: str) -> None:
     check_paths(PARSER.parse_args(words.split()))
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"), ("{}", "it answers like none"), ("hello", "it answers like none")],
+)  # fmt: skip
+def test_another_ray_is_told(version: str, told: str) -> None:
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(version.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        args = PARSER.parse_args(["train", "/data", "/runs"])
+        with pytest.raises(DataError, match=told):
+            submit(f"http://127.0.0.1:{server.server_port}", args, ["train", "/data", "/runs"])
+        server.shutdown()
 
 
 def test_a_result_is_told_from_the_log_around_it() -> None:

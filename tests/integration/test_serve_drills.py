@@ -1,0 +1,262 @@
+"""What the service loses when its parts, its machines or its head are lost: on machines of their own, behind a balancer as Kubernetes has.
+
+The graph is that of the manifests, two replicas of each that answers; the balancer sends to machines whose proxy says it is well and asks
+once more elsewhere, as the gateway does where no answer comes and as clients should where it is 503.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import random
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from benchmarks.random_bundle import other_canvas
+from melanoma.bundle import MANIFEST, load_bundle
+from melanoma.files import sha256_of
+from serve.api_keys import VARIABLE
+from serve.environment import ENVIRONMENT
+from tests import manifests
+from tests.clusters import BIN, wait_for
+from tests.machines import RayMachines, inner_pid, missing, ray_machines
+
+pytestmark = [
+    pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing()),
+]  # fmt: skip
+PORT = 8000
+ANSWERING = ("Ingress", "Classifier")
+Record = Callable[[str, object], None]
+
+
+@dataclasses.dataclass
+class Service:
+    """The graph on machines; state: the bundle it should serve."""
+
+    cluster: RayMachines
+    folder: Path
+    key: str
+
+    def deploy(self, bundle: Path, *, pin: str | None = None) -> None:
+        """Send the manifests' Serve config, with a bundle of this test's, as KubeRay sends it."""
+        (document,) = manifests.of_kind(manifests.render("cpu/serve"), "RayService")
+        config: dict[str, Any] = yaml.safe_load(document["spec"]["serveConfigV2"])
+        config["applications"][0]["args"] |= {
+            "bundle": str(bundle),
+            "manifest_sha256": pin or sha256_of(bundle / MANIFEST),
+        }
+        for deployment in config["applications"][0]["deployments"]:
+            deployment["autoscaling_config"] |= {
+                "min_replicas": 2 if deployment["name"] in ANSWERING else 1,
+                "max_replicas": 2,
+            }
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        subprocess.run(
+            [BIN / "serve", "deploy", path, "--address", self.cluster.dashboard],
+            env=os.environ | self.cluster.around, check=True, timeout=120, capture_output=True,
+        )  # fmt: skip
+
+    def application(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.cluster.applications().get("applications", {}).get("melanoma", {})
+        return found
+
+    def is_whole(self, *, without: tuple[str, int] = ("", 0)) -> bool:
+        """Return whether every machine's proxy answers and every deployment has its replicas on them, none a process that is lost."""
+        app, addresses = self.application(), {machine.address for machine in self.cluster.workers}
+        if app.get("status") != "RUNNING" or not all(is_well(address) for address in addresses):
+            return False
+        for name, deployment in app["deployments"].items():
+            running = [r for r in deployment["replicas"] if r["state"] == "RUNNING" and r["node_ip"] in addresses]
+            if len(running) < (2 if name in ANSWERING else 1) or len(running) < len(deployment["replicas"]):
+                return False
+            if without in [(replica["node_ip"], replica["pid"]) for replica in running]:
+                return False
+        return True
+
+    def wait_until_whole(self, *, without: tuple[str, int] = ("", 0)) -> None:
+        wait_for(lambda: time.sleep(0.5) or self.is_whole(without=without), seconds=240)
+
+
+def is_well(address: str) -> bool:
+    """Return whether a machine's proxy says that it can answer."""
+    try:
+        return httpx.get(f"http://{address}:{PORT}/-/healthz", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class Balancer:
+    """Sends to machines that say they are well; state: which missed probes, and what came of every request."""
+
+    def __init__(self, service: Service, picture: bytes) -> None:
+        self._service, self._picture = service, picture
+        self._stop = threading.Event()
+        self._misses = dict.fromkeys((machine.address for machine in service.cluster.workers), 0)
+        self.answers: collections.Counter[str] = collections.Counter()
+        self.versions: set[str] = set()
+        self.asked_again, self.slowest_seconds = 0, 0.0
+
+    def _probe(self) -> None:
+        while not self._stop.wait(1):
+            for address in [machine.address for machine in self._service.cluster.workers]:
+                self._misses[address] = 0 if is_well(address) else self._misses.get(address, 2) + 1
+
+    def _choose(self, but: str = "") -> str:
+        """Return a machine that did not miss the last two probes, another one if there is one; any, where none is well."""
+        known = [machine.address for machine in self._service.cluster.workers]
+        well = [address for address in known if self._misses.get(address, 2) < 2]
+        return random.choice([address for address in well if address != but] or well or known)
+
+    def _post(self, client: httpx.Client, address: str) -> str:
+        try:
+            answer = client.post(f"http://{address}:{PORT}/v1/predict", content=self._picture)
+        except httpx.TransportError as error:
+            return type(error).__name__
+        if answer.status_code == 200:
+            self.versions.add(answer.json()["model"]["version"])
+        return str(answer.status_code)
+
+    def _ask(self) -> None:
+        authorization = {"Authorization": f"Bearer {self._service.key}"}
+        with httpx.Client(timeout=10, headers=authorization) as client:
+            while not self._stop.wait(0.05):
+                started, first = time.monotonic(), self._choose()
+                came = self._post(client, first)
+                if came != "200":
+                    self.asked_again += 1
+                    came = self._post(client, self._choose(but=first))
+                self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
+                self.answers[came] += 1
+
+    def during(self, act: Callable[[], object], *, clients: int = 3) -> None:
+        """Ask without end while something is done, a little before and after it."""
+        with ThreadPoolExecutor(clients + 1) as pool:
+            running = [pool.submit(self._probe), *(pool.submit(self._ask) for _ in range(clients))]
+            try:
+                time.sleep(2)
+                act()
+                time.sleep(3)
+            finally:
+                self._stop.set()
+        for each in running:
+            each.result()
+
+    def lost(self) -> str:
+        """Return what was lost, in a word or two for the table; nothing but answers may have come."""
+        num = sum(self.answers.values())
+        assert num > 20, self.answers
+        assert set(self.answers) == {"200"}, (self.answers, self.asked_again)
+        twice = f", {self.asked_again} asked twice" if self.asked_again else ""
+        return f"nothing of {num}{twice}, slowest {self.slowest_seconds:.1f} s"
+
+
+@pytest.fixture(scope="module")
+def service(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("machines")
+    key = secrets.token_urlsafe(32)
+    (folder / "keys").write_text(f"{hashlib.sha256(key.encode()).hexdigest()} the drills\n")
+    with ray_machines(folder, **ENVIRONMENT, **{VARIABLE: str(folder / "keys")}) as cluster:
+        for _ in range(2):
+            cluster.add_worker(num_cpus=3)
+        service = Service(cluster, folder, key)
+        service.deploy(bundle_dir)
+        service.wait_until_whole()
+        yield service
+
+
+@pytest.fixture
+def balancer(service: Service, picture: bytes) -> Balancer:
+    service.wait_until_whole()
+    return Balancer(service, picture)
+
+
+def _kill_one(service: Service, title: str) -> tuple[str, int]:
+    """Kill a process of the first machine that has one of some title; return its address and number there."""
+    machine, pid = next((m, pid) for m in service.cluster.workers for pid in m.processes(title))
+    killed = machine.address, inner_pid(pid)
+    os.kill(pid, signal.SIGKILL)
+    return killed
+
+
+@pytest.mark.parametrize("part", ["ServeReplica:melanoma:Classifier", "ServeReplica:melanoma:Ingress", "ProxyActor"])
+def test_a_part_is_killed_under_load(part: str, service: Service, balancer: Balancer, record_property: Record) -> None:
+    def act() -> None:
+        started = time.monotonic()
+        killed = _kill_one(service, f"ray::{part}")
+        time.sleep(1)
+        service.wait_until_whole(without=killed)
+        record_property("back_seconds", time.monotonic() - started)
+
+    balancer.during(act)
+    record_property("lost", balancer.lost())
+
+
+def test_a_bad_bundle_is_rolled_out_and_back(
+    service: Service, balancer: Balancer, bundle_dir: Path, record_property: Record
+) -> None:
+    def act() -> None:
+        service.deploy(bundle_dir, pin="0" * 64)
+        wait_for(lambda: service.application().get("status") == "DEPLOY_FAILED", 120)
+        started = time.monotonic()
+        service.deploy(bundle_dir)
+        service.wait_until_whole()
+        record_property("back_seconds", time.monotonic() - started)
+
+    balancer.during(act)
+    assert balancer.versions == {load_bundle(bundle_dir).version}
+    record_property("lost", balancer.lost())
+
+
+def test_the_head_is_lost_and_starts_again_from_redis(
+    service: Service, balancer: Balancer, bundle_dir: Path, picture: bytes, tmp_path: Path, record_property: Record
+) -> None:
+    """Machines serve on while it is away; afterwards it can do what a head does: roll out another bundle."""
+    other = other_canvas(bundle_dir, tmp_path / "bundle")
+
+    def act() -> None:
+        service.cluster.head.crash()
+        time.sleep(15)
+        assert not service.application()
+        started = time.monotonic()
+        service.cluster.start_head()
+        service.wait_until_whole()
+        record_property("back_seconds", time.monotonic() - started)
+
+    balancer.during(act)
+    record_property("lost", balancer.lost())
+    service.deploy(other)
+    wait_for(lambda: service.application().get("status") == "DEPLOYING", 60)
+    service.wait_until_whole()
+    after = Balancer(service, picture)
+    after.during(lambda: None)
+    assert after.versions == {load_bundle(other).version}
+    service.deploy(bundle_dir)
+
+
+def test_a_machine_vanishes_under_load(service: Service, balancer: Balancer, record_property: Record) -> None:
+    """Nobody is told: its cable is pulled. Another one comes, as an autoscaler would bring it."""
+
+    def act() -> None:
+        started = time.monotonic()
+        lost = service.cluster.workers[0]
+        lost.vanish()
+        time.sleep(5)
+        service.cluster.add_worker(num_cpus=3)
+        service.cluster.workers.remove(lost)
+        service.wait_until_whole()
+        record_property("back_seconds", time.monotonic() - started)
+
+    balancer.during(act)
+    record_property("lost", balancer.lost())

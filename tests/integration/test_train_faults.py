@@ -1,0 +1,223 @@
+"""What a training run loses when its driver or a worker is killed, or when its storage is full, slow, failing or gives back something else.
+
+The oracle is a run that nothing happened to: the same epochs, the same weights bit for bit.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melanoma.data.dataset import PreparedData
+from melanoma.storage import Place, place
+from ray_jobs.checkpoints import SNAPSHOT, STATE
+from ray_jobs.cli import FAILED
+from tests.clusters import CREDENTIALS, object_storage, wait_for
+from tests.runs import Run
+from tests.unreliable import Trouble, in_front_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.fault]
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def run(prepared: PreparedData, tmp_path: Path) -> Run:
+    """A run on this machine's disk."""
+    return Run(prepared, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, record_property: Record) -> None:
+    """In the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
+    process = run.start()
+    wait_for(lambda: run.worker() and len(run.history()) >= epochs)
+    run.kill(process)
+    assert not (run.folder / "bundle").exists()
+    started = time.monotonic()
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+    record_property("lost", "nothing; the epoch under way again")
+
+
+@pytest.mark.drill
+def test_a_training_driver_is_killed_eight_times(run: Run, undisturbed: Run, record_property: Record) -> None:
+    """At moments nobody chose: while starting, in mid-epoch, while a checkpoint or the bundle is written."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        process = run.start()
+        time.sleep(rng.uniform(4, 30))
+        run.kill(process)
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("lost", "nothing; the epochs under way again")
+
+
+def test_a_training_worker_is_killed(run: Run, undisturbed: Run, record_property: Record) -> None:
+    process = run.start()
+    wait_for(lambda: len(run.history()) >= 1 and run.worker())
+    killed = run.worker()
+    os.kill(killed, signal.SIGKILL)
+    started, had = time.monotonic(), len(run.history())
+    wait_for(lambda: run.worker() not in (0, killed) or process.poll() is not None)
+    wait_for(lambda: len(run.history()) > had or process.poll() is not None)
+    record_property("back_seconds", time.monotonic() - started)
+    assert process.wait(300) == 0
+    run.ends_like(undisturbed)
+    record_property("lost", "nothing; the epoch under way again")
+
+
+def test_a_training_driver_is_killed_while_it_packs(run: Run, undisturbed: Run, record_property: Record) -> None:
+    shutil.copytree(undisturbed.folder, run.folder)
+    shutil.rmtree(run.folder / "bundle")
+    (run.folder / "result.json").unlink()
+    started = time.monotonic()
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+
+
+def _half(folder: Place) -> None:
+    """Leave half of Ray's list of checkpoints, which it writes in place."""
+    (folder / SNAPSHOT).write_bytes((folder / SNAPSHOT).read_bytes()[:40])
+
+
+def _flip(folder: Place) -> None:
+    """Flip the bits of a byte in the middle of every checkpoint, which torch would load without a word."""
+    for checkpoint in folder.iterdir():
+        if (checkpoint / STATE).is_file():
+            data = bytearray((checkpoint / STATE).read_bytes())
+            data[len(data) // 2] ^= 0xFF
+            (checkpoint / STATE).write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [_half, _flip], ids=["half a list", "flipped bits"])
+def test_checkpoints_are_damaged(
+    damage: Callable[[Place], None], run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
+    process = run.start()
+    wait_for(lambda: len(run.history()) >= 2 and (run.folder / "checkpoints" / SNAPSHOT).is_file())
+    run.kill(process)
+    damage(run.folder / "checkpoints")
+    started = time.monotonic()
+    assert run.start(log=tmp_path / "log").wait(300) == 0
+    assert "it starts again" in (tmp_path / "log").read_text()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+    record_property("lost", "nothing; every epoch again")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, small enough to be filled."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.drill
+def test_the_disk_of_a_training_is_full(
+    prepared: PreparedData, full_disk: Path, undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
+    run, log = Run(prepared, full_disk, full_disk), tmp_path / "log"
+    process = run.start(log=log)
+    wait_for(lambda: len(run.history()) >= 1)
+    ballast = full_disk / "ballast"
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={ballast}", "bs=64k"], capture_output=True, check=False
+    )  # until it is full
+    assert process.wait(300) == FAILED
+    assert "No space left" in log.read_text().splitlines()[-1]
+    assert "the same command goes on" in log.read_text().splitlines()[-1]
+    ballast.unlink()
+    started = time.monotonic()
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+    record_property("lost", "nothing; the epoch under way again")
+
+
+@pytest.fixture
+def remote(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Run, Trouble]]:
+    """A run in object storage that can be made to fail."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with object_storage("melanoma") as query, in_front_of(query) as (through, trouble):
+        yield Run(prepared, f"s3://melanoma/runs?{through}", place(f"s3://melanoma/runs?{query}")), trouble
+
+
+@pytest.mark.drill
+def test_the_storage_of_a_training_is_slow(
+    remote: tuple[Run, Trouble], undisturbed: Run, record_property: Record
+) -> None:
+    run, trouble = remote
+    trouble.write_seconds = 2
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("lost", "nothing")
+
+
+@pytest.mark.drill
+def test_the_storage_of_a_training_fails_for_a_while(
+    remote: tuple[Run, Trouble], undisturbed: Run, record_property: Record
+) -> None:
+    run, trouble = remote
+    process = run.start()
+    wait_for(lambda: len(run.history()) >= 1)
+    trouble.failing = True
+    wait_for(lambda: trouble.refused > 0)
+    time.sleep(10)
+    trouble.failing = False
+    started, had = time.monotonic(), len(run.history())
+    wait_for(lambda: len(run.history()) > had or process.poll() is not None)
+    record_property("back_seconds", time.monotonic() - started)
+    assert process.wait(300) == 0
+    run.ends_like(undisturbed)
+    record_property("lost", "nothing")
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("trouble_name", ["full", "failing"])
+def test_the_storage_of_a_training_stays(
+    trouble_name: str, remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
+    """Full, or failing, until somebody mends it: the run ends and says so, and the same command goes on."""
+    (run, trouble), log = remote, tmp_path / "log"
+    process = run.start(log=log)
+    wait_for(lambda: len(run.history()) >= 1)
+    setattr(trouble, trouble_name, True)
+    assert process.wait(500) == FAILED
+    assert "the same command goes on" in log.read_text().splitlines()[-1]
+    setattr(trouble, trouble_name, False)
+    started = time.monotonic()
+    run.finish()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+    record_property("lost", "nothing; the epoch under way again")
+
+
+@pytest.mark.drill
+def test_the_storage_of_a_training_gives_back_something_else(
+    remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
+    run, _ = remote
+    process = run.start()
+    wait_for(lambda: len(run.history()) >= 2)
+    run.kill(process)
+    _flip(run.folder / "checkpoints")
+    started = time.monotonic()
+    assert run.start(log=tmp_path / "log").wait(300) == 0
+    assert "is damaged; it starts again" in (tmp_path / "log").read_text()
+    run.ends_like(undisturbed)
+    record_property("back_seconds", time.monotonic() - started)
+    record_property("lost", "nothing; every epoch again")

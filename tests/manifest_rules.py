@@ -1,0 +1,282 @@
+"""The upper rungs of the ladder: what no schema holds, be it a rule of the KubeRay operator, of this project, or that what is named is there.
+
+The operator's rules are re-implemented from ray-operator/controllers/ray/utils/validation.go of KubeRay 1.7.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from packaging.version import Version
+
+from serve.settings import check_config
+from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs
+
+MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
+PROXY_DRAIN_SECONDS = 30
+
+
+def operator_findings(document: Document) -> Iterator[str]:
+    """Check what the operator refuses although every schema allows it."""
+    kind, name, spec = document["kind"], document["metadata"]["name"], document["spec"]
+    cluster = cluster_of(document)
+    if len(name) > MAX_NAME[kind] or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        yield f"the name {name} must be a DNS label of at most {MAX_NAME[kind]} letters"
+    yield from _cluster_findings(cluster)
+    if "upgradeStrategy" in cluster:
+        yield "a cluster inside another resource must not have an upgradeStrategy"
+    yield from (_service_findings if kind == "RayService" else _job_findings)(spec, cluster)
+
+
+def _cluster_findings(cluster: dict[str, Any]) -> Iterator[str]:
+    version = Version(cluster.get("rayVersion") or "0")
+    if cluster.get("authOptions", {}).get("mode") == "token" and version < Version("2.52.0"):
+        yield "authOptions.mode token needs a rayVersion of at least 2.52.0"
+    autoscaling = cluster.get("enableInTreeAutoscaling", False)
+    second = cluster.get("autoscalerOptions", {}).get("version", "v2") == "v2"
+    for group in groups_of(cluster):
+        policy = group["template"]["spec"].get("restartPolicy", "Never")
+        if autoscaling and second and policy != "Never":
+            yield "with autoscaler v2 the restartPolicy of every pod must be Never"
+        if "resources" in group and {"num-cpus", "num-gpus", "memory", "resources"} & set(
+            group.get("rayStartParams", {})
+        ):
+            yield "a group has resources either of its own or in rayStartParams"
+        if "labels" in group.get("rayStartParams", {}):
+            yield "labels must not stand in rayStartParams"
+    for group in cluster.get("workerGroupSpecs", []):
+        least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
+        if not 0 <= least <= most:
+            yield f"minReplicas must be from 0 to maxReplicas, got {least} and {most}"
+        if ({"idleTimeoutSeconds", "priority"} & set(group)) and not (autoscaling and second):
+            yield "idleTimeoutSeconds and priority of a group need autoscaler v2"
+    if "gcsFaultToleranceOptions" in cluster:
+        head = cluster["headGroupSpec"]
+        names = {
+            env["name"] for container in head["template"]["spec"]["containers"] for env in container.get("env", [])
+        }
+        if "redis-password" in head.get("rayStartParams", {}) or names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"}:
+            yield "with gcsFaultToleranceOptions Redis must be set nowhere else"
+
+
+def _service_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
+    if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
+        yield "headService.metadata.name must be left to the operator"
+    strategy = spec.get("upgradeStrategy", {})
+    if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
+        options = strategy.get("clusterUpgradeOptions", {})
+        if not cluster.get("enableInTreeAutoscaling"):
+            yield "an incremental upgrade needs enableInTreeAutoscaling"
+        if not options.get("gatewayClassName") or options.get("intervalSeconds", 0) <= 0:
+            yield "an incremental upgrade needs a gatewayClassName and an interval"
+        if not 0 < options.get("stepSizePercent", 0) <= options.get("maxSurgePercent", 100):
+            yield "stepSizePercent must be from 1 to maxSurgePercent"
+
+
+def _job_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
+    shuts_down = spec.get("shutdownAfterJobFinishes", False)
+    if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not shuts_down:
+        yield "ttlSecondsAfterFinished and suspend need shutdownAfterJobFinishes"
+    if "deletionStrategy" in spec and shuts_down:
+        yield "deletionStrategy excludes shutdownAfterJobFinishes"
+    mode = spec.get("submissionMode", "K8sJobMode")
+    if mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig", "clusterSelector"} & set(spec):
+        yield "SidecarMode has no submitter of its own"
+    if spec.get("backoffLimit", 0) and (mode == "InteractiveMode" or "clusterSelector" in spec):
+        yield "backoffLimit needs a cluster for each try"
+    if spec.get("backoffLimit", 0) or spec.get("submitterConfig", {}).get("backoffLimit", 2):
+        yield "an exit code is a finding here: nothing may be tried again"
+
+
+def hardening_findings(document: Document) -> Iterator[str]:
+    """Check what Pod Security `restricted` asks, and more: a read-only root, bounded memory, no token where none is needed."""
+    # KubeRay puts one more container, the autoscaler's, into the head's pod.
+    yield from _container_findings("autoscaler", cluster_of(document).get("autoscalerOptions", {}))
+    for spec in pod_specs(document):
+        if not spec.get("securityContext", {}).get("runAsNonRoot"):
+            yield "a pod must not run as root"
+        if spec.get("securityContext", {}).get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield "a pod must have the seccomp profile RuntimeDefault"
+        for container in spec["containers"]:
+            yield from _container_findings(container["name"], container)
+        is_head = any(container["name"] == "ray-head" for container in spec["containers"])
+        if not is_head and spec.get("automountServiceAccountToken", True):
+            yield "only the head may hold a token for the API server"
+
+
+def _container_findings(name: str, container: dict[str, Any]) -> Iterator[str]:
+    locked, resources = container.get("securityContext", {}), container.get("resources", {})
+    if locked.get("allowPrivilegeEscalation", True) or not locked.get("readOnlyRootFilesystem"):
+        yield f"{name} must have a read-only root and no way to more rights"
+    if locked.get("capabilities", {}).get("drop") != ["ALL"]:
+        yield f"{name} must drop all capabilities"
+    if not resources.get("limits") or resources["limits"].get("memory") != resources.get("requests", {}).get("memory"):
+        yield f"{name} must ask for as much memory as it may take"
+
+
+def serve_findings(document: Document) -> Iterator[str]:
+    """Check a RayService's Serve config strictly, that what it imports is there, and that its replicas fit the workers."""
+    values = yaml.safe_load(document["spec"]["serveConfigV2"])
+    try:
+        config = check_config(values)
+    except ValueError as error:
+        yield str(error)
+        return
+    for app in config.applications:
+        module, _, name = app.import_path.partition(":")
+        if not hasattr(importlib.import_module(module), name):
+            yield f"{app.import_path} must be there to be imported"
+    group = cluster_of(document)["workerGroupSpecs"][0]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for resource, option, there in (
+        ("CPU", "num_cpus", limits["cpu"]),
+        ("GPU", "num_gpus", limits.get("nvidia.com/gpu", 0)),
+    ):
+        wanted = dict.fromkeys(("min_replicas", "max_replicas"), 0.0)
+        for deployment in values["applications"][0]["deployments"]:
+            for edge in wanted:
+                wanted[edge] += deployment["autoscaling_config"][edge] * deployment["ray_actor_options"].get(option, 0)
+        for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
+            if wanted[edge] > float(there) * group[workers]:
+                yield f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]} workers have {float(there) * group[workers]}"
+    ports = {port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
+    if values["http_options"]["port"] not in ports or values["http_options"]["host"] != "0.0.0.0":
+        yield "Serve must listen on the port that the workers open, and not on loopback"
+
+
+def reference_findings(documents: list[Document], *, given: set[str]) -> Iterator[str]:
+    """Check that what is named is there: secrets, config maps, accounts, volumes, and labels that selectors look for.
+
+    Args:
+        documents: of one overlay.
+        given: secrets that the README tells to make.
+    """
+    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    labels: list[dict[str, str]] = []
+    for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
+        labels += [group["template"]["metadata"]["labels"] for group in groups_of(cluster_of(document))]
+        labels += [
+            document["spec"][name]["metadata"]["labels"]
+            for name in ("submitterPodTemplate",)
+            if name in document["spec"]
+        ]
+        for spec in pod_specs(document):
+            if ("ServiceAccount", spec["serviceAccountName"]) not in made:
+                yield f"the account {spec['serviceAccountName']} must be made"
+            volumes = {volume["name"] for volume in spec.get("volumes", [])}
+            for container in spec["containers"]:
+                for mount in container.get("volumeMounts", []):
+                    if mount["name"] not in volumes:
+                        yield f"the volume {mount['name']} must be there to be mounted"
+        cluster = cluster_of(document)
+        tags = {
+            container["image"].rpartition(":")[2] for spec in pod_specs(document) for container in spec["containers"]
+        }
+        if {tag.partition("-")[0] for tag in tags} != {cluster["rayVersion"]}:
+            yield f"image tags {sorted(tags)} must be of the rayVersion {cluster['rayVersion']}"
+    for kind, name in _named(documents):
+        if kind == "ConfigMap" and (kind, name) not in made:
+            yield f"the config map {name} must be made"
+        if kind == "Secret" and name not in given:
+            yield f"the secret {name} must be one that the README tells to make"
+    for kind in ("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
+        for document in of_kind(documents, kind):
+            wanted = (document["spec"].get("selector") or document["spec"].get("podSelector", {})).get(
+                "matchLabels", {}
+            )
+            # One policy is of serving alone, and part of what jobs share; one is of a Redis that others bring.
+            elsewhere = "redis" in str(wanted) or ("serve" in str(wanted) and not of_kind(documents, "RayService"))
+            if not elsewhere and not any(wanted.items() <= found.items() for found in labels):
+                yield f"{kind} {document['metadata']['name']} selects no pod"
+
+
+def wiring_findings(documents: list[Document]) -> Iterator[str]:
+    """Check a serving overlay's wires: gateway to service, policies to what they govern, monitors and network policies to open ports."""
+    (service,) = of_kind(documents, "RayService")
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (gateway,), (route,) = of_kind(documents, "Gateway"), of_kind(documents, "HTTPRoute")
+    listeners = {listener["name"]: listener for listener in gateway["spec"]["listeners"]}
+    for parent in route["spec"]["parentRefs"]:
+        if parent["name"] != gateway["metadata"]["name"] or parent.get("sectionName") not in listeners:
+            yield "the route must hang on a listener of the gateway"
+        elif {listeners[parent["sectionName"]]["hostname"]} != set(route["spec"]["hostnames"]):
+            yield "route and listener must be of the same host"
+    for rule in route["spec"]["rules"]:
+        for backend in rule["backendRefs"]:
+            # The service that KubeRay makes of a RayService.
+            if (backend["name"], backend["port"]) != (
+                f"{service['metadata']['name']}-serve-svc",
+                config["http_options"]["port"],
+            ):
+                yield "the route must lead to the service that KubeRay makes, on Serve's port"
+        if int(rule["timeouts"]["request"].removesuffix("s")) <= config["http_options"]["request_timeout_s"]:
+            yield "the gateway must be more patient than Serve, whose refusal has words"
+    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    for policy in (*of_kind(documents, "ClientTrafficPolicy"), *of_kind(documents, "BackendTrafficPolicy")):
+        for target in policy["spec"]["targetRefs"]:
+            if (target["kind"], target["name"]) not in made:
+                yield f"{policy['kind']} must govern something that is there"
+    yield from _drain_findings(service, config)
+    yield from _port_findings(documents, service)
+
+
+def _drain_findings(service: Document, config: dict[str, Any]) -> Iterator[str]:
+    graceful = max(d["graceful_shutdown_timeout_s"] for d in config["applications"][0]["deployments"])
+    for group in cluster_of(service)["workerGroupSpecs"]:
+        if group["template"]["spec"].get("terminationGracePeriodSeconds", 30) <= graceful + PROXY_DRAIN_SECONDS:
+            yield "a worker must have more time to end than its replicas and its proxy take"
+
+
+def _port_findings(documents: list[Document], service: Document) -> Iterator[str]:
+    pods = [
+        (group["template"]["metadata"]["labels"], group["template"]["spec"]["containers"][0]["ports"])
+        for group in groups_of(cluster_of(service))
+    ]
+
+    def ports_of(selector: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        return [ports for labels, ports in pods if selector.get("matchLabels", {}).items() <= labels.items()]
+
+    for monitor in of_kind(documents, "PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            for ports in ports_of(monitor["spec"]["selector"]):
+                if endpoint["port"] not in {port["name"] for port in ports}:
+                    yield f"PodMonitor {monitor['metadata']['name']} asks the port {endpoint['port']}, which its pods do not name"
+    for policy in of_kind(documents, "NetworkPolicy"):
+        open_ports = {port["containerPort"] for ports in ports_of(policy["spec"]["podSelector"]) for port in ports}
+        asked = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule.get("ports", [])}
+        if open_ports and not asked <= open_ports:
+            yield f"NetworkPolicy {policy['metadata']['name']} lets in to {sorted(asked - open_ports)}, which no pod opens"
+    # Serve is reached through the gateway alone, Ray's dashboard by the operator alone.
+    allowed = {
+        (port["port"], source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
+        for policy in of_kind(documents, "NetworkPolicy")
+        for rule in policy["spec"].get("ingress", [])
+        for source in rule["from"]
+        for port in rule.get("ports", [])
+        if "namespaceSelector" in source
+    }
+    expected = {(8000, "envoy-gateway-system"), (8000, "kuberay-operator"), (8265, "kuberay-operator")}
+    expected |= {(port, "monitoring") for port in (8080, 44217, 44227)}
+    if allowed != expected:
+        yield f"other namespaces must reach nothing but {sorted(expected)}, they reach {sorted(allowed)}"
+
+
+def _named(value: Any) -> Iterator[tuple[str, str]]:
+    """Give every config map and secret that a document names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("configMapRef", "configMapKeyRef"):
+                yield "ConfigMap", inner["name"]
+            elif key in ("secretRef", "secretKeyRef"):
+                yield "Secret", inner["name"]
+            elif key == "certificateRefs":
+                yield from (("Secret", reference["name"]) for reference in inner)
+            elif key == "secretName":
+                yield "Secret", inner
+            else:
+                yield from _named(inner)
+    if isinstance(value, list):
+        for item in value:
+            yield from _named(item)
