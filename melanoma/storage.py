@@ -20,6 +20,15 @@ if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
     import pyarrow.fs
 
 _BY_PYARROW = ("s3", "gs", "gcs")
+_REFUSALS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "INVALID_SIGNATURE",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "NO_SUCH_BUCKET",
+    "HTTP status 40",
+)
+"""How pyarrow tells that an address or its credentials are wrong, and not that the storage is away."""
 
 
 def is_address(text: str) -> bool:
@@ -144,9 +153,11 @@ class RemotePath:
         try:
             return str(self.file_system.get_file_info(self.key).type.name)
         except OSError as error:
-            raise DataError(
-                f"{self._scheme}://{self._bucket} must be reachable with the credentials here, it is not ({error})."
-            ) from error
+            if any(code in str(error) for code in _REFUSALS):
+                raise DataError(
+                    f"{self._scheme}://{self._bucket} must be there and open to the credentials here, it is not ({error})."
+                ) from error
+            raise OSError(f"{self._scheme}://{self._bucket} must answer, it does not ({error})") from error
 
     def is_file(self) -> bool:
         """Return whether it is a file."""

@@ -1,12 +1,15 @@
-"""Object storage that fails on demand: a server in front of a good one, which is slow, full, or answers with errors as long as it is told to."""
+"""Object storage that fails on demand: one server that is good, and another with the same objects, which is slow, full or failing when told to."""
 
 import contextlib
-import http.client
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
 
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>a drill</Message></Error>"
 WRITES = ("PUT", "POST")
@@ -41,51 +44,29 @@ class Trouble:
 
 
 @contextlib.contextmanager
-def in_front_of(query: str) -> Iterator[tuple[str, Trouble]]:
-    """Give the query that makes s3:// addresses reach a storage through trouble, and the trouble.
+def unreliable_storage(bucket: str) -> Iterator[tuple[str, str, Trouble]]:
+    """Give the queries that make s3:// addresses reach a storage with one bucket, plainly and through trouble, and the trouble."""
+    storage, trouble = DomainDispatcherApplication(create_backend_app), Trouble()
 
-    Args:
-        query: that of the good storage.
-    """
-    good, trouble = parse_qs(query)["endpoint_override"][0], Trouble()
+    def troubled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        refusal = trouble.answer(environ["REQUEST_METHOD"])
+        if refusal is None:
+            return storage(environ, start_response)
+        Request(environ).get_data()  # what is not read would break the connection, and that is another trouble
+        return Response(ERROR.format(refusal[1]), refusal[0], mimetype="application/xml")(environ, start_response)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            refusal = trouble.answer(self.command)
-            if refusal is not None:
-                self._reply(refusal[0], [("Content-Type", "application/xml")], ERROR.format(refusal[1]).encode())
-                return
-            connection = http.client.HTTPConnection(good, timeout=60)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            answer = connection.getresponse()
-            self._reply(answer.status, answer.getheaders(), answer.read())
-            connection.close()
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
-
-        def _reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-            self.send_response(status)
-            # Of the body of an answer to HEAD there is only the length.
-            kept = [
-                (n, v) for n, v in headers if n.lower() not in ("transfer-encoding", "connection", "content-length")
-            ]
-            length = dict(headers).get("Content-Length", str(len(body))) if self.command == "HEAD" else str(len(body))
-            for name, value in [*kept, ("Content-Length", length)]:
-                self.send_header(name, value)
-            self.end_headers()
-            with contextlib.suppress(BrokenPipeError):
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    servers = [make_server("127.0.0.1", 0, app, threaded=True) for app in (storage, troubled)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield query.replace(good, f"127.0.0.1:{server.server_port}"), trouble
+        address = f"http://127.0.0.1:{servers[0].server_port}"
+        for path, method in (("moto-api/reset", "POST"), (bucket, "PUT")):  # what is stored outlives its servers
+            urllib.request.urlopen(urllib.request.Request(f"{address}/{path}", method=method), timeout=10).close()
+        good, bad = (
+            f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1" for server in servers
+        )
+        yield good, bad, trouble
     finally:
-        server.shutdown()
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()

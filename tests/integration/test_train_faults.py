@@ -18,9 +18,9 @@ from melanoma.data.dataset import PreparedData
 from melanoma.storage import Place, place
 from ray_jobs.checkpoints import SNAPSHOT, STATE
 from ray_jobs.cli import FAILED
-from tests.clusters import CREDENTIALS, object_storage, wait_for
+from tests.clusters import CREDENTIALS, wait_for
 from tests.runs import Run
-from tests.unreliable import Trouble, in_front_of
+from tests.unreliable import Trouble, unreliable_storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.fault]
 Record = Callable[[str, object], None]
@@ -152,8 +152,8 @@ def remote(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """A run in object storage that can be made to fail."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with object_storage("melanoma") as query, in_front_of(query) as (through, trouble):
-        yield Run(prepared, f"s3://melanoma/runs?{through}", place(f"s3://melanoma/runs?{query}")), trouble
+    with unreliable_storage("melanoma") as (good, bad, trouble):
+        yield Run(prepared, f"s3://melanoma/runs?{bad}", place(f"s3://melanoma/runs?{good}")), trouble
 
 
 @pytest.mark.drill
@@ -161,7 +161,7 @@ def test_the_storage_of_a_training_is_slow(
     remote: tuple[Run, Trouble], undisturbed: Run, record_property: Record
 ) -> None:
     run, trouble = remote
-    trouble.write_seconds = 2
+    trouble.write_seconds = 0.5  # three of them for each object
     run.finish()
     run.ends_like(undisturbed)
     record_property("lost", "nothing")

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,25 +14,20 @@ import psutil
 import pytest
 
 from melanoma.data.dataset import PreparedData
+from tests.clusters import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(3600)]
 SETTINGS = [
     "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
     "--set", "min_specificity=0", "--trials", "12", "--name", "search",  # TPE draws from the sixth on
 ]  # fmt: skip
+Record = Callable[[str, object], None]
 OF_A_TRIAL = ["gamma", "tau", "melanoma_factor", "status", "folds", "objective", "auroc"]
 
 
 def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "ray_jobs.cli", "tune", str(dataset), str(out), *SETTINGS, *more]
     return subprocess.Popen(command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL)
-
-
-def _wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def _folds(out: Path) -> dict[str, float]:
@@ -47,7 +41,7 @@ def _copy(prepared: PreparedData, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed_search(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert _tune(_copy(prepared, folder), folder, "--at-once", "1").wait(1800) == 0
     return folder
@@ -62,12 +56,12 @@ def _same_end(out: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("num_folds", [1, 8, 20])
-def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
-    num_folds: int, prepared: PreparedData, undisturbed: Path, tmp_path: Path
+def test_a_search_driver_is_killed(
+    num_folds: int, prepared: PreparedData, undisturbed_search: Path, tmp_path: Path, record_property: Record
 ) -> None:
     dataset = _copy(prepared, tmp_path)
     process = _tune(dataset, tmp_path, "--at-once", "1")
-    _wait_for(lambda: len(_folds(tmp_path)) >= num_folds)
+    wait_for(lambda: len(_folds(tmp_path)) >= num_folds, seconds=600)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -77,7 +71,8 @@ def test_a_search_whose_driver_is_killed_ends_like_one_left_alone(
     assert _tune(dataset, tmp_path, "--at-once", "1").wait(1800) == 0
     after = _folds(tmp_path)
     assert {name: after[name] for name in before} == before, "a finished fold was trained again"
-    _same_end(tmp_path, undisturbed)
+    _same_end(tmp_path, undisturbed_search)
+    record_property("lost", "nothing; the folds under way again")
 
 
 def _trials(pid: int) -> list[psutil.Process]:
@@ -93,17 +88,18 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_trial_whose_process_dies_is_taken_up_again(
-    prepared: PreparedData, undisturbed: Path, tmp_path: Path
+def test_a_trial_is_killed(
+    prepared: PreparedData, undisturbed_search: Path, tmp_path: Path, record_property: Record
 ) -> None:
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "1")
-    _wait_for(lambda: _trials(process.pid))  # base and plain are trained before there is one
+    wait_for(lambda: _trials(process.pid), seconds=300)  # base and plain are trained before there is one
     killed = _trials(process.pid)
     assert killed, "the trial ended before it could be killed"
     for trial in killed:
         trial.kill()
     assert process.wait(1800) == 0
-    _same_end(tmp_path, undisturbed)
+    _same_end(tmp_path, undisturbed_search)
+    record_property("lost", "nothing; the folds under way again")
 
 
 @pytest.fixture
@@ -117,13 +113,17 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     cluster.shutdown()
 
 
-def test_a_node_that_is_lost_costs_only_the_folds_in_training(
-    prepared: PreparedData, undisturbed: Path, tmp_path: Path, two_nodes: tuple[str, Callable[[], None]]
+def test_a_node_of_a_search_is_lost(
+    prepared: PreparedData,
+    undisturbed_search: Path,
+    tmp_path: Path,
+    two_nodes: tuple[str, Callable[[], None]],
+    record_property: Record,
 ) -> None:
     address, lose = two_nodes
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "2", RAY_ADDRESS=address)
     # Base and plain have their folds, and a trial runs on each of the two nodes.
-    _wait_for(lambda: len(_folds(tmp_path)) > 2 * prepared.manifest["num_folds"], seconds=600)
+    wait_for(lambda: len(_folds(tmp_path)) > 2 * prepared.manifest["num_folds"], seconds=600)
     lose()
     before = _folds(tmp_path)
     assert process.wait(1800) == 0
@@ -131,11 +131,13 @@ def test_a_node_that_is_lost_costs_only_the_folds_in_training(
     assert {name: after[name] for name in before} == before
     assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
     # Two at a time are drawn in another order; a setting's folds are the same wherever they were trained.
-    both = set(after) & set(_folds(undisturbed))
+    both = set(after) & set(_folds(undisturbed_search))
     assert len(both) > 2 * prepared.manifest["num_folds"]
     for name in both:
         tables = [
-            pd.read_parquet(o / "search" / "folds" / name / "predictions.parquet") for o in (tmp_path, undisturbed)
+            pd.read_parquet(o / "search" / "folds" / name / "predictions.parquet")
+            for o in (tmp_path, undisturbed_search)
         ]
         # With one thread each instead of two, sums are made in another order.
         pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=1e-3, atol=1e-4)
+    record_property("lost", "nothing; the folds under way again")

@@ -56,6 +56,27 @@ def test_what_is_no_storage_is_told() -> None:
         place("nowhere://bucket/file").is_file()
 
 
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", DataError),
+        ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation", DataError),
+        ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation", OSError),
+        ("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Couldn't connect to server", OSError),
+    ],
+)
+def test_a_wrong_address_is_told_from_storage_that_is_away(
+    told: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away:
+        def get_file_info(self, _: str) -> None:
+            raise OSError(told)
+
+    monkeypatch.setattr(RemotePath, "file_system", Away())
+    with pytest.raises(error, match=r"s3://bucket must .* it (is|does) not"):
+        RemotePath("s3://bucket/runs").is_file()
+
+
 def test_files_and_folders_are_there_once_written(folder: Place) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     assert not (folder / "one.txt").is_file()
