@@ -96,8 +96,9 @@ def crd_findings(documents: list[Document], crds: Path) -> Iterator[str]:
 def _definitions(folder: Path) -> Iterator[Document]:
     for path in sorted(folder.glob("*.yaml")):
         for found in yaml.load_all(path.read_text(), yaml.CSafeLoader):
-            if found and found["kind"] == "CustomResourceDefinition":
-                yield found
+            for document in found["items"] if found and found["kind"] == "List" else [found]:
+                if document and document["kind"] == "CustomResourceDefinition":
+                    yield document
 
 
 def _kind(document: Document) -> tuple[str, str, str]:
