@@ -32,7 +32,7 @@ def run(prepared: PreparedData, tmp_path: Path) -> Run:
     return Run(prepared, tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize("epochs", [pytest.param(0, marks=pytest.mark.drill), 2])
 def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, record_property: Record) -> None:
     """In the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
     process = run.start()
@@ -73,6 +73,7 @@ def test_a_training_worker_is_killed(run: Run, undisturbed: Run, record_property
     record_property("lost", "nothing; the epoch under way again")
 
 
+@pytest.mark.drill
 def test_a_training_driver_is_killed_while_it_packs(run: Run, undisturbed: Run, record_property: Record) -> None:
     shutil.copytree(undisturbed.folder, run.folder)
     shutil.rmtree(run.folder / "bundle")
@@ -97,7 +98,9 @@ def _flip(folder: Place) -> None:
             (checkpoint / STATE).write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("damage", [_half, _flip], ids=["half a list", "flipped bits"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param(_half, id="half a list", marks=pytest.mark.drill), pytest.param(_flip, id="flipped bits")]
+)
 def test_checkpoints_are_damaged(
     damage: Callable[[Place], None], run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
