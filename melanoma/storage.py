@@ -7,6 +7,7 @@ what the files hold.
 """
 
 import functools
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -20,13 +21,9 @@ if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
     import pyarrow.fs
 
 _BY_PYARROW = ("s3", "gs", "gcs")
-_REFUSALS = (
-    "ACCESS_DENIED",
-    "INVALID_ACCESS_KEY_ID",
-    "INVALID_SIGNATURE",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "NO_SUCH_BUCKET",
-    "HTTP status 40",
+_REFUSALS = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|PERMISSION_DENIED|UNAUTHENTICATED"
+    "|HTTP status 40[0134]"
 )
 """How pyarrow tells that an address or its credentials are wrong, and not that the storage is away."""
 
@@ -153,7 +150,7 @@ class RemotePath:
         try:
             return str(self.file_system.get_file_info(self.key).type.name)
         except OSError as error:
-            if any(code in str(error) for code in _REFUSALS):
+            if _REFUSALS.search(str(error)):
                 raise DataError(
                     f"{self._scheme}://{self._bucket} must be there and open to the credentials here, it is not ({error})."
                 ) from error

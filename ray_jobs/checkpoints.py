@@ -34,9 +34,7 @@ def load_state(checkpoint: Checkpoint, device: torch.device | str) -> dict[str, 
     with checkpoint.as_directory() as folder:
         data = Path(folder, STATE).read_bytes()
         if hashlib.sha256(data).hexdigest() != Path(folder, HASH).read_text():
-            raise OSError(
-                f"the checkpoint {checkpoint.path} must match its hash, it does not; run the same command again."
-            )
+            raise OSError(f"the checkpoint {checkpoint.path} must match its hash, it does not.")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return state
 
@@ -50,13 +48,11 @@ def find_damage(folder: Place) -> str:
         return ""
     try:
         told = json.loads((folder / SNAPSHOT).read_text())
-    except ValueError:
+        kept = [*told["checkpoint_results"], told["latest_checkpoint_result"]]
+        names = sorted({entry["checkpoint_dir_name"] for entry in kept if entry})
+    except (ValueError, TypeError, KeyError):
         return "the list of its checkpoints is not whole"
-    kept = [
-        *told["checkpoint_results"],
-        *([told["latest_checkpoint_result"]] if told["latest_checkpoint_result"] else []),
-    ]
-    for name in sorted({entry["checkpoint_dir_name"] for entry in kept}):
+    for name in names:
         path = folder / name
         if not (
             (path / HASH).is_file()

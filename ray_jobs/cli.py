@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     # The outermost frame: whatever gets here must become a sentence and an exit code.
     except Exception as error:
-        return _explain(error)
+        return _explain(error, resumes=hasattr(args, "address"))
 
 
 def _submit(args: argparse.Namespace, words: list[str]) -> int:
@@ -301,14 +301,14 @@ def _resolve_paths(args: argparse.Namespace) -> None:
         args.weights = str(Path(args.weights).resolve())
 
 
-def _explain(error: Exception) -> int:
-    """Say an error in one sentence and return its exit code; bad input is any ValueError or OSError, ours or found by a worker."""
+def _explain(error: Exception, *, resumes: bool) -> int:
+    """Say an error in one sentence and return its exit code; bad input is a ValueError or a path that is not there, ours or found by a worker."""
     if os.environ.get("MELANOMA_DEBUG") == "1":
         traceback.print_exception(error)
     cause = _root_cause(error)
     told = " ".join(str(cause).split()) or type(cause).__name__
     is_input = isinstance(cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError)
-    if isinstance(cause, OSError) and not is_input:  # a disk or a storage that is full or away
+    if resumes and isinstance(cause, OSError) and not is_input:  # a disk or a storage that is full or away
         told = f"{told.rstrip('.')}; once that is mended, the same command goes on where it can."
     print(f"melanoma: {told}", file=sys.stderr)
     return BAD_INPUT if is_input else FAILED

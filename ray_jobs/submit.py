@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 import ray
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
 from melanoma.storage import is_address
@@ -31,6 +31,7 @@ from ray_jobs.progress import say
 PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
 PASSED_ON = ("MELANOMA_DEBUG",)
 POLL_SECONDS = 2.0
+AWAY_SECONDS = 180.0
 
 
 def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -57,8 +58,8 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
             entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
             runtime_env={"working_dir": folder, "env_vars": environment},
         )
-    say(f"job {job} at {address}")
     try:
+        say(f"job {job} at {address}")
         try:
             asyncio.run(_follow(client, job, mark))
         except (RuntimeError, OSError, aiohttp.ClientError):
@@ -138,7 +139,7 @@ def split_result(lines: Sequence[str], mark: str, *, inside: bool) -> Iterator[t
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    while not (details := client.get_job_info(job)).status.is_terminal():
+    while not (details := _details(client, job)).status.is_terminal():
         time.sleep(POLL_SECONDS)
     if details.status == JobStatus.SUCCEEDED:
         return 0
@@ -148,10 +149,23 @@ def _exit_code(client: JobSubmissionClient, job: str) -> int:
     return FAILED
 
 
+def _details(client: JobSubmissionClient, job: str) -> JobDetails:
+    """Return what the head says of a job, asked for some minutes while it does not answer."""
+    deadline = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return client.get_job_info(job)
+        except (RuntimeError, OSError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
 def _interrupted(client: JobSubmissionClient, address: str, job: str) -> int:
     if sys.stdin.isatty():
         try:
-            stop = input("\nstop the job too? [y/N] ").strip().lower().startswith("y")
+            print("\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is the result's
+            stop = input().strip().lower().startswith("y")
         except (KeyboardInterrupt, EOFError):
             stop = False
         if stop:

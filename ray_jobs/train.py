@@ -92,7 +92,7 @@ def _claim(job: TrainJob, *, content: str) -> None:
     if (job.run_dir / "bundle" / MANIFEST).is_file():
         say(f"{job.run_dir} is finished; nothing is left to do.")
     elif damage := find_damage(job.run_dir / "checkpoints"):
-        say(f"{job.run_dir} cannot go on, {damage}; it starts again")
+        say(f"{job.run_dir} cannot go on, {damage}; it starts again, and ends as if nothing had happened")
         remove_folder(job.run_dir / "checkpoints")
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())

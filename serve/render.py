@@ -47,7 +47,9 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     app["args"] |= values.get("args", {})
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
     for name, changes in values.get("deployments", {}).items():
-        by_name[name] |= changes
+        for option, change in changes.items():
+            old = by_name[name].get(option)
+            by_name[name][option] = old | change if isinstance(old, dict) else change
     check_config(config)
     return config
 

@@ -218,6 +218,6 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
             report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " "),
             dict(report.user_properties),
         )
-        lost = found.get("lost", "nothing") if report.passed else "FAILED"
+        lost = found.get("lost", "") if report.passed else "FAILED"
         back = f"{found['back_seconds']:.0f} s" if "back_seconds" in found else ""
         terminalreporter.write_line(f"{told[:76]:78}{lost:50}{back:>8}{report.duration:6.0f} s")

@@ -26,8 +26,9 @@ NETWORK = "198.18.{}"
 
 def missing() -> str:
     """Return why there can be no machines here, or nothing."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        return "network namespaces need root and iproute2"
+    lacking = [name for name in ("ip", "unshare", "nsenter", "mount", "redis-server") if shutil.which(name) is None]
+    if os.geteuid() != 0 or lacking:
+        return f"machines need root, and here {' and '.join(lacking) or 'it'} is not"
     name = f"try{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
         return "this computer allows no network namespaces"
@@ -86,6 +87,13 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
         if self.process is not None:
             self.process.wait(30)
+
+    def stop_ray(self) -> None:
+        """Tell what runs there to stop, as the manifests do before a pod ends."""
+        assert self.process is not None
+        inside = psutil.Process(self.process.pid).children()[0].pid
+        stop = ["nsenter", "--target", str(inside), "--net", "--pid", "--mount", BIN / "ray", "stop"]
+        subprocess.run(stop, check=True, capture_output=True, timeout=120)
 
     def vanish(self) -> None:
         """Pull its cable: nobody who talks to it is told, then or later."""

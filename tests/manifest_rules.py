@@ -16,6 +16,7 @@ from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs
 
 MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
 PROXY_DRAIN_SECONDS = 30
+ANSWERING = ("Ingress", "Classifier")
 
 
 def operator_findings(document: Document) -> Iterator[str]:
@@ -34,6 +35,8 @@ def _cluster_findings(cluster: dict[str, Any]) -> Iterator[str]:
     version = Version(cluster.get("rayVersion") or "0")
     if cluster.get("authOptions", {}).get("mode") == "token" and version < Version("2.52.0"):
         yield "authOptions.mode token needs a rayVersion of at least 2.52.0"
+    if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
+        yield "enableK8sTokenAuth is not allowed in a RayJob or RayService"
     autoscaling = cluster.get("enableInTreeAutoscaling", False)
     second = cluster.get("autoscalerOptions", {}).get("version", "v2") == "v2"
     for group in groups_of(cluster):
@@ -47,6 +50,8 @@ def _cluster_findings(cluster: dict[str, Any]) -> Iterator[str]:
         if "labels" in group.get("rayStartParams", {}):
             yield "labels must not stand in rayStartParams"
     for group in cluster.get("workerGroupSpecs", []):
+        if not autoscaling and not {"minReplicas", "maxReplicas"} <= set(group):
+            yield "without the autoscaler a group must say minReplicas and maxReplicas"
         least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
         if not 0 <= least <= most:
             yield f"minReplicas must be from 0 to maxReplicas, got {least} and {most}"
@@ -135,12 +140,18 @@ def serve_findings(document: Document) -> Iterator[str]:
         ("GPU", "num_gpus", limits.get("nvidia.com/gpu", 0)),
     ):
         wanted = dict.fromkeys(("min_replicas", "max_replicas"), 0.0)
-        for deployment in values["applications"][0]["deployments"]:
+        deployments = values["applications"][0]["deployments"]
+        # A new version's first replica starts beside all old ones.
+        wanted["max_replicas"] += max(deployment["ray_actor_options"].get(option, 0) for deployment in deployments)
+        for deployment in deployments:
             for edge in wanted:
                 wanted[edge] += deployment["autoscaling_config"][edge] * deployment["ray_actor_options"].get(option, 0)
         for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
             if wanted[edge] > float(there) * group[workers]:
                 yield f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]} workers have {float(there) * group[workers]}"
+    for deployment in values["applications"][0]["deployments"]:
+        if deployment["name"] in ANSWERING and deployment["autoscaling_config"]["min_replicas"] < 2:
+            yield f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
     ports = {port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
     if values["http_options"]["port"] not in ports or values["http_options"]["host"] != "0.0.0.0":
         yield "Serve must listen on the port that the workers open, and not on loopback"
@@ -172,7 +183,9 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
                         yield f"the volume {mount['name']} must be there to be mounted"
         cluster = cluster_of(document)
         tags = {
-            container["image"].rpartition(":")[2] for spec in pod_specs(document) for container in spec["containers"]
+            container["image"].partition("@")[0].rpartition(":")[2]
+            for spec in pod_specs(document)
+            for container in spec["containers"]
         }
         if {tag.partition("-")[0] for tag in tags} != {cluster["rayVersion"]}:
             yield f"image tags {sorted(tags)} must be of the rayVersion {cluster['rayVersion']}"
@@ -218,8 +231,28 @@ def wiring_findings(documents: list[Document]) -> Iterator[str]:
         for target in policy["spec"]["targetRefs"]:
             if (target["kind"], target["name"]) not in made:
                 yield f"{policy['kind']} must govern something that is there"
+    yield from _limit_findings(documents, config)
     yield from _drain_findings(service, config)
     yield from _port_findings(documents, service)
+
+
+def _limit_findings(documents: list[Document], config: dict[str, Any]) -> Iterator[str]:
+    """What a service behind Ray's proxy cannot do for itself must be done before it."""
+    clients = {
+        key
+        for policy in of_kind(documents, "ClientTrafficPolicy")
+        for key in policy["spec"].get("timeout", {}).get("http", {})
+    }
+    if "requestReceivedTimeout" not in clients:
+        yield "the gateway must bound how long a request takes to arrive"
+    backends: dict[str, Any] = {}
+    for policy in of_kind(documents, "BackendTrafficPolicy"):
+        backends |= policy["spec"]
+    if not {"requestBuffer", "rateLimit"} <= set(backends):
+        yield "the gateway must bound bodies and rates"
+    patience = backends.get("retry", {}).get("perRetry", {}).get("timeout", "0s")
+    if int(patience.removesuffix("s")) <= config["http_options"]["request_timeout_s"]:
+        yield "a try must be more patient than Serve, or what is slow is asked twice"
 
 
 def _drain_findings(service: Document, config: dict[str, Any]) -> Iterator[str]:
@@ -248,14 +281,35 @@ def _port_findings(documents: list[Document], service: Document) -> Iterator[str
         asked = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule.get("ports", [])}
         if open_ports and not asked <= open_ports:
             yield f"NetworkPolicy {policy['metadata']['name']} lets in to {sorted(asked - open_ports)}, which no pod opens"
-    # Serve is reached through the gateway alone, Ray's dashboard by the operator alone.
+    yield from _way_in_findings(documents)
+
+
+def _way_in_findings(documents: list[Document]) -> Iterator[str]:
+    """Serve is reached through the gateway alone, Ray's dashboard by the operator alone; all else talks inside."""
+    policies = of_kind(documents, "NetworkPolicy")
+    closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    if not any(policy["spec"] == closed for policy in policies):
+        yield "one policy must deny everything to every pod"
+    for policy in policies:
+        for rule in policy["spec"].get("ingress", []):
+            peers = rule.get("from") or [{}]
+            inside = all(peer.get("podSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers)
+            named = all(peer.get("namespaceSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers)
+            if not inside and not (named and rule.get("ports")):
+                yield f"NetworkPolicy {policy['metadata']['name']} must let in pods by their labels, or a namespace to some ports"
+        for rule in policy["spec"].get("egress", []):
+            peers = rule.get("to", [])
+            if not rule.get("ports") and not (
+                peers and all(peer.get("podSelector", {}).get("matchLabels") for peer in peers)
+            ):
+                yield f"NetworkPolicy {policy['metadata']['name']} must let out to pods by their labels, or to some ports"
     allowed = {
         (port["port"], source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
-        for policy in of_kind(documents, "NetworkPolicy")
+        for policy in policies
         for rule in policy["spec"].get("ingress", [])
-        for source in rule["from"]
+        for source in rule.get("from", [])
         for port in rule.get("ports", [])
-        if "namespaceSelector" in source
+        if source.get("namespaceSelector", {}).get("matchLabels")
     }
     expected = {(8000, "envoy-gateway-system"), (8000, "kuberay-operator"), (8265, "kuberay-operator")}
     expected |= {(port, "monitoring") for port in (8080, 44217, 44227)}

@@ -23,15 +23,18 @@ class Trouble:
         failing: whether everything is answered 503.
         full: whether every write is answered 507.
         refused: how many requests were.
+        delayed: how many writes were.
     """
 
     def __init__(self) -> None:
-        self.write_seconds, self.failing, self.full, self.refused = 0.0, False, False, 0
+        self.write_seconds, self.failing, self.full = 0.0, False, False
+        self.refused = self.delayed = 0
 
     def answer(self, method: str) -> tuple[int, str] | None:
         """Return the status and the code with which a request is refused, or None."""
-        if method in WRITES:
+        if method in WRITES and self.write_seconds:
             time.sleep(self.write_seconds)
+            self.delayed += 1
         found = (
             (503, "SlowDown")
             if self.failing

@@ -263,10 +263,10 @@ def test_ctrl_c_at_a_terminal_asks(answer: str, told: str, ends: str, head: Head
     process, job = _prepare(head, bucket, f"asked_{answer}", theirs)
     process.send_signal(signal.SIGINT)
     os.write(ours, f"{answer}\n".encode())
-    asked, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
     os.close(ours)
     os.close(theirs)
-    assert "stop the job too? [y/N]" in asked
+    assert "stop the job too? [y/N]" in said
     assert f"job {job} {told}" in said
     wait_for(
         lambda: (

@@ -74,7 +74,7 @@ def test_a_training_worker_is_killed(run: Run, undisturbed: Run, record_property
 
 
 @pytest.mark.drill
-def test_a_training_driver_is_killed_while_it_packs(run: Run, undisturbed: Run, record_property: Record) -> None:
+def test_a_training_ended_before_its_bundle_was_made(run: Run, undisturbed: Run, record_property: Record) -> None:
     shutil.copytree(undisturbed.folder, run.folder)
     shutil.rmtree(run.folder / "bundle")
     (run.folder / "result.json").unlink()
@@ -167,6 +167,7 @@ def test_the_storage_of_a_training_is_slow(
     trouble.write_seconds = 0.5  # three of them for each object
     run.finish()
     run.ends_like(undisturbed)
+    assert trouble.delayed > 50
     record_property("lost", "nothing")
 
 

@@ -13,8 +13,9 @@ from tests.manifests import Document, cluster_of, of_kind
 
 
 def _planted(documents: list[Document], kind: str, plant: Callable[[Any], object]) -> list[Document]:
-    changed = copy.deepcopy(documents)
-    plant(of_kind(changed, kind)[0])
+    """Change the first document of a kind, or the one that is named, kind/name."""
+    changed, (kind, _, name) = copy.deepcopy(documents), kind.partition("/")
+    plant(next(document for document in of_kind(changed, kind) if name in ("", document["metadata"]["name"])))
     return changed
 
 
@@ -85,6 +86,11 @@ _SERVICE_FAULTS: dict[str, Callable[[Any], object]] = {
         d["spec"].update(upgradeStrategy=_stepwise()),
         d["spec"]["rayClusterConfig"].update(enableInTreeAutoscaling=False),
     ),
+    "a token of Kubernetes": lambda d: d["spec"]["rayClusterConfig"]["authOptions"].update(enableK8sTokenAuth=True),
+    "no bounds": lambda d: (
+        d["spec"]["rayClusterConfig"].update(enableInTreeAutoscaling=False),
+        d["spec"]["rayClusterConfig"]["workerGroupSpecs"][0].pop("minReplicas"),
+    ),
     "a head service's name": lambda d: d["spec"]["rayClusterConfig"]["headGroupSpec"].update(
         headService={"metadata": {"name": "x"}}
     ),
@@ -136,6 +142,7 @@ def test_a_right_too_many_is_found(name: str, serving: list[Document]) -> None:
         ("max_ongoing_requests", "max_ongoing_request"),
         ("serve.app:build_app", "serve.app:build"),
         ("max_replicas: 4", "max_replicas: 40"),
+        ("min_replicas: 2", "min_replicas: 1"),
         ("port: 8000", "port: 8001"),
         ("host: 0.0.0.0", "host: 127.0.0.1"),
     ],
@@ -201,6 +208,14 @@ def test_a_fault_against_another_definition_is_found(name: str, serving: list[Do
     assert list(manifests.crd_findings(_planted(serving, kind, lambda d: plant(d["spec"])), more_crds))
 
 
+def _namespace(name: str) -> dict[str, Any]:
+    return {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}]}
+
+
+def _let_in(rule: dict[str, Any]) -> tuple[str, Callable[[Any], object]]:
+    return "NetworkPolicy/melanoma-ray", lambda spec: spec["ingress"].append(rule)
+
+
 _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "another listener": ("HTTPRoute", lambda spec: spec["parentRefs"][0].update(sectionName="http")),
     "another host": ("HTTPRoute", lambda spec: spec.update(hostnames=["other.example.org"])),
@@ -209,8 +224,17 @@ _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "an impatient gateway": ("HTTPRoute", lambda spec: spec["rules"][0]["timeouts"].update(request="5s")),
     "a policy of nothing": ("BackendTrafficPolicy", lambda spec: spec["targetRefs"][0].update(name="other")),
     "a port nobody names": ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(port="metric")),
-    "an open dashboard": ("NetworkPolicy", lambda spec: spec.update(ingress=[{"from": [{"namespaceSelector": {"matchLabels": {
-        "kubernetes.io/metadata.name": "default"}}}], "ports": [{"port": 8265}]}])),
+    "an open dashboard": _let_in({**_namespace("default"), "ports": [{"port": 8265}]}),
+    "the world on the dashboard": _let_in({"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 8265}]}),
+    "a namespace on every port": _let_in(_namespace("monitoring")),
+    "every pod of the namespace": _let_in({"from": [{"podSelector": {}}]}),
+    "everybody": _let_in({"ports": [{"port": 8265}]}),
+    "out to the world": ("NetworkPolicy/melanoma-ray", lambda spec: spec["egress"].append({})),
+    "nothing denied": ("NetworkPolicy/melanoma-deny", lambda spec: spec.update(policyTypes=["Ingress"])),
+    "endless bodies": ("BackendTrafficPolicy", lambda spec: spec.pop("requestBuffer")),
+    "no rate": ("BackendTrafficPolicy", lambda spec: spec.pop("rateLimit")),
+    "slow senders": ("ClientTrafficPolicy", lambda spec: spec["timeout"]["http"].pop("requestReceivedTimeout")),
+    "an impatient try": ("BackendTrafficPolicy", lambda spec: spec["retry"]["perRetry"].update(timeout="1s")),
     "no time to drain": ("RayService", lambda spec: spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"].update(
         terminationGracePeriodSeconds=30)),
 }  # fmt: skip
@@ -225,3 +249,12 @@ def test_a_loose_wire_is_found(name: str, serving: list[Document]) -> None:
 def test_a_right_too_many_of_the_autoscaler_is_found(serving: list[Document]) -> None:
     changed = _planted(serving, "RayService", lambda d: cluster_of(d)["autoscalerOptions"].pop("securityContext"))
     assert list(rules.hardening_findings(of_kind(changed, "RayService")[0]))
+
+
+def test_an_image_may_be_pinned_by_its_digest(serving: list[Document]) -> None:
+    def pin(worker: Any) -> None:
+        container = worker["template"]["spec"]["containers"][0]
+        container["image"] += f"@sha256:{'0' * 64}"
+
+    pinned = _planted(serving, "RayService", lambda d: pin(cluster_of(d)["workerGroupSpecs"][0]))
+    assert not [found for found in rules.reference_findings(pinned, given=set()) if "image tags" in found]

@@ -31,9 +31,8 @@ def _ray(documents: list[Document]) -> list[Document]:
 
 
 def test_there_is_an_overlay_for_each_cluster_and_purpose() -> None:
-    assert {f"{cluster}/{purpose}" for cluster in ("cpu", "gpu") for purpose in ("serve", "train", "tune")} == set(
-        OVERLAYS
-    )
+    both = {f"{cluster}/{purpose}" for cluster in ("cpu", "gpu") for purpose in ("serve", "train", "tune")}
+    assert both | {"cpu/prepare"} == set(OVERLAYS)
 
 
 @pytest.mark.parametrize("path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S)))
@@ -122,7 +121,9 @@ def test_a_job_is_a_command_of_ours(overlay: list[Document]) -> None:
         python, dash_m, module, *words = job["spec"]["entrypoint"].split()
         assert (python, dash_m, module) == ("python", "-m", "ray_jobs.cli")
         args = build_parser({name: lambda _: 0 for name in _COMMANDS}, "0").parse_args(words)  # type: ignore[misc]
-        assert str(args.dataset).startswith("s3://")
+        assert all(
+            str(path).startswith("s3://") for name, path in vars(args).items() if name in ("source", "dataset", "out")
+        )
 
 
 _COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
