@@ -71,18 +71,8 @@ def _at(path: str, bucket: str) -> str:
 @pytest.fixture(scope="module")
 def dataset(head: Head, bucket: str) -> str:
     out = _at("dataset", bucket)
-    words = [
-        "data",
-        "prepare",
-        _at("source", bucket),
-        out,
-        "--size",
-        "96",
-        "--folds",
-        "3",
-        "--calibration-fraction",
-        "0.45",
-    ]
+    words = _entrypoint("cpu/prepare", {"s3://melanoma/source": _at("source", bucket), "s3://melanoma/dataset": out})
+    words += ["--size", "96", "--folds", "3", "--calibration-fraction", "0.45"]
     done = _melanoma(head, *words)
     assert done.returncode == DONE, done.stderr
     manifest = json.loads(done.stdout)  # the result alone: the log went to stderr
