@@ -38,6 +38,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def title_of(pid: int) -> str:
+    """Return what a process calls itself, nothing if it has ended meanwhile."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
 def wait_for_http(url: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
     """Return once something answers there, whatever it answers."""
     deadline = time.monotonic() + seconds

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.clusters import BIN, end, wait_for, wait_for_http
+from tests.clusters import BIN, end, title_of, wait_for, wait_for_http
 
 NETWORK = "198.18.{}"
 """Addresses set aside for tests of networks (RFC 2544), so that they are nobody's."""
@@ -78,7 +78,7 @@ class Machine:
     def processes(self, title: str = "") -> list[int]:
         """Return the processes that run there, or those whose title begins so."""
         told = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False).stdout
-        return sorted(pid for pid in map(int, told.split()) if _title(pid).startswith(title))
+        return sorted(pid for pid in map(int, told.split()) if title_of(pid).startswith(title))
 
     def crash(self) -> None:
         """Kill all that runs there, at once."""
@@ -104,13 +104,6 @@ def inner_pid(pid: int) -> int:
     """Return the number that a process has on its machine."""
     told = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in told.splitlines() if line.startswith("NSpid:")).split()[-1])
-
-
-def _title(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:  # it has ended meanwhile
-        return ""
 
 
 class Network:

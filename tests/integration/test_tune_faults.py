@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from melanoma.data.dataset import PreparedData
-from tests.clusters import wait_for
+from tests.clusters import title_of, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(3600)]
 SETTINGS = [
@@ -78,14 +78,7 @@ def test_a_search_driver_is_killed(
 def _trials(pid: int) -> list[psutil.Process]:
     """Return the processes of the trials that a search is running."""
     children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.is_running() and "ImplicitFunc.train" in _title(child)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has ended meanwhile
-        return ""
+    return [child for child in children if child.is_running() and "ImplicitFunc.train" in title_of(child.pid)]
 
 
 def test_a_trial_is_killed(
