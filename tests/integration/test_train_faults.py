@@ -104,16 +104,21 @@ def _flip(folder: Place) -> None:
 def test_checkpoints_are_damaged(
     damage: Callable[[Place], None], run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
+    _damaged(damage, run, undisturbed, tmp_path / "log", record_property)
+
+
+def _damaged(damage: Callable[[Place], None], run: Run, undisturbed: Run, log: Path, record: Record) -> None:
+    """Kill a run, damage what it left, and start it again."""
     process = run.start()
     wait_for(lambda: len(run.history()) >= 2 and (run.folder / "checkpoints" / SNAPSHOT).is_file())
     run.kill(process)
     damage(run.folder / "checkpoints")
     started = time.monotonic()
-    assert run.start(log=tmp_path / "log").wait(300) == 0
-    assert "it starts again" in (tmp_path / "log").read_text()
+    assert run.start(log=log).wait(300) == 0
+    assert "it starts again" in log.read_text()
     run.ends_like(undisturbed)
-    record_property("back_seconds", time.monotonic() - started)
-    record_property("lost", "nothing; every epoch again")
+    record("back_seconds", time.monotonic() - started)
+    record("lost", "nothing; every epoch again")
 
 
 @pytest.fixture
@@ -214,14 +219,4 @@ def test_the_storage_of_a_training_stays(
 def test_the_storage_of_a_training_gives_back_something_else(
     remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    run, _ = remote
-    process = run.start()
-    wait_for(lambda: len(run.history()) >= 2)
-    run.kill(process)
-    _flip(run.folder / "checkpoints")
-    started = time.monotonic()
-    assert run.start(log=tmp_path / "log").wait(300) == 0
-    assert "is damaged; it starts again" in (tmp_path / "log").read_text()
-    run.ends_like(undisturbed)
-    record_property("back_seconds", time.monotonic() - started)
-    record_property("lost", "nothing; every epoch again")
+    _damaged(_flip, remote[0], undisturbed, tmp_path / "log", record_property)
