@@ -44,9 +44,15 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     """
     config = read_config()
     (app,) = config["applications"]
-    app["args"] |= values.get("args", {})
+    if not {"bundle", "manifest_sha256"} <= set(values.get("args", {})):
+        raise ValueError(
+            "args must name the bundle and the manifest_sha256 that pins it; a cluster serves nothing by default."
+        )
+    app["args"] |= values["args"]
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
     for name, changes in values.get("deployments", {}).items():
+        if name not in by_name:
+            raise ValueError(f"deployments must be of {', '.join(by_name)}, {name} is not.")
         for option, change in changes.items():
             old = by_name[name].get(option)
             by_name[name][option] = old | change if isinstance(old, dict) else change
@@ -72,4 +78,7 @@ def _dump(value: Any) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        write_text(Path(name, PATCH), patch(Path(name)))
+        try:
+            write_text(Path(name, PATCH), patch(Path(name)))
+        except ValueError as error:
+            sys.exit(f"{Path(name, VALUES)}: {error}")

@@ -27,7 +27,7 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bundle: str
-    manifest_sha256: str | None = None
+    manifest_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # as sha256sum prints it
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)

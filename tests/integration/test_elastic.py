@@ -34,7 +34,7 @@ def test_a_training_node_comes_and_is_lost(
     prepared: PreparedData, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     alone, shared = (Run(prepared, tmp_path / name, tmp_path / name, SETTINGS) for name in ("alone", "shared"))
-    alone.finish()
+    assert alone.start().wait(900) == 0
     process = shared.start("--workers", "1-2", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(shared.history()) >= 1)
     second = cluster.add_node(num_cpus=1)
