@@ -32,6 +32,15 @@ def run(prepared: PreparedData, tmp_path: Path) -> Run:
     return Run(prepared, tmp_path, tmp_path)
 
 
+def _goes_on(run: Run, undisturbed: Run, record: Record) -> None:
+    """Give the same command again, and see that it ends as if nothing had happened."""
+    started = time.monotonic()
+    run.finish()
+    run.ends_like(undisturbed)
+    record("back_seconds", time.monotonic() - started)
+    record("lost", "nothing; the epoch under way again")
+
+
 @pytest.mark.parametrize("epochs", [pytest.param(0, marks=pytest.mark.drill), 2])
 def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, record_property: Record) -> None:
     """In the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
@@ -39,11 +48,7 @@ def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, re
     wait_for(lambda: run.worker() and len(run.history()) >= epochs)
     run.kill(process)
     assert not (run.folder / "bundle").exists()
-    started = time.monotonic()
-    run.finish()
-    run.ends_like(undisturbed)
-    record_property("back_seconds", time.monotonic() - started)
-    record_property("lost", "nothing; the epoch under way again")
+    _goes_on(run, undisturbed, record_property)
 
 
 @pytest.mark.drill
@@ -148,11 +153,7 @@ def test_the_disk_of_a_training_is_full(
     assert "No space left" in log.read_text().splitlines()[-1]
     assert "the same command goes on" in log.read_text().splitlines()[-1]
     ballast.unlink()
-    started = time.monotonic()
-    run.finish()
-    run.ends_like(undisturbed)
-    record_property("back_seconds", time.monotonic() - started)
-    record_property("lost", "nothing; the epoch under way again")
+    _goes_on(run, undisturbed, record_property)
 
 
 @pytest.fixture
@@ -208,11 +209,7 @@ def test_the_storage_of_a_training_stays(
     assert process.wait(500) == FAILED
     assert "the same command goes on" in log.read_text().splitlines()[-1]
     setattr(trouble, trouble_name, False)
-    started = time.monotonic()
-    run.finish()
-    run.ends_like(undisturbed)
-    record_property("back_seconds", time.monotonic() - started)
-    record_property("lost", "nothing; the epoch under way again")
+    _goes_on(run, undisturbed, record_property)
 
 
 @pytest.mark.drill
