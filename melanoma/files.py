@@ -125,19 +125,19 @@ def locked(folder: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Place, *, replace_if: str | None = None, last: str | None = None) -> Iterator[Path]:
+def new_folder(path: Place, *, replace_if: str | None = None) -> Iterator[Path]:
     """Give a folder of this node to write into, which takes its place only when the block ends well.
 
     Args:
         path: the folder to make.
-        replace_if: a file whose presence marks an older folder of the same kind, which is then replaced.
-        last: in object storage, where a folder has no name to change, the file that makes it whole; by default the same.
+        replace_if: a file whose presence marks an older folder of the same kind, which is then replaced; in object storage,
+            where a folder has no name to change, it is written last.
 
     Raises:
         DataError: if something else stands there already.
     """
     if isinstance(path, RemotePath):
-        with _new_remote_folder(path, replace_if=replace_if, last=last or replace_if) as work:
+        with _new_remote_folder(path, replace_if=replace_if) as work:
             yield work
         return
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -160,12 +160,12 @@ def new_folder(path: Place, *, replace_if: str | None = None, last: str | None =
 
 
 @contextlib.contextmanager
-def _new_remote_folder(path: RemotePath, *, replace_if: str | None, last: str | None) -> Iterator[Path]:
+def _new_remote_folder(path: RemotePath, *, replace_if: str | None) -> Iterator[Path]:
     _check_free(path, replace_if=replace_if)  # before anything is computed for it
     with tempfile.TemporaryDirectory(prefix="melanoma-") as folder:
         yield Path(folder)
         with shared_folder(path, replace_if=replace_if):
-            publish(Path(folder), path, last=last)
+            publish(Path(folder), path, last=replace_if)
 
 
 @contextlib.contextmanager

@@ -50,13 +50,15 @@ def train_all_folds(
 ) -> list[Folds | None]:
     """Return the scores of every fold of each setting, None for one whose loss does not stay finite.
 
-    What is not kept yet is trained, as many at a time as there are trials at a time; what for, progress says.
+    What is not kept yet is trained, each fold once even where settings are the same, as many at a time as there are
+    trials at a time; what for, progress says.
     """
     resources = study.resources()
     task = ray.remote(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), max_retries=MAX_FAILURES)(
         _keep_fold
     )
-    waiting = [(config, fold) for config in configs for fold in range(study.num_folds)]
+    wanted = [(config, fold) for config in configs for fold in range(study.num_folds)]
+    waiting = list({study.fold_dir(*each): each for each in wanted}.values())
     running: list[Any] = []
     with counted(what, "folds") as on_fold:
         for done in range(len(waiting)):

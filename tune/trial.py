@@ -30,7 +30,7 @@ from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import Training, TrainState, fit, predict, start_state
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
-from melanoma.files import new_folder, read_parquet, write_json
+from melanoma.files import read_parquet, write_json, write_parquet
 from melanoma.networks import start_model
 from melanoma.storage import Place, as_file_system, remove_folder
 from tune.space import LEAD, METRIC, to_config
@@ -175,7 +175,10 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
 
 
 def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: World, device: torch.device) -> None:
-    """Train and write predictions and history, or why it failed; rank 0 writes, all at once or not at all."""
+    """Train and write predictions and history, or why it failed; rank 0 writes, and last what makes the fold kept.
+
+    Two may train the same fold at once and write it over each other: it is the same.
+    """
     model = start_model(config.model, weights=study.weights, seed=config.seed, device=device)
     training = Training.on(config, open_prepared(study.dataset), world=world)
     state = start_state(model, config)
@@ -185,14 +188,14 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: 
     except FloatingPointError as caught:
         error = str(caught)
     table = None if error else _out_of_fold(training, state)
-    if world.rank > 0 or is_kept(folder):  # another trial of the same setting was first
+    if world.rank > 0:
         return
-    with new_folder(folder, last=FAILED if table is None else PREDICTIONS) as work:
-        if table is None:
-            write_json(work / FAILED, {"error": error})
-        else:
-            table.to_parquet(work / PREDICTIONS, index=False)
-            write_json(work / "history.json", state.history)
+    folder.mkdir(parents=True, exist_ok=True)
+    if table is None:
+        write_json(folder / FAILED, {"error": error})
+        return
+    write_json(folder / "history.json", state.history)
+    write_parquet(folder / PREDICTIONS, table)
 
 
 def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:

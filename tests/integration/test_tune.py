@@ -164,6 +164,32 @@ def test_a_finished_fold_is_not_trained_again(
     pd.testing.assert_frame_equal(fold_predictions(study, study.base, 1), first)
 
 
+def test_the_same_setting_twice_is_trained_once(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    """As when the winner is the base: a second training of a fold under way would be in its way."""
+    study, counts = _study(prepared, tiny_config, tmp_path), []
+    counted = contextlib.nullcontext(lambda done, total: counts.append((done, total)))
+    first, second = train_all_folds(study, [study.base, study.base], counted=lambda what, unit: counted)
+    assert counts == [(done, study.num_folds) for done in range(1, study.num_folds + 1)]
+    assert len(list(study.folds_dir.iterdir())) == study.num_folds
+    assert first is not None
+    assert second is not None
+    assert [fold.scores.tolist() for fold in first] == [fold.scores.tolist() for fold in second]
+
+
+def test_a_fold_that_another_trial_kept_meanwhile_may_be_written_again(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    first = fold_predictions(study, study.base, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.trial.is_kept", lambda _: False)
+        pd.testing.assert_frame_equal(fold_predictions(study, study.base, 0), first)
+    monkeypatch.setattr("tune.trial.fit", lambda *_: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(fold_predictions(study, study.base, 0), first)
+
+
 @pytest.mark.drill
 def test_two_workers_train_the_same_fold_as_one(
     prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
