@@ -1,98 +1,23 @@
-"""The upper rungs of the ladder: what no schema holds, be it a rule of the KubeRay operator, of this project, or that what is named is there.
-
-The operator's rules are re-implemented from ray-operator/controllers/ray/utils/validation.go of KubeRay 1.7.
-"""
+"""The upper rungs of the ladder: what this project asks of its manifests, and that what they name is there."""
 
 import importlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from packaging.version import Version
 
 from serve.settings import check_config
 from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs
 
-MAX_NAME = {"RayCluster": 53, "RayService": 47, "RayJob": 47, "RayCronJob": 36}
 PROXY_DRAIN_SECONDS = 30
 ANSWERING = ("Ingress", "Classifier")
 
 
-def operator_findings(document: Document) -> Iterator[str]:
-    """Check what the operator refuses although every schema allows it."""
-    kind, name, spec = document["kind"], document["metadata"]["name"], document["spec"]
-    cluster = cluster_of(document)
-    if len(name) > MAX_NAME[kind] or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        yield f"the name {name} must be a DNS label of at most {MAX_NAME[kind]} letters"
-    yield from _cluster_findings(cluster)
-    if "upgradeStrategy" in cluster:
-        yield "a cluster inside another resource must not have an upgradeStrategy"
-    yield from (_service_findings if kind == "RayService" else _job_findings)(spec, cluster)
-
-
-def _cluster_findings(cluster: dict[str, Any]) -> Iterator[str]:
-    version = Version(cluster.get("rayVersion") or "0")
-    if cluster.get("authOptions", {}).get("mode") == "token" and version < Version("2.52.0"):
-        yield "authOptions.mode token needs a rayVersion of at least 2.52.0"
-    if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
-        yield "enableK8sTokenAuth is not allowed in a RayJob or RayService"
-    autoscaling = cluster.get("enableInTreeAutoscaling", False)
-    second = cluster.get("autoscalerOptions", {}).get("version", "v2") == "v2"
-    for group in groups_of(cluster):
-        policy = group["template"]["spec"].get("restartPolicy", "Never")
-        if autoscaling and second and policy != "Never":
-            yield "with autoscaler v2 the restartPolicy of every pod must be Never"
-        if "resources" in group and {"num-cpus", "num-gpus", "memory", "resources"} & set(
-            group.get("rayStartParams", {})
-        ):
-            yield "a group has resources either of its own or in rayStartParams"
-        if "labels" in group.get("rayStartParams", {}):
-            yield "labels must not stand in rayStartParams"
-    for group in cluster.get("workerGroupSpecs", []):
-        if not autoscaling and not {"minReplicas", "maxReplicas"} <= set(group):
-            yield "without the autoscaler a group must say minReplicas and maxReplicas"
-        least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
-        if not 0 <= least <= most:
-            yield f"minReplicas must be from 0 to maxReplicas, got {least} and {most}"
-        if ({"idleTimeoutSeconds", "priority"} & set(group)) and not (autoscaling and second):
-            yield "idleTimeoutSeconds and priority of a group need autoscaler v2"
-    if "gcsFaultToleranceOptions" in cluster:
-        head = cluster["headGroupSpec"]
-        names = {
-            env["name"] for container in head["template"]["spec"]["containers"] for env in container.get("env", [])
-        }
-        if "redis-password" in head.get("rayStartParams", {}) or names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"}:
-            yield "with gcsFaultToleranceOptions Redis must be set nowhere else"
-
-
-def _service_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
-    if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
-        yield "headService.metadata.name must be left to the operator"
-    strategy = spec.get("upgradeStrategy", {})
-    if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
-        options = strategy.get("clusterUpgradeOptions", {})
-        if not cluster.get("enableInTreeAutoscaling"):
-            yield "an incremental upgrade needs enableInTreeAutoscaling"
-        if not options.get("gatewayClassName") or options.get("intervalSeconds", 0) <= 0:
-            yield "an incremental upgrade needs a gatewayClassName and an interval"
-        if not 0 < options.get("stepSizePercent", 0) <= options.get("maxSurgePercent", 100):
-            yield "stepSizePercent must be from 1 to maxSurgePercent"
-
-
-def _job_findings(spec: dict[str, Any], cluster: dict[str, Any]) -> Iterator[str]:
-    shuts_down = spec.get("shutdownAfterJobFinishes", False)
-    if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not shuts_down:
-        yield "ttlSecondsAfterFinished and suspend need shutdownAfterJobFinishes"
-    if "deletionStrategy" in spec and shuts_down:
-        yield "deletionStrategy excludes shutdownAfterJobFinishes"
-    mode = spec.get("submissionMode", "K8sJobMode")
-    if mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig", "clusterSelector"} & set(spec):
-        yield "SidecarMode has no submitter of its own"
-    if spec.get("backoffLimit", 0) and (mode == "InteractiveMode" or "clusterSelector" in spec):
-        yield "backoffLimit needs a cluster for each try"
+def retry_findings(document: Document) -> Iterator[str]:
+    """Check that nothing tries a job again: an exit code is a finding here."""
+    spec = document["spec"]
     if spec.get("backoffLimit", 0) or spec.get("submitterConfig", {}).get("backoffLimit", 2):
-        yield "an exit code is a finding here: nothing may be tried again"
+        yield "neither the cluster nor the submitter may try again, both backoffLimits must be 0"
 
 
 def hardening_findings(document: Document) -> Iterator[str]:

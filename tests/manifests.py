@@ -1,6 +1,7 @@
 """The ladder that manifests climb without a cluster: each rung returns what it finds wrong, a sentence each.
 
-Here are the rungs of an API server: rendering, schemas, defaults, CEL. Those above it stand in tests/manifest_rules.py.
+Here are the rungs of an API server: rendering, schemas, defaults, CEL. The operator's stand in tests/operator_rules.py, ours in
+tests/manifest_rules.py.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import copy
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,10 @@ def pod_specs(document: Document) -> Iterator[dict[str, Any]]:
         yield group["template"]["spec"]
     if "submitterPodTemplate" in document["spec"]:
         yield document["spec"]["submitterPodTemplate"]["spec"]
+
+
+def planted(documents: list[Document], kind: str, plant: Callable[[Any], object]) -> list[Document]:
+    """Change the first document of a kind, or the one that is named, kind/name."""
+    changed, (kind, _, name) = copy.deepcopy(documents), kind.partition("/")
+    plant(next(document for document in of_kind(changed, kind) if name in ("", document["metadata"]["name"])))
+    return changed

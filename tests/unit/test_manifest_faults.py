@@ -1,6 +1,5 @@
 """For each rung of the ladder a planted fault, which must be found."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,7 @@ import pytest
 
 from tests import manifest_rules as rules
 from tests import manifests
-from tests.manifests import Document, cluster_of, of_kind
-
-
-def _planted(documents: list[Document], kind: str, plant: Callable[[Any], object]) -> list[Document]:
-    """Change the first document of a kind, or the one that is named, kind/name."""
-    changed, (kind, _, name) = copy.deepcopy(documents), kind.partition("/")
-    plant(next(document for document in of_kind(changed, kind) if name in ("", document["metadata"]["name"])))
-    return changed
+from tests.manifests import Document, cluster_of, of_kind, planted
 
 
 def test_an_untidy_file_is_found() -> None:
@@ -34,7 +26,7 @@ def test_an_untidy_file_is_found() -> None:
     ids=["mistyped", "wrong type", "old version", "a budget that blocks every drain"],
 )
 def test_a_fault_in_a_core_kind_is_found(plant: Any, serving: list[Document]) -> None:
-    assert list(manifests.core_findings(_planted(serving, "PodDisruptionBudget", plant)))
+    assert list(manifests.core_findings(planted(serving, "PodDisruptionBudget", plant)))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +40,7 @@ def test_a_fault_in_a_core_kind_is_found(plant: Any, serving: list[Document]) ->
     ids=["mistyped", "not a number", "wrong type", "no head"],
 )
 def test_a_fault_against_a_definition_is_found(plant: Any, serving: list[Document], crds: Path) -> None:
-    assert list(manifests.crd_findings(_planted(serving, "RayService", lambda d: plant(d["spec"])), crds))
+    assert list(manifests.crd_findings(planted(serving, "RayService", lambda d: plant(d["spec"])), crds))
 
 
 def test_a_fault_that_only_a_rule_in_cel_knows_is_found(training: list[Document], crds: Path) -> None:
@@ -58,64 +50,16 @@ def test_a_fault_that_only_a_rule_in_cel_knows_is_found(training: list[Document]
         "deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 1}}],
     }  # fmt: skip
     found = list(
-        manifests.crd_findings(_planted(training, "RayJob", lambda d: d["spec"].update(deletionStrategy=both)), crds)
+        manifests.crd_findings(planted(training, "RayJob", lambda d: d["spec"].update(deletionStrategy=both)), crds)
     )
     assert found
     assert all("deletionStrategy" in line for line in found), found
 
 
-def _stepwise(**options: int) -> dict[str, Any]:
-    good = {"gatewayClassName": "envoy", "stepSizePercent": 25, "maxSurgePercent": 50, "intervalSeconds": 60}
-    return {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": good | options}
-
-
-_SERVICE_FAULTS: dict[str, Callable[[Any], object]] = {
-    "long name": lambda d: d["metadata"].update(name="m" * 48),
-    "old Ray with a token": lambda d: d["spec"]["rayClusterConfig"].update(rayVersion="2.51.0"),
-    "restarting pods": lambda d: d["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"].update(
-        restartPolicy="Always"
-    ),
-    "fewer than the least": lambda d: d["spec"]["rayClusterConfig"]["workerGroupSpecs"][0].update(maxReplicas=1),
-    "Redis twice": lambda d: d["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"].update(
-        {"redis-password": "x"}
-    ),
-    "a strategy inside": lambda d: d["spec"]["rayClusterConfig"].update(upgradeStrategy={"type": "Recreate"}),
-    "large steps": lambda d: d["spec"].update(upgradeStrategy=_stepwise(stepSizePercent=80)),
-    "no interval": lambda d: d["spec"].update(upgradeStrategy=_stepwise(intervalSeconds=0)),
-    "no autoscaler": lambda d: (
-        d["spec"].update(upgradeStrategy=_stepwise()),
-        d["spec"]["rayClusterConfig"].update(enableInTreeAutoscaling=False),
-    ),
-    "a token of Kubernetes": lambda d: d["spec"]["rayClusterConfig"]["authOptions"].update(enableK8sTokenAuth=True),
-    "no bounds": lambda d: (
-        d["spec"]["rayClusterConfig"].update(enableInTreeAutoscaling=False),
-        d["spec"]["rayClusterConfig"]["workerGroupSpecs"][0].pop("minReplicas"),
-    ),
-    "a head service's name": lambda d: d["spec"]["rayClusterConfig"]["headGroupSpec"].update(
-        headService={"metadata": {"name": "x"}}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", _SERVICE_FAULTS)
-def test_what_the_operator_refuses_of_a_service_is_found(name: str, serving: list[Document]) -> None:
-    (service,) = of_kind(_planted(serving, "RayService", _SERVICE_FAULTS[name]), "RayService")
-    assert list(rules.operator_findings(service))
-
-
-_JOB_FAULTS: dict[str, dict[str, Any]] = {
-    "kept cluster": {"shutdownAfterJobFinishes": False},
-    "sidecar": {"submissionMode": "SidecarMode"},
-    "tried again": {"backoffLimit": 2},
-    "submitted again": {"submitterConfig": {}},
-    "deleted twice": {"deletionStrategy": {"deletionRules": []}},
-}
-
-
-@pytest.mark.parametrize("name", _JOB_FAULTS)
-def test_what_the_operator_refuses_of_a_job_is_found(name: str, training: list[Document]) -> None:
-    (job,) = of_kind(_planted(training, "RayJob", lambda d: d["spec"].update(_JOB_FAULTS[name])), "RayJob")
-    assert list(rules.operator_findings(job))
+@pytest.mark.parametrize("fault", [{"backoffLimit": 2}, {"submitterConfig": {}}], ids=["a cluster", "a submitter"])
+def test_what_would_try_a_job_again_is_found(fault: dict[str, int], training: list[Document]) -> None:
+    (job,) = of_kind(planted(training, "RayJob", lambda d: d["spec"].update(fault)), "RayJob")
+    assert list(rules.retry_findings(job))
 
 
 _POD_FAULTS: dict[str, Callable[[Any], object]] = {
@@ -130,7 +74,7 @@ _POD_FAULTS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("name", _POD_FAULTS)
 def test_a_right_too_many_is_found(name: str, serving: list[Document]) -> None:
-    changed = _planted(
+    changed = planted(
         serving, "RayService", lambda d: _POD_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]["template"]["spec"])
     )
     assert list(rules.hardening_findings(of_kind(changed, "RayService")[0]))
@@ -153,7 +97,7 @@ def test_a_fault_in_the_serve_config_is_found(old: str, new: str, serving: list[
         assert old in text
         service["spec"]["serveConfigV2"] = text.replace(old, new)
 
-    assert list(rules.serve_findings(of_kind(_planted(serving, "RayService", plant), "RayService")[0]))
+    assert list(rules.serve_findings(of_kind(planted(serving, "RayService", plant), "RayService")[0]))
 
 
 _REFERENCE_FAULTS: dict[str, Callable[[Any], object]] = {
@@ -176,7 +120,7 @@ _REFERENCE_FAULTS: dict[str, Callable[[Any], object]] = {
 def test_what_is_named_and_not_there_is_found(name: str, serving: list[Document]) -> None:
     told = {"melanoma-ray-token", "melanoma-redis", "melanoma-storage-read", "melanoma-api-keys", "melanoma-tls"}
     assert list(rules.reference_findings(serving, given=told)) == []
-    changed = _planted(serving, "RayService", lambda d: _REFERENCE_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]))
+    changed = planted(serving, "RayService", lambda d: _REFERENCE_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]))
     assert list(rules.reference_findings(changed, given=told))
 
 
@@ -205,7 +149,7 @@ _MORE_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
 @pytest.mark.parametrize("name", _MORE_FAULTS)
 def test_a_fault_against_another_definition_is_found(name: str, serving: list[Document], more_crds: Path) -> None:
     kind, plant = _MORE_FAULTS[name]
-    assert list(manifests.crd_findings(_planted(serving, kind, lambda d: plant(d["spec"])), more_crds))
+    assert list(manifests.crd_findings(planted(serving, kind, lambda d: plant(d["spec"])), more_crds))
 
 
 def _namespace(name: str) -> dict[str, Any]:
@@ -243,11 +187,11 @@ _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
 @pytest.mark.parametrize("name", _WIRING_FAULTS)
 def test_a_loose_wire_is_found(name: str, serving: list[Document]) -> None:
     kind, plant = _WIRING_FAULTS[name]
-    assert list(rules.wiring_findings(_planted(serving, kind, lambda d: plant(d["spec"]))))
+    assert list(rules.wiring_findings(planted(serving, kind, lambda d: plant(d["spec"]))))
 
 
 def test_a_right_too_many_of_the_autoscaler_is_found(serving: list[Document]) -> None:
-    changed = _planted(serving, "RayService", lambda d: cluster_of(d)["autoscalerOptions"].pop("securityContext"))
+    changed = planted(serving, "RayService", lambda d: cluster_of(d)["autoscalerOptions"].pop("securityContext"))
     assert list(rules.hardening_findings(of_kind(changed, "RayService")[0]))
 
 
@@ -256,5 +200,5 @@ def test_an_image_may_be_pinned_by_its_digest(serving: list[Document]) -> None:
         container = worker["template"]["spec"]["containers"][0]
         container["image"] += f"@sha256:{'0' * 64}"
 
-    pinned = _planted(serving, "RayService", lambda d: pin(cluster_of(d)["workerGroupSpecs"][0]))
+    pinned = planted(serving, "RayService", lambda d: pin(cluster_of(d)["workerGroupSpecs"][0]))
     assert not [found for found in rules.reference_findings(pinned, given=set()) if "image tags" in found]

@@ -1,4 +1,4 @@
-"""Every overlay climbs the ladder of tests/manifests.py without a finding; for each rung a planted fault is found."""
+"""Every overlay climbs the ladder of tests/manifests.py without a finding."""
 
 import ast
 import json
@@ -16,6 +16,7 @@ from serve.render import patch
 from tests import manifest_rules as rules
 from tests import manifests
 from tests.manifests import K8S, OVERLAYS, Document, cluster_of, of_kind
+from tests.operator_rules import operator_findings
 
 ROOT = K8S.parent
 RAY_KINDS = ("RayService", "RayJob")
@@ -56,7 +57,11 @@ def test_every_custom_kind_follows_its_definition(overlay: list[Document], crds:
 
 
 def test_the_operator_takes_them(overlay: list[Document]) -> None:
-    assert [found for document in _ray(overlay) for found in rules.operator_findings(document)] == []
+    assert [found for document in _ray(overlay) for found in operator_findings(document)] == []
+
+
+def test_nothing_tries_a_job_again(overlay: list[Document]) -> None:
+    assert [found for job in of_kind(overlay, "RayJob") for found in rules.retry_findings(job)] == []
 
 
 def test_pods_have_no_rights_they_do_not_need(overlay: list[Document]) -> None:
