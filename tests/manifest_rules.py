@@ -14,10 +14,12 @@ ANSWERING = ("Ingress", "Classifier")
 
 
 def retry_findings(document: Document) -> Iterator[str]:
-    """Check that nothing tries a job again: an exit code is a finding here."""
+    """Check that nothing runs a job again, for an exit code is a finding here, and that whoever only follows its log may come back."""
     spec = document["spec"]
-    if spec.get("backoffLimit", 0) or spec.get("submitterConfig", {}).get("backoffLimit", 2):
-        yield "neither the cluster nor the submitter may try again, both backoffLimits must be 0"
+    if spec.get("backoffLimit") != 0:
+        yield "a job must not be tried again, backoffLimit must be 0"
+    if spec.get("submitterConfig", {}).get("backoffLimit", 2) < 5:
+        yield "a submitter that is lost must be replaced, or the job is given up while it runs"
 
 
 def hardening_findings(document: Document) -> Iterator[str]:
@@ -77,9 +79,10 @@ def serve_findings(document: Document) -> Iterator[str]:
     for deployment in values["applications"][0]["deployments"]:
         if deployment["name"] in ANSWERING and deployment["autoscaling_config"]["min_replicas"] < 2:
             yield f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
-    ports = {port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
-    if values["http_options"]["port"] not in ports or values["http_options"]["host"] != "0.0.0.0":
-        yield "Serve must listen on the port that the workers open, and not on loopback"
+    for group in groups_of(cluster_of(document)):
+        ports = {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
+        if values["http_options"]["port"] != ports.get("serve") or values["http_options"]["host"] != "0.0.0.0":
+            yield "Serve must listen on the port that head and workers call serve, and not on loopback"
 
 
 def reference_findings(documents: list[Document], *, given: set[str]) -> Iterator[str]:
@@ -236,7 +239,7 @@ def _way_in_findings(documents: list[Document]) -> Iterator[str]:
         for port in rule.get("ports", [])
         if source.get("namespaceSelector", {}).get("matchLabels")
     }
-    expected = {(8000, "envoy-gateway-system"), (8000, "kuberay-operator"), (8265, "kuberay-operator")}
+    expected = {(8000, "envoy-gateway-system"), (8265, "kuberay-operator")}
     expected |= {(port, "monitoring") for port in (8080, 44217, 44227)}
     if allowed != expected:
         yield f"other namespaces must reach nothing but {sorted(expected)}, they reach {sorted(allowed)}"

@@ -7,6 +7,8 @@ tests/manifest_rules.py.
 import contextlib
 import copy
 import io
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -193,6 +195,17 @@ def _cel_findings(schema: Any, value: Any, place: str) -> Iterator[str]:
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _cel_findings(schema.get("items", {}), item, f"{place}.{index}")
+
+
+def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]]:
+    """Give each series that alerts or the dashboard ask Prometheus for, with the labels that they pick or sum by."""
+    (rules,) = of_kind(documents, "PrometheusRule")
+    asked = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    board = json.loads((K8S / "base/serve/dashboards/melanoma.json").read_text())
+    asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    for text in asked:
+        for summed, name, picked in re.findall(r"(?:by \(([^)]+)\) \((?:rate\()?)?(ray_\w+)(?:\{([^}]*)\})?", text):
+            yield name, {*re.findall(r"\w+", summed), *re.findall(r"(\w+)=", picked)}
 
 
 def cluster_of(document: Document) -> dict[str, Any]:

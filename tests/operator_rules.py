@@ -1,25 +1,31 @@
 """What the KubeRay operator refuses although every schema allows it: its rules, re-implemented.
 
-From ray-operator/controllers/ray/utils/validation.go of KubeRay 1.7. What only an alpha gate opens is refused, as by an operator as it comes.
+From ray-operator/controllers/ray/utils/validation.go and common/service.go of KubeRay 1.7, for a RayService or RayJob with a cluster of its own.
+What only an alpha gate opens is refused, as by an operator as it comes.
 """
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from packaging.version import Version
 
 from tests.manifests import Document, cluster_of, groups_of
 
 MAX_NAME = 47  # of a RayService or RayJob: the cluster's name is longer
+LEAST = {"ttlSecondsAfterFinished": 0, "backoffLimit": 0, "activeDeadlineSeconds": 1, "preRunningDeadlineSeconds": 1}
+PATIENCE = "ray.io/initializing-timeout"
 FAULT_TOLERANCE = {"ray.io/ft-enabled", "ray.io/external-storage-namespace"}
 BEHIND_GATES = ("networkPolicy", "tlsOptions", "historyServerOptions")
+LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+DELETIONS = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")  # none before the one to its left
 Fields = dict[str, Any]
 
 
 def operator_findings(document: Document) -> Iterator[str]:
     """Check a RayService or RayJob and the cluster that it makes."""
-    metadata, spec, cluster = document["metadata"], document["spec"], cluster_of(document)
+    metadata, cluster = document["metadata"], cluster_of(document)
     if len(metadata["name"]) > MAX_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", metadata["name"]):
         yield f"the name {metadata['name']} must be a DNS label of at most {MAX_NAME} letters"
     if "upgradeStrategy" in cluster:
@@ -31,7 +37,7 @@ def operator_findings(document: Document) -> Iterator[str]:
     yield from _group_findings(cluster)
     yield from _autoscaler_findings(cluster)
     yield from _redis_findings(cluster, metadata.get("annotations", {}))
-    yield from (_service_findings if document["kind"] == "RayService" else _job_findings)(spec, cluster)
+    yield from (_service_findings if document["kind"] == "RayService" else _job_findings)(document)
 
 
 def _token_findings(cluster: Fields) -> Iterator[str]:
@@ -49,6 +55,9 @@ def _group_findings(cluster: Fields) -> Iterator[str]:
             yield "a group has resources either of its own or in rayStartParams"
         if "labels" in started_with:
             yield "labels must not stand in rayStartParams"
+        for key, value in group.get("labels", {}).items():
+            if not re.fullmatch(rf"([a-z0-9.-]+/)?{LABEL}", key) or not re.fullmatch(rf"({LABEL})?", value):
+                yield f"labels must be written as Kubernetes writes them, {key}: {value} is not"
     for group in cluster.get("workerGroupSpecs", []):
         if not cluster.get("enableInTreeAutoscaling") and not {"minReplicas", "maxReplicas"} <= set(group):
             yield "without the autoscaler a group must say minReplicas and maxReplicas"
@@ -59,7 +68,7 @@ def _group_findings(cluster: Fields) -> Iterator[str]:
 
 def _autoscaler_findings(cluster: Fields) -> Iterator[str]:
     autoscaling, options = cluster.get("enableInTreeAutoscaling", False), cluster.get("autoscalerOptions", {})
-    if options.get("idleTimeoutSeconds", 0) < 0:
+    if any(each.get("idleTimeoutSeconds", 0) < 0 for each in (options, *groups_of(cluster))):
         yield "idleTimeoutSeconds must not be negative"
     if "RAY_enable_autoscaler_v2" in _variables(cluster):
         yield "the autoscaler's version must be told in autoscalerOptions alone"
@@ -72,6 +81,8 @@ def _autoscaler_findings(cluster: Fields) -> Iterator[str]:
             yield "with autoscaler v2 the restartPolicy of every pod must be Never"
         if {"idleTimeoutSeconds", "priority"} & set(group) and not (autoscaling and options.get("version") == "v2"):
             yield "idleTimeoutSeconds and priority of a group need autoscaler v2"
+        if group.get("priority") and Version(cluster.get("rayVersion") or "0") < Version("2.56.0"):
+            yield "priority of a group needs a rayVersion of at least 2.56.0"
         if group.get("suspend") and autoscaling:
             yield "with the autoscaler no group may be suspended"
 
@@ -100,9 +111,16 @@ def _variables(cluster: Fields) -> set[str]:
     }
 
 
-def _service_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
+def _service_findings(document: Document) -> Iterator[str]:
+    spec, cluster = document["spec"], cluster_of(document)
+    patience = document["metadata"].get("annotations", {}).get(PATIENCE) or "1"
     if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
         yield "headService.metadata.name must be left to the operator"
+    ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("ports", [{"name": "serve"}])
+    if "serveService" not in spec and not any(re.match("serve($|-)", port["name"]) for port in ports):
+        yield "the head must have a port named serve, or no service for Serve is made"
+    if not re.fullmatch(r"0*[1-9]\d*|(?=.*[1-9])(\d+(\.\d+)?(ns|us|ms|s|m|h))+", patience):
+        yield f"{PATIENCE} must be a positive duration or number of seconds, got {patience}"
     if spec.get("rayClusterDeletionDelaySeconds", 0) < 0:
         yield "rayClusterDeletionDelaySeconds must not be negative"
     strategy = spec.get("upgradeStrategy", {})
@@ -114,16 +132,21 @@ def _service_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
             yield "an incremental upgrade needs enableInTreeAutoscaling"
         if not options.get("gatewayClassName") or options.get("intervalSeconds", 0) <= 0:
             yield "an incremental upgrade needs a gatewayClassName and an interval"
-        if not 0 < options.get("stepSizePercent", 0) <= options.get("maxSurgePercent", 100) <= 100:
-            yield "stepSizePercent must be from 1 to maxSurgePercent, and that at most 100"
+        if not 0 <= options.get("stepSizePercent", -1) <= options.get("maxSurgePercent", 100) <= 100:
+            yield "stepSizePercent must be from 0 to maxSurgePercent, and that at most 100"
 
 
-def _job_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
+def _job_findings(document: Document) -> Iterator[str]:
+    spec, cluster = document["spec"], cluster_of(document)
     if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not spec.get("shutdownAfterJobFinishes"):
         yield "ttlSecondsAfterFinished and suspend need shutdownAfterJobFinishes"
-    for deadline in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
-        if spec.get(deadline, 1) <= 0:
-            yield f"{deadline} must be positive"
+    for field, least in LEAST.items():
+        if spec.get(field, least) < least:
+            yield f"{field} must be at least {least}"
+    try:
+        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
+    except yaml.YAMLError:
+        yield "runtimeEnvYAML must be YAML"
     if "deletionStrategy" in spec:
         yield from _deletion_findings(spec, cluster)
     mode, retries = spec.get("submissionMode", "K8sJobMode"), spec.get("backoffLimit", 0)
@@ -137,12 +160,32 @@ def _job_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
 
 
 def _deletion_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
-    strategy = spec["deletionStrategy"]
+    strategy, shuts_down = spec["deletionStrategy"], spec.get("shutdownAfterJobFinishes")
     rules, whole = strategy.get("deletionRules", []), {"onSuccess", "onFailure"} & set(strategy)
-    if rules and spec.get("shutdownAfterJobFinishes"):
+    if rules and shuts_down:
         yield "deletionRules exclude shutdownAfterJobFinishes"
     if bool(rules) == bool(whole) or len(whole) == 1:
         yield "deletionStrategy must have either deletionRules or both onSuccess and onFailure"
     policies = [rule["policy"] for rule in rules] + [strategy[name].get("policy") for name in whole]
+    if None in policies:
+        yield "onSuccess and onFailure must each have a policy"
     if "DeleteWorkers" in policies and cluster.get("enableInTreeAutoscaling"):
         yield "DeleteWorkers is not allowed with the autoscaler"
+    if "DeleteNone" in policies and shuts_down:
+        yield "DeleteNone excludes shutdownAfterJobFinishes"
+    after: dict[tuple[Any, Any], dict[str, int]] = {}
+    for rule in rules:
+        condition = rule["condition"]
+        states, seconds = (
+            (condition.get("jobStatus"), condition.get("jobDeploymentStatus")),
+            condition.get("ttlSeconds", 0),
+        )
+        if (None in states) == all(state is None for state in states) or seconds < 0:
+            yield "a deletion rule must name one of jobStatus and jobDeploymentStatus, and no negative ttlSeconds"
+        if rule["policy"] in after.setdefault(states, {}):
+            yield f"{rule['policy']} must have one rule for a state, it has two"
+        after[states][rule["policy"]] = seconds
+    for waits in after.values():
+        in_order = [waits[policy] for policy in DELETIONS if policy in waits]
+        if in_order != sorted(in_order):
+            yield f"what is deleted must go in the order {', '.join(DELETIONS)}"

@@ -23,6 +23,8 @@ from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.explain.overlay import heatmap_on
 from melanoma.images import decode_image
 from melanoma.predictor import GuidedExplainer, Predictor
+from tests import manifests
+from tests.manifests import series_asked_for
 from tests.serving import Service
 
 pytestmark = pytest.mark.ray
@@ -203,6 +205,24 @@ def test_the_service_counts_itself(client: httpx.Client, picture: bytes) -> None
     while missing := [pattern for pattern in wanted if not re.search(pattern, _metrics())]:
         assert time.monotonic() < deadline, missing
         time.sleep(1)
+
+
+def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, picture: bytes) -> None:
+    """By the very names and labels: Prometheus takes a series that does not exist for one that is quiet."""
+    client.post("/v1/predict", content=picture)
+    client.post("/v1/predict", content=b"GIF89a")  # the proxy counts refusals too
+    asked = list(series_asked_for(manifests.render("cpu/serve")))
+    assert len({name for name, _ in asked}) >= 8
+
+    def is_exported(name: str, labels: set[str]) -> bool:
+        samples = re.findall(rf"^{name}\{{([^}}]*)\}}", exported, re.MULTILINE)
+        return any(labels <= set(re.findall(r'(\w+)="', sample)) for sample in samples)
+
+    deadline, exported = time.monotonic() + 60, ""
+    while missing := [series for series in asked if not is_exported(*series)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
+        exported = _metrics()
 
 
 def _log_lines() -> list[str]:

@@ -56,8 +56,10 @@ def test_a_fault_that_only_a_rule_in_cel_knows_is_found(training: list[Document]
     assert all("deletionStrategy" in line for line in found), found
 
 
-@pytest.mark.parametrize("fault", [{"backoffLimit": 2}, {"submitterConfig": {}}], ids=["a cluster", "a submitter"])
-def test_what_would_try_a_job_again_is_found(fault: dict[str, int], training: list[Document]) -> None:
+@pytest.mark.parametrize(
+    "fault", [{"backoffLimit": 2}, {"submitterConfig": {"backoffLimit": 0}}, {"submitterConfig": {}}]
+)
+def test_a_job_that_is_tried_again_or_given_up_is_found(fault: dict[str, Any], training: list[Document]) -> None:
     (job,) = of_kind(planted(training, "RayJob", lambda d: d["spec"].update(fault)), "RayJob")
     assert list(rules.retry_findings(job))
 

@@ -45,6 +45,19 @@ def _variable(name: str) -> Plant:
     )
 
 
+def _annotated(name: str, value: str) -> Plant:
+    return lambda document: document["metadata"].update(annotations={name: value})
+
+
+def _deleting(*rules: Any) -> Plant:
+    """Plant deletion rules: (policy, seconds, state)."""
+    made = [
+        {"policy": policy, "condition": {"ttlSeconds": seconds, **({"jobStatus": state} if state else {})}}
+        for policy, seconds, state in rules
+    ]
+    return _in_spec(deletionStrategy={"deletionRules": made}, shutdownAfterJobFinishes=False, ttlSecondsAfterFinished=0)
+
+
 def _restarting(document: Any) -> None:
     for group in groups_of(cluster_of(document)):
         group["template"]["spec"]["restartPolicy"] = "Always"
@@ -73,6 +86,10 @@ _FAULTS: dict[str, tuple[str, Plant]] = {
         _in_workers(lambda group: group.update(resources={"CPU": "2"}, rayStartParams={"num-cpus": "2"})),
     ),
     "labels for ray start": ("labels must not", _started_with(labels="a=b")),
+    "a label of other letters": (
+        "as Kubernetes writes",
+        _in_workers(lambda group: group.update(labels={"zone": "a b"})),
+    ),
     "no bounds": (
         "must say minReplicas and maxReplicas",
         _both(_NO_AUTOSCALER, _in_workers(lambda group: group.pop("minReplicas"))),
@@ -83,6 +100,14 @@ _FAULTS: dict[str, tuple[str, Plant]] = {
         _in_workers(lambda group: group.update(minReplicas=3, maxReplicas=2)),
     ),
     "a negative patience": ("not be negative", _in_cluster(autoscalerOptions={"idleTimeoutSeconds": -1})),
+    "a negative patience of a group": (
+        "not be negative",
+        _in_workers(lambda group: group.update(idleTimeoutSeconds=-1)),
+    ),
+    "a priority of an old Ray": (
+        "at least 2.56.0",
+        _both(_in_cluster(rayVersion="2.55.0"), _in_workers(lambda group: group.update(priority=1))),
+    ),
     "the autoscaler's version twice": ("in autoscalerOptions alone", _variable("RAY_enable_autoscaler_v2")),
     "the autoscaler's command": (
         "is the operator's",
@@ -118,14 +143,8 @@ _FAULTS_BESIDE_REDIS: dict[str, tuple[str, Plant]] = {
     "a password": ("set nowhere else", _started_with(redis_password="x")),
     "a password as a variable": ("set nowhere else", _variable("REDIS_PASSWORD")),
     "an address as a variable": ("set nowhere else", _variable("RAY_REDIS_ADDRESS")),
-    "an annotation": (
-        "no annotation",
-        lambda document: document["metadata"].update(annotations={"ray.io/ft-enabled": "true"}),
-    ),
-    "a namespace as an annotation": (
-        "no annotation",
-        lambda document: document["metadata"].update(annotations={"ray.io/external-storage-namespace": "x"}),
-    ),
+    "an annotation": ("no annotation", _annotated("ray.io/ft-enabled", "true")),
+    "a namespace as an annotation": ("no annotation", _annotated("ray.io/external-storage-namespace", "x")),
     "another backend": ("but Redis needs", _in_cluster(gcsFaultToleranceOptions={"backend": "rocksdb"})),
     "a disk for Redis": ("but Redis needs", _in_cluster(gcsFaultToleranceOptions={**_REDIS, "storage": {}})),
 }
@@ -134,8 +153,14 @@ _SERVICE_FAULTS: dict[str, tuple[str, Plant]] = {
         "must be left to the operator",
         _in_head(lambda head: head.update(headService={"metadata": {"name": "x"}})),
     ),
+    "a head without Serve's port": (
+        "a port named serve",
+        _in_head(lambda head: head["template"]["spec"]["containers"][0].update(ports=[{"name": "dashboard"}])),
+    ),
     "a negative delay": ("not be negative", _in_spec(rayClusterDeletionDelaySeconds=-1)),
     "another strategy": ("there is no upgradeStrategy", _in_spec(upgradeStrategy={"type": "Canary"})),
+    "no time to begin": ("must be a positive duration", _annotated("ray.io/initializing-timeout", "0s")),
+    "a time to begin that is none": ("must be a positive duration", _annotated("ray.io/initializing-timeout", "soon")),
     "large steps": ("stepSizePercent", _stepwise(stepSizePercent=80)),
     "a large surge": ("stepSizePercent", _stepwise(maxSurgePercent=101)),
     "no interval": ("an interval", _stepwise(intervalSeconds=0)),
@@ -143,6 +168,9 @@ _SERVICE_FAULTS: dict[str, tuple[str, Plant]] = {
 }
 _JOB_FAULTS: dict[str, tuple[str, Plant]] = {
     "a kept cluster": ("need shutdownAfterJobFinishes", _in_spec(shutdownAfterJobFinishes=False)),
+    "a negative wait": ("ttlSecondsAfterFinished must", _in_spec(ttlSecondsAfterFinished=-1)),
+    "fewer tries than none": ("backoffLimit must", _in_spec(backoffLimit=-1)),
+    "an environment that is no YAML": ("must be YAML", _in_spec(runtimeEnvYAML="{")),
     "no time to run": ("activeDeadlineSeconds must", _in_spec(activeDeadlineSeconds=0)),
     "no time to start": ("preRunningDeadlineSeconds must", _in_spec(preRunningDeadlineSeconds=-1)),
     "deleted twice": ("exclude shutdownAfterJobFinishes", _in_spec(deletionStrategy={"deletionRules": [_RULE]})),
@@ -155,6 +183,18 @@ _JOB_FAULTS: dict[str, tuple[str, Plant]] = {
             _in_cluster(enableInTreeAutoscaling=True),
             _in_spec(deletionStrategy={**_WHOLE, "onSuccess": {"policy": "DeleteWorkers"}}),
         ),
+    ),
+    "nothing deleted": (
+        "DeleteNone",
+        _in_spec(deletionStrategy={**_WHOLE, "onSuccess": {"policy": "DeleteNone"}}),
+    ),
+    "no policy": ("each have a policy", _in_spec(deletionStrategy={**_WHOLE, "onSuccess": {}})),
+    "a rule for no state": ("must name one of", _deleting(("DeleteCluster", 1, None))),
+    "a negative wait of a rule": ("must name one of", _deleting(("DeleteCluster", -1, "FAILED"))),
+    "a rule twice": ("it has two", _deleting(("DeleteCluster", 1, "FAILED"), ("DeleteCluster", 2, "FAILED"))),
+    "a job before its cluster": (
+        "in the order",
+        _deleting(("DeleteCluster", 9, "FAILED"), ("DeleteSelf", 2, "FAILED")),
     ),
     "a sidecar with a submitter": ("no submitter", _in_spec(submissionMode="SidecarMode", submitterConfig={})),
     "a sidecar of a restarting head": ("with SidecarMode", _both(_in_spec(submissionMode="SidecarMode"), _restarting)),
@@ -185,6 +225,18 @@ def test_what_is_refused_beside_redis_is_found(name: str, serving: list[Document
 def test_what_is_refused_of_a_service_is_found(name: str, serving: list[Document]) -> None:
     words, plant = _SERVICE_FAULTS[name]
     assert words in _told(serving, "RayService", plant)
+
+
+@pytest.mark.parametrize("patience", ["90", "30m", "1h30m", "0.5h"])
+def test_a_time_to_begin_as_the_operator_wants_it_is_no_finding(patience: str, serving: list[Document]) -> None:
+    assert _told(serving, "RayService", _annotated("ray.io/initializing-timeout", patience)) == ""
+
+
+def test_deletion_rules_as_the_operator_wants_them_are_no_finding(training: list[Document]) -> None:
+    good = _deleting(
+        ("DeleteCluster", 60, "SUCCEEDED"), ("DeleteSelf", 60, "SUCCEEDED"), ("DeleteCluster", 3600, "FAILED")
+    )
+    assert _told(training, "RayJob", good) == ""
 
 
 @pytest.mark.parametrize("name", _JOB_FAULTS)
