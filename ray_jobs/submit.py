@@ -6,6 +6,7 @@ the command finds the cluster in RAY_ADDRESS, which Ray sets there, and marks it
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
@@ -15,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -25,13 +26,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
 from melanoma.storage import is_address
-from ray_jobs.arguments import FAILED, MARK
+from ray_jobs.arguments import DONE, FAILED, FOUND, MARK
 from ray_jobs.progress import say
 
 PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
 PASSED_ON = ("MELANOMA_DEBUG",)
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 180.0
+SILENT_SECONDS = 60.0
 
 
 def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -50,21 +52,29 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
     check_paths(args)
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # what is sent is said below, in one line
     client = _connect(address)
-    mark = secrets.token_hex(16)
+    mark, job = (
+        secrets.token_hex(16),
+        f"raysubmit_{secrets.token_hex(8)}",
+    )  # named here: a Ctrl-C may come before the head answers
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {MARK: mark}
-    with tempfile.TemporaryDirectory(prefix="melanoma-job-") as folder:
-        _copy_code(Path(folder))
-        job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
-            runtime_env={"working_dir": folder, "env_vars": environment},
-        )
     try:
+        with tempfile.TemporaryDirectory(prefix="melanoma-job-") as folder:
+            _copy_code(Path(folder))
+            client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
+                submission_id=job,
+                runtime_env={"working_dir": folder, "env_vars": environment},
+            )
         say(f"job {job} at {address}")
-        try:
-            asyncio.run(_follow(client, job, mark))
-        except (RuntimeError, OSError, aiohttp.ClientError):
-            say("the log broke off; the job goes on, and its end is waited for")
-        return _exit_code(client, job)
+        log = JobLog(mark)
+        details = _follow(client, job, log)
+        code = _exit_code(details)
+        if code in (DONE, FOUND) and not log.has_result:
+            say(
+                f"melanoma: the job ended with {code}, its log with the result is lost; the same command reports it again."
+            )
+            return FAILED
+        return code
     except KeyboardInterrupt:
         return _interrupted(client, address, job)
 
@@ -117,32 +127,80 @@ def _copy_code(folder: Path) -> None:
         )
 
 
-async def _follow(client: JobSubmissionClient, job: str, mark: str) -> None:
-    """Print the log of a job as it grows: its result to stdout, all else to stderr."""
-    lines, inside = "", False
-    async for chunk in client.tail_job_logs(job):
-        *whole, lines = (lines + chunk).split("\n")
-        for line, to_stdout in split_result(whole, mark, inside=inside):
-            inside = to_stdout
-            if line != mark:
-                print(line, file=sys.stdout if to_stdout else sys.stderr, flush=True)
-    if lines:
-        print(lines, file=sys.stderr, flush=True)
+class JobLog:
+    """Shows a job's log: its result on stdout, whole or not at all, and all else on stderr.
+
+    State: how much of the log was read, so that a stream that broke off can begin anew, and what of the result has come.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark, self._rest = mark, ""
+        self._result: list[str] | None = None
+        self.num_read, self.has_result = 0, False
+
+    def feed(self, chunk: str) -> None:
+        """Take what comes next; chunks end anywhere."""
+        self.num_read += len(chunk)
+        *whole, self._rest = (self._rest + chunk).split("\n")
+        for line in whole:
+            self._take(line)
+
+    def end(self) -> None:
+        """Show what is left when no more comes."""
+        for line in [*(self._result or []), *([self._rest] if self._rest else [])]:
+            print(line, file=sys.stderr, flush=True)
+        self._rest, self._result = "", None
+
+    def _take(self, line: str) -> None:
+        is_mark = line == self._mark
+        if self._result is None:
+            if is_mark:
+                self._result = []
+            else:
+                print(line, file=sys.stderr, flush=True)
+        elif is_mark:
+            print("\n".join(self._result), flush=True)
+            self._result, self.has_result = None, True
+        else:
+            self._result.append(line)
 
 
-def split_result(lines: Sequence[str], mark: str, *, inside: bool) -> Iterator[tuple[str, bool]]:
-    """Give every line with whether it, or what follows a mark, is part of the result."""
-    for line in lines:
-        if line == mark:
-            inside = not inside
-        yield line, inside
-
-
-def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    while not (details := _details(client, job)).status.is_terminal():
+def _follow(client: JobSubmissionClient, job: str, log: JobLog) -> JobDetails:
+    """Show the log of a job as it grows, until the job ends; return what the head then says of it."""
+    while True:
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+            asyncio.run(_stream(client, job, log))
+        details = _details(client, job)
+        if details.status.is_terminal():
+            break
+        say("the log broke off; the job goes on, and its log is asked for again")
         time.sleep(POLL_SECONDS)
+    with contextlib.suppress(
+        RuntimeError, OSError
+    ):  # a stream may also have broken off in silence, just before the end
+        log.feed(client.get_job_logs(job)[log.num_read :])
+    log.end()
+    return details
+
+
+async def _stream(client: JobSubmissionClient, job: str, log: JobLog) -> None:
+    """Feed what a stream, which begins with the first line, has of the log beyond what was read."""
+    chunks, known = client.tail_job_logs(job), log.num_read
+    while True:
+        coming = asyncio.ensure_future(anext(chunks, None))
+        while not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
+            # A job may have nothing to say; that the head is gone, a silent connection does not tell.
+            if client.get_job_info(job).status.is_terminal():
+                return
+        if (chunk := await coming) is None:
+            return
+        log.feed(chunk[known:])
+        known = max(0, known - len(chunk))
+
+
+def _exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.SUCCEEDED:
-        return 0
+        return DONE
     if details.driver_exit_code is not None and details.driver_exit_code > 0:
         return int(details.driver_exit_code)
     say(f"melanoma: the job must run to its end, it was {details.status.lower()}: {details.message}")
@@ -161,7 +219,21 @@ def _details(client: JobSubmissionClient, job: str) -> JobDetails:
             time.sleep(POLL_SECONDS)
 
 
+def _is_known(client: JobSubmissionClient, job: str) -> bool:
+    """Return whether the head has a job; where it does not answer, it may."""
+    try:
+        client.get_job_info(job)
+    except RuntimeError as error:
+        return "status code 404" not in str(error)
+    except OSError:
+        return True
+    return True
+
+
 def _interrupted(client: JobSubmissionClient, address: str, job: str) -> int:
+    if not _is_known(client, job):
+        say("stopped before the job was submitted")
+        return FAILED
     if sys.stdin.isatty():
         try:
             print("\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is the result's

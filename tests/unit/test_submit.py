@@ -1,14 +1,18 @@
 """What of a command that runs elsewhere can be checked here: its paths, and telling its result from its log."""
 
+import asyncio
 import threading
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from melanoma.errors import DataError
 from ray_jobs.arguments import build_parser
-from ray_jobs.submit import check_paths, split_result, submit
+from ray_jobs.submit import JobLog, _follow, check_paths, submit
 
 COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
@@ -64,13 +68,67 @@ def test_another_ray_is_told(version: str, told: str) -> None:
         server.shutdown()
 
 
-def test_a_result_is_told_from_the_log_around_it() -> None:
-    lines = ["epoch 1", "MARK", '{"a": 1}', "MARK", "the end"]
-    found = [line for line, inside in split_result(lines, "MARK", inside=False) if inside and line != "MARK"]
-    assert found == ['{"a": 1}']
-    # Chunks may end anywhere between the lines of a result.
-    rest = list(split_result(['"b": 2}', "MARK", "the end"], "MARK", inside=True))
-    assert [inside for _, inside in rest] == [True, False, False]
+LOG = 'epoch 1\n\nMARK\n{"a":\n 1}\nMARK\nthe end, without a line'
+RESULT = '{"a":\n 1}\n'
+
+
+class Head:
+    """Stands in for Ray's client: a job whose log breaks off, aloud or in silence, after some letters of each stream."""
+
+    def __init__(self, ends: list[int | None], *, aloud: bool = True, log: str = LOG, left: str = LOG) -> None:
+        self._ends, self._aloud, self._log, self._left = list(ends), aloud, log, left
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        end = self._ends.pop(0)
+        for start in range(0, len(self._log[:end]), 7):
+            yield self._log[start : min(start + 7, end or len(self._log))]
+        if end is not None and self._aloud:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    def get_job_info(self, job: str) -> JobDetails:
+        status = JobStatus.RUNNING if self._ends else JobStatus.SUCCEEDED
+        return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status)
+
+    def get_job_logs(self, job: str) -> str:
+        return self._left
+
+
+@pytest.mark.parametrize("aloud", [True, False])
+@pytest.mark.parametrize("ends", [[None], [12, None], [0, 3, 20, 21, None], [len(LOG), None], [12], [30]])
+def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
+    ends: list[int | None], aloud: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0)
+    log = JobLog("MARK")
+    details = _follow(cast(JobSubmissionClient, Head(ends, aloud=aloud)), "job", log)
+    told = capsys.readouterr()
+    assert details.status == JobStatus.SUCCEEDED
+    assert (told.out, log.has_result) == (RESULT, True)
+    shown = [line for line in told.err.splitlines() if "broke off" not in line]
+    assert shown == ["epoch 1", "", "the end, without a line"]
+    assert told.err.count("broke off") == len(ends) - 1
+
+
+def test_a_result_that_is_cut_off_does_not_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    log = JobLog("MARK")
+    cut = LOG[: LOG.index(" 1}")]
+    _follow(cast(JobSubmissionClient, Head([None], log=cut, left=cut)), "job", log)
+    told = capsys.readouterr()
+    assert (told.out, log.has_result) == ("", False)
+    assert '{"a":' in told.err
+
+
+def test_a_connection_that_says_nothing_is_given_up_when_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Head):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            self._ends.clear()
+            await asyncio.sleep(3600)
+            yield ""
+
+    monkeypatch.setattr("ray_jobs.submit.SILENT_SECONDS", 0.01)
+    log = JobLog("MARK")
+    assert _follow(cast(JobSubmissionClient, Silent([None])), "job", log).status == JobStatus.SUCCEEDED
+    assert log.has_result
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("4", (4, 4)), ("2-8", (2, 8)), ("3-3", (3, 3))])
