@@ -126,11 +126,12 @@ def _work_folder(out: Place) -> Iterator[Place]:
 
     In object storage it is OUT itself, for folders there have no name to change.
     """
-    if isinstance(out, Path):
-        with new_folder(out, replace_if=REJECTED if _holds_only_rejections(out) else None) as work:
-            yield work
-        return
-    with shared_folder(out) as work:
+    replace_if = REJECTED if _holds_only_rejections(out) else None
+    with (
+        new_folder(out, replace_if=replace_if)
+        if isinstance(out, Path)
+        else shared_folder(out, replace_if=replace_if) as work
+    ):
         yield work
 
 
@@ -151,7 +152,7 @@ def _shard_rows(size: int) -> int:
     return max(1, min(SHARD_ROWS, SHARD_BYTES // (3 * height * width)))
 
 
-def _holds_only_rejections(out: Path) -> bool:
+def _holds_only_rejections(out: Place) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
 
 

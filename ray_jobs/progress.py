@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from melanoma.errors import DataError
 from melanoma.storage import Place
 
 LINE_SECONDS, REMOTE_SECONDS = 10.0, 5.0
@@ -58,23 +59,31 @@ def training_progress(run_dir: Place) -> Iterator[None]:
 
 def _watch(run_dir: Place, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
-    shown = len(history.read_text().splitlines()) if history.is_file() else 0
+    shown = len(_text(history).splitlines())
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
         epochs = 0
         while True:
             ended = stop.wait(0.5 if isinstance(run_dir, Path) else REMOTE_SECONDS)
-            if progress.is_file():
-                where = json.loads(progress.read_text())
+            if told := _text(progress):
+                where = json.loads(told)
                 epochs = where["epochs"]
                 bar.total = where["epochs"] * where["steps"]
                 bar.set_description(f"epoch {where['epoch']}/{where['epochs']}")
                 bar.update((where["epoch"] - 1) * where["steps"] + where["step"] - bar.n)
-            lines = history.read_text().splitlines() if history.is_file() else []
+            lines = _text(history).splitlines()
             for line in lines[shown:]:
                 tqdm.write(_epoch_line(json.loads(line), epochs), file=sys.stderr)
             shown = max(shown, len(lines))
             if ended:
                 return
+
+
+def _text(path: Place) -> str:
+    """Return what a file holds; nothing where it is not there, or while its storage is away: that is for the run to say."""
+    try:
+        return path.read_text() if path.is_file() else ""
+    except (OSError, DataError):
+        return ""
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:

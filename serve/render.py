@@ -44,13 +44,14 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     """
     config = read_config()
     (app,) = config["applications"]
-    if not {"bundle", "manifest_sha256"} <= set(values.get("args", {})):
+    args = values.get("args") or {}
+    if not args.get("bundle") or not args.get("manifest_sha256"):
         raise ValueError(
             "args must name the bundle and the manifest_sha256 that pins it; a cluster serves nothing by default."
         )
-    app["args"] |= values["args"]
+    app["args"] |= args
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
-    for name, changes in values.get("deployments", {}).items():
+    for name, changes in (values.get("deployments") or {}).items():
         if name not in by_name:
             raise ValueError(f"deployments must be of {', '.join(by_name)}, {name} is not.")
         for option, change in changes.items():

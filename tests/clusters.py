@@ -108,7 +108,7 @@ class Head:
 
 @contextlib.contextmanager
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
-    """Start a cluster of one node, as a pod would, with an environment of its own; it says it has a GPU, so that what asks for one is placed."""
+    """Start a cluster of one node, as a pod would, with an environment of its own; it says it has GPUs, so that what asks for them is placed."""
     session = tempfile.mkdtemp(prefix="ray-")  # short: the names of Ray's sockets must fit into 107 letters
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -121,7 +121,7 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
     }
     command = [
         BIN / "ray", "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard),
-        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus), "--num-gpus", "1",
+        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus), "--num-gpus", "2",
         "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", session,
     ]  # fmt: skip
     # Shells of the cluster find `python` where this one is.

@@ -245,11 +245,16 @@ def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, data
     wait_for((place(_at("again", bucket)) / "manifest.json").is_file)
 
 
+def _asked(head: Head, path: str) -> dict[str, Any]:
+    """Return what a head's dashboard answers."""
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    answer = httpx.get(f"{head.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    return dict(answer.raise_for_status().json())
+
+
 def _job_status(head: Head, job: str) -> str:
     """Return what the head says of a job."""
-    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-    answer = httpx.get(f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    return str(answer.raise_for_status().json()["status"])
+    return str(_asked(head, f"/api/jobs/{job}")["status"])
 
 
 @pytest.mark.parametrize(("answer", "told"), [("y", "is being stopped"), ("n", "goes on")])
@@ -278,6 +283,22 @@ def _status(url: str) -> int:
         return 0
 
 
+def _runs(head: Head, config: dict[str, Any]) -> bool:
+    """Return whether this very config is deployed, with as many replicas of everything as it asks for at least."""
+    app = _asked(head, "/api/serve/applications/")["applications"].get("melanoma", {})
+    wanted = {
+        each["name"]: each["autoscaling_config"]["min_replicas"] for each in config["applications"][0]["deployments"]
+    }
+    return (
+        app.get("status") == "RUNNING"
+        and app["deployed_app_config"]["args"] == config["applications"][0]["args"]
+        and all(
+            sum(replica["state"] == "RUNNING" for replica in app["deployments"][name]["replicas"]) >= num
+            for name, num in wanted.items()
+        )
+    )
+
+
 @pytest.mark.parametrize("cluster", ["cpu", pytest.param("gpu", marks=pytest.mark.drill)])
 def test_the_service_of_the_manifests_answers(
     cluster: str, head: Head, trained_run: str, picture: bytes, tmp_path: Path
@@ -296,7 +317,7 @@ def test_the_service_of_the_manifests_answers(
         env=os.environ | head.environment, check=True, timeout=120,
     )  # fmt: skip
     url = f"http://127.0.0.1:{head.serve_port}"
-    wait_for(lambda: _status(f"{url}/readyz") == 200, seconds=180)
-    answer = httpx.post(f"{url}/v1/predict?explain=grad_cam", content=picture, timeout=60).json()
+    wait_for(lambda: _runs(head, config) and _status(f"{url}/readyz") == 200, seconds=180)
+    answer = httpx.post(f"{url}/v1/predict?explain=guided_grad_cam", content=picture, timeout=60).json()
     assert answer["decision"] in ("refer", "no_referral")
-    assert answer["explanation"]["method"] == "grad_cam"
+    assert answer["explanation"]["method"] == "guided_grad_cam"

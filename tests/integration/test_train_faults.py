@@ -68,6 +68,7 @@ def test_a_training_worker_is_killed(run: Run, undisturbed: Run, record_property
     process = run.start()
     wait_for(lambda: len(run.history()) >= 1 and run.worker())
     killed = run.worker()
+    assert killed  # 0 would be this process and its own
     os.kill(killed, signal.SIGKILL)
     started, had = time.monotonic(), len(run.history())
     wait_for(lambda: run.worker() not in (0, killed) or process.poll() is not None)

@@ -20,6 +20,7 @@ from melanoma.storage import (
     place,
     remove_folder,
 )
+from ray_jobs.prepare import REJECTED, _work_folder
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -54,6 +55,8 @@ def test_a_place_is_named_by_its_address() -> None:
 def test_what_is_no_storage_is_told() -> None:
     with pytest.raises(DataError, match="nowhere://"):
         place("nowhere://bucket/file").is_file()
+    with pytest.raises(DataError, match="must not hold #"):
+        place("s3://bucket/runs#1")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,17 @@ def test_what_is_another_s_in_object_storage_stays(replace_if: str | None) -> No
     with pytest.raises(DataError, match="new or empty"), new_folder(bucket, replace_if=replace_if):
         pass
     assert (target / "runs" / "one").read_text() == "a year's work"
+
+
+def test_why_a_source_was_refused_makes_room_for_the_next_try(folder: Place) -> None:
+    for _ in range(2):
+        with _work_folder(folder) as work:
+            write_text(work / REJECTED, "image_id,reason")
+    with _work_folder(folder) as work:
+        write_text(work / "manifest.json", "{}")
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    with pytest.raises(DataError, match="new or empty"), _work_folder(folder):
+        pass
 
 
 def test_a_shared_folder_that_is_given_up_leaves_nothing() -> None:
