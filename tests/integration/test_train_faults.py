@@ -180,10 +180,11 @@ def test_the_storage_of_a_training_is_slow(
 
 @pytest.mark.drill
 def test_the_storage_of_a_training_fails_for_a_while(
-    remote: tuple[Run, Trouble], undisturbed: Run, record_property: Record
+    remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    run, trouble = remote
-    process = run.start()
+    """Mostly it is waited out; where Ray's own list of checkpoints could not be written the run ends, and is started again."""
+    (run, trouble), log = remote, tmp_path / "log"
+    process = run.start(log=log)
     wait_for(lambda: len(run.history()) >= 1)
     trouble.failing = True
     wait_for(lambda: trouble.refused > 0)
@@ -191,10 +192,15 @@ def test_the_storage_of_a_training_fails_for_a_while(
     trouble.failing = False
     started, had = time.monotonic(), len(run.history())
     wait_for(lambda: len(run.history()) > had or process.poll() is not None)
-    record_property("back_seconds", time.monotonic() - started)
-    assert process.wait(300) == 0
+    waited = time.monotonic() - started
+    if process.wait(300) == FAILED:
+        assert "the same command goes on" in log.read_text().splitlines()[-1]
+        _goes_on(run, undisturbed, record_property)
+        return
+    assert process.returncode == 0, log.read_text()
     run.ends_like(undisturbed)
-    record_property("lost", "nothing")
+    record_property("back_seconds", waited)
+    record_property("lost", "nothing; waited out")
 
 
 @pytest.mark.drill
