@@ -104,9 +104,8 @@ def _flip(folder: Place) -> None:
             (checkpoint / STATE).write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize(
-    "damage", [pytest.param(_half, id="half a list", marks=pytest.mark.drill), pytest.param(_flip, id="flipped bits")]
-)
+@pytest.mark.drill
+@pytest.mark.parametrize("damage", [pytest.param(_half, id="half a list"), pytest.param(_flip, id="flipped bits")])
 def test_checkpoints_are_damaged(
     damage: Callable[[Place], None], run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
