@@ -64,8 +64,6 @@ class RemotePath:
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
-        if parts.fragment:
-            raise DataError(f"an address must not hold #, {address} does; name a folder without it.")
         self._scheme, self._bucket, self._query = parts.scheme, parts.netloc, parts.query
         self._path = PurePosixPath("/", parts.path.strip("/"))
 

@@ -167,13 +167,16 @@ class JobLog:
 
 def _follow(client: JobSubmissionClient, job: str, log: JobLog) -> JobDetails:
     """Show the log of a job as it grows, until the job ends; return what the head then says of it."""
+    told_at = -1
     while True:
         with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
             asyncio.run(_stream(client, job, log))
         details = _details(client, job)
         if details.status.is_terminal():
             break
-        say("the log broke off; the job goes on, and its log is asked for again")
+        if log.num_read > told_at:  # once, where no stream brings anything
+            say("the log broke off; the job goes on, and its log is asked for again")
+        told_at = log.num_read
         time.sleep(POLL_SECONDS)
     with contextlib.suppress(
         RuntimeError, OSError

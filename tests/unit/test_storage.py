@@ -55,8 +55,6 @@ def test_a_place_is_named_by_its_address() -> None:
 def test_what_is_no_storage_is_told() -> None:
     with pytest.raises(DataError, match="nowhere://"):
         place("nowhere://bucket/file").is_file()
-    with pytest.raises(DataError, match="must not hold #"):
-        place("s3://bucket/runs#1")
 
 
 @pytest.mark.parametrize(
