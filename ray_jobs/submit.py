@@ -71,7 +71,7 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         code = _exit_code(details)
         if code in (DONE, FOUND) and not log.has_result:
             say(
-                f"melanoma: the job ended with {code}, its log with the result is lost; the same command reports it again."
+                f"melanoma: the job ended with {code}, its log shows no whole result; the same command reports it again."
             )
             return FAILED
         return code

@@ -14,7 +14,7 @@ ANSWERING = ("Ingress", "Classifier")
 
 
 def retry_findings(document: Document) -> Iterator[str]:
-    """Check that nothing runs a job again, for an exit code is a finding here, and that whoever only follows its log may come back."""
+    """Check that an exit code, a finding here, never makes a job run again, and that whoever follows its log may come back."""
     spec = document["spec"]
     if spec.get("backoffLimit") != 0:
         yield "a job must not be tried again, backoffLimit must be 0"
