@@ -60,10 +60,10 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
 
 
 class RemotePath:
-    """A file or folder in object storage; a value, like a path, that crosses processes as its address."""
+    """A file or folder in object storage; a value, like a path."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
+        parts = urlsplit(address, allow_fragments=False)  # a # is part of a name
         self._scheme, self._bucket, self._query = parts.scheme, parts.netloc, parts.query
         self._path = PurePosixPath("/", parts.path.strip("/"))
 
@@ -82,9 +82,6 @@ class RemotePath:
 
     def __lt__(self, other: "RemotePath") -> bool:
         return str(self) < str(other)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, (str(self),)
 
     def __truediv__(self, name: str) -> "RemotePath":
         return self._at(self._path / name)

@@ -34,6 +34,7 @@ PASSED_ON = ("MELANOMA_DEBUG",)
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 180.0
 SILENT_SECONDS = 60.0
+TAKEN_IN_SECONDS = 5.0
 
 
 def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -69,7 +70,9 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         log = JobLog(mark)
         details = _follow(client, job, log)
         code = _exit_code(details)
-        if code in (DONE, FOUND) and not log.has_result:
+        if log.result is not None:
+            print(log.result, flush=True)
+        elif code in (DONE, FOUND):
             say(
                 f"melanoma: the job ended with {code}, its log shows no whole result; the same command reports it again."
             )
@@ -128,15 +131,16 @@ def _copy_code(folder: Path) -> None:
 
 
 class JobLog:
-    """Shows a job's log: its result on stdout, whole or not at all, and all else on stderr.
+    """Shows a job's log on stderr, all but its result, which it keeps.
 
-    State: how much of the log was read, so that a stream that broke off can begin anew, and what of the result has come.
+    State: how much of the log was read, so that a stream that broke off can begin anew, and the result once the whole of it has come.
     """
 
     def __init__(self, mark: str) -> None:
         self._mark, self._rest = mark, ""
-        self._result: list[str] | None = None
-        self.num_read, self.has_result = 0, False
+        self._lines: list[str] | None = None
+        self.num_read = 0
+        self.result: str | None = None
 
     def feed(self, chunk: str) -> None:
         """Take what comes next; chunks end anywhere."""
@@ -147,56 +151,54 @@ class JobLog:
 
     def end(self) -> None:
         """Show what is left when no more comes."""
-        for line in [*(self._result or []), *([self._rest] if self._rest else [])]:
-            print(line, file=sys.stderr, flush=True)
-        self._rest, self._result = "", None
+        for line in [*(self._lines or []), *([self._rest] if self._rest else [])]:
+            say(line)
+        self._rest, self._lines = "", None
 
     def _take(self, line: str) -> None:
-        is_mark = line == self._mark
-        if self._result is None:
-            if is_mark:
-                self._result = []
+        if self._lines is None:
+            if line == self._mark:
+                self._lines = []
             else:
-                print(line, file=sys.stderr, flush=True)
-        elif is_mark:
-            print("\n".join(self._result), flush=True)
-            self._result, self.has_result = None, True
+                say(line)
+        elif line == self._mark:
+            self.result, self._lines = "\n".join(self._lines), None
         else:
-            self._result.append(line)
+            self._lines.append(line)
 
 
 def _follow(client: JobSubmissionClient, job: str, log: JobLog) -> JobDetails:
     """Show the log of a job as it grows, until the job ends; return what the head then says of it."""
-    told_at = -1
+    was_told = False
     while True:
+        is_open = False
         with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
-            asyncio.run(_stream(client, job, log))
+            is_open = asyncio.run(_stream(client, job, log))
         details = _details(client, job)
+        # Without the stream as well: it may have broken off in silence just before the end, or a proxy may let none through.
+        if not is_open or details.status.is_terminal():
+            with contextlib.suppress(RuntimeError, OSError):
+                log.feed(client.get_job_logs(job)[log.num_read :])
         if details.status.is_terminal():
-            break
-        if log.num_read > told_at:  # once, where no stream brings anything
-            say("the log broke off; the job goes on, and its log is asked for again")
-        told_at = log.num_read
-        time.sleep(POLL_SECONDS)
-    with contextlib.suppress(
-        RuntimeError, OSError
-    ):  # a stream may also have broken off in silence, just before the end
-        log.feed(client.get_job_logs(job)[log.num_read :])
-    log.end()
-    return details
+            log.end()
+            return details
+        if not is_open:
+            if not was_told:
+                say("the log broke off; the job goes on, and its log is asked for again")
+                was_told = True
+            time.sleep(POLL_SECONDS)
 
 
-async def _stream(client: JobSubmissionClient, job: str, log: JobLog) -> None:
-    """Feed what a stream, which begins with the first line, has of the log beyond what was read."""
+async def _stream(client: JobSubmissionClient, job: str, log: JobLog) -> bool:
+    """Feed what a stream, which begins with the first line, has of the log beyond what was read; return whether it was left open, silent."""
     chunks, known = client.tail_job_logs(job), log.num_read
     while True:
         coming = asyncio.ensure_future(anext(chunks, None))
-        while not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
-            # A job may have nothing to say; that the head is gone, a silent connection does not tell.
-            if client.get_job_info(job).status.is_terminal():
-                return
+        # A job may have nothing to say; that the head is gone, a silent connection does not tell.
+        if not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
+            return True
         if (chunk := await coming) is None:
-            return
+            return False
         log.feed(chunk[known:])
         known = max(0, known - len(chunk))
 
@@ -223,19 +225,25 @@ def _details(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def _is_known(client: JobSubmissionClient, job: str) -> bool:
-    """Return whether the head has a job; where it does not answer, it may."""
-    try:
-        client.get_job_info(job)
-    except RuntimeError as error:
-        return "status code 404" not in str(error)
-    except OSError:
-        return True
-    return True
+    """Return whether the head has a job, asked for some seconds, for it may be taking it in; where it does not answer, it may have it."""
+    deadline = time.monotonic() + TAKEN_IN_SECONDS
+    while True:
+        try:
+            client.get_job_info(job)
+            return True
+        except (RuntimeError, OSError) as error:
+            if "status code 404" not in str(error):
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
 
 
 def _interrupted(client: JobSubmissionClient, address: str, job: str) -> int:
     if not _is_known(client, job):
-        say("stopped before the job was submitted")
+        say(
+            f"stopped before the head had job {job}; should it come yet, `ray job stop {job} --address {address}` ends it"
+        )
         return FAILED
     if sys.stdin.isatty():
         try:

@@ -194,7 +194,7 @@ class RayMachines:
             ],
             self._session, self._folder / f"{machine.name}.log", **self.around, **self._of_worker,
         )  # fmt: skip
-        wait_for(lambda: b"Ray runtime started" in (self._folder / f"{machine.name}.log").read_bytes(), seconds=60)
+        wait_for(lambda: b"Ray runtime started" in (self._folder / f"{machine.name}.log").read_bytes())
         self.workers.append(machine)
         return machine
 

@@ -48,8 +48,25 @@ def test_a_place_is_named_by_its_address() -> None:
     assert str(found / "bundle" / "manifest.json") == address.replace("one?", "one/bundle/manifest.json?")
     assert (found / "bundle").parent == found
     assert (found.name, (found / "a.csv").suffix, (found / "a.csv").stem) == ("one", ".csv", "a")
-    assert pickle.loads(pickle.dumps(found)) == found
     assert isinstance(place("/data/one"), Path)
+
+
+@pytest.mark.parametrize("name", ["one", "one#2", "one #2.jpg", "what?.jpg"])
+def test_a_name_may_hold_what_means_something_in_addresses(name: str, folder: Place) -> None:
+    """Pictures are named by others."""
+    claim_folder(folder, {})
+    path = folder / name
+    write_text(path, "x")
+    there = pickle.loads(pickle.dumps(path))
+    assert (there, there.name, there.read_text()) == (path, name, "x")
+    assert [each.name for each in files_below(folder, {path.suffix})] == [name]
+
+
+@pytest.mark.parametrize("end", ["one#2", "one#2?scheme=http"])
+def test_an_address_may_hold_a_hash_sign(end: str) -> None:
+    found = place(f"s3://bucket/{end}")
+    assert isinstance(found, RemotePath)
+    assert (found.key, str(found)) == ("bucket/one#2", f"s3://bucket/{end}")
 
 
 def test_what_is_no_storage_is_told() -> None:

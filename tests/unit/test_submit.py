@@ -1,6 +1,7 @@
 """What of a command that runs elsewhere can be checked here: its paths, and telling its result from its log."""
 
 import asyncio
+import io
 import threading
 from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,8 +12,8 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from melanoma.errors import DataError
-from ray_jobs.arguments import build_parser
-from ray_jobs.submit import JobLog, _follow, check_paths, submit
+from ray_jobs.arguments import FAILED, build_parser
+from ray_jobs.submit import JobLog, _follow, _interrupted, check_paths, submit
 
 COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
@@ -69,66 +70,107 @@ def test_another_ray_is_told(version: str, told: str) -> None:
 
 
 LOG = 'epoch 1\n\nMARK\n{"a":\n 1}\nMARK\nthe end, without a line'
-RESULT = '{"a":\n 1}\n'
+RESULT = '{"a":\n 1}'
 
 
 class Head:
-    """Stands in for Ray's client: a job whose log breaks off, aloud or in silence, after some letters of each stream."""
+    """Stands in for Ray's client: a job whose log breaks off, in one of three ways, after some letters of each stream; the last one is whole."""
 
-    def __init__(self, ends: list[int | None], *, aloud: bool = True, log: str = LOG, left: str = LOG) -> None:
-        self._ends, self._aloud, self._log, self._left = list(ends), aloud, log, left
+    def __init__(self, ends: list[int | None], how: str = "aloud", *, log: str = LOG) -> None:
+        self._ends, self._how, self._log = list(ends), how, log
+        self._sent = 0
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         end = self._ends.pop(0)
         for start in range(0, len(self._log[:end]), 7):
+            self._sent = max(self._sent, end or len(self._log))
             yield self._log[start : min(start + 7, end or len(self._log))]
-        if end is not None and self._aloud:
+        if end is not None and self._how == "aloud":
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        if end is not None and self._how == "left open":
+            await asyncio.sleep(3600)
 
     def get_job_info(self, job: str) -> JobDetails:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()  # where it would hold up the stream, and a Ctrl-C
         status = JobStatus.RUNNING if self._ends else JobStatus.SUCCEEDED
         return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status)
 
     def get_job_logs(self, job: str) -> str:
-        return self._left
+        return self._log if not self._ends else self._log[: self._sent]
 
 
-@pytest.mark.parametrize("aloud", [True, False])
+def _followed(head: Head, monkeypatch: pytest.MonkeyPatch) -> JobLog:
+    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0)
+    monkeypatch.setattr("ray_jobs.submit.SILENT_SECONDS", 0.05)
+    log = JobLog("MARK")
+    assert _follow(cast(JobSubmissionClient, head), "job", log).status == JobStatus.SUCCEEDED
+    return log
+
+
+@pytest.mark.parametrize("how", ["aloud", "closed", "left open"])
 @pytest.mark.parametrize("ends", [[None], [12, None], [0, 3, 20, 21, None], [len(LOG), None], [12], [30]])
 def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
-    ends: list[int | None], aloud: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ends: list[int | None], how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0)
-    log = JobLog("MARK")
-    details = _follow(cast(JobSubmissionClient, Head(ends, aloud=aloud)), "job", log)
+    log = _followed(Head(ends, how), monkeypatch)
     told = capsys.readouterr()
-    assert details.status == JobStatus.SUCCEEDED
-    assert (told.out, log.has_result) == (RESULT, True)
+    assert (told.out, log.result) == ("", RESULT)
     shown = [line for line in told.err.splitlines() if "broke off" not in line]
     assert shown == ["epoch 1", "", "the end, without a line"]
-    assert told.err.count("broke off") == len(ends) - 1
+    assert told.err.count("broke off") == (len(ends) > 1 and how != "left open")  # once; silence is none
 
 
-def test_a_result_that_is_cut_off_does_not_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    log = JobLog("MARK")
-    cut = LOG[: LOG.index(" 1}")]
-    _follow(cast(JobSubmissionClient, Head([None], log=cut, left=cut)), "job", log)
+def test_a_log_that_no_stream_brings_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a proxy that lets no WebSocket through."""
+
+    class Proxied(Head):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            self._sent = self._ends.pop(0) or len(LOG)
+            raise RuntimeError("400, message='Invalid response status'")
+            yield ""
+
+        def get_job_info(self, job: str) -> JobDetails:
+            if len(self._ends) == 1:
+                shown.append(capsys.readouterr().err)
+            return super().get_job_info(job)
+
+    shown: list[str] = []
+    assert _followed(Proxied([8, 12, None]), monkeypatch).result == RESULT
+    assert "epoch 1\n" in shown[0]  # while the job goes on
+    assert capsys.readouterr().err == "\nthe end, without a line\n"
+
+
+def test_a_result_that_is_cut_off_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _followed(Head([None], log=LOG[: LOG.index(" 1}")]), monkeypatch).result is None
     told = capsys.readouterr()
-    assert (told.out, log.has_result) == ("", False)
+    assert told.out == ""
     assert '{"a":' in told.err
 
 
-def test_a_connection_that_says_nothing_is_given_up_when_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(Head):
-        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-            self._ends.clear()
-            await asyncio.sleep(3600)
-            yield ""
+@pytest.mark.parametrize("times_unknown", [0, 1, 10_000])
+def test_a_job_that_the_head_may_be_taking_in_is_asked_for_again(
+    times_unknown: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C may come while the head takes a job in."""
 
-    monkeypatch.setattr("ray_jobs.submit.SILENT_SECONDS", 0.01)
-    log = JobLog("MARK")
-    assert _follow(cast(JobSubmissionClient, Silent([None])), "job", log).status == JobStatus.SUCCEEDED
-    assert log.has_result
+    class Slow:
+        asked = 0
+
+        def get_job_info(self, job: str) -> None:
+            self.asked += 1
+            if self.asked <= times_unknown:
+                raise RuntimeError("Request failed with status code 404: Job raysubmit_1 does not exist.")
+
+    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("ray_jobs.submit.TAKEN_IN_SECONDS", 0.1)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert _interrupted(cast(JobSubmissionClient, Slow()), "http://head:8265", "raysubmit_1") == FAILED
+    told = capsys.readouterr().err
+    assert ("job raysubmit_1 goes on" in told) == (times_unknown < 10)
+    assert "ray job stop" in told
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("4", (4, 4)), ("2-8", (2, 8)), ("3-3", (3, 3))])
