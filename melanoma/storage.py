@@ -1,6 +1,6 @@
 """Files and folders in object storage, with as much of pathlib's interface as this project uses.
 
-An address is scheme://bucket/folder, with settings of the storage behind a question mark as pyarrow takes them:
+An address is scheme://bucket/folder, with settings of the storage behind the last question mark as pyarrow takes them:
 s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and gs; any other scheme is asked of fsspec, which tests do for
 memory:// only. Writing one object is atomic; of a folder the file that makes it whole is written last (melanoma/files.py). Knows nothing of
 what the files hold.
@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from melanoma.errors import DataError
 
@@ -63,13 +62,15 @@ class RemotePath:
     """A file or folder in object storage; a value, like a path."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address, allow_fragments=False)  # a # is part of a name
-        self._scheme, self._bucket, self._query = parts.scheme, parts.netloc, parts.query
-        self._path = PurePosixPath("/", parts.path.strip("/"))
+        # Anything may stand in a name, a # and a ? too: pictures are named by others. The settings are behind the last ?.
+        name, _, self._query = address.rpartition("?") if "?" in address else (address, "", "")
+        self._scheme, _, name = name.partition("://")
+        self._bucket, _, path = name.partition("/")
+        self._path = PurePosixPath("/", path.strip("/"))
 
     def __str__(self) -> str:
-        tail = f"?{self._query}" if self._query else ""
-        return f"{self._scheme}://{self._bucket}{self._path if self._path.name else ''}{tail}"
+        name = f"{self._scheme}://{self._bucket}{self._path if self._path.name else ''}"
+        return f"{name}?{self._query}" if self._query or "?" in name else name
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     told, mark = json.dumps(value) if args.json else text, os.environ.get(MARK)
-    # In a job the log holds the result as well: on lines of its own, written at once, whatever else writes there.
-    print(f"\n{mark}\n{told}\n{mark}" if mark else told, flush=True)
+    # In a job the log holds the result as well: on lines of its own, written at once, whatever else writes there. (Ray leaves stdout without
+    # a buffer there: an end that `print` adds would be a write of its own.)
+    print(f"\n{mark}\n{told}\n{mark}\n" if mark else f"{told}\n", end="", flush=True)
 
 
 def _phantom(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ the command finds the cluster in RAY_ADDRESS, which Ray sets there, and marks it
 
 import argparse
 import asyncio
-import contextlib
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -26,11 +26,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
 from melanoma.storage import is_address
-from ray_jobs.arguments import DONE, FAILED, FOUND, MARK
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK
 from ray_jobs.progress import say
 
 PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
 PASSED_ON = ("MELANOMA_DEBUG",)
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""With Ray's client each of them prevails over the address that it is told."""
+CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 180.0
 SILENT_SECONDS = 60.0
@@ -51,25 +54,20 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         DataError: if the head cannot be reached, refuses the token, runs another Ray, or a path means nothing there.
     """
     check_paths(args)
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # what is sent is said below, in one line
-    client = _connect(address)
-    mark, job = (
-        secrets.token_hex(16),
-        f"raysubmit_{secrets.token_hex(8)}",
-    )  # named here: a Ctrl-C may come before the head answers
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {MARK: mark}
+    for name in ADDRESS_VARIABLES:
+        os.environ.pop(name, None)
+    for module in CHATTY:  # what is sent is said below, in one line
+        logging.getLogger(module).setLevel(logging.WARNING)
+    mark = secrets.token_hex(16)
+    # Named here: a Ctrl-C may come before the head answers.
+    job = RemoteJob(_connect(address), address, f"raysubmit_{secrets.token_hex(8)}")
+    log = JobLog(mark)
     try:
         with tempfile.TemporaryDirectory(prefix="melanoma-job-") as folder:
             _copy_code(Path(folder))
-            client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
-                submission_id=job,
-                runtime_env={"working_dir": folder, "env_vars": environment},
-            )
-        say(f"job {job} at {address}")
-        log = JobLog(mark)
-        details = _follow(client, job, log)
-        code = _exit_code(details)
+            job.start(words, Path(folder), mark)
+        say(f"job {job.name} at {address}")
+        code = _exit_code(_follow(job, log))
         if log.result is not None:
             print(log.result, flush=True)
         elif code in (DONE, FOUND):
@@ -79,7 +77,8 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
             return FAILED
         return code
     except KeyboardInterrupt:
-        return _interrupted(client, address, job)
+        _interrupted(job)
+        return FAILED
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -130,6 +129,70 @@ def _copy_code(folder: Path) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RemoteJob:
+    """A job, or what is to become one, and the head that is asked about it."""
+
+    client: JobSubmissionClient
+    address: str
+    name: str
+
+    @property
+    def hint(self) -> str:
+        """How it can be followed and ended without this command; by variable, for an option would not prevail over one that is set."""
+        return f"`RAY_API_SERVER_ADDRESS={self.address} ray job logs --follow {self.name}` shows it, `ray job stop` so ends it"
+
+    def start(self, words: Sequence[str], folder: Path, mark: str) -> None:
+        """Submit a command line with the code in a folder.
+
+        Raises:
+            RuntimeError: if the head refuses it, or does not say whether it took it.
+        """
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {MARK: mark}
+        try:
+            self.client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
+                submission_id=self.name,
+                runtime_env={"working_dir": str(folder), "env_vars": environment},
+            )
+        except OSError as error:
+            raise self._is_away() from error
+
+    def details(self) -> JobDetails:
+        """Return what the head says of it, asked for some minutes while it does not answer.
+
+        Raises:
+            RuntimeError: if it does not answer at all.
+        """
+        deadline = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return self.client.get_job_info(self.name)
+            except (RuntimeError, OSError) as error:
+                if time.monotonic() > deadline:
+                    raise self._is_away() from error
+                time.sleep(POLL_SECONDS)
+
+    def details_if_known(self) -> JobDetails | None:
+        """Return what the head says of it, or nothing where it has not heard of it for some seconds, in which it may be taking it in."""
+        deadline = time.monotonic() + TAKEN_IN_SECONDS
+        while True:
+            try:
+                return self.client.get_job_info(self.name)
+            except RuntimeError as error:
+                if "status code 404" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(POLL_SECONDS)
+
+    def _is_away(self) -> RuntimeError:
+        return RuntimeError(
+            f"the head at {self.address} must answer, it does not; job {self.name} may run all the same, and the same command must wait for its "
+            f"end: {self.hint}."
+        )
+
+
 class JobLog:
     """Shows a job's log on stderr, all but its result, which it keeps.
 
@@ -167,93 +230,83 @@ class JobLog:
             self._lines.append(line)
 
 
-def _follow(client: JobSubmissionClient, job: str, log: JobLog) -> JobDetails:
+def _follow(job: RemoteJob, log: JobLog) -> JobDetails:
     """Show the log of a job as it grows, until the job ends; return what the head then says of it."""
     was_told = False
     while True:
-        is_open = False
-        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
-            is_open = asyncio.run(_stream(client, job, log))
-        details = _details(client, job)
-        # Without the stream as well: it may have broken off in silence just before the end, or a proxy may let none through.
-        if not is_open or details.status.is_terminal():
-            with contextlib.suppress(RuntimeError, OSError):
-                log.feed(client.get_job_logs(job)[log.num_read :])
-        if details.status.is_terminal():
-            log.end()
-            return details
-        if not is_open:
-            if not was_told:
+        is_silent = asyncio.run(_stream(job, log))
+        while True:
+            details, has_more = job.details(), _catch_up(job, log)
+            if details.status.is_terminal():
+                log.end()
+                return details
+            if not is_silent and not was_told:
                 say("the log broke off; the job goes on, and its log is asked for again")
                 was_told = True
             time.sleep(POLL_SECONDS)
+            if has_more or not is_silent:  # else another stream would be as silent, and the head keeps every one
+                break
 
 
-async def _stream(client: JobSubmissionClient, job: str, log: JobLog) -> bool:
-    """Feed what a stream, which begins with the first line, has of the log beyond what was read; return whether it was left open, silent."""
-    chunks, known = client.tail_job_logs(job), log.num_read
+async def _stream(job: RemoteJob, log: JobLog) -> bool:
+    """Feed what a stream, which begins with the first line, has of the log beyond what was read; return whether it fell silent."""
+    chunks, known = job.client.tail_job_logs(job.name), log.num_read
     while True:
         coming = asyncio.ensure_future(anext(chunks, None))
         # A job may have nothing to say; that the head is gone, a silent connection does not tell.
         if not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
             return True
-        if (chunk := await coming) is None:
+        try:
+            chunk = await coming
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            return False
+        if chunk is None:
             return False
         log.feed(chunk[known:])
         known = max(0, known - len(chunk))
 
 
+def _catch_up(job: RemoteJob, log: JobLog) -> bool:
+    """Feed what no stream brought, for some break off in silence and some proxies let none through; return whether there was any."""
+    try:
+        more = job.client.get_job_logs(job.name)[log.num_read :]
+    except (RuntimeError, OSError):
+        return False
+    log.feed(more)
+    return bool(more)
+
+
 def _exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.SUCCEEDED:
         return DONE
-    if details.driver_exit_code is not None and details.driver_exit_code > 0:
+    if details.driver_exit_code in (FOUND, BAD_INPUT, FAILED):
         return int(details.driver_exit_code)
     say(f"melanoma: the job must run to its end, it was {details.status.lower()}: {details.message}")
     return FAILED
 
 
-def _details(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Return what the head says of a job, asked for some minutes while it does not answer."""
-    deadline = time.monotonic() + AWAY_SECONDS
-    while True:
-        try:
-            return client.get_job_info(job)
-        except (RuntimeError, OSError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_SECONDS)
+def _interrupted(job: RemoteJob) -> None:
+    """Ask whether the job should stop too, where there is somebody to ask, and say what becomes of it."""
+    try:
+        details = job.details_if_known()
+        if details is None:
+            told = f"stopped before the head had job {job.name}; should it come yet, {job.hint}"
+        elif details.status.is_terminal():
+            told = f"job {job.name} has ended, {details.status.lower()}; the same command reports it, or goes on where it can"
+        elif _wants_to_stop() and job.client.stop_job(job.name):
+            told = f"job {job.name} is being stopped; the same command goes on where it can"
+        else:
+            told = f"job {job.name} goes on; {job.hint}"
+    except (KeyboardInterrupt, RuntimeError, OSError):
+        told = f"job {job.name} may go on; {job.hint}"
+    say(told)
 
 
-def _is_known(client: JobSubmissionClient, job: str) -> bool:
-    """Return whether the head has a job, asked for some seconds, for it may be taking it in; where it does not answer, it may have it."""
-    deadline = time.monotonic() + TAKEN_IN_SECONDS
-    while True:
-        try:
-            client.get_job_info(job)
-            return True
-        except (RuntimeError, OSError) as error:
-            if "status code 404" not in str(error):
-                return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_SECONDS)
-
-
-def _interrupted(client: JobSubmissionClient, address: str, job: str) -> int:
-    if not _is_known(client, job):
-        say(
-            f"stopped before the head had job {job}; should it come yet, `ray job stop {job} --address {address}` ends it"
-        )
-        return FAILED
-    if sys.stdin.isatty():
-        try:
-            print("\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is the result's
-            stop = input().strip().lower().startswith("y")
-        except (KeyboardInterrupt, EOFError):
-            stop = False
-        if stop:
-            client.stop_job(job)
-            say(f"job {job} is being stopped; the same command goes on where it can")
-            return FAILED
-    say(f"job {job} goes on; `ray job logs --follow {job} --address {address}` shows it, `ray job stop` ends it")
-    return FAILED
+def _wants_to_stop() -> bool:
+    if not sys.stdin.isatty():
+        return False
+    print("\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is the result's
+    try:
+        return input().strip().lower().startswith("y")
+    except (KeyboardInterrupt, EOFError):
+        return False

@@ -51,22 +51,27 @@ def test_a_place_is_named_by_its_address() -> None:
     assert isinstance(place("/data/one"), Path)
 
 
-@pytest.mark.parametrize("name", ["one", "one#2", "one #2.jpg", "what?.jpg"])
+@pytest.mark.parametrize("name", ["one", "one#2", "one #2.jpg", "what?.jpg", "100%25.jpg", "a?b=c.jpg"])
 def test_a_name_may_hold_what_means_something_in_addresses(name: str, folder: Place) -> None:
     """Pictures are named by others."""
     claim_folder(folder, {})
     path = folder / name
     write_text(path, "x")
-    there = pickle.loads(pickle.dumps(path))
-    assert (there, there.name, there.read_text()) == (path, name, "x")
+    for there in (pickle.loads(pickle.dumps(path)), place(str(path))):  # the ways from process to process
+        assert (there, there.name, there.read_text()) == (path, name, "x")
     assert [each.name for each in files_below(folder, {path.suffix})] == [name]
 
 
-@pytest.mark.parametrize("end", ["one#2", "one#2?scheme=http"])
+@pytest.mark.parametrize("end", ["one#2", "one#2?scheme=http", "one#2?scheme=http&region=x"])
 def test_an_address_may_hold_a_hash_sign(end: str) -> None:
     found = place(f"s3://bucket/{end}")
     assert isinstance(found, RemotePath)
     assert (found.key, str(found)) == ("bucket/one#2", f"s3://bucket/{end}")
+
+
+def test_settings_of_the_storage_are_kept_beside_a_question_mark_in_a_name() -> None:
+    picture = place("s3://bucket/source?scheme=http") / "what?.jpg"
+    assert str(place(str(picture)).parent) == "s3://bucket/source?scheme=http"
 
 
 def test_what_is_no_storage_is_told() -> None:

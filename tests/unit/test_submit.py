@@ -1,9 +1,10 @@
 """What of a command that runs elsewhere can be checked here: its paths, and telling its result from its log."""
 
 import asyncio
+import contextlib
 import io
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import cast
@@ -13,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 
 from melanoma.errors import DataError
 from ray_jobs.arguments import FAILED, build_parser
-from ray_jobs.submit import JobLog, _follow, _interrupted, check_paths, submit
+from ray_jobs.submit import JobLog, RemoteJob, _exit_code, _follow, _interrupted, check_paths, submit
 
 COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
@@ -47,13 +48,14 @@ def test_addresses_and_whole_paths_are_taken(words: str) -> None:
     check_paths(PARSER.parse_args(words.split()))
 
 
-@pytest.mark.parametrize(
-    ("version", "told"),
-    [('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"), ("{}", "it answers like none"), ("hello", "it answers like none")],
-)  # fmt: skip
-def test_another_ray_is_told(version: str, told: str) -> None:
+@contextlib.contextmanager
+def _dashboard(version: str) -> Iterator[tuple[str, list[str]]]:
+    """Give the address of something that answers like a head's dashboard, or like none, and the paths that it is asked for."""
+    asked: list[str] = []
+
     class Dashboard(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(version.encode())
@@ -63,10 +65,30 @@ def test_another_ray_is_told(version: str, told: str) -> None:
 
     with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        args = PARSER.parse_args(["train", "/data", "/runs"])
-        with pytest.raises(DataError, match=told):
-            submit(f"http://127.0.0.1:{server.server_port}", args, ["train", "/data", "/runs"])
+        yield f"http://127.0.0.1:{server.server_port}", asked
         server.shutdown()
+
+
+WORDS = ["train", "/data", "/runs"]
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"), ("{}", "it answers like none"), ("hello", "it answers like none")],
+)  # fmt: skip
+def test_another_ray_is_told(version: str, told: str) -> None:
+    with _dashboard(version) as (address, _), pytest.raises(DataError, match=told):
+        submit(address, PARSER.parse_args(WORDS), WORDS)
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_address_that_is_typed_prevails(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _dashboard("{}") as (address, asked), _dashboard("{}") as (other, asked_of_other):
+        monkeypatch.setenv(variable, other)
+        with pytest.raises(DataError):
+            submit(address, PARSER.parse_args(WORDS), WORDS)
+    assert asked
+    assert not asked_of_other
 
 
 LOG = 'epoch 1\n\nMARK\n{"a":\n 1}\nMARK\nthe end, without a line'
@@ -74,11 +96,14 @@ RESULT = '{"a":\n 1}'
 
 
 class Head:
-    """Stands in for Ray's client: a job whose log breaks off, in one of three ways, after some letters of each stream; the last one is whole."""
+    """Stands in for Ray's client: a job whose log breaks off, in one of three ways, after some letters of each stream; the last one is whole.
+
+    It ends with the last stream, or when it was asked for often enough.
+    """
 
     def __init__(self, ends: list[int | None], how: str = "aloud", *, log: str = LOG) -> None:
         self._ends, self._how, self._log = list(ends), how, log
-        self._sent = 0
+        self._sent, self.num_asked = 0, 0
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         end = self._ends.pop(0)
@@ -93,27 +118,42 @@ class Head:
     def get_job_info(self, job: str) -> JobDetails:
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()  # where it would hold up the stream, and a Ctrl-C
-        status = JobStatus.RUNNING if self._ends else JobStatus.SUCCEEDED
-        return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status)
+        self.num_asked += 1
+        if self.num_asked == 20:
+            self._ends.clear()
+        return _details(JobStatus.RUNNING if self._ends else JobStatus.SUCCEEDED)
 
     def get_job_logs(self, job: str) -> str:
-        return self._log if not self._ends else self._log[: self._sent]
+        """Return a letter more than was sent: what the job wrote in the meantime."""
+        return self._log if not self._ends else self._log[: self._sent + 1]
 
 
-def _followed(head: Head, monkeypatch: pytest.MonkeyPatch) -> JobLog:
-    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0)
-    monkeypatch.setattr("ray_jobs.submit.SILENT_SECONDS", 0.05)
+def _details(status: JobStatus, code: int | None = None) -> JobDetails:
+    return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status, driver_exit_code=code)
+
+
+def _job(client: object) -> RemoteJob:
+    return RemoteJob(cast(JobSubmissionClient, client), "http://head:8265", "raysubmit_1")
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"POLL": 0.01, "SILENT": 0.05, "TAKEN_IN": 0.1, "AWAY": 0.1}.items():
+        monkeypatch.setattr(f"ray_jobs.submit.{name}_SECONDS", seconds)
+
+
+def _followed(head: Head) -> JobLog:
     log = JobLog("MARK")
-    assert _follow(cast(JobSubmissionClient, head), "job", log).status == JobStatus.SUCCEEDED
+    assert _follow(_job(head), log).status == JobStatus.SUCCEEDED
     return log
 
 
 @pytest.mark.parametrize("how", ["aloud", "closed", "left open"])
 @pytest.mark.parametrize("ends", [[None], [12, None], [0, 3, 20, 21, None], [len(LOG), None], [12], [30]])
 def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
-    ends: list[int | None], how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ends: list[int | None], how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = _followed(Head(ends, how), monkeypatch)
+    log = _followed(Head(ends, how))
     told = capsys.readouterr()
     assert (told.out, log.result) == ("", RESULT)
     shown = [line for line in told.err.splitlines() if "broke off" not in line]
@@ -121,56 +161,116 @@ def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
     assert told.err.count("broke off") == (len(ends) > 1 and how != "left open")  # once; silence is none
 
 
-def test_a_log_that_no_stream_brings_is_asked_for(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As behind a proxy that lets no WebSocket through."""
+class Growing(Head):
+    """One whose streams bring nothing, as behind a proxy; the log grows by some letters whenever the head is asked how the job is."""
 
-    class Proxied(Head):
-        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-            self._sent = self._ends.pop(0) or len(LOG)
+    def __init__(self, letters: int, *, aloud: bool) -> None:
+        super().__init__([])
+        self._letters, self._is_loud = letters, aloud
+        self.num_streams = 0
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        self.num_streams += 1
+        if self._is_loud:
             raise RuntimeError("400, message='Invalid response status'")
-            yield ""
+        await asyncio.sleep(3600)
+        yield ""
 
-        def get_job_info(self, job: str) -> JobDetails:
-            if len(self._ends) == 1:
-                shown.append(capsys.readouterr().err)
-            return super().get_job_info(job)
+    def get_job_info(self, job: str) -> JobDetails:
+        self.num_asked += 1
+        return _details(JobStatus.RUNNING if self.num_asked < 6 else JobStatus.SUCCEEDED)
 
-    shown: list[str] = []
-    assert _followed(Proxied([8, 12, None]), monkeypatch).result == RESULT
-    assert "epoch 1\n" in shown[0]  # while the job goes on
-    assert capsys.readouterr().err == "\nthe end, without a line\n"
+    def get_job_logs(self, job: str) -> str:
+        return LOG if self.num_asked >= 6 else LOG[: self._letters * self.num_asked]
 
 
-def test_a_result_that_is_cut_off_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _followed(Head([None], log=LOG[: LOG.index(" 1}")]), monkeypatch).result is None
+@pytest.mark.parametrize("aloud", [True, False])
+def test_a_log_that_no_stream_brings_is_asked_for(aloud: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, said = Growing(4, aloud=aloud), list[tuple[str, int]]()
+    monkeypatch.setattr("ray_jobs.submit.say", lambda line: said.append((line, head.num_asked)))
+    assert _followed(head).result == RESULT
+    assert ("epoch 1", 2) in said  # while the job goes on
+    assert said[-1] == ("the end, without a line", 6)
+
+
+def test_a_silent_job_is_no_reason_for_stream_after_stream() -> None:
+    head = Growing(0, aloud=False)
+    assert _followed(head).result == RESULT
+    assert (head.num_streams, head.num_asked) == (1, 6)
+
+
+def test_a_result_that_is_cut_off_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _followed(Head([None], log=LOG[: LOG.index(" 1}")])).result is None
     told = capsys.readouterr()
     assert told.out == ""
     assert '{"a":' in told.err
 
 
-@pytest.mark.parametrize("times_unknown", [0, 1, 10_000])
-def test_a_job_that_the_head_may_be_taking_in_is_asked_for_again(
-    times_unknown: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(line: str) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ray_jobs.submit.say", full)
+    with pytest.raises(OSError, match="No space"):
+        _followed(Head([None]))
+
+
+@pytest.mark.parametrize(("code", "ours"), [(1, 1), (2, 2), (3, 3), (127, FAILED), (-9, FAILED), (None, FAILED)])
+def test_the_exit_code_is_one_of_ours(code: int | None, ours: int) -> None:
+    assert _exit_code(_details(JobStatus.FAILED, code)) == ours
+
+
+class Away:
+    """A client whose head does not answer."""
+
+    def submit_job(self, **_: object) -> None:
+        raise ConnectionError("refused")
+
+    def get_job_info(self, job: str) -> None:
+        raise ConnectionError("refused")
+
+
+@pytest.mark.parametrize("ask", [lambda job: job.details(), lambda job: job.start(WORDS, Path("/code"), "MARK")])
+def test_a_head_that_stays_away_leaves_word_of_the_job(ask: Callable[[RemoteJob], object]) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"raysubmit_1 may run .*must wait .*=http://head:8265 ray job logs --follow"
+    ):
+        ask(_job(Away()))
+
+
+class Asked:
+    """A client that knows a job after it was asked so often, and what it is then; a Ctrl-C may come instead."""
+
+    def __init__(self, times_unknown: int, said: JobStatus | type[BaseException]) -> None:
+        self._times_unknown, self._said = times_unknown, said
+
+    def get_job_info(self, job: str) -> JobDetails:
+        self._times_unknown -= 1
+        if self._times_unknown >= 0:
+            raise RuntimeError("Request failed with status code 404: Job raysubmit_1 does not exist.")
+        if isinstance(self._said, JobStatus):
+            return _details(self._said)
+        raise self._said
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [
+        (Asked(0, JobStatus.RUNNING), "job raysubmit_1 goes on; `RAY_API"),
+        (Asked(1, JobStatus.RUNNING), "job raysubmit_1 goes on; `RAY_API"),
+        (Asked(10_000, JobStatus.RUNNING), "stopped before the head had job raysubmit_1; should it come yet, `RAY_API"),
+        (Asked(0, JobStatus.SUCCEEDED), "job raysubmit_1 has ended, succeeded"),
+        (Asked(0, KeyboardInterrupt), "job raysubmit_1 may go on; `RAY_API"),
+        (Away(), "job raysubmit_1 may go on; `RAY_API"),
+    ],
+    ids=["known", "being taken in", "unknown", "ended", "a second one", "head away"],
+)
+def test_what_becomes_of_the_job_is_said_after_a_ctrl_c(
+    client: object, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Ctrl-C may come while the head takes a job in."""
-
-    class Slow:
-        asked = 0
-
-        def get_job_info(self, job: str) -> None:
-            self.asked += 1
-            if self.asked <= times_unknown:
-                raise RuntimeError("Request failed with status code 404: Job raysubmit_1 does not exist.")
-
-    monkeypatch.setattr("ray_jobs.submit.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("ray_jobs.submit.TAKEN_IN_SECONDS", 0.1)
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert _interrupted(cast(JobSubmissionClient, Slow()), "http://head:8265", "raysubmit_1") == FAILED
-    told = capsys.readouterr().err
-    assert ("job raysubmit_1 goes on" in told) == (times_unknown < 10)
-    assert "ray job stop" in told
+    _interrupted(_job(client))
+    assert capsys.readouterr().err.startswith(told)
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("4", (4, 4)), ("2-8", (2, 8)), ("3-3", (3, 3))])
