@@ -140,7 +140,8 @@ class RemoteJob:
     @property
     def hint(self) -> str:
         """How it can be followed and ended without this command; by variable, for an option would not prevail over one that is set."""
-        return f"`RAY_API_SERVER_ADDRESS={self.address} ray job logs --follow {self.name}` shows it, `ray job stop` so ends it"
+        ray_job = f"RAY_API_SERVER_ADDRESS={self.address} ray job"
+        return f"follow it with `{ray_job} logs --follow {self.name}`, end it with `{ray_job} stop {self.name}`"
 
     def start(self, words: Sequence[str], folder: Path, mark: str) -> None:
         """Submit a command line with the code in a folder.
@@ -156,13 +157,13 @@ class RemoteJob:
                 runtime_env={"working_dir": str(folder), "env_vars": environment},
             )
         except OSError as error:
-            raise self._is_away() from error
+            raise self._untold(error) from error
 
     def details(self) -> JobDetails:
         """Return what the head says of it, asked for some minutes while it does not answer.
 
         Raises:
-            RuntimeError: if it does not answer at all.
+            RuntimeError: if it does not answer at all, or does not know the job.
         """
         deadline = time.monotonic() + AWAY_SECONDS
         while True:
@@ -170,7 +171,7 @@ class RemoteJob:
                 return self.client.get_job_info(self.name)
             except (RuntimeError, OSError) as error:
                 if time.monotonic() > deadline:
-                    raise self._is_away() from error
+                    raise self._untold(error) from error
                 time.sleep(POLL_SECONDS)
 
     def details_if_known(self) -> JobDetails | None:
@@ -186,10 +187,11 @@ class RemoteJob:
                     return None
                 time.sleep(POLL_SECONDS)
 
-    def _is_away(self) -> RuntimeError:
+    def _untold(self, error: Exception) -> RuntimeError:
+        why = "does not answer" if isinstance(error, OSError) else f"says: {' '.join(str(error).split())}"
         return RuntimeError(
-            f"the head at {self.address} must answer, it does not; job {self.name} may run all the same, and the same command must wait for its "
-            f"end: {self.hint}."
+            f"the head at {self.address} must tell of job {self.name}, it {why}; the job may run all the same, and the same command must wait for "
+            f"its end: {self.hint}."
         )
 
 
@@ -290,7 +292,7 @@ def _interrupted(job: RemoteJob) -> None:
     try:
         details = job.details_if_known()
         if details is None:
-            told = f"stopped before the head had job {job.name}; should it come yet, {job.hint}"
+            told = f"stopped before the head had job {job.name}; should it come yet: {job.hint}"
         elif details.status.is_terminal():
             told = f"job {job.name} has ended, {details.status.lower()}; the same command reports it, or goes on where it can"
         elif _wants_to_stop() and job.client.stop_job(job.name):

@@ -233,9 +233,15 @@ class Away:
 @pytest.mark.parametrize("ask", [lambda job: job.details(), lambda job: job.start(WORDS, Path("/code"), "MARK")])
 def test_a_head_that_stays_away_leaves_word_of_the_job(ask: Callable[[RemoteJob], object]) -> None:
     with pytest.raises(
-        RuntimeError, match=r"raysubmit_1 may run .*must wait .*=http://head:8265 ray job logs --follow"
+        RuntimeError, match=r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs --follow"
     ):
         ask(_job(Away()))
+
+
+def test_a_head_that_has_forgotten_a_job_is_told() -> None:
+    """As one that started again without Redis."""
+    with pytest.raises(RuntimeError, match="says: Request failed with status code 404"):
+        _job(Asked(10_000, JobStatus.RUNNING)).details()
 
 
 class Asked:
@@ -256,12 +262,15 @@ class Asked:
 @pytest.mark.parametrize(
     ("client", "told"),
     [
-        (Asked(0, JobStatus.RUNNING), "job raysubmit_1 goes on; `RAY_API"),
-        (Asked(1, JobStatus.RUNNING), "job raysubmit_1 goes on; `RAY_API"),
-        (Asked(10_000, JobStatus.RUNNING), "stopped before the head had job raysubmit_1; should it come yet, `RAY_API"),
+        (Asked(0, JobStatus.RUNNING), "job raysubmit_1 goes on; follow it with `RAY_API"),
+        (Asked(1, JobStatus.RUNNING), "job raysubmit_1 goes on; follow it with `RAY_API"),
+        (
+            Asked(10_000, JobStatus.RUNNING),
+            "stopped before the head had job raysubmit_1; should it come yet: follow it",
+        ),
         (Asked(0, JobStatus.SUCCEEDED), "job raysubmit_1 has ended, succeeded"),
-        (Asked(0, KeyboardInterrupt), "job raysubmit_1 may go on; `RAY_API"),
-        (Away(), "job raysubmit_1 may go on; `RAY_API"),
+        (Asked(0, KeyboardInterrupt), "job raysubmit_1 may go on; follow it"),
+        (Away(), "job raysubmit_1 may go on; follow it"),
     ],
     ids=["known", "being taken in", "unknown", "ended", "a second one", "head away"],
 )
