@@ -1,6 +1,7 @@
 """Writing so that a killed process leaves either the old file or folder, or the whole new one."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -19,6 +20,7 @@ from melanoma.errors import DataError
 from melanoma.storage import Place, RemotePath, publish, remove_folder
 
 INCOMPLETE = ".incomplete"
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 """In object storage, where a folder has no name to change: it is being written, or was when its writer was killed."""
 
 
@@ -76,7 +78,8 @@ def claim_folder(folder: Place, described: Any) -> bool:
         DataError: if the folder holds another run or something else.
     """
     path, described = folder / "run.json", json.loads(json.dumps(described))
-    folder.mkdir(parents=True, exist_ok=True)
+    with _made_there(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(
@@ -102,19 +105,34 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
+def _made_there(folder: Place) -> Iterator[None]:
+    """Raise DataError where a folder cannot be made in its place, and leave a disk that is full alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise DataError(
+            f"{folder} must be a folder that can be made and written, it is not ({error.strerror})."
+        ) from error
+
+
+@contextlib.contextmanager
 def locked(folder: Place) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other process until the block ends.
 
     Object storage has no locks that end with their holder: there it is the caller's business not to run two commands at once.
 
     Raises:
-        DataError: if another process holds it.
+        DataError: if another process holds it, or it cannot be made.
     """
     if isinstance(folder, RemotePath):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:  # not "w": a look at a finished run changes nothing
+    with _made_there(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")  # not "w": a look at a finished run changes nothing
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -134,7 +152,7 @@ def new_folder(path: Place, *, replace_if: str | None = None) -> Iterator[Path]:
             where a folder has no name to change, it is written last.
 
     Raises:
-        DataError: if something else stands there already.
+        DataError: if something else stands there already, or it cannot be made.
     """
     if isinstance(path, RemotePath):
         with _new_remote_folder(path, replace_if=replace_if) as work:
@@ -144,8 +162,9 @@ def new_folder(path: Place, *, replace_if: str | None = None) -> Iterator[Path]:
     replaceable = replace_if is not None and path.is_dir() and (path / replace_if).is_file()
     if occupied and not replaceable:
         raise _occupied(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _made_there(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = work.with_name(f"{work.name}.old")
     try:
         os.chmod(work, 0o755)

@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser(_COMMANDS, __version__).parse_args(argv)
     command: Command = args.run
     try:
-        if getattr(args, "address", None) and MARK not in os.environ:
+        if getattr(args, "address", None) is not None and MARK not in os.environ:
             return _submit(args, sys.argv[1:] if argv is None else argv)
         _resolve_paths(args)
         return command(args)
@@ -308,7 +308,9 @@ def _explain(error: Exception, *, resumes: bool) -> int:
         traceback.print_exception(error)
     cause = _root_cause(error)
     told = " ".join(str(cause).split()) or type(cause).__name__
-    is_input = isinstance(cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError)
+    is_input = isinstance(
+        cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    )
     if resumes and isinstance(cause, OSError) and not is_input:  # a disk or a storage that is full or away
         told = f"{told.rstrip('.')}; once that is mended, the same command goes on where it can."
     print(f"melanoma: {told}", file=sys.stderr)

@@ -106,8 +106,8 @@ def _connect(address: str) -> JobSubmissionClient:
         ) from error
     except AuthenticationError as error:
         raise DataError(
-            f"the head at {address} must accept the token, it does not; set RAY_AUTH_MODE=token and name the file of its token in "
-            "RAY_AUTH_TOKEN_PATH."
+            f"the head at {address} must accept the token, it does not{_token_lack()}; set RAY_AUTH_MODE=token and name the file of its token "
+            "in RAY_AUTH_TOKEN_PATH."
         ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise DataError(f"{address} must be a Ray head's dashboard, it answers like none.") from error
@@ -116,6 +116,13 @@ def _connect(address: str) -> JobSubmissionClient:
             f"the cluster must run the Ray of this command, {ray.__version__}, it runs {theirs}; install that one, or start a cluster of this one."
         )
     return client
+
+
+def _token_lack() -> str:
+    mode, path = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if mode != "token":
+        return f" (RAY_AUTH_MODE is {mode})" if mode else " (RAY_AUTH_MODE is not set)"
+    return f" ({path} is not there)" if path and not Path(path).is_file() else ""
 
 
 def _copy_code(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from melanoma.files import write_text
+from melanoma.storage import is_address
 from serve.settings import check_config, read_config
 
 VALUES, PATCH = "serve-values.yaml", "serve-config.yaml"
@@ -44,10 +45,16 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     """
     config = read_config()
     (app,) = config["applications"]
+    if unknown := values.keys() - {"args", "deployments"}:
+        raise ValueError(f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither.")
     args = values.get("args") or {}
     if not args.get("bundle") or not args.get("manifest_sha256"):
         raise ValueError(
             "args must name the bundle and the manifest_sha256 that pins it; a cluster serves nothing by default."
+        )
+    if not is_address(args["bundle"]) and not Path(args["bundle"]).is_absolute():
+        raise ValueError(
+            f"args.bundle must be an address such as s3://bucket/bundle, or an absolute path that every node has, got {args['bundle']}."
         )
     app["args"] |= args
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
@@ -62,8 +69,18 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def patch(folder: Path) -> str:
-    """Return the patch for the values in a folder."""
-    text = _Text(_dump(serve_config(yaml.safe_load((folder / VALUES).read_text()))))
+    """Return the patch for the values in a folder.
+
+    Raises:
+        ValueError: if they are no YAML, or the result is no valid config.
+    """
+    try:
+        values = yaml.safe_load((folder / VALUES).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"the values must be YAML, they are not ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise ValueError("the values must be args and deployments, they are neither.")
+    text = _Text(_dump(serve_config(values)))
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",

@@ -128,7 +128,8 @@ def test_evidence_is_written_there_and_every_look_is_logged(
     head: Head, bucket: str, dataset: str, trained_run: str
 ) -> None:
     bundle, out = trained_run.replace("?", "/bundle?"), _at("evidence", bucket)
-    done = _melanoma(head, "evaluate", bundle, dataset, out)
+    words = {"s3://melanoma/runs/cpu/bundle": bundle, "s3://melanoma/dataset": dataset, "s3://melanoma/evidence": out}
+    done = _melanoma(head, *_entrypoint("cpu/evaluate", words))
     assert done.returncode in (DONE, FOUND), done.stderr
     assert json.loads(done.stdout) == json.loads((place(out) / "report.json").read_text())
     data = open_prepared(place(dataset))
@@ -177,9 +178,10 @@ def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str)
     [
         (["data", "prepare", "pictures", "/data/out"], {}, "must be an absolute path"),
         (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN}, "must accept the token"),
-        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "must accept the token"),
+        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "it does not (RAY_AUTH_MODE is disabled)"),
+        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "it does not (/nowhere/token is not there)"),
     ],
-    ids=["a relative path", "a wrong token", "no token"],
+    ids=["a relative path", "a wrong token", "no token", "no token file"],
 )  # fmt: skip
 def test_what_cannot_be_submitted_is_told(
     head: Head,

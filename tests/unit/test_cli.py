@@ -27,6 +27,10 @@ def test_bad_usage_is_exit_2_in_one_line(words: list[str], capsys: pytest.Captur
         (["train", "/nowhere", "/tmp/none", "--set", "loss.gamma=0.5"], "loss.gamma"),
         (["predict", "/nowhere", "x.jpg"], "manifest.json"),
         (["data", "prepare", "/nowhere", "/tmp/none"], "not a folder"),
+        (
+            ["train", "/data", "/runs", "--address", ""],
+            "--address must be that of the head's dashboard",
+        ),  # an unset variable
     ],
 )
 def test_bad_input_is_exit_2_in_one_sentence(

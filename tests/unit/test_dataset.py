@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -99,6 +101,33 @@ def test_a_folder_is_worked_on_by_one_process_at_a_time(tmp_path: Path) -> None:
     other.join()
     with locked(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: locked(path).__enter__(),
+        lambda path: new_folder(path).__enter__(),
+        lambda path: claim_folder(path, {}),
+    ],
+    ids=["locked", "new", "claimed"],
+)
+@pytest.mark.parametrize("name", ["file/out", "file/runs/out"])
+def test_a_folder_that_cannot_be_made_is_told_by_its_name(
+    make: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    write_text(tmp_path / "file", "")
+    with pytest.raises(DataError, match=rf"{name} must be a folder that can be made and written, it is not"):
+        make(tmp_path / name)
+
+
+def test_a_full_disk_is_no_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space"):
+        claim_folder(tmp_path / "run", {})
 
 
 def _write_and_stop(path: Path) -> None:

@@ -32,7 +32,7 @@ def _ray(documents: list[Document]) -> list[Document]:
 
 def test_there_is_an_overlay_for_each_cluster_and_purpose() -> None:
     both = {f"{cluster}/{purpose}" for cluster in ("cpu", "gpu") for purpose in ("serve", "train", "tune")}
-    assert both | {"cpu/prepare"} == set(OVERLAYS)
+    assert both | {"cpu/prepare", "cpu/evaluate"} == set(OVERLAYS)
 
 
 @pytest.mark.parametrize("path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S)))
@@ -126,7 +126,9 @@ def test_a_job_is_a_command_of_ours(overlay: list[Document]) -> None:
         assert (python, dash_m, module) == ("python", "-m", "ray_jobs.cli")
         args = build_parser({name: lambda _: 0 for name in _COMMANDS}, "0").parse_args(words)  # type: ignore[misc]
         assert all(
-            str(path).startswith("s3://") for name, path in vars(args).items() if name in ("source", "dataset", "out")
+            str(path).startswith("s3://")
+            for name, path in vars(args).items()
+            if name in ("source", "dataset", "bundle", "data", "out")
         )
 
 

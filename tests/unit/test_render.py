@@ -1,10 +1,11 @@
 """What a cluster's own values may say of the Serve config, and what is refused before anything is written."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve.render import serve_config
+from serve.render import VALUES, patch, serve_config
 
 ARGS = {"bundle": "s3://bucket/bundle", "manifest_sha256": "0" * 64}
 
@@ -39,6 +40,8 @@ def test_only_what_differs_changes() -> None:
         ({"args": {**ARGS, "bundle": ""}}, "must name the bundle and the manifest_sha256"),
         ({"args": {**ARGS, "manifest_sha256": "latest"}}, "manifest_sha256"),
         ({"args": {**ARGS, "bundel": "x"}}, "bundel"),
+        ({"args": {**ARGS, "bundle": "bucket/bundle"}}, "absolute path that every node has, got bucket/bundle"),
+        ({"args": ARGS, "deploymnets": {}}, "deploymnets is neither"),
         ({"args": ARGS, "deployments": {"Clasifier": {}}}, "Clasifier is not"),
         ({"args": ARGS, "deployments": {"Classifier": {"max_ongoing_request": 3}}}, "max_ongoing_requests"),
         ({"args": ARGS, "deployments": {"Classifier": {"autoscaling_config": {"min_replicas": 99}}}}, "max_replicas"),
@@ -47,3 +50,10 @@ def test_only_what_differs_changes() -> None:
 def test_what_cannot_be_served_is_told(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         serve_config(values)
+
+
+@pytest.mark.parametrize("text", ["args: [", "", "- args", "args"])
+def test_values_that_are_none_are_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / VALUES).write_text(text)
+    with pytest.raises(ValueError, match="the values must be"):
+        patch(tmp_path)
