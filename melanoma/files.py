@@ -20,8 +20,9 @@ from melanoma.errors import DataError
 from melanoma.storage import Place, RemotePath, publish, remove_folder
 
 INCOMPLETE = ".incomplete"
-_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 """In object storage, where a folder has no name to change: it is being written, or was when its writer was killed."""
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
+"""Why a folder cannot be made where somebody wants it, whatever is done about the disk."""
 
 
 def write_text(path: Place, text: str) -> None:
