@@ -14,7 +14,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 
 from melanoma.errors import DataError
 from ray_jobs.arguments import FAILED, build_parser
-from ray_jobs.submit import JobLog, RemoteJob, _exit_code, _follow, _interrupted, check_paths, submit
+from ray_jobs.remote_job import JobLog, RemoteJob, follow
+from ray_jobs.submit import _exit_code, _interrupted, check_paths, submit
 
 COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
@@ -139,12 +140,12 @@ def _job(client: object) -> RemoteJob:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {"POLL": 0.01, "SILENT": 0.05, "TAKEN_IN": 0.1, "AWAY": 0.1}.items():
-        monkeypatch.setattr(f"ray_jobs.submit.{name}_SECONDS", seconds)
+        monkeypatch.setattr(f"ray_jobs.remote_job.{name}_SECONDS", seconds)
 
 
 def _followed(head: Head) -> JobLog:
     log = JobLog("MARK")
-    assert _follow(_job(head), log).status == JobStatus.SUCCEEDED
+    assert follow(_job(head), log).status == JobStatus.SUCCEEDED
     return log
 
 
@@ -187,7 +188,7 @@ class Growing(Head):
 @pytest.mark.parametrize("aloud", [True, False])
 def test_a_log_that_no_stream_brings_is_asked_for(aloud: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     head, said = Growing(4, aloud=aloud), list[tuple[str, int]]()
-    monkeypatch.setattr("ray_jobs.submit.say", lambda line: said.append((line, head.num_asked)))
+    monkeypatch.setattr("ray_jobs.remote_job.say", lambda line: said.append((line, head.num_asked)))
     assert _followed(head).result == RESULT
     assert ("epoch 1", 2) in said  # while the job goes on
     assert said[-1] == ("the end, without a line", 6)
@@ -210,7 +211,7 @@ def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(monkeypatch: pyt
     def full(line: str) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ray_jobs.submit.say", full)
+    monkeypatch.setattr("ray_jobs.remote_job.say", full)
     with pytest.raises(OSError, match="No space"):
         _followed(Head([None]))
 
