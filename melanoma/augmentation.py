@@ -32,12 +32,12 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def uniform_draws(keys: NDArray[np.uint64], *, seed: int, epoch: int) -> Tensor:
-    """Return ``(N, NUM_DRAWS)`` float32 draws in [0, 1), a pure function of (seed, epoch, key)."""
+def uniform_draws(keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int = NUM_DRAWS) -> Tensor:
+    """Return ``(N, num)`` float32 draws in [0, 1), a pure function of (seed, epoch, key, column)."""
     with np.errstate(over="ignore"):  # wrapping around 2^64 is the arithmetic meant
         stream = _mix(np.array([seed], np.uint64) + _GOLDEN * np.uint64(epoch + 1))
         start = _mix(keys ^ stream)[:, None]
-        states = _mix(start + _GOLDEN * np.arange(1, NUM_DRAWS + 1, dtype=np.uint64)[None, :])
+        states = _mix(start + _GOLDEN * np.arange(1, num + 1, dtype=np.uint64)[None, :])
     # 24 bits, as many as a float32 holds: 53 would round up to 1.0 on conversion.
     return torch.from_numpy(((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32))
 
@@ -47,7 +47,7 @@ def augment(pictures: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[
 
     Args:
         pictures: ``(N, H, W, 3)`` uint8.
-        draws: ``(N, NUM_DRAWS)`` in [0, 1).
+        draws: ``(N, NUM_DRAWS)`` or more columns, in [0, 1).
         config: how far.
         size: (h, w) of the result, px.
 

@@ -37,6 +37,11 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def sum_(self, value: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+
     def share(self, num: int) -> range:
         """Return the positions of N that are this rank's: every size-th, so that shares differ by one at most."""
         return range(self.rank, num, self.size)

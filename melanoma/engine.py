@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from melanoma.augmentation import augment, image_keys, uniform_draws
+from melanoma.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 from melanoma.config import CLASSES, TrainConfig
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.distributed import World
 from melanoma.evidence.metrics import validation_scores
 from melanoma.images import Preprocess
 from melanoma.losses import class_weights_from_counts, focal_terms
+from melanoma.muon import Muon
 from melanoma.networks import freeze, parameter_groups, train_mode
+from melanoma.stochastic_depth import depth_layers, set_depth_draws
 from melanoma.views import FeatureExtractor, predict_views
 
 SELECTION = "auroc"
@@ -79,13 +80,19 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def start_state(model: nn.Module, config: TrainConfig) -> TrainState:
-    """Return the state before the first epoch; model is the bare network, not a DDP wrapper."""
+def start_state(model: nn.Module, config: TrainConfig, world: World | None = None) -> TrainState:
+    """Return the state before the first epoch.
+
+    Args:
+        model: the bare network, not a DDP wrapper.
+        config: the run's settings.
+        world: the processes sharing the run; None: this one alone.
+    """
     on_gpu = next(model.parameters()).is_cuda
     freeze(model, config.optim.frozen_layers)
     groups = parameter_groups(model, config.optim)
-    if config.optim.optimizer == "muon":  # Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024
-        optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr)
+    if config.optim.optimizer == "muon":
+        optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr, world=world)
     else:
         optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=on_gpu)
     ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay > 0 else None
@@ -116,8 +123,15 @@ def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def autocast(device: torch.device) -> Iterator[None]:
-    """Run in bfloat16 where the device is made for it (GPUs), in float32 elsewhere."""
+    """Train in bfloat16 where the device is made for it (GPUs), in float32 elsewhere."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32 on every device: what is predicted decides (the epoch, the threshold), so rounding must not."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
@@ -224,10 +238,10 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     """Train one epoch in place and return its mean loss, the same on every rank."""
     config, world, num_steps = training.config, training.world, training.steps_per_epoch
     device = next(model.parameters()).device
-    # Drop path alone draws from torch's own generator.
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, state.epoch, world.rank]).generate_state(1)[0]))
     order = epoch_order(len(training.train), seed=config.seed, epoch=state.epoch)
-    draws = uniform_draws(image_keys(training.train.image_ids), seed=config.seed, epoch=state.epoch)
+    layers = depth_layers(model)
+    keys = image_keys(training.train.image_ids)
+    draws = uniform_draws(keys, seed=config.seed, epoch=state.epoch, num=NUM_DRAWS + len(layers))
     weights = training.class_weights.to(device)
     size = input_size(config, state.epoch)
     train_mode(model)
@@ -237,6 +251,7 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
         mine = torch.from_numpy(batch[list(world.share(len(batch)))])
         pictures = training.train.pictures(mine.tolist()).to(device, non_blocking=True)
         images = training.preprocess.normalise(augment(pictures, draws[mine], config.augment, size))
+        set_depth_draws(layers, draws[mine, NUM_DRAWS:].to(device))
         target = training.train.labels[mine].to(device)
         number = state.epoch * num_steps + step
         loss_sum, weight_sum = _step(training, model, state, images, target=target, weights=weights, step=number)
@@ -296,17 +311,24 @@ def predict(
     views: int = 1,
     extract: FeatureExtractor | None = None,
 ) -> Predictions:
-    """Predict a data set, every rank its share; all ranks return the whole. `extract` may stand in for all but the head."""
+    """Predict a data set in float32, every rank its share; all ranks return the whole.
+
+    Args:
+        model: the network.
+        dataset: what is predicted.
+        preprocess: from stored pictures to network input.
+        world: the processes sharing the work; None: this one alone.
+        views: mirrored copies averaged.
+        extract: stands in for all of the network but its head.
+    """
     world = world or World()
     device = next(model.parameters()).device
     mine = list(world.share(len(dataset)))
     logits = torch.zeros(len(mine), len(CLASSES), device=device)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(device):
         for start in range(0, len(mine), PREDICT_BATCH):
             pictures = dataset.pictures(mine[start : start + PREDICT_BATCH]).to(device)
-            with autocast(device):
-                found = predict_views(model, preprocess(pictures), views, extract=extract)
-            logits[start : start + PREDICT_BATCH] = found.float()
+            logits[start : start + PREDICT_BATCH] = predict_views(model, preprocess(pictures), views, extract=extract)
     logits = world.join(logits, len(dataset))
     return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

@@ -14,6 +14,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
+from melanoma.stochastic_depth import install_stochastic_depth
 from melanoma.storage import Place, place
 
 
@@ -36,9 +37,11 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
-        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
+        model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
         raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+    install_stochastic_depth(model)
+    return model
 
 
 def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.device) -> nn.Module:

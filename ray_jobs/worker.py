@@ -62,7 +62,7 @@ def train_worker(values: Mapping[str, Any]) -> None:
     fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
     weights = args.weights if fresh else "none"
     model = start_model(config.model, weights=weights, seed=config.seed, device=device)
-    state = start_state(model, config)
+    state = start_state(model, config, world)
     _resume(state, device)
     wrapped = world.wrap(model)
     mirror = Mirror(run_dir / "tensorboard")

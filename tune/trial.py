@@ -181,7 +181,7 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: 
     """
     model = start_model(config.model, weights=study.weights, seed=config.seed, device=device)
     training = Training.on(config, open_prepared(study.dataset), world=world)
-    state = start_state(model, config)
+    state = start_state(model, config, world)
     error = None
     try:
         fit(training, world.wrap(model), state, lambda _: None)

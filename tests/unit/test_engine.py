@@ -13,11 +13,20 @@ import torch.multiprocessing as mp
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.distributed import World
-from melanoma.engine import Training, TrainState, epoch_order, fit, input_size, learning_rate_factor, start_state
+from melanoma.engine import (
+    Training,
+    TrainState,
+    epoch_order,
+    fit,
+    input_size,
+    learning_rate_factor,
+    predict,
+    start_state,
+)
 from melanoma.networks import build_model
 
-# Largest difference of any weight. Muon orthogonalises in bfloat16, which enlarges the rounding of the sums it is given.
-PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-3}
+# Largest difference of any weight: sums are made in another order, and Muon raises small singular values of what it is given.
+PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
 
 
 def _config(config: TrainConfig, *overrides: str) -> TrainConfig:
@@ -36,7 +45,7 @@ def _fit(
     training = Training.on(config, data, world=world)
     if state is None:
         torch.manual_seed(config.seed)
-        state = start_state(build_model(config.model), config)
+        state = start_state(build_model(config.model), config, world)
     return fit(training, training.world.wrap(state.model), state, on_epoch_end or (lambda _: None))
 
 
@@ -66,16 +75,21 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_workers_with_16_pictures_end_like_one_with_32(
-    optimizer: str, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 2), ("muon", 4)])
+def test_several_workers_end_like_one_with_the_whole_batch(
+    optimizer: str, num_workers: int, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """The weighted mean is taken over the global batch: per-rank means would differ by far more than rounding."""
-    settings = ("optim.lr=0.0005", "optim.grad_clip=0", "loss.gamma=2", "loss.tau=1")
+    """The weighted mean is taken over the global batch, and which branches an image skips does not depend on who shows it."""
+    settings = ("optim.lr=0.0005", "optim.grad_clip=0", "loss.gamma=2", "loss.tau=1", "model.drop_path=0.3")
     config = _config(tiny_config, f"optim.optimizer={optimizer}", *settings)
     one = _fit(prepared, config)
-    out = tmp_path / "two.pt"
-    mp.start_processes(_work, (2, str(prepared.folder), config, _free_port(), str(out)), nprocs=2, start_method="spawn")
+    out = tmp_path / "several.pt"
+    mp.start_processes(
+        _work,
+        (num_workers, str(prepared.folder), config, _free_port(), str(out)),
+        nprocs=num_workers,
+        start_method="spawn",
+    )
     two = torch.load(out, weights_only=True)
     for name, value in one.model.state_dict().items():
         assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE[optimizer]), name
@@ -112,6 +126,24 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedDa
         {k: v for k, v in row.items() if not k.endswith("_seconds")} for row in (*whole.history, *resumed.history)
     ]
     assert timeless[:3] == timeless[3:]
+
+
+def test_training_draws_from_no_generator_of_torch(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    """Whatever does would give a run another end with another number of workers, or after a restart."""
+    state = start_state(build_model(tiny_config.model), config := _config(tiny_config, "model.drop_path=0.3"))
+    before = torch.get_rng_state()
+    _fit(prepared, config, state=state)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_predictions_are_made_in_float32_whatever_training_uses(
+    prepared: PreparedData, tiny_config: TrainConfig, trained: torch.nn.Module
+) -> None:
+    training = Training.on(tiny_config, prepared)
+    expected = predict(trained, training.validation, training.preprocess).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predict(trained, training.validation, training.preprocess).logits
+    assert np.array_equal(found, expected)
 
 
 def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainConfig) -> None:

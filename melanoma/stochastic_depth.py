@@ -1,0 +1,54 @@
+"""Stochastic depth whose choices are handed in, so that they depend on the image and not on the worker that shows it.
+
+timm's own draws from torch's generator: which branches an image skips would then change with the number of workers and the place in
+the batch. Knows nothing of where the draws come from.
+"""
+
+from typing import cast
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class StochasticDepth(nn.Module):
+    """Skips a residual branch for some images (Huang et al., Deep Networks with Stochastic Depth, 2016).
+
+    Attributes:
+        drop_prob: share of the images that skip it, in [0, 1).
+        draws: ``(N,)`` draws in [0, 1) for the images of the next forward pass in training; an image skips the branch if its draw is less
+            than ``drop_prob``.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.draws: Tensor | None = None
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Return the branch ``(N, ...)``, zero for the images that skip it and enlarged for the others."""
+        if not self.training or self.drop_prob == 0:
+            return branch
+        if self.draws is None or len(self.draws) != len(branch):
+            raise ValueError(f"stochastic depth must be given a draw for each of {len(branch)} images.")
+        kept = (self.draws >= self.drop_prob).to(branch.dtype) / (1 - self.drop_prob)
+        return branch * kept.view(-1, *[1] * (branch.ndim - 1))
+
+
+def install_stochastic_depth(model: nn.Module) -> None:
+    """Put `StochasticDepth` in the place of every `DropPath` of a timm network."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, DropPath):
+                setattr(module, name, StochasticDepth(float(child.drop_prob)))
+
+
+def depth_layers(model: nn.Module) -> list[StochasticDepth]:
+    """Return the places of a network where branches may be skipped, in its own order."""
+    return [module for module in model.modules() if isinstance(module, StochasticDepth)]
+
+
+def set_depth_draws(layers: list[StochasticDepth], draws: Tensor) -> None:
+    """Hand each layer its column of ``(N, len(layers))`` draws for the next forward pass."""
+    for layer, column in zip(layers, cast(tuple[Tensor, ...], torch.unbind(draws, dim=1)), strict=True):
+        layer.draws = column
