@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from PIL import Image
 
@@ -22,7 +23,7 @@ class Peer:
     """The bundle named by the environment, with all cores."""
 
     def __init__(self) -> None:
-        num_threads = os.cpu_count() or 1
+        num_threads = joblib.cpu_count()
         torch.set_num_threads(num_threads)
         bundle = load_bundle(Path(os.environ[BUNDLE]))
         if os.environ[BACKEND] == "torch":

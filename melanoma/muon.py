@@ -71,18 +71,17 @@ class Muon(torch.optim.AdamW):
             state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}
         state["step"] += 1
         state["momentum"].lerp_(parameter.grad, 1 - self._momentum)
-        return state["momentum"].flatten(1)
+        matrix: Tensor = state["momentum"].flatten(1)
+        return matrix
 
     def _orthogonalise(self, momenta: list[Tensor]) -> list[Tensor]:
         """Return the nearest semi-orthogonal matrix of each, this rank's share computed here and the others' by the others."""
         if not momenta:
             return []
         owners = share_out([_cost(momentum) for momentum in momenta], self._world.size)
-        whole = torch.zeros(sum(momentum.numel() for momentum in momenta), device=momenta[0].device)
-        parts = [
-            part.view_as(momentum)
-            for part, momentum in zip(whole.split([momentum.numel() for momentum in momenta]), momenta, strict=True)
-        ]
+        sizes = [momentum.numel() for momentum in momenta]
+        whole = torch.zeros(sum(sizes), device=momenta[0].device)
+        parts = [part.view_as(momentum) for part, momentum in zip(torch.split(whole, sizes), momenta, strict=True)]
         for part, momentum, owner in zip(parts, momenta, owners, strict=True):
             if owner == self._world.rank:
                 # GPUs have bfloat16 in hardware; CPUs mostly have not.

@@ -4,8 +4,6 @@ timm's own draws from torch's generator: which branches an image skips would the
 the batch. Knows nothing of where the draws come from.
 """
 
-from typing import cast
-
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -50,5 +48,5 @@ def depth_layers(model: nn.Module) -> list[StochasticDepth]:
 
 def set_depth_draws(layers: list[StochasticDepth], draws: Tensor) -> None:
     """Hand each layer its column of ``(N, len(layers))`` draws for the next forward pass."""
-    for layer, column in zip(layers, cast(tuple[Tensor, ...], torch.unbind(draws, dim=1)), strict=True):
+    for layer, column in zip(layers, torch.unbind(draws, dim=1), strict=True):
         layer.draws = column

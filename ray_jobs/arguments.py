@@ -61,7 +61,16 @@ def _workers(text: str) -> tuple[int, int]:
     return bounds
 
 
+def _add_insecure(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--insecure-ray",
+        action="store_true",
+        help="start the local Ray without a token: everybody who reaches this machine's network can then run code as you",
+    )
+
+
 def _add_address(command: argparse.ArgumentParser) -> None:
+    _add_insecure(command)
     command.add_argument(
         "--address",
         metavar="http://HEAD:8265",
@@ -240,7 +249,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set-file", type=place, metavar="FILE", help="a JSON file of settings in place of the preset"
     )
-    command.add_argument("--gpu", action="store_true", help="train on GPUs")
+    command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
+    command.add_argument(
+        "--cpus-per-worker",
+        type=_positive,
+        metavar="N",
+        help="CPUs and threads of each worker (default: as many as the cluster's nodes allow)",
+    )
     command.add_argument(
         "--weights",
         default="none",
@@ -270,6 +285,7 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     serve.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
     )
+    _add_insecure(serve)
 
 
 def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:

@@ -126,6 +126,7 @@ def _train(args: argparse.Namespace) -> int:
         config,
         num_workers=args.workers[1],
         min_workers=args.workers[0],
+        cpus_per_worker=args.cpus_per_worker,
         use_gpu=args.gpu,
         weights=args.weights,
     )
@@ -180,19 +181,19 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
     """Search on the cluster, with bundles scored on test by `evaluate`."""
-    from ray_jobs.cluster import check_resources, connect, cpus_per_worker, gpus_per_worker
+    from ray_jobs.cluster import Bundle, connect, cpus_per_worker, gpus_per_trial, node_resources, wait_for_room
     from ray_jobs.evaluate import evaluate
     from ray_jobs.progress import counted
     from tune.pipeline import tune_run
 
     num_processes = args.at_once * args.workers
     connect(num_workers=num_processes)
-    check_resources(args.workers, use_gpu=args.gpu)
-    placed = dataclasses.replace(
-        search.study,
-        num_cpus=cpus_per_worker(num_processes),
-        num_gpus=gpus_per_worker(num_processes) if args.gpu else 0.0,
-    )
+    nodes = node_resources()
+    # Two ranks of one trial cannot share a GPU; trials that train alone can.
+    gpus = 0.0 if not args.gpu else 1.0 if args.workers > 1 else gpus_per_trial(nodes, args.at_once) or 1.0
+    bundle = Bundle(args.cpus_per_worker or cpus_per_worker(nodes, num_processes, gpus=gpus), gpus)
+    wait_for_room(bundle, args.workers)
+    placed = dataclasses.replace(search.study, num_cpus=bundle.cpus, num_gpus=bundle.gpus)
 
     def score(bundle: "Place", folder: "Place") -> "Place":
         evaluate(bundle, args.dataset, folder)
@@ -235,9 +236,11 @@ def _serve(args: argparse.Namespace) -> int:
     from serve.environment import set_environment
 
     set_environment()  # before Ray Serve is imported
+    from ray_jobs.local_ray import safe_defaults
     from serve.local import serve_locally
 
-    serve_locally(args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted)
+    with safe_defaults():
+        serve_locally(args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted)
     return DONE
 
 
@@ -276,6 +279,10 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, "address", None) is not None and MARK not in os.environ:
             return _submit(args, sys.argv[1:] if argv is None else argv)
         _resolve_paths(args)
+        if getattr(args, "insecure_ray", False):
+            from ray_jobs.local_ray import allow_insecure_ray
+
+            allow_insecure_ray()
         return command(args)
     except KeyboardInterrupt:
         print("melanoma: stopped; the same command goes on where it can.", file=sys.stderr)

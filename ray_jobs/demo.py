@@ -40,7 +40,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
     args = parser.parse_args()
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process's own, on loopback
     args.out.mkdir(parents=True, exist_ok=True)
     free_gb = shutil.disk_usage(args.out).free / 1e9
     if free_gb < NEEDED_GB:

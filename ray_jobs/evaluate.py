@@ -19,7 +19,7 @@ from melanoma.files import new_folder, sha256_of
 from melanoma.images import decode_image
 from melanoma.predictor import Prediction, Predictor
 from melanoma.storage import Place, is_address, place
-from ray_jobs.cluster import collect, connect, cpus_per_worker
+from ray_jobs.cluster import collect, connect, cpus_per_worker, node_resources
 from ray_jobs.progress import say
 
 BATCH = 64
@@ -100,7 +100,7 @@ def _predict(
     """Predict all rows in parallel and return predictions.parquet's table, in the order of rows."""
     connect(num_workers=num_workers)
     chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
-    num_cpus = cpus_per_worker(num_workers)
+    num_cpus = cpus_per_worker(node_resources(), num_workers)
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
         _Scorer,
         fn_constructor_args=[str(bundle_dir.resolve()), str(data_dir.resolve()), rows, num_cpus],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from melanoma.networks import build_model, check_feature_map, freeze, load_weigh
 from melanoma.packing import pack
 from melanoma.storage import Place, as_file_system, place, remove_folder
 from ray_jobs.checkpoints import find_damage, load_state
-from ray_jobs.cluster import check_resources, connect, cpus_per_worker
+from ray_jobs.cluster import Bundle, connect, cpus_per_worker, node_resources, wait_for_room
 from ray_jobs.progress import say, training_progress
 from ray_jobs.worker import WorkerArgs, train_worker
 
@@ -41,6 +42,7 @@ class TrainJob:
         config: the run's settings.
         num_workers: DDP workers sharing every batch, at most.
         min_workers: fewest workers the run goes on with when nodes are lost or not there yet; None: exactly num_workers.
+        cpus_per_worker: CPUs and threads of each worker; None: as many as the nodes allow.
         use_gpu: one GPU a worker.
         weights: none, imagenet or a path to weights.
     """
@@ -50,14 +52,19 @@ class TrainJob:
     config: TrainConfig
     num_workers: int = 1
     min_workers: int | None = None
+    cpus_per_worker: int | None = None
     use_gpu: bool = False
     weights: str = "none"
 
     @property
+    def least(self) -> int:
+        """The fewest workers the run goes on with."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    @property
     def scale(self) -> int | tuple[int, int]:
         """The number of workers as Ray Train takes it: fixed, or (fewest, most)."""
-        least = self.num_workers if self.min_workers is None else self.min_workers
-        return self.num_workers if least == self.num_workers else (least, self.num_workers)
+        return self.num_workers if self.least == self.num_workers else (self.least, self.num_workers)
 
 
 def train(job: TrainJob) -> dict[str, Any]:
@@ -76,10 +83,11 @@ def train(job: TrainJob) -> dict[str, Any]:
         _claim(job, content=data.content_hash)
         if not finished:
             connect(num_workers=job.num_workers)
-            check_resources(job.min_workers or job.num_workers, use_gpu=job.use_gpu)
-            checkpoint = _fit(job)
+            bundle = worker_bundle(job, node_resources())
+            wait_for_room(bundle, job.least)
+            checkpoint = _fit(job, bundle)
             # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
-            num_cpus = cpus_per_worker(1)
+            num_cpus = cpus_per_worker(node_resources(), 1)
             ray.get(ray.remote(num_cpus=num_cpus)(_pack).remote(job, checkpoint, num_cpus))
     result: dict[str, Any] = json.loads((job.run_dir / "result.json").read_text())
     return result
@@ -147,17 +155,24 @@ def check_network(job: TrainJob) -> None:
         say(f"weights: {load_weights(model, place(job.weights))}")
 
 
-def _fit(job: TrainJob) -> Checkpoint:
+def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle:
+    """Return what each worker of a run holds on some nodes.
+
+    Sized for the fewest workers: were it for the most, all would fit on the nodes there are, and an elastic run would never grow.
+    """
+    gpus = 1.0 if job.use_gpu else 0.0
+    return Bundle(job.cpus_per_worker or cpus_per_worker(nodes, job.least, gpus=gpus), gpus)
+
+
+def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
     """Run the trainer and return the best checkpoint."""
     storage_path, file_system = as_file_system(job.run_dir)
-    # Sized for the fewest: were they for the most, all would fit on the nodes there are, and no more would come.
-    num_cpus = cpus_per_worker(job.min_workers or job.num_workers)
     args = WorkerArgs(
         config=dataclasses.asdict(job.config),
         dataset=str(job.dataset.resolve()),
         run_dir=str(job.run_dir.resolve()),
         weights=job.weights,
-        num_threads=num_cpus,
+        num_threads=bundle.cpus,
     )
     trainer = TorchTrainer(
         train_worker,
@@ -167,7 +182,7 @@ def _fit(job: TrainJob) -> Checkpoint:
             num_workers=job.scale,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=job.use_gpu,
-            resources_per_worker={"CPU": num_cpus, **({"GPU": 1} if job.use_gpu else {})},
+            resources_per_worker=bundle.as_dict(),
         ),
         run_config=RunConfig(
             name="checkpoints",

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import joblib
 import ray
 from ray import serve
 
@@ -96,7 +97,7 @@ def _memory() -> Path | None:
 
 
 def _num_threads() -> int:
-    return min(os.cpu_count() or 1, MAX_THREADS)
+    return min(joblib.cpu_count(), MAX_THREADS)
 
 
 def _fit_machine(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

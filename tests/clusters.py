@@ -91,6 +91,13 @@ def object_storage(bucket: str) -> Iterator[str]:
         end(server)
 
 
+def token_file(folder: Path) -> Path:
+    """Write a new token of Ray's into a folder and return its path."""
+    path = folder / "token"
+    path.write_text(secrets.token_hex(32))
+    return path
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """A head that asks for a token.
@@ -110,8 +117,7 @@ class Head:
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
     """Start a cluster of one node, as a pod would, with an environment of its own; it says it has GPUs, so that what asks for them is placed."""
     session = tempfile.mkdtemp(prefix="ray-")  # short: the names of Ray's sockets must fit into 107 letters
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
+    token = token_file(folder)
     port, dashboard, agent, client, serve_port = free_ports(5)
     around = {
         "RAY_AUTH_MODE": "token",

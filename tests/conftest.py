@@ -13,10 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-# Before anything imports Ray: no token is written to a real home, and both ends agree on having none.
-os.environ["RAY_AUTH_MODE"] = "disabled"
+from tests.clusters import token_file
+
+# Before anything imports Ray: nothing is written to a real home, and what the tests start is theirs alone.
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("RAY_AUTH_MODE", None)
+os.environ.pop("RAY_AUTH_TOKEN", None)
 os.environ["HOME"] = tempfile.mkdtemp(prefix="melanoma-test-home-")
+os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(Path(os.environ["HOME"])))
 
 from serve.environment import ENVIRONMENT
 

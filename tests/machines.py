@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.clusters import BIN, end, title_of, wait_for, wait_for_http
+from tests.clusters import BIN, end, title_of, token_file, wait_for, wait_for_http
 
 NETWORK = "198.18.{}"
 """Addresses set aside for tests of networks (RFC 2544), so that they are nobody's."""
@@ -150,8 +150,7 @@ class RayMachines:
         self._session = Path(
             tempfile.mkdtemp(prefix="ray-")
         )  # short: the names of Ray's sockets must fit into 107 letters
-        token = folder / "token"
-        token.write_text(secrets.token_hex(32))
+        token = token_file(folder)
         password = secrets.token_hex(16)
         self.around = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "MELANOMA_CACHE": str(folder / "cache"),

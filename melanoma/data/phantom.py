@@ -4,12 +4,12 @@ Decides who has what: patients, lesions, views, sources, and planted faults for 
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -80,7 +80,7 @@ def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int
             ["image_id", "lesion_index", "view", "dataset"]
         ].itertuples(index=False)]  # fmt: skip
         # spawn: fork would copy the locks of whatever threads the caller runs
-        with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(max_workers=joblib.cpu_count(), mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=16), start=1):
                 if on_picture is not None:
                     on_picture(done, len(jobs))
