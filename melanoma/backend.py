@@ -3,14 +3,18 @@
 The head stays torch's: it is small, and Grad-CAM needs its gradient. Knows nothing of bundles or of what a head makes of the map.
 """
 
+import os
 import warnings
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from melanoma.networks import features
+
+# Read when the library is loaded: without it an id of this machine is written to HOME and a host of Microsoft's is asked for.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 _INPUT, _OUTPUT = "images", "feature_map"
 

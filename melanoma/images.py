@@ -102,6 +102,11 @@ def decode_image(data: bytes) -> Image.Image:
         ) from error
 
 
+def is_image(data: bytes) -> bool:
+    """Return whether some bytes begin as an image of a format that is read."""
+    return any(data.startswith(magics) for magics in _MAGIC.values())
+
+
 def _count_scans(data: bytes) -> int:
     """Return how many scans a JPEG announces, from marker to marker: a preview or a film inside of it does not count."""
     place, num = 2, 0

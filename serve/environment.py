@@ -7,6 +7,7 @@ event loops of each replica. On a cluster of one's own they belong into the envi
 """
 
 import os
+import shlex
 
 ENVIRONMENT = {
     # Everything of ours that takes long runs in threads already; a second event loop a replica only adds two hops a call.
@@ -19,15 +20,22 @@ ENVIRONMENT = {
     ),  # a body of 20 MiB is refused in our words, not in gRPC's
     # Once, to the log file, is enough.
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Replicas call each other at this machine's addresses: a proxy of the environment's would get those calls, and answer none.
+    "grpc_proxy": "",
+    # Nothing calls home: libraries count their users, and keep an id of each on disk.
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
 
 def set_environment() -> None:
-    """Set what is not set yet; call it before anything imports ray.serve."""
+    """Set what is not set yet, and no proxy in any case; call it before anything imports ray.serve."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.update(grpc_proxy="")
 
 
 if __name__ == "__main__":
     for name, value in ENVIRONMENT.items():
-        print(f"export {name}={value}")
+        print(f"export {name}={shlex.quote(value)}")

@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from serve.api_keys import ApiKeys, key_of, keys_from_environment
+from serve.in_flight import in_flight
 from serve.metrics import request_metrics
-from serve.problems import body_too_large, crashed, new_request_id, problem
+from serve.problems import body_too_large, crashed, new_request_id, problem, stopping
 
 # What says nothing about pictures or the model: anybody may ask, as probes and the page must.
 OPEN = (
@@ -27,6 +28,8 @@ OPEN = (
     "/openapi.json",
     "/docs",
 )
+ALIVE = ("/healthz", "/v2/health/live")
+"""What still says that the process is alive while it stops."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -47,8 +50,13 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
     async def frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
         request.state.request_id, started = new_request_id(), time.perf_counter()
+        if request.method == "HEAD":  # of any address that can be got; the HTTP server leaves the body out
+            request.scope["method"] = "GET"
         try:
-            response = _refusal(request, max_body_bytes) or await call_next(request)
+            response = _refusal(request, max_body_bytes)
+            if response is None:
+                with in_flight().counted():
+                    response = await call_next(request)
         except Exception as error:
             # The outermost frame: the kind and the place are for the log, the words may be the client's.
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -61,19 +69,23 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
             )
             response = crashed(request)
         response.headers.update(HEADERS)
+        code = getattr(request.state, "code", "unknown") if response.status_code >= 400 else "ok"
         if response.status_code >= 400:
-            request_metrics().refused(getattr(request.state, "code", "unknown"), response.status_code)
+            request_metrics().refused(code, response.status_code)
         seconds = time.perf_counter() - started
         # The pattern of the route: what a client wrote in an unknown address stays out of the log.
         logger.info(
-            "%s %s %d in %.0f ms, request %s",
-            request.method, getattr(request.scope.get("route"), "path", "no route"), response.status_code, 1000 * seconds, request.state.request_id,
+            "%s %s %d %s in %.0f ms, request %s",
+            request.method, getattr(request.scope.get("route"), "path", "no route"), response.status_code, code, 1000 * seconds,
+            request.state.request_id,
         )  # fmt: skip
         return response
 
 
 def _refusal(request: Request, max_body_bytes: int) -> Response | None:
     """Return why a request is refused before its body is read, None if it is not."""
+    if in_flight().is_stopping and request.scope["path"] not in ALIVE:
+        return stopping(request)
     if not _HOST.fullmatch(request.headers.get("host", "")):
         return problem(
             request, 400, "bad_host", "The Host header must be a name or an address; send that of the service."

@@ -15,17 +15,22 @@ from starlette.staticfiles import StaticFiles
 
 from serve import open_inference
 from serve.api_keys import VARIABLE, keys_from_environment
+from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
+from serve.in_flight import in_flight
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
-from serve.pictures import MAX_BODY_BYTES, answer_of, explanation_of, model_info, picture_bytes, upright
+from serve.pictures import answer_of, explanation_of, model_info, picture_bytes, upright
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ModelResponse, PredictResponse
 
 Explain = Literal["none", "grad_cam", "guided_grad_cam"]
+_JSON = "application/json"
 _REFUSALS = errors(400, 401, 403, 405, 406, 413, 415, 422, 500, 503, 504)
+_V2_READING = errors(401, 403, 404, 406, 422, 500, 503, 504, kind=_JSON)
+_V2_REFUSALS = errors(400, 401, 403, 404, 405, 406, 413, 415, 422, 500, 503, 504, kind=_JSON)
 
 app = FastAPI(
     title="melanoma",
@@ -34,6 +39,7 @@ app = FastAPI(
     docs_url=None,
     redoc_url=None,
     redirect_slashes=False,
+    servers=[{"url": "./"}],  # relative, so that it is right behind a path prefix
 )
 install_problem_handlers(app)
 install_frame(app, max_body_bytes=MAX_BODY_BYTES)
@@ -61,10 +67,15 @@ class Ingress:
         self._timeout_s = answer_timeout_s
         self._parsing = asyncio.Semaphore(1)  # JSON may take twenty times its size in memory
 
+    async def drain(self) -> int:
+        """Take no more requests and return how many are under way; asked by whoever ends the service, not over HTTP."""
+        in_flight().is_stopping = True
+        return in_flight().num
+
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
-        """Return the picture of a request, small enough to be shown, and the answer to it."""
+        """Return the picture of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
+        data = await picture_bytes(request)
         async with asyncio.timeout(self._timeout_s):
-            data = await picture_bytes(request)
             reading = await self._calls.read(partial(upright, data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
             request_metrics().decided(reading.prediction.decision)
@@ -123,36 +134,88 @@ class Ingress:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/healthz", response_model=Alive)
-    @app.get("/v2/health/live", response_model=Alive)
     async def healthz(self) -> Alive:
         """Answer that the process is alive."""
         return Alive()
 
     @app.get("/readyz", response_model=Alive, responses=errors(503))
-    @app.get("/v2/health/ready", response_model=Alive, responses=errors(503))
-    @app.get("/v2/models/melanoma/ready", response_model=Alive, responses=errors(503))
     async def readyz(self) -> Alive:
         """Answer whether a classifier with loaded weights can be asked."""
         await self._calls.check_ready()
         return Alive()
+
+    @app.get("/v2/health/live")
+    async def live(self) -> dict[str, bool]:
+        """Answer that the process is alive."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", responses=errors(503, kind=_JSON))
+    async def ready(self) -> dict[str, bool]:
+        """Answer whether a classifier with loaded weights can be asked."""
+        await self._calls.check_ready()
+        return {"ready": True}
+
+    @app.get("/v2/models/melanoma/ready", responses=errors(503, kind=_JSON))
+    async def model_ready(self) -> dict[str, Any]:
+        """Answer whether a classifier with loaded weights can be asked."""
+        await self._calls.check_ready()
+        return {"name": open_inference.MODEL, "ready": True}
 
     @app.get("/v2")
     async def server(self) -> dict[str, Any]:
         """Return what the Open Inference Protocol wants to know of a server."""
         return {"name": "melanoma", "version": app.version, "extensions": ["binary_tensor_data"]}
 
-    @app.get("/v2/models/melanoma", responses=errors(401, 403, 406, 422, 500, 503, 504), dependencies=GUARDED)
+    @app.get("/v2/models/melanoma", responses=_V2_READING, dependencies=GUARDED)
     async def model_metadata(self) -> dict[str, Any]:
         """Return the inputs and outputs of the model."""
-        return open_inference.metadata((await self._calls.describe())["manifest"]["version"])
+        return open_inference.metadata(await self._calls.describe())
 
-    @app.post("/v2/models/melanoma/infer", responses=_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED)
+    @app.get("/v2/models/melanoma/versions/{version}", responses=_V2_READING, dependencies=GUARDED)
+    async def version_metadata(self, version: str) -> dict[str, Any]:
+        """Return the same for the version that is served, and 404 for any other."""
+        return open_inference.metadata(await self._check_version(version))
+
+    @app.get("/v2/models/melanoma/versions/{version}/ready", responses=_V2_READING, dependencies=GUARDED)
+    async def version_ready(self, version: str) -> dict[str, Any]:
+        """Answer whether a classifier of this version can be asked."""
+        await self._check_version(version)
+        return {"name": open_inference.MODEL, "ready": True}
+
+    @app.post(
+        "/v2/models/melanoma/infer", responses=_V2_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED
+    )
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
-        async with asyncio.timeout(self._timeout_s):
-            return await self._infer(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
+        return await self._infer(request, version=None)
 
-    async def _infer(self, body: bytes, header_length: str | None) -> Response:
+    @app.post(
+        "/v2/models/melanoma/versions/{version}/infer",
+        responses=_V2_REFUSALS,
+        openapi_extra=open_inference.BODY,
+        dependencies=GUARDED,
+    )
+    async def infer_version(self, request: Request, version: str) -> Response:
+        """Answer the same for the version that is served, and 404 for any other."""
+        return await self._infer(request, version=version)
+
+    async def _check_version(self, version: str) -> dict[str, Any]:
+        """Return what the classifier says of its bundle, if that is of some version."""
+        described = await self._calls.describe()
+        if described["manifest"]["version"] != version:
+            raise RefusedError(
+                404, "unknown_version", "The version must be the one that is served; /v2/models/melanoma names it."
+            )
+        return described
+
+    async def _infer(self, request: Request, *, version: str | None) -> Response:
+        body = await read_body(request)
+        if version is not None:
+            await self._check_version(version)
+        async with asyncio.timeout(self._timeout_s):
+            return await self._answer(body, request.headers.get(open_inference.HEADER_LENGTH))
+
+    async def _answer(self, body: bytes, header_length: str | None) -> Response:
         async with self._parsing:
             asked = await asyncio.to_thread(open_inference.read_request, body, header_length)
         readings = await self._calls.read_all([partial(upright, sent) for sent in asked.pictures])
@@ -160,8 +223,9 @@ class Ingress:
             request_metrics().decided(reading.prediction.decision)
         body, headers = open_inference.write_response(
             asked,
-            readings[0].version,
+            readings[0].described,
             np.stack([reading.prediction.probabilities for reading in readings]),
             [reading.prediction.decision for reading in readings],
+            warnings=[word for reading in readings for word in reading.prediction.warnings],
         )
         return Response(body, headers=headers)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,11 +79,11 @@ class InferenceRequest:
     outputs: dict[str, bool]
 
 
-def metadata(version: str) -> dict[str, Any]:
-    """Return what /v2/models/melanoma answers."""
+def metadata(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what /v2/models/melanoma answers for a bundle."""
     return {
         "name": MODEL,
-        "versions": [version],
+        "versions": [described["manifest"]["version"]],
         "platform": "pytorch",
         "inputs": [
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
@@ -93,6 +93,18 @@ def metadata(version: str) -> dict[str, Any]:
             {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(CLASSES)]},
             {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
         ],
+        "parameters": _promise(described),
+    }
+
+
+def _promise(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what answers of a bundle rest on, as the protocol allows it: words and numbers."""
+    point = described["manifest"]["operating_point"]
+    return {
+        "contract_status": point["contract"]["status"],
+        "contract": described["contract_sentence"],
+        "threshold": point["threshold"],
+        "disclaimer": DISCLAIMER,
     }
 
 
@@ -134,15 +146,21 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
 
 
 def write_response(
-    request: InferenceRequest, version: str, probabilities: np.ndarray[Any, Any], decisions: Sequence[str]
+    request: InferenceRequest,
+    described: Mapping[str, Any],
+    probabilities: np.ndarray[Any, Any],
+    decisions: Sequence[str],
+    *,
+    warnings: Sequence[str],
 ) -> tuple[bytes, dict[str, str]]:
     """Return the body and the headers of an answer.
 
     Args:
         request: what was asked.
-        version: of the bundle that answered.
+        described: manifest and contract of the bundle that answered.
         probabilities: ``(N, C)``.
         decisions: N of them.
+        warnings: of all images.
     """
     values: dict[str, Any] = {PROBABILITIES: probabilities.astype("<f4"), DECISION: list(decisions)}
     outputs, tail = [], b""
@@ -156,8 +174,9 @@ def write_response(
         else:
             output["data"] = values[name].ravel().tolist() if name == PROBABILITIES else values[name]
         outputs.append(output)
+    version = described["manifest"]["version"]
     answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
-    answer["parameters"] = {"disclaimer": DISCLAIMER}
+    answer["parameters"] = {**_promise(described), "warnings": ", ".join(dict.fromkeys(warnings))}
     if request.id is not None:
         answer["id"] = request.id
     header = json.dumps(answer).encode()
@@ -270,8 +289,10 @@ def _from_base64(data: Any) -> list[bytes]:
 
 def _wanted(header: dict[str, Any]) -> dict[str, bool]:
     """Return which outputs are wanted, and whether as binary data."""
-    parameters = header.get("parameters")
-    binary = bool(parameters.get("binary_data_output")) if isinstance(parameters, dict) else False
+    asked = header.get("parameters")
+    parameters = asked if isinstance(asked, dict) else {}
+    _require("explain" not in parameters, "The protocol has no explanations; ask /v1/predict?explain=grad_cam for one.")
+    binary = bool(parameters.get("binary_data_output"))
     outputs = header.get("outputs")
     if not outputs:
         return dict.fromkeys(_OUTPUTS, binary)
@@ -282,6 +303,8 @@ def _wanted(header: dict[str, Any]) -> dict[str, bool]:
     )
     wanted = {}
     for output in outputs:
-        parameters = output.get("parameters")
-        wanted[output["name"]] = bool(parameters.get("binary_data", binary)) if isinstance(parameters, dict) else binary
+        asked = output.get("parameters")
+        parameters = asked if isinstance(asked, dict) else {}
+        _require("classification" not in parameters, "Classification is not offered; read probabilities.")
+        wanted[output["name"]] = bool(parameters.get("binary_data", binary))
     return wanted

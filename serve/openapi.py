@@ -47,7 +47,7 @@ async def refuse_unknown_query(request: Request) -> None:
 
 async def refuse_other_types(request: Request) -> None:
     """Refuse a client that takes none of the types all answers here have."""
-    taken = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
+    taken = [part.partition(";")[0].strip().lower() for part in (request.headers.get("accept") or "*/*").split(",")]
     if not _ANSWERED.intersection(taken):
         raise HTTPException(406)
 
@@ -61,15 +61,10 @@ GUARDED: Any = [
 ]
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, kind: str = "application/problem+json") -> dict[int | str, dict[str, Any]]:
     """Return the description of some errors."""
-    return {
-        status: {
-            "model": Problem,
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in statuses
-    }
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {status: {"model": Problem, "content": {kind: {"schema": schema}}} for status in statuses}
 
 
 def install_docs(app: FastAPI) -> None:

@@ -4,52 +4,78 @@ Stands apart from the ingress because Ray Serve copies that module's names when 
 """
 
 import base64
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 from fastapi import HTTPException, Request
 from PIL import Image
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartParser
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from melanoma.errors import InvalidImageError
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, check_content, decode_image
+from melanoma.images import Preprocess, check_content, decode_image, is_image
+from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.calls import Reading
 from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
 
-MAX_BODY_BYTES = 20 * 1024 * 1024
 # starlette writes larger parts to a temporary file; nothing of a picture may reach a disk.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
+MAX_TEXT_FIELDS = 64
+_FORM_RULE = "The form must have one file field named image; send the picture in it."
 
 
 async def picture_bytes(request: Request) -> bytes:
     """Return the picture of a raw body or of the one multipart field `image`."""
     kind = request.headers.get("content-type", "").lower()
-    if not kind.startswith("multipart/"):
-        data = await request.body()
-        if kind.startswith("application/json") and data.lstrip()[:1] in (b"{", b"[", b'"'):
-            raise InvalidImageError(
-                "The body must be the picture itself, it is JSON; send the bytes, or a form with one file field named image.",
-                status=422,
-                code="no_image_field",
-            )
-        return data
+    data = await read_body(request)
+    if kind.startswith("multipart/"):
+        return await _form_picture(request.headers, data)
+    if kind.startswith("application/json") and data.lstrip()[:1] in (b"{", b"[", b'"'):
+        raise RefusedError(
+            422,
+            "no_image_field",
+            "The body must be the picture itself, it is JSON; send the bytes, or a form with one file field named image.",
+        )
+    return data
+
+
+async def _form_picture(headers: Headers, data: bytes) -> bytes:
+    """Return what the field `image` of a form holds, whether it came with a file name or without."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield data
+        yield b""
+
+    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=MAX_TEXT_FIELDS, max_part_size=MAX_BODY_BYTES)
     try:
-        form = await request.form(max_files=1, max_fields=4, max_part_size=MAX_BODY_BYTES)
-    except (UnicodeError, ValueError) as error:  # of a charset that is none; starlette tells all else itself
+        form = await parser.parse()
+    except (MultiPartException, KeyError, LookupError, ValueError) as error:  # of a boundary or charset that is none
         raise HTTPException(400) from error
     try:
-        field = form.get("image")
-        if not isinstance(field, UploadFile):
-            raise InvalidImageError(
-                "The form must have one file field named image; send the picture in it.",
-                status=422,
-                code="no_image_field",
+        if "explain" in form:
+            raise RefusedError(
+                422, "invalid_request", "explain belongs into the address: /v1/predict?explain=grad_cam."
             )
-        return await field.read()
+        field = form.get("image")
+        found = await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
     finally:
         await form.close()
+    if found is None and not data.rstrip().endswith(b"--"):  # cut before its last boundary
+        raise HTTPException(400)
+    if found is None:
+        raise RefusedError(422, "no_image_field", _FORM_RULE)
+    return found
+
+
+def _bytes_of_text(field: str | None) -> bytes | None:
+    """Return the bytes of an image that came without a file name, which the parser takes for text; None for other text."""
+    # It reads what is no UTF-8 as Latin-1, which loses nothing; no image is UTF-8.
+    try:
+        data = (field or "").encode("latin-1")
+    except UnicodeEncodeError:
+        return None
+    return data if is_image(data) else None
 
 
 def upright(sent: bytes | Image.Image) -> Image.Image:

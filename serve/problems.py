@@ -11,6 +11,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
+from serve.bodies import RefusedError
 from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
@@ -36,22 +37,29 @@ def new_request_id() -> str:
 def problem(
     request: Request, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Return one error; under /v2 also in the field that clients of that protocol read."""
+    """Return one error; under /v2 as clients of that protocol read it, in a field of its own and as plain JSON."""
     request.state.code = code  # for the frame, which counts refusals
+    is_v2 = request.scope["path"].startswith("/v2")
     body = Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,
         request_id=request.state.request_id,
-        error=detail if request.scope["path"].startswith("/v2") else None,
+        error=detail if is_v2 else None,
     )
     return JSONResponse(
         body.model_dump(exclude_none=True),
         status_code=status,
         headers=headers,
-        media_type="application/problem+json",
+        media_type="application/json" if is_v2 else "application/problem+json",
     )
+
+
+def stopping(request: Request) -> JSONResponse:
+    """Return the answer to a request that came after the service was told to stop."""
+    detail = "The service is stopping; ask another one, or this one again after the time in Retry-After."
+    return problem(request, 503, "stopping", detail, headers={"Retry-After": "10", "Connection": "close"})
 
 
 def body_too_large(request: Request, limit: int) -> JSONResponse:
@@ -68,6 +76,11 @@ async def _bundle_changing(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_inference(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 400, "invalid_inference_request", str(error))
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RefusedError)
+    return problem(request, error.status, error.code, str(error), headers=error.headers)
 
 
 async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
@@ -110,7 +123,12 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _too_slow(request: Request, error: Exception) -> JSONResponse:
-    return problem(request, 504, "timeout", "No answer came in time; try again when the service is less busy.")
+    return problem(
+        request,
+        504,
+        "timeout",
+        "No answer came in time after the whole image was here; try again when the service is less busy.",
+    )
 
 
 async def _model_failed(request: Request, error: Exception) -> JSONResponse:
@@ -136,6 +154,7 @@ def crashed(request: Request) -> JSONResponse:
 def install_problem_handlers(app: FastAPI) -> None:
     """Make an application answer every error as problem+json."""
     app.add_exception_handler(InvalidImageError, _invalid_image)
+    app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(BundleChangingError, _bundle_changing)
     app.add_exception_handler(InferenceRequestError, _invalid_inference)
     app.add_exception_handler(HTTPException, _http)

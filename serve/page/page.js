@@ -65,7 +65,7 @@ async function read() {
   find("map-meaning").textContent = "";
   find("status").textContent = "Reading the picture…";
   try {
-    const answer = await (await post(`/v1/predict?explain=${method}`, state.file)).json();
+    const answer = await (await post(`v1/predict?explain=${method}`, state.file)).json();
     if (turn !== state.turn) return;
     state.answer = answer;
     find("status").textContent = "";
@@ -219,7 +219,7 @@ async function savePdf() {
   button.disabled = true;
   find("status").textContent = "Making the PDF…";
   try {
-    const blob = await (await post("/v1/report", state.file)).blob();
+    const blob = await (await post("v1/report", state.file)).blob();
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = "melanoma-triage.pdf";

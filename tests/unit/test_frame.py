@@ -8,11 +8,13 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
+from serve import frame
+from serve.bodies import MAX_BODY_BYTES
 from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.classifier import Classifier, Job
 from serve.frame import HEADERS, install_frame
+from serve.in_flight import InFlight
 from serve.metrics import BatchMetrics
-from serve.pictures import MAX_BODY_BYTES
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
@@ -45,6 +47,14 @@ def client() -> TestClient:
     @app.post("/read")
     async def read(request: Request) -> int:
         return len(await request.body())
+
+    @app.get("/status")
+    async def status() -> str:
+        return "ok"
+
+    @app.post("/under-way")
+    async def under_way() -> int:
+        return frame.in_flight().num
 
     return TestClient(app)
 
@@ -94,8 +104,8 @@ def test_the_log_has_the_route_and_not_the_address(client: TestClient, caplog: p
     client.post("/fail/timeout?name=patient")
     client.post("/elsewhere/patient")
     assert [record.getMessage().split(" in ")[0] for record in caplog.records] == [
-        "POST /fail/{code} 504",
-        "POST no route 404",
+        "POST /fail/{code} 504 timeout",
+        "POST no route 404 not_found",
     ]
     assert "patient" not in caplog.text
 
@@ -113,6 +123,26 @@ def test_a_body_is_refused_by_its_stated_length_and_by_its_real_one(client: Test
 def test_a_host_that_is_none_is_refused(client: TestClient) -> None:
     assert client.post("/read", headers={"Host": "[::1]:8000"}).status_code == 200
     is_problem(client.post("/read", headers={"Host": "evil/.."}), 400, "bad_host")
+
+
+@pytest.mark.parametrize(("method", "expected"), [("HEAD", 200), ("GET", 200)])
+def test_what_can_be_got_answers_head_too(client: TestClient, method: str, expected: int) -> None:
+    assert client.request(method, "/status").status_code == expected
+
+
+def test_a_service_that_stops_refuses_new_requests_and_counts_those_under_way(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = InFlight()
+    monkeypatch.setattr("serve.frame.in_flight", lambda: state)
+    assert client.post("/under-way").json() == state.num + 1 == 1
+    state.is_stopping = True
+    refused = client.post("/read", content=b"x")
+    is_problem(refused, 503, "stopping")
+    assert refused.headers["connection"] == "close"
+    assert int(refused.headers["retry-after"]) > 0
+    assert client.get("/healthz").status_code == 404  # let through to the routes, which this application lacks
+    assert state.num == 0
 
 
 class _Network:

@@ -9,8 +9,12 @@ import pytest
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from serve.open_inference import HEADER_LENGTH, InferenceRequestError, read_request, write_response
+from serve.open_inference import HEADER_LENGTH, InferenceRequestError, metadata, read_request, write_response
 
+DESCRIBED = {
+    "manifest": {"version": "v", "operating_point": {"threshold": 0.5, "contract": {"status": "unmet"}}},
+    "contract_sentence": "No promise.",
+}
 PICTURE = b"\xff\xd8\xffpicture"
 
 
@@ -107,17 +111,41 @@ def test_pixels_are_limited_like_pictures() -> None:
 def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
     probabilities, decisions = np.array([[0.25, 0.75]]), ["refer"]
     header = _json()
-    body, headers = write_response(_read(header), "v", probabilities, decisions)
+    body, headers = write_response(_read(header), DESCRIBED, probabilities, decisions, warnings=[])
     answer = json.loads(body)
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "melanoma", "v")
     assert [output["data"] for output in answer["outputs"]] == [[0.25, 0.75], ["refer"]]
     assert headers == {"Content-Type": "application/json"}
     header["outputs"] = [{"name": "decision", "parameters": {"binary_data": True}}]
-    body, headers = write_response(_read(header), "v", probabilities, decisions)
+    body, headers = write_response(_read(header), DESCRIBED, probabilities, decisions, warnings=[])
     length = int(headers[HEADER_LENGTH.title()])
     (output,) = json.loads(body[:length])["outputs"]
     assert output["parameters"]["binary_data_size"] == len(body) - length
     assert body[length:] == struct.pack("<I", 5) + b"refer"
+
+
+def test_an_answer_says_what_it_rests_on() -> None:
+    """As /v1 does: a decision without a promise must not look like one with it."""
+    warnings = ["uncontracted", "uncontracted"]
+    body, _ = write_response(_read(_json()), DESCRIBED, np.array([[0.25, 0.75]]), ["refer"], warnings=warnings)
+    told = json.loads(body)["parameters"]
+    assert told["contract_status"] == metadata(DESCRIBED)["parameters"]["contract_status"] == "unmet"
+    assert told["contract"] == "No promise."
+    assert told["threshold"] == 0.5
+    assert told["warnings"] == "uncontracted"
+    assert all(isinstance(value, str | int | float) for value in told.values())  # as the protocol has parameters
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": {"explain": "grad_cam"}},
+        {"outputs": [{"name": "probabilities", "parameters": {"classification": 3}}]},
+    ],
+)
+def test_what_is_asked_and_not_offered_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InferenceRequestError, match="explanations|Classification"):
+        _read(_json() | change)
 
 
 def test_long_strings_among_pixels_cost_nothing() -> None:

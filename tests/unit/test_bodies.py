@@ -1,0 +1,107 @@
+"""Bodies and forms as clients send them: packed, lost, cut, without a file name; with an application of one route, without Ray."""
+
+import gzip
+import zlib
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.testclient import TestClient
+
+from serve.bodies import MAX_BODY_BYTES
+from serve.frame import install_frame
+from serve.pictures import picture_bytes
+from serve.problems import install_problem_handlers
+from tests.problems import is_problem
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = FastAPI()
+    install_problem_handlers(app)
+    install_frame(app, max_body_bytes=MAX_BODY_BYTES)
+
+    @app.post("/read")
+    async def read(request: Request) -> dict[str, Any]:
+        data = await picture_bytes(request)
+        return {"size": len(data), "begins": data[:8].hex()}
+
+    return TestClient(app)
+
+
+def _raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", _raw_deflate),
+    ],
+)
+def test_a_packed_body_is_unpacked(client: TestClient, picture: bytes, encoding: str, pack: Any) -> None:
+    answer = client.post("/read", content=pack(picture), headers={"Content-Encoding": encoding})
+    assert answer.json() == {"size": len(picture), "begins": picture[:8].hex()}
+
+
+def test_a_packed_body_is_bounded_when_it_is_unpacked(client: TestClient) -> None:
+    bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+    assert len(bomb) < 100_000
+    is_problem(client.post("/read", content=bomb, headers={"Content-Encoding": "gzip"}), 413, "body_too_large")
+
+
+@pytest.mark.parametrize("data", [b"not packed", gzip.compress(b"x" * 999)[:-9], b""])
+def test_a_broken_packed_body_is_refused(client: TestClient, data: bytes) -> None:
+    is_problem(client.post("/read", content=data, headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
+
+
+def test_another_encoding_is_refused_and_the_known_ones_named(client: TestClient, picture: bytes) -> None:
+    refused = client.post("/read", content=picture, headers={"Content-Encoding": "br"})
+    is_problem(refused, 415, "unsupported_encoding")
+    assert "gzip" in refused.headers["accept-encoding"]
+
+
+def test_a_body_that_an_upgrade_has_lost_is_told(client: TestClient) -> None:
+    """Java's HTTP client offers HTTP/2 with every request, and the server in front drops the body then."""
+    offered = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    refused = client.post("/read", headers=offered | {"Content-Length": "8231"})
+    is_problem(refused, 400, "body_lost")
+    assert refused.headers["connection"] == "close"
+
+
+def test_an_offered_upgrade_with_a_body_is_no_fault(client: TestClient, picture: bytes) -> None:
+    assert client.post("/read", content=picture, headers={"Upgrade": "h2c"}).json()["size"] == len(picture)
+
+
+def test_the_picture_of_a_form_needs_no_file_name(client: TestClient, picture: bytes) -> None:
+    for sent in ((None, picture), ("a.jpg", picture), ("ü\u202e.jpg", picture)):
+        assert client.post("/read", files={"image": sent}).json()["size"] == len(picture)
+
+
+def test_text_beside_the_picture_does_no_harm(client: TestClient, picture: bytes) -> None:
+    fields = {f"field{number}": "x" for number in range(20)}
+    assert client.post("/read", files={"image": picture}, data=fields).status_code == 200
+
+
+def test_a_question_in_a_form_is_not_passed_over(client: TestClient, picture: bytes) -> None:
+    refused = client.post("/read", files={"image": picture}, data={"explain": "grad_cam"})
+    assert "?explain=grad_cam" in is_problem(refused, 422, "invalid_request")["detail"]
+
+
+def test_words_are_no_picture(client: TestClient) -> None:
+    is_problem(client.post("/read", files={"image": (None, "grüße €")}), 422, "no_image_field")
+    is_problem(client.post("/read", files={"image": (None, "words")}), 422, "no_image_field")
+
+
+def test_a_cut_form_is_told_from_one_without_a_picture(client: TestClient, picture: bytes) -> None:
+    whole = httpx.Request("POST", "http://testserver/read", files={"image": ("a.jpg", picture)})
+    body = whole.read()
+    headers = {"Content-Type": whole.headers["Content-Type"]}
+    assert client.post("/read", content=body, headers=headers).status_code == 200
+    is_problem(client.post("/read", content=body[: len(body) // 2], headers=headers), 400, "bad_request")
