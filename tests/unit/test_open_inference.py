@@ -144,7 +144,7 @@ def test_an_answer_says_what_it_rests_on() -> None:
     ],
 )
 def test_what_is_asked_and_not_offered_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(InferenceRequestError, match="explanations|Classification"):
+    with pytest.raises(InferenceRequestError, match=r"explanations|Classification"):
         _read(_json() | change)
 
 
