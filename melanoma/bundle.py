@@ -232,7 +232,7 @@ def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
         return _load(folder)
     except BundleError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"the bundle's manifest must be complete and consistent, it is not ({error}).") from error
 
 

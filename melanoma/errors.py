@@ -1,7 +1,15 @@
-"""The few errors a caller treats differently; everything else is a ValueError or a crash."""
+"""Errors that a caller treats differently. Any other exception is a fault of the program, of the machine or of a library."""
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend: the message says what is wrong, where, and the remedy."""
+
+
+class SettingError(UserError):
+    """A setting, an argument or a configuration file breaks a rule."""
+
+
+class DataError(UserError):
     """Input data break a rule the user can mend (a missing column, a bad row, a damaged data set)."""
 
 
@@ -9,7 +17,7 @@ class LeakageError(DataError):
     """Pictures of one group stand on two sides of a split."""
 
 
-class BundleError(ValueError):
+class BundleError(UserError):
     """A bundle is damaged, tampered with, incomplete or of an unknown format."""
 
 

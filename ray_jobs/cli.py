@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
+from melanoma.errors import SettingError
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _settings(path: "Place") -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
+        raise SettingError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
     return values
 
 

@@ -65,7 +65,7 @@ def train(job: TrainJob) -> dict[str, Any]:
 
     Raises:
         DataError: if the data set or the run folder does not fit.
-        ValueError: if a setting does not fit.
+        SettingError: if a setting does not fit.
     """
     data = open_prepared(job.dataset)
     check_data(job, data)
@@ -118,7 +118,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
 
 
 def check_network(job: TrainJob) -> None:
-    """Raise ValueError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
+    """Raise SettingError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
     model = build_model(job.config.model)
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)

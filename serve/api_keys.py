@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from melanoma.errors import SettingError
+
 VARIABLE = "MELANOMA_API_KEYS_FILE"
 _HASH = re.compile(r"[0-9a-f]{64}")
 logger = logging.getLogger("ray.serve")
@@ -22,7 +24,7 @@ class ApiKeys:
     """The keys of one file.
 
     Raises:
-        ValueError: if a line is no hash, or there is none.
+        SettingError: if a line is no hash, or there is none.
         OSError: if the file cannot be read.
     """
 
@@ -52,13 +54,13 @@ class ApiKeys:
             if not words or words[0].startswith("#"):
                 continue
             if not _HASH.fullmatch(words[0]):
-                raise ValueError(
+                raise SettingError(
                     f"{VARIABLE} must hold a sha256 in hex a line, line {number} begins otherwise; "
                     'make one with: printf %s "$KEY" | sha256sum'
                 )
             hashes.append(words[0])
         if not hashes:
-            raise ValueError(f"{VARIABLE} must hold at least one key, its file has none.")
+            raise SettingError(f"{VARIABLE} must hold at least one key, its file has none.")
         return changed, hashes
 
 
@@ -66,7 +68,7 @@ def keys_from_environment() -> ApiKeys | None:
     """Return the keys, or None where no file is named: everybody may ask.
 
     Raises:
-        ValueError: if the file is named but cannot be used.
+        SettingError: if the file is named but cannot be used.
     """
     path = os.environ.get(VARIABLE)
     if not path:
@@ -74,7 +76,7 @@ def keys_from_environment() -> ApiKeys | None:
     try:
         return ApiKeys(Path(path))
     except OSError as error:
-        raise ValueError(f"{VARIABLE} must name a readable file, it does not ({error.strerror}).") from error
+        raise SettingError(f"{VARIABLE} must name a readable file, it does not ({error.strerror}).") from error
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from melanoma.errors import SettingError
 from serve import open_inference
 from serve.api_keys import VARIABLE, keys_from_environment
 from serve.calls import Calls, Reading
@@ -54,7 +55,7 @@ class Ingress:
         answer_timeout_s: float,
     ) -> None:
         if keys_from_environment() is None and require_api_key:
-            raise ValueError(
+            raise SettingError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
             )
         self._calls = Calls(classifier, explainer)

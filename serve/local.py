@@ -32,7 +32,7 @@ def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bo
     Raises:
         BundleError: if the bundle cannot be loaded.
         DataError: if the port is taken, or the address is open to others and no API keys are set.
-        ValueError: if the file of API keys cannot be used.
+        SettingError: if the file of API keys cannot be used.
     """
     point = load_bundle(bundle).operating_point  # a refusal should come at once and in words, not from a replica's log
     if keys_from_environment() is None and not _is_loopback(host):

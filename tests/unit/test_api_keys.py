@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from melanoma.errors import SettingError
 from serve.api_keys import VARIABLE, ApiKeys, key_of, keys_from_environment
 
 
@@ -46,7 +47,7 @@ def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(
 @pytest.mark.parametrize(("text", "rule"), [("secret", "line 1"), ("# none", "at least one key")])
 def test_a_file_that_holds_no_hashes_is_refused_without_repeating_it(tmp_path: Path, text: str, rule: str) -> None:
     (tmp_path / "keys").write_text(text)
-    with pytest.raises(ValueError, match=rule) as caught:
+    with pytest.raises(SettingError, match=rule) as caught:
         ApiKeys(tmp_path / "keys")
     assert "secret" not in str(caught.value)
 
@@ -55,7 +56,7 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv(VARIABLE, raising=False)
     assert keys_from_environment() is None
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="readable"):
+    with pytest.raises(SettingError, match="readable"):
         keys_from_environment()
 
 

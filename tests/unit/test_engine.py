@@ -14,6 +14,7 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.distributed import World
 from melanoma.engine import Training, TrainState, epoch_order, fit, input_size, learning_rate_factor, start_state
+from melanoma.errors import SettingError
 from melanoma.networks import build_model
 
 # Largest difference of any weight. Muon orthogonalises in bfloat16, which enlarges the rounding of the sums it is given.
@@ -138,12 +139,12 @@ def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_
 
 
 def test_a_head_alone_is_not_left_to_train(tiny_config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=r"optim\.frozen_layers must be less than 10"):
+    with pytest.raises(SettingError, match=r"optim\.frozen_layers must be less than 10"):
         start_state(build_model(tiny_config.model), _config(tiny_config, "optim.frozen_layers=10"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=r"optim\.batch_size"):
+    with pytest.raises(SettingError, match=r"optim\.batch_size"):
         _fit(prepared, _config(tiny_config, "optim.batch_size=100000"))
 
 

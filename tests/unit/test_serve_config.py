@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from melanoma.errors import SettingError
 from serve.settings import CONFIG, DEPLOYMENTS, check_config, deployment_options, read_config
 
 Change = Callable[[dict[str, Any]], object]
@@ -43,7 +44,7 @@ def test_the_config_is_right_and_names_the_graph() -> None:
 def test_what_serve_would_pass_over_is_refused(change: Change, named: str) -> None:
     config = copy.deepcopy(yaml.safe_load(CONFIG.read_text()))
     change(config)
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SettingError, match=named):
         check_config(config)
 
 
