@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from melanoma.bundle import MANIFEST
-from melanoma.cache import local_folder
+from melanoma.bundle import MANIFEST, fetch_bundle, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
@@ -89,7 +88,9 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: C
         "best": str(folder / "best.json"),
     }
     with new_folder(folder / "bundle", replace_if=MANIFEST) as work:
-        shutil.copytree(local_folder(place(trained["bundle"]), MANIFEST), work, dirs_exist_ok=True)
+        bundle = fetch_bundle(place(trained["bundle"]))
+        for name in (MANIFEST, *read_manifest(bundle)["files"]):
+            shutil.copyfile(bundle / name, work / name)
     write_report(_findings(search, trials, winner, result), folder / "report.html")
     write_json(folder / RESULT, result)
     return result
