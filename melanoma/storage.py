@@ -232,6 +232,15 @@ class RemotePath:
         if self.is_dir():
             self.file_system.delete_dir(self.key)
 
+    def rename(self, target: "RemotePath") -> None:
+        """Move it and everything below it: copied object by object, because object storage has no folders to rename."""
+        found = [self] if self.is_file() else list(self.files())
+        for file in found:
+            there = target._at(target._path / file._path.relative_to(self._path))
+            there.write_bytes(file.read_bytes())
+        for file in found:
+            file.unlink()
+
     def iterdir(self) -> Iterator["RemotePath"]:
         """Give what lies directly in it."""
         yield from self._list(recursive=False)
@@ -313,3 +322,14 @@ def remove_folder(folder: Place) -> None:
         folder.remove_folder()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def rename(path: Place, target: Place) -> None:
+    """Move a file or a folder to a new name in the same storage."""
+    if isinstance(path, RemotePath):
+        assert isinstance(target, RemotePath)
+        path.rename(target)
+        return
+    assert isinstance(target, Path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
