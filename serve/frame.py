@@ -11,9 +11,9 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from serve.api_keys import ApiKeys, key_of, keys_from_environment
+from serve.api_keys import ApiKeys, key_of, keys_of_environment
 from serve.metrics import request_metrics
-from serve.problems import body_too_large, crashed, new_request_id, problem
+from serve.problems import body_too_large, crashed, keys_unavailable, new_request_id, problem
 
 # What says nothing about pictures or the model: anybody may ask, as probes and the page must.
 OPEN = (
@@ -86,13 +86,17 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
 
 @functools.cache
 def _keys() -> ApiKeys | None:
-    return keys_from_environment()
+    return keys_of_environment()
 
 
 def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
     path = request.scope["path"]  # what routing goes by
     if keys is None or path in OPEN or path.startswith(("/page/", "/docs/assets/")):
         return None
+    keys.refresh()
+    request_metrics().read_keys(len(keys.invalid_lines))
+    if keys.trouble:
+        return keys_unavailable(request)
     key = key_of(request.headers)
     if key is None:
         detail = "The request must carry an API key; send it as Authorization: Bearer KEY."

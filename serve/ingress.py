@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from melanoma.errors import SettingError
 from serve import open_inference
-from serve.api_keys import VARIABLE, keys_from_environment
+from serve.api_keys import VARIABLE, check_keys
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
 from serve.metrics import request_metrics
@@ -54,7 +54,7 @@ class Ingress:
         require_api_key: bool,
         answer_timeout_s: float,
     ) -> None:
-        if keys_from_environment() is None and require_api_key:
+        if not check_keys() and require_api_key:
             raise SettingError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
             )

@@ -19,7 +19,7 @@ from melanoma.bundle import MANIFEST, load_bundle
 from melanoma.errors import DataError
 from melanoma.files import sha256_of
 from melanoma.storage import Place
-from serve.api_keys import VARIABLE, keys_from_environment
+from serve.api_keys import VARIABLE, check_keys
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
 
@@ -35,7 +35,7 @@ def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bo
         SettingError: if the file of API keys cannot be used.
     """
     point = load_bundle(bundle).operating_point  # a refusal should come at once and in words, not from a replica's log
-    if keys_from_environment() is None and not _is_loopback(host):
+    if not check_keys() and not _is_loopback(host):
         raise DataError(
             f"--host must be a loopback address where no API keys are asked for, got {host}; "
             f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
