@@ -4,14 +4,13 @@ import functools
 import logging
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from serve.api_keys import ApiKeys, key_of, keys_of_environment
+from serve.logs import kind_and_place
 from serve.metrics import request_metrics
 from serve.problems import body_too_large, crashed, keys_unavailable, new_request_id, problem
 
@@ -51,14 +50,7 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
             response = _refusal(request, max_body_bytes) or await call_next(request)
         except Exception as error:
             # The outermost frame: the kind and the place are for the log, the words may be the client's.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error(
-                "%s at %s:%s, request %s",
-                type(error).__name__,
-                Path(place.filename).name,
-                place.lineno,
-                request.state.request_id,
-            )
+            logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             response = crashed(request)
         response.headers.update(HEADERS)
         if response.status_code >= 400:

@@ -18,6 +18,7 @@ from serve import open_inference
 from serve.api_keys import VARIABLE, check_keys
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
+from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
 from serve.pictures import MAX_BODY_BYTES, answer_of, explanation_of, model_info, picture_bytes, upright
@@ -54,6 +55,7 @@ class Ingress:
         require_api_key: bool,
         answer_timeout_s: float,
     ) -> None:
+        keep_traces_out()
         if not check_keys() and require_api_key:
             raise SettingError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."

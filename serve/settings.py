@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ray.serve.schema import ServeDeploySchema
 
 from melanoma.errors import SettingError
+from melanoma.storage import place
 
 CONFIG = Path(__file__).with_name("config.yaml")
 DEPLOYMENTS = ("Ingress", "Classifier", "Explainer")
@@ -33,6 +34,12 @@ class AppArgs(BaseModel):
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
+
+    @field_validator("bundle")
+    @classmethod
+    def _is_place(cls, bundle: str) -> str:
+        place(bundle)  # refuses secrets: Serve keeps its config, and shows it
+        return bundle
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:

@@ -54,3 +54,12 @@ def test_nothing_queues_without_end() -> None:
         assert options["max_queued_requests"] > 0, name
         scaling = options["autoscaling_config"]
         assert min(scaling["upscale_delay_s"], scaling["downscale_delay_s"]) >= scaling["look_back_period_s"], name
+
+
+def test_a_bundle_s_address_with_a_secret_is_refused_without_repeating_it() -> None:
+    config = read_config()
+    config["applications"][0]["args"]["bundle"] = "s3://KEY:HUSHHUSH@bucket/bundle"
+    with pytest.raises(SettingError, match=r"applications|bundle") as caught:
+        check_config(config)
+    assert "workload identity" in str(caught.value)
+    assert "HUSHHUSH" not in str(caught.value)
