@@ -75,9 +75,18 @@ def _workers(text: str) -> tuple[int, int]:
     return bounds
 
 
+def _address(text: str) -> str:
+    if redacted(text) != text:
+        raise argparse.ArgumentTypeError(
+            "must not hold a password, because Ray keeps it; name a token in RAY_AUTH_TOKEN_PATH"
+        )
+    return text
+
+
 def _add_address(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--address",
+        type=_address,
         metavar="http://HEAD:8265",
         help="run as a Ray job on that cluster and follow it; paths are then those of its nodes, or addresses such as s3://",
     )

@@ -177,6 +177,7 @@ def test_what_is_the_user_s_to_mend_is_so_in_a_worker_too(
         ["train", "s3://bucket/data?secret_key=HUSH", "out"],
         ["train", "data", "out", "--weights", "s3://KEY:HUSH@bucket/weights"],
         ["train", "data", "out", "--set-file", "s3://KEY:HUSH@bucket/set.json", "--address", "http://head:8265"],
+        ["train", "data", "out", "--address", "http://user:HUSH@head:8265"],
         ["nonsense", "s3://KEY:HUSH@bucket/data"],
         ["data", "describe", "data", "s3://KEY:HUSH@bucket/data"],
     ],
