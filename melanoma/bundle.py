@@ -6,6 +6,7 @@ contract against the scores it rests on, and on `verify` the network against rec
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import platform
@@ -33,7 +34,7 @@ from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write
 from melanoma.images import Preprocess
 from melanoma.networks import build_model
 from melanoma.probes import record_probes, replay_probes
-from melanoma.storage import Place
+from melanoma.storage import Place, is_sha256
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
@@ -44,6 +45,9 @@ WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
     "features.onnx",
 )
 ONNX_RUNTIME, TORCH = "onnxruntime", "torch"
+_MAX_MANIFEST_BYTES = 64 * 2**20
+_MAX_BYTES = {WEIGHTS: 4 * 2**30, CALIBRATION: 2**30, MODEL_CARD: 2**20, FEATURES: 4 * 2**30}
+"""Every file that a bundle may hold beside its manifest, and the most that is fetched of each."""
 _FIELDS = {
     "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
     "features", "cpu_backend", "group_columns", "split_hash", "training_config", "versions", "files", "probes",
@@ -175,12 +179,24 @@ def read_manifest(folder: Place) -> dict[str, Any]:
     Raises:
         BundleError: if it is missing, no JSON, incomplete, or of another format version or class list.
     """
+    return _parse_manifest(_manifest_bytes(folder))
+
+
+def _manifest_bytes(folder: Place) -> bytes:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}.")
+    with path.open("rb") as file:
+        data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"the bundle's {MANIFEST} must have at most {_MAX_MANIFEST_BYTES} bytes, it has more.")
+    return data
+
+
+def _parse_manifest(data: bytes) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        manifest = json.loads(data)
+    except ValueError as error:  # no JSON, or no UTF-8
         raise BundleError(
             f"the bundle's {MANIFEST} must be JSON, it is damaged; take the bundle from its source again."
         ) from error
@@ -203,7 +219,41 @@ def read_manifest(folder: Place) -> dict[str, Any]:
         raise BundleError(
             "the bundle's version must match its manifest, it does not; the manifest was changed after it was written."
         )
+    files = manifest["files"]
+    if not isinstance(files, dict) or not files.keys() <= _MAX_BYTES.keys() or not all(map(is_sha256, files.values())):
+        raise BundleError(
+            f"the bundle's manifest must list {', '.join(_MAX_BYTES)} with their sha256 and nothing else, it lists something else."
+        )
     return manifest
+
+
+def fetch_bundle(folder: Place, *, manifest_sha256: str | None = None) -> Path:
+    """Return a bundle's folder on this node; from object storage its manifest is read first, and then the files it names.
+
+    Args:
+        folder: the bundle's folder; each node fetches it once.
+        manifest_sha256: of the only manifest that will do; compared before anything else is fetched.
+
+    Raises:
+        BundleError: if the manifest is missing, damaged or not the pinned one, or a file does not match it.
+    """
+    return _fetch(folder, manifest_sha256)[0]
+
+
+def _fetch(folder: Place, manifest_sha256: str | None) -> tuple[Path, dict[str, Any]]:
+    try:
+        data = _manifest_bytes(folder)
+        if manifest_sha256 is not None and hashlib.sha256(data).hexdigest() != manifest_sha256:
+            raise BundleError(
+                "the bundle must be the one whose manifest_sha256 is pinned, it is another; change the pin or the bundle."
+            )
+        manifest = _parse_manifest(data)
+        if isinstance(folder, Path):
+            return folder, manifest
+        files = {name: (sha256, _MAX_BYTES[name]) for name, sha256 in manifest["files"].items()}
+        return local_folder(folder, (MANIFEST, data), files), manifest
+    except (DataError, FileNotFoundError) as error:
+        raise BundleError(str(error)) from error
 
 
 def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
@@ -216,37 +266,20 @@ def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
+    folder, manifest = _fetch(place, manifest_sha256)
     try:
-        folder = local_folder(place, MANIFEST)
-    except DataError as error:
-        raise BundleError(str(error)) from error
-    if (
-        manifest_sha256 is not None
-        and (folder / MANIFEST).is_file()
-        and sha256_of(folder / MANIFEST) != manifest_sha256
-    ):
-        raise BundleError(
-            "the bundle must be the one whose manifest_sha256 is pinned, it is another; change the pin or the bundle."
-        )
-    try:
-        return _load(folder)
+        return _load(folder, manifest)
     except BundleError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"the bundle's manifest must be complete and consistent, it is not ({error}).") from error
 
 
-def _load(folder: Path) -> Bundle:
-    manifest = read_manifest(folder)
+def _load(folder: Path, manifest: dict[str, Any]) -> Bundle:
     has_onnx = manifest["cpu_backend"]["name"] == ONNX_RUNTIME
-    for name in (WEIGHTS, CALIBRATION, MODEL_CARD, *([FEATURES] if has_onnx else [])):
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
-        if sha256_of(path) != manifest["files"][name]:
-            raise BundleError(
-                f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
-            )
+    content = {name: _content(folder, name, manifest) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
+    if has_onnx:
+        _content(folder, FEATURES, manifest)  # loaded by its path later: ONNX Runtime maps it
     here = _versions()
     others = [
         f"{name} {made} (here {here.get(name)})"
@@ -263,7 +296,7 @@ def _load(folder: Path) -> Bundle:
     data = DataConfig.from_dict(settings)
     model = build_model(ModelConfig.from_dict(manifest["architecture"]))
     try:
-        model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
+        model.load_state_dict(load_tensors(content[WEIGHTS]))
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(
             f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not."
@@ -278,13 +311,25 @@ def _load(folder: Path) -> Bundle:
         operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
         features=FeatureReference.from_dict(manifest["features"]),
         features_onnx=folder / FEATURES if has_onnx else None,
-        model_card=(folder / MODEL_CARD).read_text(),
+        model_card=content[MODEL_CARD].decode(),
     )
-    if not _contract_follows(bundle.operating_point, folder):
+    if not _contract_follows(bundle.operating_point, content[CALIBRATION]):
         raise BundleError(
             f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."
         )
     return bundle
+
+
+def _content(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
+    """Return a file's content, read once: what is checked is what is used."""
+    if name not in manifest["files"] or not (folder / name).is_file():
+        raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
+    data = (folder / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["files"][name]:
+        raise BundleError(
+            f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
+        )
+    return data
 
 
 def verify_bundle(folder: Place) -> list[str]:
@@ -305,9 +350,9 @@ def verify_bundle(folder: Place) -> list[str]:
     return findings
 
 
-def _contract_follows(recorded: OperatingPoint, folder: Path) -> bool:
+def _contract_follows(recorded: OperatingPoint, calibration: bytes) -> bool:
     """Recompute threshold and contract from the scores they rest on."""
-    rows, contract = pd.read_parquet(folder / CALIBRATION), recorded.contract
+    rows, contract = pd.read_parquet(io.BytesIO(calibration)), recorded.contract
     is_melanoma = rows["label"] == "mel"
     again = select_operating_point(
         rows.loc[is_melanoma, "score"].to_numpy(),

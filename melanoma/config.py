@@ -11,6 +11,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from melanoma.errors import SettingError
+
 DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MELANOMA_INDEX = CLASSES.index("mel")
@@ -19,7 +21,7 @@ NUM_VIEWS = (1, 2, 4)
 
 def _require(condition: bool, path: str, rule: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{path} must be {rule}, got {value!r}.")
+        raise SettingError(f"{path} must be {rule}, got {value!r}.")
 
 
 class _Config:
@@ -30,7 +32,7 @@ class _Config:
         """Build from nested plain values, refusing unknown keys.
 
         Raises:
-            ValueError: on an unknown key (the nearest known one is named) or a value that breaks its rule.
+            SettingError: on an unknown key (the nearest known one is named) or a value that breaks its rule.
         """
         hints = typing.get_type_hints(cls)
         known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -39,7 +41,7 @@ class _Config:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {_path}{near[0]}" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"{_path}{key} is not a setting; {hint}.")
+                raise SettingError(f"{_path}{key} is not a setting; {hint}.")
             arguments[key] = _convert(value, known[key], f"{_path}{key}")
         return cls(**arguments)
 
@@ -49,13 +51,13 @@ class _Config:
         for override in overrides:
             path, separator, text = override.partition("=")
             if not separator:
-                raise ValueError(f"--set takes KEY=VALUE, got {override!r}.")
+                raise SettingError(f"--set takes KEY=VALUE, got {override!r}.")
             *sections, name = path.strip().split(".")
             target = values
             for section in sections:
                 target = target.setdefault(section, {})
                 if not isinstance(target, dict):
-                    raise ValueError(f"{path} is not a setting; {section} holds a value, not a section.")
+                    raise SettingError(f"{path} is not a setting; {section} holds a value, not a section.")
             target[name] = _parse(text)
         return self.from_dict(values)
 
@@ -200,9 +202,9 @@ class LossConfig(_Config):
 
 
 def check_gamma(gamma: float) -> None:
-    """Raise ValueError unless gamma is 0 or in [1, 5]."""
+    """Raise SettingError unless gamma is 0 or in [1, 5]."""
     if not (gamma == 0 or 1 <= gamma <= 5):
-        raise ValueError(f"loss.gamma must be 0 or in [1, 5], got {gamma!r}.")
+        raise SettingError(f"loss.gamma must be 0 or in [1, 5], got {gamma!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

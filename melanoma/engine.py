@@ -19,6 +19,7 @@ from melanoma.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 from melanoma.config import CLASSES, TrainConfig
 from melanoma.data.dataset import PictureDataset, PreparedData
 from melanoma.distributed import World
+from melanoma.errors import SettingError
 from melanoma.evidence.metrics import validation_scores
 from melanoma.images import Preprocess
 from melanoma.losses import class_weights_from_counts, focal_terms
@@ -201,12 +202,12 @@ def fit(
         on_epoch_end: called after every epoch, on every rank equally often.
 
     Raises:
-        ValueError: if a batch holds more pictures than there are, or fewer than there are workers.
+        SettingError: if a batch holds more pictures than there are, or fewer than there are workers.
         FloatingPointError: if the loss or a logit is not finite.
     """
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
-        raise ValueError(
+        raise SettingError(
             f"optim.batch_size must be from the number of workers ({training.world.size}) to that of training pictures "
             f"({len(training.train)}), got {batch_size}."
         )

@@ -1,7 +1,20 @@
-"""The few errors a caller treats differently; everything else is a ValueError or a crash."""
+"""Errors that a caller treats differently. Any other exception is a fault of the program, of the machine or of a library."""
+
+from collections.abc import Iterator
+
+_WRAPPED = ("cause", "_base_exc", "worker_failures", "controller_failure", "health_check_failure")
+"""Where the errors of frameworks keep what they wrap: an error, or a dict of the errors of several workers."""
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend: the message says what is wrong, where, and the remedy."""
+
+
+class SettingError(UserError):
+    """A setting, an argument or a configuration file breaks a rule."""
+
+
+class DataError(UserError):
     """Input data break a rule the user can mend (a missing column, a bad row, a damaged data set)."""
 
 
@@ -9,7 +22,7 @@ class LeakageError(DataError):
     """Pictures of one group stand on two sides of a split."""
 
 
-class BundleError(ValueError):
+class BundleError(UserError):
     """A bundle is damaged, tampered with, incomplete or of an unknown format."""
 
 
@@ -33,3 +46,66 @@ class InvalidImageError(DataError):
 
 def _rebuild_image_error(message: str, status: int, code: str) -> InvalidImageError:
     return InvalidImageError(message, status=status, code=code)
+
+
+_DETERMINISTIC = (
+    ValueError,
+    ArithmeticError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return what went wrong below what Ray wrapped around it, which may be several layers and the errors of several workers.
+
+    Of several causes the one that says most is returned: the user's to mend, then what would happen again, then a lost worker.
+    What its peers say of a worker that is gone comes last.
+    """
+    return min(_leaves(error, frozenset()), key=_rank)
+
+
+def is_deterministic(error: BaseException) -> bool:
+    """Return whether the same work would fail in the same way again, so that it must not be tried again."""
+    return isinstance(root_cause(error), _DETERMINISTIC)
+
+
+def _leaves(error: BaseException, above: frozenset[int]) -> Iterator[BaseException]:
+    wrapped = [inner for inner in _inside(error) if id(inner) not in above]
+    for inner in wrapped:
+        yield from _leaves(inner, above | {id(error)})
+    if not wrapped:
+        yield next((cause for cause in _chain(error) if isinstance(cause, UserError)), error)
+
+
+def _inside(error: BaseException) -> list[BaseException]:
+    kept = [getattr(error, name, None) for name in _WRAPPED]
+    each = [inner for value in kept for inner in (value.values() if isinstance(value, dict) else [value])]
+    found = [inner for inner in each if isinstance(inner, BaseException)]
+    return found or ([error.__cause__] if _is_of_ray(error) and error.__cause__ else [])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        at = at.__cause__
+
+
+def _is_of_ray(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
+
+
+def _rank(error: BaseException) -> int:
+    kinds = (
+        isinstance(error, UserError),
+        isinstance(error, _DETERMINISTIC),
+        isinstance(error, OSError) and not isinstance(error, ConnectionError),
+        _is_of_ray(error),
+    )
+    return kinds.index(True) if True in kinds else len(kinds)

@@ -7,11 +7,12 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -30,27 +31,50 @@ def write_text(path: Place, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write into, which takes its place, flushed to disk, only when the block ends well; the umask sets its mode."""
+    work = path.with_name(_hidden(path.name))
+    try:
+        with work.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def _hidden(name: str) -> str:
+    """Return a new name for what will have another; of `tempfile`'s files and folders nobody but their owner could read the result."""
+    return f".{name[:200]}.{secrets.token_hex(8)}"
+
+
 def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
     """Write a file atomically: into a neighbour, flushed to disk, renamed over it; in object storage as one object."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with new_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: Place, value: Any) -> None:
     """Write a JSON file atomically; NaN is refused, for JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Place) -> Any:
+    """Read a JSON file of this product.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DataError(f"{path} must be JSON, it is damaged ({error}).") from error
 
 
 def write_parquet(path: Place, table: pd.DataFrame) -> None:
@@ -61,8 +85,16 @@ def write_parquet(path: Place, table: pd.DataFrame) -> None:
 
 
 def read_parquet(path: Place) -> pd.DataFrame:
-    """Read a parquet table."""
-    return pd.read_parquet(io.BytesIO(path.read_bytes()))
+    """Read a parquet table.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    data = path.read_bytes()
+    try:
+        return pd.read_parquet(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:  # of a damaged page Arrow says OSError
+        raise DataError(f"{path} must be a parquet table, it is damaged ({error}).") from error
 
 
 def claim_folder(folder: Place, described: Any) -> bool:
@@ -88,7 +120,7 @@ def claim_folder(folder: Place, described: Any) -> bool:
             )
         write_json(path, described)
         return False
-    differing = _differing(json.loads(path.read_text()), described)
+    differing = _differing(read_json(path), described)
     if differing:
         raise DataError(
             f"{folder} must hold a run with the same settings and data, it holds one that differs in {', '.join(differing[:4])}; "
@@ -165,10 +197,10 @@ def new_folder(path: Place, *, replace_if: str | None = None) -> Iterator[Path]:
         raise _occupied(path)
     with _made_there(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        work = path.with_name(_hidden(path.name))
+        work.mkdir()
     old = work.with_name(f"{work.name}.old")
     try:
-        os.chmod(work, 0o755)
         yield work
         if path.exists():
             os.replace(path, old)

@@ -26,7 +26,7 @@ def focal_terms(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma:
         Two scalars: the weighted loss sum and the weight sum.
 
     Raises:
-        ValueError: if gamma is out of its range.
+        SettingError: if gamma is out of its range.
     """
     check_gamma(gamma)
     log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)

@@ -14,6 +14,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
+from melanoma.errors import SettingError
 from melanoma.stochastic_depth import install_stochastic_depth
 from melanoma.storage import Place, place
 
@@ -26,20 +27,20 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
-        ValueError: if timm has no such network, or it does not take these settings.
+        SettingError: if timm has no such network, or it does not take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
-        raise ValueError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
+        raise SettingError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
     options: dict[str, Any] = {"drop_path_rate": config.drop_path}
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
         model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
-        raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+        raise SettingError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
     install_stochastic_depth(model)
     return model
 
@@ -62,12 +63,12 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
 
 
 def check_feature_map(model: nn.Module) -> None:
-    """Raise ValueError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
+    """Raise SettingError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
     model.eval()
     with torch.no_grad():
         shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
     if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
-        raise ValueError(
+        raise SettingError(
             f"model.backbone must give a feature map (N, channels, height, width), it gives {shape}; choose a convolutional network."
         )
 
@@ -95,16 +96,18 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     """Keep the layers nearest the picture out of the training, counted as timm counts them for its layer decay.
 
     Raises:
-        ValueError: if timm does not count this network's layers, or no layer but the head would be left.
+        SettingError: if timm does not count this network's layers, or no layer but the head would be left.
     """
     if num_layers == 0:
         return
     if not hasattr(model, "group_matcher"):
-        raise ValueError(f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count.")
+        raise SettingError(
+            f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count."
+        )
     layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
     last = max(layer_of.values())
     if num_layers >= last:
-        raise ValueError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
+        raise SettingError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layer_of[name] >= num_layers)
 
@@ -139,15 +142,15 @@ def load_weights(model: nn.Module, path: Place) -> WeightsReport:
     """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
 
     Raises:
-        ValueError: if the file is missing, holds anything but tensors, or nothing matches.
+        SettingError: if the file is missing, holds anything but tensors, or nothing matches.
     """
     if not path.is_file():
-        raise ValueError(f"--weights must be none, imagenet or a file, {path} is not a file.")
+        raise SettingError(f"--weights must be none, imagenet or a file, {path} is not a file.")
     given = read_state_dict(path)
     own = model.state_dict()
     matched = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     if not matched:
-        raise ValueError(
+        raise SettingError(
             f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it."
         )
     model.load_state_dict(matched, strict=False)
@@ -158,17 +161,19 @@ def read_state_dict(path: Place) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
 
     Raises:
-        ValueError: if it holds anything but tensors.
+        SettingError: if it holds anything but tensors.
     """
     if path.suffix == ".safetensors":
         try:
             return load_tensors(path.read_bytes())
         except SafetensorError as error:
-            raise ValueError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
+            raise SettingError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
     try:
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files
-        raise ValueError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
+        raise SettingError(
+            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not."
+        ) from error
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), loaded)
     tensors = (
@@ -177,5 +182,5 @@ def read_state_dict(path: Place) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise ValueError(f"--weights must hold named tensors, {path.name} holds none.")
+        raise SettingError(f"--weights must hold named tensors, {path.name} holds none.")
     return tensors

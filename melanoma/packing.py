@@ -46,8 +46,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Plac
         best_epoch: named on the model card.
 
     Raises:
-        DataError: if the data set has no calibration split.
-        ValueError: if that split holds no melanoma.
+        DataError: if the data set has no calibration split, or it holds no melanoma.
     """
     preprocess = Preprocess(data.canvas, config.data)
     rows = data.rows("train", fold=config.data.validation_fold)

@@ -115,7 +115,7 @@ class GuidedExplainer:
     """Guided Grad-CAM of melanoma with one bundle, on a private copy of its network. Holds no state between calls.
 
     Raises:
-        ValueError: if the network has no activation that could guide.
+        SettingError: if the network has no activation that could guide.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:

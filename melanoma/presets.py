@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from melanoma.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from melanoma.errors import SettingError
 
 
 def smoke() -> TrainConfig:
@@ -57,8 +58,8 @@ def preset(name: str) -> TrainConfig:
     """Return a preset by name.
 
     Raises:
-        ValueError: if there is none of that name.
+        SettingError: if there is none of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name}.")
+        raise SettingError(f"--preset must be one of {', '.join(PRESETS)}, got {name}.")
     return PRESETS[name]()

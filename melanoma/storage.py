@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from melanoma.errors import DataError
+from melanoma.errors import DataError, SettingError
 
 if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
     import pyarrow.fs
@@ -25,6 +25,16 @@ _REFUSALS = re.compile(
     "|HTTP status 40[0134]"
 )
 """How pyarrow tells that an address or its credentials are wrong, and not that the storage is away."""
+_PASSWORD = re.compile(
+    r"(?i)((?:s3|gs|gcs)://)[^\s/@:?]*:(?:[^\s?]*(?=@)|[^\s/?'\"]*)"  # no bucket's name has a colon
+    r"|([a-z][a-z0-9+.-]*://)[^\s/@:?]*:[^\s/@?]*(?=@)"
+)
+_SECRET = re.compile(
+    r"(?i)(?<![a-z0-9])((?:[\w-]*(?:secret|token|password|passwd|signature|credential|access_?key|api_?key)[\w-]*|sig)(?:=|%3D))"
+    r"[^&\s'\")\]}]+"
+)
+_HIDDEN = "***"
+_CHUNK_BYTES = 1 << 20
 
 
 def is_address(text: str) -> bool:
@@ -32,8 +42,19 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
+def redacted(text: str) -> str:
+    """Return a text with the passwords and keys in its addresses hidden."""
+    text = _PASSWORD.sub(lambda found: f"{found[1] or found[2]}{_HIDDEN}", text)
+    return _SECRET.sub(lambda found: f"{found[1]}{_HIDDEN}", text)
+
+
 def place(text: str) -> "Place":
-    """Return the path, or the place in object storage, that a text names."""
+    """Return the path, or the place in object storage, that a text names.
+
+    Raises:
+        SettingError: if an address holds a password or a key, which would end in logs and in Ray's list of jobs.
+        DataError: if a part of an address is `..`.
+    """
     return RemotePath(text) if is_address(text) else Path(text)
 
 
@@ -66,7 +87,14 @@ class RemotePath:
         name, _, self._query = address.rpartition("?") if "?" in address else (address, "", "")
         self._scheme, _, name = name.partition("://")
         self._bucket, _, path = name.partition("/")
-        self._path = PurePosixPath("/", path.strip("/"))
+        self._path = _checked(PurePosixPath("/", path.strip("/")))
+        _checked(PurePosixPath(self._bucket))
+        without_name = f"{self._scheme}://{self._bucket}/?{self._query}"
+        if redacted(without_name) != without_name:
+            raise SettingError(
+                f"{redacted(address)} must not hold a password or a key, because addresses are logged and kept; "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the workload identity of the machine."
+            )
 
     def __str__(self) -> str:
         name = f"{self._scheme}://{self._bucket}{self._path if self._path.name else ''}"
@@ -85,11 +113,13 @@ class RemotePath:
         return str(self) < str(other)
 
     def __truediv__(self, name: str) -> "RemotePath":
+        if not name or name.startswith("/"):
+            raise DataError(f"a name below {self} must be relative and not empty, got {name!r}.")
         return self._at(self._path / name)
 
     def _at(self, path: PurePosixPath) -> "RemotePath":
         made = RemotePath.__new__(RemotePath)
-        made._scheme, made._bucket, made._query, made._path = self._scheme, self._bucket, self._query, path
+        made._scheme, made._bucket, made._query, made._path = self._scheme, self._bucket, self._query, _checked(path)
         return made
 
     @property
@@ -140,10 +170,6 @@ class RemotePath:
         """Return True."""
         return True
 
-    def relative_to(self, folder: "RemotePath") -> PurePosixPath:
-        """Return its path inside a folder."""
-        return self._path.relative_to(folder._path)
-
     def _kind(self) -> str:
         try:
             return str(self.file_system.get_file_info(self.key).type.name)
@@ -174,6 +200,12 @@ class RemotePath:
         assert mode == "rb"
         return self.file_system.open_input_file(self.key)
 
+    def chunks(self) -> Iterator[bytes]:
+        """Give the file in pieces that fit into memory."""
+        with self.file_system.open_input_stream(self.key) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield bytes(chunk)
+
     def read_bytes(self) -> bytes:
         """Return the whole file."""
         with self.file_system.open_input_stream(self.key) as stream:
@@ -200,6 +232,15 @@ class RemotePath:
         if self.is_dir():
             self.file_system.delete_dir(self.key)
 
+    def rename(self, target: "RemotePath") -> None:
+        """Move it and everything below it: copied object by object, because object storage has no folders to rename."""
+        found = [self] if self.is_file() else list(self.files())
+        for file in found:
+            there = target._at(target._path / file._path.relative_to(self._path))
+            there.write_bytes(file.read_bytes())
+        for file in found:
+            file.unlink()
+
     def iterdir(self) -> Iterator["RemotePath"]:
         """Give what lies directly in it."""
         yield from self._list(recursive=False)
@@ -217,7 +258,24 @@ class RemotePath:
                 yield self._at(PurePosixPath("/", info.path.strip("/").removeprefix(f"{self._bucket}/")))
 
 
+def _checked(path: PurePosixPath) -> PurePosixPath:
+    """Return a path inside a bucket; `..` is refused because a name must never lead out of its folder."""
+    if ".." in path.parts:
+        raise DataError(f"no part of an address may be .., got {str(path)!r}.")
+    return path
+
+
 Place = Path | RemotePath
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether a name that was read from a file names a file in a folder, and nothing else."""
+    return isinstance(name, str) and re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,255}", name) is not None
+
+
+def is_sha256(text: object) -> bool:
+    """Return whether a text is a sha256 in hex, as `sha256sum` prints it."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def files_below(folder: Place, suffixes: Collection[str]) -> list[Place]:
@@ -264,3 +322,14 @@ def remove_folder(folder: Place) -> None:
         folder.remove_folder()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def rename(path: Place, target: Place) -> None:
+    """Move a file or a folder to a new name in the same storage."""
+    if isinstance(path, RemotePath):
+        assert isinstance(target, RemotePath)
+        path.rename(target)
+        return
+    assert isinstance(target, Path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)

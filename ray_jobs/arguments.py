@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from melanoma.storage import place
+from melanoma import storage
+from melanoma.errors import UserError
+from melanoma.storage import Place, redacted
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3  # exit codes
 MARK = "MELANOMA_RESULT_MARK"
@@ -19,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
     """Says bad usage in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"melanoma: {message}; see {self.prog} --help.\n")
+        self.exit(BAD_INPUT, f"melanoma: {redacted(message)}; see {self.prog} --help.\n")
 
 
 def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentParser:
@@ -46,6 +48,18 @@ def _add(where: Any, name: str, run: Command, description: str) -> argparse.Argu
     return command
 
 
+def place(text: str) -> Place:
+    """Return the place that a word names; a refusal keeps its own words, which `argparse` would replace by what was typed."""
+    try:
+        return storage.place(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
+def _weights(text: str) -> str:
+    return text if text in ("none", "imagenet") else str(place(text))
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -69,10 +83,19 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _address(text: str) -> str:
+    if redacted(text) != text:
+        raise argparse.ArgumentTypeError(
+            "must not hold a password, because Ray keeps it; name a token in RAY_AUTH_TOKEN_PATH"
+        )
+    return text
+
+
 def _add_address(command: argparse.ArgumentParser) -> None:
     _add_insecure(command)
     command.add_argument(
         "--address",
+        type=_address,
         metavar="http://HEAD:8265",
         help="run as a Ray job on that cluster and follow it; paths are then those of its nodes, or addresses such as s3://",
     )
@@ -258,6 +281,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--weights",
+        type=_weights,
         default="none",
         metavar="none|imagenet|PATH",
         help="start weights: random, timm's published ones, or a safetensors or tensors-only torch file (default %(default)s)",

@@ -6,15 +6,24 @@ check found something; 2: bad usage or input; 3: it failed.
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
+import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
+from melanoma.errors import SettingError, UserError, root_cause
+from melanoma.storage import RemotePath, is_address, place, redacted
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
+
+_OF_PATHS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+"""Why a path cannot be read or written, whatever is done about the disk."""
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
@@ -110,9 +119,13 @@ def _config(args: argparse.Namespace) -> "TrainConfig":
 
 def _settings(path: "Place") -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
+        raise SettingError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
+    if not isinstance(values, dict):
+        raise SettingError(
+            f"--set-file must be a JSON object of settings, {path.name} holds a {type(values).__name__}."
+        )
     return values
 
 
@@ -289,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     # The outermost frame: whatever gets here must become a sentence and an exit code.
     except Exception as error:
-        return _explain(error, resumes=hasattr(args, "address"))
+        return _explain(error, args)
 
 
 def _submit(args: argparse.Namespace, words: list[str]) -> int:
@@ -305,34 +318,71 @@ def _resolve_paths(args: argparse.Namespace) -> None:
             setattr(args, name, value.resolve())
         elif isinstance(value, list) and value and all(isinstance(item, Path) for item in value):
             setattr(args, name, [item.resolve() for item in value])
-    if getattr(args, "weights", "none") not in ("none", "imagenet") and "://" not in args.weights:
+    if getattr(args, "weights", "none") not in ("none", "imagenet") and not is_address(args.weights):
         args.weights = str(Path(args.weights).resolve())
 
 
-def _explain(error: Exception, *, resumes: bool) -> int:
-    """Say an error in one sentence and return its exit code; bad input is a ValueError or a path that is not there, ours or found by a worker."""
+def _explain(error: Exception, args: argparse.Namespace) -> int:
+    """Say an error in one sentence and return its exit code; only what the user can mend is bad input, all else leaves a trace."""
+    trace = redacted("".join(traceback.format_exception(error)))
     if os.environ.get("MELANOMA_DEBUG") == "1":
-        traceback.print_exception(error)
-    cause = _root_cause(error)
+        print(trace, file=sys.stderr)
+    cause = root_cause(error)
     told = " ".join(str(cause).split()) or type(cause).__name__
-    is_input = isinstance(
-        cause, ValueError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    if isinstance(cause, UserError) or _is_named(cause, args):
+        _tell(f"melanoma: {told}")
+        return BAD_INPUT
+    _tell(f"melanoma: {_failure(cause, told, args)}{_kept(trace)}")
+    return FAILED
+
+
+def _tell(line: str) -> None:
+    print(redacted(line), file=sys.stderr, flush=True)
+
+
+def _failure(cause: BaseException, told: str, args: argparse.Namespace) -> str:
+    """Return what failed, and what to do about it."""
+    told = told if len(told) <= 500 else f"{told[:500]} ..."
+    command: str = args.run.__name__.strip("_")
+    goes_on = "the same command goes on where it can" if hasattr(args, "address") else "try again"
+    if isinstance(cause, FloatingPointError):
+        return told.rstrip(".")
+    if isinstance(cause, OSError):  # a disk or a storage that is full or away
+        return f"{told.rstrip('.')}; once that is mended, {goes_on}"
+    if type(cause).__module__.startswith("ray."):
+        return f"{command} failed in Ray: {type(cause).__name__}: {told.rstrip('.')}; {goes_on}"
+    return f"{command} failed inside: {type(cause).__name__}: {told.rstrip('.')}; please report it"
+
+
+def _kept(trace: str) -> str:
+    """Keep a trace in a file that only this user may read, and return words for where; none if that fails, as on a full disk."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="melanoma-trace-", suffix=".txt")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(trace)
+    except OSError:
+        return "."
+    return f"; the trace is in {name}."
+
+
+def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
+    """Return whether an error is of a path that the user named: that path itself, or one below or above it."""
+    if not isinstance(cause, OSError) or not (isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS):
+        return False
+    given = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
+    if (weights := getattr(args, "weights", "none")) not in ("none", "imagenet"):
+        given.append(place(weights))
+    if any(there.key in str(cause) for there in given if isinstance(there, RemotePath)):
+        return True
+    named = [there.absolute() for there in given if isinstance(there, Path)]
+    failed = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]
+    failed += re.findall("'(/[^']*)'", str(cause))  # as Arrow tells it
+    return any(
+        path == there or path in there.parents or there in path.parents
+        for name in failed
+        for path in {Path(name).absolute(), Path(name).resolve()}
+        for there in named
     )
-    if resumes and isinstance(cause, OSError) and not is_input:  # a disk or a storage that is full or away
-        told = f"{told.rstrip('.')}; once that is mended, the same command goes on where it can."
-    print(f"melanoma: {told}", file=sys.stderr)
-    return BAD_INPUT if is_input else FAILED
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Return what went wrong in a Ray task or worker, where Ray has wrapped it."""
-    for name in ("cause", "worker_failures", "controller_failure"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, dict) and inner:
-            inner = next(iter(inner.values()))
-        if isinstance(inner, BaseException):
-            return _root_cause(inner)
-    return error
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import apply_splits, draw_splits, split_hash
-from melanoma.errors import DataError, InvalidImageError
+from melanoma.errors import DataError, InvalidImageError, SettingError
 from melanoma.files import new_folder, shared_folder, write_json, write_parquet, write_text
 from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
 from melanoma.storage import Place, is_address, place, remove_folder
@@ -67,7 +67,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not 64 <= self.size <= 2048:
-            raise ValueError(f"--size must be 64 to 2048 px, got {self.size}.")
+            raise SettingError(f"--size must be 64 to 2048 px, got {self.size}.")
 
 
 def prepare(

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from melanoma.errors import DataError
-from melanoma.storage import Place
+from melanoma.storage import Place, redacted
 
 LINE_SECONDS, REMOTE_SECONDS = 10.0, 5.0
 
@@ -40,8 +40,8 @@ def counted(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], 
 
 
 def say(line: str) -> None:
-    """Print one line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line to stderr, with the secrets in its addresses hidden."""
+    print(redacted(line), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The driver of a training run: configuration -> TorchTrainer -> bundle. The same call again resumes a run cut short."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,24 +8,24 @@ import ray
 import ray.train
 import timm
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from melanoma.bundle import MANIFEST
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
-from melanoma.errors import DataError
-from melanoma.files import claim_folder, locked, new_folder, write_json
+from melanoma.errors import DataError, is_deterministic, root_cause
+from melanoma.files import claim_folder, locked, new_folder, read_json, write_json
 from melanoma.networks import build_model, check_feature_map, freeze, load_weights
 from melanoma.packing import pack
-from melanoma.storage import Place, as_file_system, place, remove_folder
-from ray_jobs.checkpoints import find_damage, load_state
+from melanoma.storage import Place, as_file_system, place
+from ray_jobs.checkpoints import load_state, mend
 from ray_jobs.cluster import Bundle, connect, cpus_per_worker, node_resources, wait_for_room
 from ray_jobs.progress import say, training_progress
 from ray_jobs.worker import WorkerArgs, train_worker
 
-MAX_FAILURES = 3
+MAX_FAILURES = 3  # of workers that are lost; what would happen again ends the run at once
 RESIZE_SECONDS = (
     30.0  # between two looks at whether the cluster has room for more workers; a resize costs the epoch under way
 )
@@ -72,7 +71,7 @@ def train(job: TrainJob) -> dict[str, Any]:
 
     Raises:
         DataError: if the data set or the run folder does not fit.
-        ValueError: if a setting does not fit.
+        SettingError: if a setting does not fit.
     """
     data = open_prepared(job.dataset)
     check_data(job, data)
@@ -89,7 +88,7 @@ def train(job: TrainJob) -> dict[str, Any]:
             # On the cluster, for the driver's machine may be small; on CPUs in float32, so that scores are those a CPU server gives.
             num_cpus = cpus_per_worker(node_resources(), 1)
             ray.get(ray.remote(num_cpus=num_cpus)(_pack).remote(job, checkpoint, num_cpus))
-    result: dict[str, Any] = json.loads((job.run_dir / "result.json").read_text())
+    result: dict[str, Any] = read_json(job.run_dir / "result.json")
     return result
 
 
@@ -99,9 +98,8 @@ def _claim(job: TrainJob, *, content: str) -> None:
         return
     if (job.run_dir / "bundle" / MANIFEST).is_file():
         say(f"{job.run_dir} is finished; nothing is left to do.")
-    elif damage := find_damage(job.run_dir / "checkpoints"):
-        say(f"{job.run_dir} cannot go on, {damage}; it starts again, and ends as if nothing had happened")
-        remove_folder(job.run_dir / "checkpoints")
+    elif mended := mend(job.run_dir / "checkpoints"):
+        say(f"{job.run_dir}: {mended}")
     elif (job.run_dir / "history.jsonl").is_file():
         epochs = len((job.run_dir / "history.jsonl").read_text().splitlines())
         say(f"resuming {job.run_dir} after epoch {epochs} of {job.config.optim.epochs}")
@@ -126,7 +124,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
 
 
 def check_network(job: TrainJob) -> None:
-    """Raise ValueError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
+    """Raise SettingError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
     model = build_model(job.config.model)
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)
@@ -165,7 +163,27 @@ def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle
 
 
 def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
-    """Run the trainer and return the best checkpoint."""
+    """Train, going on from the latest checkpoint when a worker is lost, and return the best checkpoint.
+
+    Ray's own `max_failures` would try everything again, a loss that is not finite too.
+    """
+    for failures in range(MAX_FAILURES + 1):
+        try:
+            with training_progress(job.run_dir):
+                result = _trainer(job, bundle).fit()
+            break
+        except WorkerGroupError as error:
+            if failures == MAX_FAILURES or is_deterministic(error):
+                raise
+            what = f"{type(root_cause(error)).__name__}, failure {failures + 1} of at most {MAX_FAILURES}"
+            say(f"a worker failed ({what}); going on from the latest checkpoint")
+            mend(job.run_dir / "checkpoints")
+    best: Checkpoint
+    best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
+    return best
+
+
+def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
     storage_path, file_system = as_file_system(job.run_dir)
     args = WorkerArgs(
         config=dataclasses.asdict(job.config),
@@ -174,7 +192,7 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
         weights=job.weights,
         num_threads=bundle.cpus,
     )
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config=dataclasses.asdict(args),
         # Annotated as the older class of the same name, which knew no range.
@@ -188,18 +206,13 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
             name="checkpoints",
             storage_path=storage_path,
             storage_filesystem=file_system,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=0),
             # Ray keeps the latest besides the best one: what resumes, and what is shipped.
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
             ),
         ),
     )
-    with training_progress(job.run_dir):
-        result = trainer.fit()
-    best: Checkpoint
-    best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
-    return best
 
 
 def _pack(job: TrainJob, checkpoint: Checkpoint, num_threads: int) -> None:

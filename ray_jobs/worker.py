@@ -22,12 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
-from melanoma.engine import SELECTION, Training, TrainState, fit, start_state
+from melanoma.engine import Training, TrainState, fit, start_state
 from melanoma.errors import DataError
 from melanoma.files import write_json, write_text
 from melanoma.networks import start_model
 from melanoma.storage import Mirror, Place, place
-from ray_jobs.checkpoints import load_state, save_state
+from ray_jobs.checkpoints import load_state, reported, save_state
 
 PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
 
@@ -84,16 +84,16 @@ def _resume(state: TrainState, device: torch.device) -> None:
 
 def _report(state: TrainState, run_dir: Place, world: World, writer: "SummaryWriter | _NoWriter") -> None:
     """Save, log and report one epoch; every rank reports, for `report` is a barrier, and rank 0 alone writes."""
-    latest = state.history[-1]
-    metrics = {"epoch": state.epoch, SELECTION: latest[SELECTION] if math.isfinite(latest[SELECTION]) else 0.0}
+    kept = state.state_dict()
+    metrics = reported(kept)
     if world.rank > 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder), state.state_dict())
+        save_state(Path(folder), kept)
         # The history travels in the checkpoint and is written whole, so that a restarted epoch never stands there twice.
         write_text(run_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in state.history))
-        for name, value in latest.items():
+        for name, value in state.history[-1].items():
             writer.add_scalar(name, value, state.epoch)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -4,17 +4,16 @@ import functools
 import logging
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from serve.api_keys import ApiKeys, key_of, keys_from_environment
+from serve.api_keys import ApiKeys, key_of, keys_of_environment
 from serve.in_flight import in_flight
+from serve.logs import kind_and_place
 from serve.metrics import request_metrics
-from serve.problems import body_too_large, crashed, new_request_id, problem, stopping
+from serve.problems import body_too_large, crashed, keys_unavailable, new_request_id, problem, stopping
 
 # What says nothing about pictures or the model: anybody may ask, as probes and the page must.
 OPEN = (
@@ -59,14 +58,7 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
                     response = await call_next(request)
         except Exception as error:
             # The outermost frame: the kind and the place are for the log, the words may be the client's.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error(
-                "%s at %s:%s, request %s",
-                type(error).__name__,
-                Path(place.filename).name,
-                place.lineno,
-                request.state.request_id,
-            )
+            logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             response = crashed(request)
         response.headers.update(HEADERS)
         code = getattr(request.state, "code", "unknown") if response.status_code >= 400 else "ok"
@@ -98,13 +90,17 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
 
 @functools.cache
 def _keys() -> ApiKeys | None:
-    return keys_from_environment()
+    return keys_of_environment()
 
 
 def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
     path = request.scope["path"]  # what routing goes by
     if keys is None or path in OPEN or path.startswith(("/page/", "/docs/assets/")):
         return None
+    keys.refresh()
+    request_metrics().read_keys(len(keys.invalid_lines))
+    if keys.trouble:
+        return keys_unavailable(request)
     key = key_of(request.headers)
     if key is None:
         detail = "The request must carry an API key; send it as Authorization: Bearer KEY."

@@ -13,12 +13,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from melanoma.errors import SettingError
 from serve import open_inference
-from serve.api_keys import VARIABLE, keys_from_environment
+from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
 from serve.in_flight import in_flight
+from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
 from serve.pictures import answer_of, explanation_of, model_info, picture_bytes, upright
@@ -59,8 +61,9 @@ class Ingress:
         require_api_key: bool,
         answer_timeout_s: float,
     ) -> None:
-        if keys_from_environment() is None and require_api_key:
-            raise ValueError(
+        keep_traces_out()
+        if not check_keys() and require_api_key:
+            raise SettingError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
             )
         self._calls = Calls(classifier, explainer)

@@ -33,7 +33,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from melanoma.errors import DataError
 from melanoma.storage import Place
-from serve.api_keys import VARIABLE, keys_from_environment
+from serve.api_keys import VARIABLE, check_keys
 from serve.local_graph import LocalService, deploy_when_told
 
 MAX_THREADS = 4  # of the classifier: a batch of eight small pictures gains little from more
@@ -54,10 +54,10 @@ def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bo
     Raises:
         BundleError: if the bundle cannot be loaded.
         DataError: if the address cannot be had, is open to others and no API keys are set, or there is too little shared memory.
-        ValueError: if the file of API keys cannot be used.
+        SettingError: if the file of API keys cannot be used.
         RuntimeError: if the service does not become ready.
     """
-    if keys_from_environment() is None and not _is_loopback(host):
+    if not check_keys() and not _is_loopback(host):
         raise DataError(
             f"--host must be a loopback address where no API keys are asked for, got {host}; "
             f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."

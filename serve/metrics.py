@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from melanoma.predictor import Prediction
 
@@ -17,7 +17,7 @@ _DISTANCES = [0.4, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10]
 
 
 class RequestMetrics:
-    """Of requests: decisions by kind, refusals by code, seconds by stage."""
+    """Of requests: decisions by kind, refusals by code, seconds by stage; and of the keys they are let in by."""
 
     def __init__(self) -> None:
         self._decisions = Counter("melanoma_decisions", "answers by decision", tag_keys=("decision",))
@@ -29,6 +29,14 @@ class RequestMetrics:
         self._seconds = Histogram(
             "melanoma_stage_seconds", "seconds of a request by stage, waiting included", _SECONDS, tag_keys=("stage",)
         )
+
+        self._invalid_key_lines = Gauge(
+            "melanoma_invalid_key_lines", "lines of the file of API keys that are no hash and let nobody in"
+        )
+
+    def read_keys(self, num_invalid_lines: int) -> None:
+        """Record how many lines of the file of API keys do not count."""
+        self._invalid_key_lines.set(num_invalid_lines)
 
     def decided(self, decision: str) -> None:
         """Count one answer."""

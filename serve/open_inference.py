@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from melanoma.config import CLASSES, DISCLAIMER
+from melanoma.errors import UserError
 from melanoma.images import MAX_PIXELS, Uint8Array, check_size
 
 MODEL = "melanoma"
@@ -60,7 +61,7 @@ BODY = {
 }
 
 
-class InferenceRequestError(ValueError):
+class InferenceRequestError(UserError):
     """A request that does not follow the protocol; the sentence never repeats what was sent."""
 
 

@@ -16,7 +16,7 @@ from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
-RETRY_AFTER_SECONDS = "1"
+RETRY_AFTER_SECONDS, KEYS_RETRY_AFTER_SECONDS = "1", "10"
 _TOLD = {
     400: ("bad_request", "The body must be a picture, or a whole multipart form with one; see /openapi.json."),
     404: ("not_found", "The address must be one of those at /openapi.json."),
@@ -67,6 +67,12 @@ def body_too_large(request: Request, limit: int) -> JSONResponse:
     return problem(
         request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller picture."
     )
+
+
+def keys_unavailable(request: Request) -> JSONResponse:
+    """Return the refusal of everybody while the file of API keys cannot be used."""
+    detail = "The service cannot tell who may ask, because its API keys cannot be read; try again after the time in Retry-After."
+    return problem(request, 503, "keys_unavailable", detail, headers={"Retry-After": KEYS_RETRY_AFTER_SECONDS})
 
 
 async def _bundle_changing(request: Request, error: Exception) -> JSONResponse:

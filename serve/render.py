@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from melanoma.errors import SettingError
 from melanoma.files import write_text
 from melanoma.storage import is_address
 from serve.settings import check_config, read_config
@@ -41,26 +42,26 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
         values: ``args`` of the application, and ``deployments`` by name, each only with what differs.
 
     Raises:
-        ValueError: if the result is no valid config.
+        SettingError: if the result is no valid config.
     """
     config = read_config()
     (app,) = config["applications"]
     if unknown := values.keys() - {"args", "deployments"}:
-        raise ValueError(f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither.")
+        raise SettingError(f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither.")
     args = values.get("args") or {}
     if not args.get("bundle") or not args.get("manifest_sha256"):
-        raise ValueError(
+        raise SettingError(
             "args must name the bundle and the manifest_sha256 that pins it; a cluster serves nothing by default."
         )
     if not is_address(args["bundle"]) and not Path(args["bundle"]).is_absolute():
-        raise ValueError(
+        raise SettingError(
             f"args.bundle must be an address such as s3://bucket/bundle, or an absolute path that every node has, got {args['bundle']}."
         )
     app["args"] |= args
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
     for name, changes in (values.get("deployments") or {}).items():
         if name not in by_name:
-            raise ValueError(f"deployments must be of {', '.join(by_name)}, {name} is not.")
+            raise SettingError(f"deployments must be of {', '.join(by_name)}, {name} is not.")
         for option, change in changes.items():
             old = by_name[name].get(option)
             by_name[name][option] = old | change if isinstance(old, dict) else change
@@ -72,14 +73,14 @@ def patch(folder: Path) -> str:
     """Return the patch for the values in a folder.
 
     Raises:
-        ValueError: if they are no YAML, or the result is no valid config.
+        SettingError: if they are no YAML, or the result is no valid config.
     """
     try:
         values = yaml.safe_load((folder / VALUES).read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"the values must be YAML, they are not ({' '.join(str(error).split())}).") from error
+        raise SettingError(f"the values must be YAML, they are not ({' '.join(str(error).split())}).") from error
     if not isinstance(values, dict):
-        raise ValueError("the values must be args and deployments, they are neither.")
+        raise SettingError("the values must be args and deployments, they are neither.")
     text = _Text(_dump(serve_config(values)))
     service = {
         "apiVersion": "ray.io/v1",
@@ -98,5 +99,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         try:
             write_text(Path(name, PATCH), patch(Path(name)))
-        except ValueError as error:
+        except SettingError as error:
             sys.exit(f"{Path(name, VALUES)}: {error}")

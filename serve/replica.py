@@ -5,6 +5,7 @@ import torch
 
 from melanoma.bundle import Bundle, load_bundle
 from melanoma.storage import place
+from serve.logs import keep_traces_out
 
 
 def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundle, str]:
@@ -13,6 +14,7 @@ def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundl
     Raises:
         BundleError: if the bundle cannot be loaded or is not the pinned one; the replica then never becomes ready.
     """
+    keep_traces_out()
     assigned = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ray.serve.schema import ServeDeploySchema
+
+from melanoma import storage
+from melanoma.errors import SettingError
 
 CONFIG = Path(__file__).with_name("config.yaml")
 DEPLOYMENTS = ("Ingress", "Classifier", "Explainer")
@@ -32,12 +35,18 @@ class AppArgs(BaseModel):
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
 
+    @field_validator("bundle")
+    @classmethod
+    def _is_place(cls, bundle: str) -> str:
+        storage.place(bundle)  # refuses secrets: Serve keeps its config, and shows it
+        return bundle
+
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:
     """Return a Serve config as plain values, checked.
 
     Raises:
-        ValueError: if a key is unknown or a value out of its range; says where.
+        SettingError: if a key is unknown or a value out of its range; says where.
     """
     values = yaml.safe_load(path.read_text())
     check_config(values)
@@ -48,12 +57,12 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
     """Return a config as Serve's own schema, with nothing in it that Serve would pass over.
 
     Raises:
-        ValueError: if a key is unknown, a value out of its range, or a deployment not one of the graph's.
+        SettingError: if a key is unknown, a value out of its range, or a deployment not one of the graph's.
     """
     for place, known in _unknown(ServeDeploySchema, values, ""):
         nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
-        raise ValueError(f"every key of the Serve config must be one that Serve knows, {place} is not{hint}")
+        raise SettingError(f"every key of the Serve config must be one that Serve knows, {place} is not{hint}")
     try:
         config = ServeDeploySchema.model_validate(values)
         for app in config.applications:
@@ -63,11 +72,13 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"the Serve config must hold valid values, {place} does not: {first['msg']}.") from error
+        raise SettingError(f"the Serve config must hold valid values, {place} does not: {first['msg']}.") from error
     for app in config.applications:
         names = sorted(deployment.name for deployment in app.deployments)
         if names != sorted(DEPLOYMENTS):
-            raise ValueError(f"the Serve config must name the deployments {', '.join(DEPLOYMENTS)}, it names {names}.")
+            raise SettingError(
+                f"the Serve config must name the deployments {', '.join(DEPLOYMENTS)}, it names {names}."
+            )
     return config
 
 

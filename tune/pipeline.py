@@ -4,19 +4,17 @@ How a network is trained and how test is scored is handed in; this package start
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from melanoma.bundle import MANIFEST
-from melanoma.cache import local_folder
+from melanoma.bundle import MANIFEST, fetch_bundle, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
-from melanoma.files import claim_folder, new_folder, read_parquet, write_json, write_parquet
+from melanoma.files import claim_folder, new_folder, read_json, read_parquet, write_json, write_parquet
 from melanoma.storage import Place, place
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
@@ -56,7 +54,7 @@ def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
     study.folds_dir.mkdir(exist_ok=True)
     if not (folder / RESULT).is_file():
         return None
-    values: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    values: dict[str, Any] = read_json(folder / RESULT)
     return values
 
 
@@ -89,7 +87,9 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: C
         "best": str(folder / "best.json"),
     }
     with new_folder(folder / "bundle", replace_if=MANIFEST) as work:
-        shutil.copytree(local_folder(place(trained["bundle"]), MANIFEST), work, dirs_exist_ok=True)
+        bundle = fetch_bundle(place(trained["bundle"]))
+        for name in (MANIFEST, *read_manifest(bundle)["files"]):
+            shutil.copyfile(bundle / name, work / name)
     write_report(_findings(search, trials, winner, result), folder / "report.html")
     write_json(folder / RESULT, result)
     return result

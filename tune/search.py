@@ -5,7 +5,6 @@ done. Tune's own restore would forget the scheduler's rungs, so that later trial
 """
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -29,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
 from melanoma.evidence.out_of_fold import FoldScores, Objective
-from melanoma.files import read_parquet, write_json, write_parquet
+from melanoma.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.storage import Mirror, Place, as_file_system, remove_folder
 from tune.compare import Counted, silently, train_all_folds
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
@@ -181,7 +180,7 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
         tune.with_parameters(run_trial, study=study, objective=search.objective), resources=study.resources()
     )
     kept = search.run_dir / SAMPLES
-    given = json.loads(kept.read_text()) if kept.is_file() else []
+    given = read_json(kept) if kept.is_file() else []
     known = [
         (search.space.sample_of(config), row[LEAD])
         for config, row in zip(search.anchors().values(), anchors, strict=True)
@@ -236,7 +235,7 @@ def _nothing(status: str, error: str) -> dict[str, Any]:
 
 def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
     """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was dropped or failed."""
-    drawn = json.loads((search.run_dir / SAMPLES).read_text())
+    drawn = read_json(search.run_dir / SAMPLES)
     rows: list[dict[str, Any]] = []
     for result in sorted((results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)):
         sample: Mapping[str, float] = result.config or {}

@@ -21,7 +21,7 @@ import ray.train
 import ray.train.torch
 import ray.tune
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from scipy.special import softmax
 
@@ -29,8 +29,9 @@ from melanoma.config import CLASSES, TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.distributed import World
 from melanoma.engine import Training, TrainState, fit, predict, start_state
+from melanoma.errors import is_deterministic, root_cause
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
-from melanoma.files import read_parquet, write_json, write_parquet
+from melanoma.files import read_json, read_parquet, write_json, write_parquet, write_text
 from melanoma.networks import start_model
 from melanoma.storage import Place, as_file_system, remove_folder
 from tune.space import LEAD, METRIC, to_config
@@ -85,12 +86,31 @@ def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
 def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
     """Train a sample's setting fold by fold and report after each; called by Ray Tune once the base's folds are there."""
     config = to_config(sample, study.base)
-    base = [fold_scores(study, study.base, fold) for fold in range(study.num_folds)]
-    folds: list[FoldScores] = []
-    for fold in range(study.num_folds):
-        folds.append(fold_scores(study, config, fold))
-        lead = objective.score(folds) - objective.score(base[: len(folds)])
-        ray.tune.report({LEAD: lead, **rung_metrics(folds, objective, config)})
+    with not_again(study.folds_dir.parent / "search" / f"failed-{ray.tune.get_context().get_trial_id()}.txt"):
+        base = [fold_scores(study, study.base, fold) for fold in range(study.num_folds)]
+        folds: list[FoldScores] = []
+        for fold in range(study.num_folds):
+            folds.append(fold_scores(study, config, fold))
+            lead = objective.score(folds) - objective.score(base[: len(folds)])
+            ray.tune.report({LEAD: lead, **rung_metrics(folds, objective, config)})
+
+
+@contextlib.contextmanager
+def not_again(path: Place) -> Iterator[None]:
+    """Run a trial's block; if it fails in a way that would happen again, keep the sentence in a file and let later tries end with it.
+
+    Tune tries every failed trial again, and cannot be told which failures are worth it.
+    """
+    if path.is_file():
+        raise RuntimeError(path.read_text())
+    try:
+        yield
+    except Exception as error:
+        if is_deterministic(error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cause = root_cause(error)
+            write_text(path, f"{type(cause).__name__}: {cause}")
+        raise
 
 
 def rung_metrics(folds: list[FoldScores], objective: Objective, config: TrainConfig) -> dict[str, float]:
@@ -124,7 +144,7 @@ def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFra
     if not is_kept(folder):
         _train_fold(study, _on_fold(config, fold), folder)
     if (folder / FAILED).is_file():
-        raise FloatingPointError(json.loads((folder / FAILED).read_text())["error"])
+        raise FloatingPointError(read_json(folder / FAILED)["error"])
     return read_parquet(folder / PREDICTIONS)
 
 
@@ -139,6 +159,16 @@ def _train_fold(study: Study, config: TrainConfig, folder: Place) -> None:
         device = torch.device("cuda" if study.num_gpus > 0 else "cpu")
         _train_and_keep(study, config, folder, world=World(), device=device)
         return
+    for failures in range(MAX_FAILURES + 1):
+        try:
+            _run_workers(study, config, folder)
+            return
+        except WorkerGroupError as error:
+            if failures == MAX_FAILURES or is_deterministic(error):
+                raise
+
+
+def _run_workers(study: Study, config: TrainConfig, folder: Place) -> None:
     with _scratch(study.folds_dir) as (storage_path, file_system):
         TorchTrainer(
             _fold_worker,
@@ -152,7 +182,7 @@ def _train_fold(study: Study, config: TrainConfig, folder: Place) -> None:
                 name="fold",
                 storage_path=storage_path,
                 storage_filesystem=file_system,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=FailureConfig(max_failures=0),
             ),
         ).fit()
 

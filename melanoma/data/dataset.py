@@ -19,11 +19,23 @@ from melanoma.config import CLASSES
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
-from melanoma.files import read_parquet, sha256_of
+from melanoma.files import read_json, read_parquet, sha256_of
 from melanoma.images import Uint8Array
-from melanoma.storage import Place, RemotePath, files_below
+from melanoma.storage import Place, RemotePath, files_below, is_plain_name, is_sha256
 
 FORMAT_VERSION = 1
+_FIELDS = {
+    "name",
+    "classes",
+    "image_height_px",
+    "image_width_px",
+    "counts",
+    "num_folds",
+    "group_columns",
+    "split_hash",
+    "shards",
+}
+_COLUMNS = {"image_id", "group", "label", "dx", "split", "fold", "shard", "row"}
 ACCESS_LOG, LOOKS = "access_log.jsonl", "access_log"
 
 
@@ -54,7 +66,10 @@ class PreparedData:
 
     def shard(self, name: str) -> Path:
         """Return the path of a shard on this node."""
-        return local_file(self.folder / "shards" / name, self.manifest["shards"][name])
+        height, width = self.canvas
+        # Pixels, and for each picture its name; more is another file.
+        max_bytes = int((self.records["shard"] == name).sum()) * (height * width * 3 + 4096) + 2**20
+        return local_file(self.folder / "shards" / name, self.manifest["shards"][name], max_bytes=max_bytes)
 
     def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.
@@ -112,20 +127,20 @@ def open_prepared(folder: Place, *, verify: bool = False) -> PreparedData:
         DataError: if it is no data set, of another format version, or damaged.
         LeakageError: if a group stands on two sides of its split.
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise DataError(f"DATASET must be a folder made by `melanoma data prepare`, {folder} has no manifest.json.")
-    manifest = json.loads(path.read_text())
-    if manifest.get("format_version") != FORMAT_VERSION or manifest.get("kind") != "melanoma-dataset":
-        raise DataError(
-            f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again."
-        )
-    if tuple(manifest["classes"]) != CLASSES:
-        raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
+    manifest = _read_manifest(folder)
     records = read_parquet(folder / "records.parquet")
+    if missing := _COLUMNS - set(records.columns):
+        raise DataError(
+            f"records.parquet must have the column {min(missing)}, it does not; prepare the data set again."
+        )
     if split_hash(records["image_id"], records["split"], records["fold"]) != manifest["split_hash"]:
         raise DataError(
             "the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again."
+        )
+    if unknown := set(records["shard"]) - set(manifest["shards"]):
+        raise DataError(
+            f"every shard in records.parquet must be one of manifest.json, {min(map(str, unknown))!r} is not; "
+            "prepare the data set again."
         )
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
@@ -135,6 +150,30 @@ def open_prepared(folder: Place, *, verify: bool = False) -> PreparedData:
                     f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again."
                 )
     return PreparedData(folder, manifest, records)
+
+
+def _read_manifest(folder: Place) -> dict[str, Any]:
+    """Return a data set's manifest, with nothing in it that must not be used as a path."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"DATASET must be a folder made by `melanoma data prepare`, {folder} has no manifest.json.")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("kind") != "melanoma-dataset":
+        raise DataError(f"{path} must describe a data set, it describes something else; take the data set again.")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again."
+        )
+    if missing := _FIELDS - set(manifest):
+        raise DataError(f"manifest.json must have the field {min(missing)}, it does not; prepare the data set again.")
+    if tuple(manifest["classes"]) != CLASSES:
+        raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
+    for name, digest in dict(manifest["shards"]).items():
+        if not (is_plain_name(name) and is_sha256(digest)):
+            raise DataError(
+                f"manifest.json must list plain file names with their sha256, {name!r} is not one; do not use this data set."
+            )
+    return manifest
 
 
 class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):

@@ -17,6 +17,7 @@ from PIL import Image
 from melanoma.config import CLASSES
 from melanoma.data.phantom_camera import Camera
 from melanoma.data.phantom_drawing import Lesion, draw
+from melanoma.errors import SettingError
 from melanoma.files import new_folder, write_text
 
 # Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
@@ -57,13 +58,13 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         if self.num_lesions < 40:
-            raise ValueError(f"--lesions must be at least 40, got {self.num_lesions}.")
+            raise SettingError(f"--lesions must be at least 40, got {self.num_lesions}.")
         if not 0 <= self.leaks <= self.num_lesions:
-            raise ValueError(f"--leaks must be from 0 to the number of lesions, got {self.leaks}.")
+            raise SettingError(f"--leaks must be from 0 to the number of lesions, got {self.leaks}.")
         if self.melanomas is not None and not 0 < self.melanomas <= 0.5:
-            raise ValueError(f"--melanomas must be in (0, 0.5], got {self.melanomas}.")
+            raise SettingError(f"--melanomas must be in (0, 0.5], got {self.melanomas}.")
         if not 0 <= self.mimics <= 0.5:
-            raise ValueError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
+            raise SettingError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
 
 
 def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int, int], None] | None = None) -> int:

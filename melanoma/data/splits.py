@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from melanoma.errors import DataError, LeakageError
+from melanoma.errors import DataError, LeakageError, SettingError
 
 SPLITS = ("train", "calibration", "test")
 
@@ -38,14 +38,14 @@ def draw_splits(
         N rows with `split` (train, calibration or test) and `fold` (-1 outside train).
 
     Raises:
-        ValueError: if the fractions or the number of folds cannot be met.
+        SettingError: if the fractions or the number of folds cannot be met.
     """
     if not (test_fraction >= 0 and calibration_fraction >= 0 and test_fraction + calibration_fraction < 1):
-        raise ValueError(
+        raise SettingError(
             f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
         )
     if num_folds < 2:
-        raise ValueError(f"folds must be at least 2, got {num_folds}.")
+        raise SettingError(f"folds must be at least 2, got {num_folds}.")
     train_share = (1 - test_fraction - calibration_fraction) / num_folds
     shares = np.array([test_fraction, calibration_fraction] + [train_share] * num_folds)
     names, counts = _count_by_group(groups, labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from melanoma.config import MELANOMA_INDEX
+from melanoma.errors import DataError
 from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson
 
 Decision = Literal["refer", "no_referral", "cannot_assess"]
@@ -153,15 +154,16 @@ def select_operating_point(
         confidence: one-sided, in (0, 1).
 
     Raises:
-        ValueError: if a score is not finite or there is no melanoma, for then sensitivity is undefined.
+        DataError: if there is no melanoma, because sensitivity is then undefined.
+        FloatingPointError: if a score is not finite.
     """
     melanomas, others = np.sort(melanoma_scores.astype(np.float64)), np.asarray(other_scores, dtype=np.float64)
     if len(melanomas) == 0:
-        raise ValueError(
+        raise DataError(
             "the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction."
         )
     if not (np.isfinite(melanomas).all() and np.isfinite(others).all()):
-        raise ValueError("scores must be finite, some are not; the network is broken, train it again.")
+        raise FloatingPointError("scores must be finite, some are not; the network is broken, train it again.")
     allowed = misses_allowed(len(melanomas), target_sensitivity=target_sensitivity, confidence=confidence)
     edge = melanomas[max(allowed, 0)]
     lower = np.concatenate([melanomas, others])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from melanoma.config import MELANOMA_INDEX
+from melanoma.errors import SettingError
 from melanoma.evidence.metrics import FloatArray, IntArray, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
@@ -61,7 +62,7 @@ class Objective:
         """Read ``melanoma_recall@specificity=0.8``, ``specificity@sensitivity=0.9``, ``auroc`` or ``partial_auroc``.
 
         Raises:
-            ValueError: if it is none of these.
+            SettingError: if it is none of these.
         """
         kind, _, condition = text.partition("@")
         name, _, number = condition.partition("=")
@@ -71,7 +72,7 @@ class Objective:
             at = float("nan")
         held = _KINDS.get(kind, "")
         if held == "" or (held or "") != name or (held is not None and not (at is not None and 0 < at < 1)):
-            raise ValueError(
+            raise SettingError(
                 "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S with S in (0, 1), auroc or "
                 f"partial_auroc, got {text}."
             )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from melanoma.errors import SettingError
 from melanoma.views import predict_views
 
 
@@ -21,13 +22,13 @@ class GuidedNetwork:
     Holds no state between calls, so threads may share it.
 
     Raises:
-        ValueError: if the network has no activation module that could guide.
+        SettingError: if the network has no activation module that could guide.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         if not _guide(self._model):
-            raise ValueError(
+            raise SettingError(
                 f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__} has none; ask for grad_cam."
             )
 

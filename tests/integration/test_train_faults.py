@@ -3,6 +3,7 @@
 The oracle is a run that nothing happened to: the same epochs, the same weights bit for bit.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from melanoma.data.dataset import PreparedData
+from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.storage import Place, place
 from ray_jobs.checkpoints import SNAPSHOT, STATE
-from ray_jobs.cli import FAILED
+from ray_jobs.cli import BAD_INPUT, FAILED
 from tests.clusters import CREDENTIALS, wait_for
 from tests.runs import Run
 from tests.unreliable import Trouble, unreliable_storage
@@ -99,31 +100,71 @@ def _flip(folder: Place) -> None:
     """Flip the bits of a byte in the middle of every checkpoint, which torch would load without a word."""
     for checkpoint in folder.iterdir():
         if (checkpoint / STATE).is_file():
-            data = bytearray((checkpoint / STATE).read_bytes())
-            data[len(data) // 2] ^= 0xFF
-            (checkpoint / STATE).write_bytes(bytes(data))
+            _flip_one(checkpoint)
+
+
+def _flip_latest(folder: Place) -> None:
+    """Flip them in the latest checkpoint only, beside which the best one stays."""
+    _flip_one(folder / json.loads((folder / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"])
+
+
+def _flip_one(checkpoint: Place) -> None:
+    data = bytearray((checkpoint / STATE).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (checkpoint / STATE).write_bytes(bytes(data))
+
+
+def test_the_list_of_checkpoints_is_half_written(
+    run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
+    _damaged(_half, run, undisturbed, tmp_path / "log", record_property, "the run goes on after epoch")
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("damage", [pytest.param(_half, id="half a list"), pytest.param(_flip, id="flipped bits")])
-def test_checkpoints_are_damaged(
-    damage: Callable[[Place], None], run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
-) -> None:
-    _damaged(damage, run, undisturbed, tmp_path / "log", record_property)
+def test_the_latest_checkpoint_is_damaged(run: Run, undisturbed: Run, tmp_path: Path, record_property: Record) -> None:
+    """It goes on from an earlier one, or starts again where the latest was the best as well."""
+    _damaged(_flip_latest, run, undisturbed, tmp_path / "log", record_property, "a checkpoint is damaged")
 
 
-def _damaged(damage: Callable[[Place], None], run: Run, undisturbed: Run, log: Path, record: Record) -> None:
-    """Kill a run, damage what it left, and start it again."""
+@pytest.mark.drill
+def test_every_checkpoint_is_damaged(run: Run, undisturbed: Run, tmp_path: Path, record_property: Record) -> None:
+    _damaged(_flip, run, undisturbed, tmp_path / "log", record_property, "the run starts again")
+
+
+def _damaged(damage: Callable[[Place], None], run: Run, undisturbed: Run, log: Path, record: Record, told: str) -> None:
+    """Kill a run, damage what it left, and start it again: what is damaged stays, and the end is the same."""
     process = run.start()
     wait_for(lambda: len(run.history()) >= 2 and (run.folder / "checkpoints" / SNAPSHOT).is_file())
     run.kill(process)
     damage(run.folder / "checkpoints")
     started = time.monotonic()
     assert run.start(log=log).wait(300) == 0
-    assert "it starts again" in log.read_text()
+    assert told in log.read_text()
+    assert (run.folder / "checkpoints.damaged-1").is_dir()
     run.ends_like(undisturbed)
     record("back_seconds", time.monotonic() - started)
-    record("lost", "nothing; every epoch again")
+    record("lost", "nothing; some epochs again")
+
+
+def test_a_loss_that_is_not_finite_is_not_tried_again(run: Run, tmp_path: Path) -> None:
+    """Each attempt would leave a file for TensorBoard of its own."""
+    log = tmp_path / "log"
+    assert run.start("--set", "optim.lr=1e9", log=log).wait(300) == FAILED
+    assert "lower optim.lr" in log.read_text().splitlines()[-1]
+    assert "going on from" not in log.read_text()
+    assert isinstance(run.folder, Path)
+    assert len(list((run.folder / "tensorboard").glob("events*"))) == 1
+
+
+def test_what_the_user_must_mend_is_not_tried_again(prepared: PreparedData, tmp_path: Path) -> None:
+    """Only the workers read the shards."""
+    assert isinstance(prepared.folder, Path)
+    data = open_prepared(Path(shutil.copytree(prepared.folder, tmp_path / "data")))
+    (tmp_path / "data" / "shards" / "train.arrow").unlink()
+    run, log = Run(data, tmp_path, tmp_path), tmp_path / "log"
+    assert run.start(log=log).wait(300) == BAD_INPUT
+    assert "the data set must hold train.arrow" in log.read_text().splitlines()[-1]
+    assert "going on from" not in log.read_text()
 
 
 @pytest.fixture
@@ -222,4 +263,4 @@ def test_the_storage_of_a_training_stays(
 def test_the_storage_of_a_training_gives_back_something_else(
     remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    _damaged(_flip, remote[0], undisturbed, tmp_path / "log", record_property)
+    _damaged(_flip, remote[0], undisturbed, tmp_path / "log", record_property, "the run starts again")

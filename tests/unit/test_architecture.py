@@ -44,6 +44,7 @@ def test_the_command_imports_lazily() -> None:
     heavy = {"torch", "ray", "pandas", "melanoma", "ray_jobs", "tune", "serve"}
     light = {
         "melanoma",
+        "melanoma.errors",
         "melanoma.storage",
         "ray_jobs.arguments",
     }  # the standard library, and nothing else until it is called

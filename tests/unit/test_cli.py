@@ -1,13 +1,26 @@
 import json
 import shutil
 import socket
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
+from melanoma.errors import BundleError, DataError, SettingError, UserError
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND, main
+
+
+def _task_error(error: Exception) -> Exception:
+    """Return an error as Ray raises it that a task raised."""
+    from ray.exceptions import RayTaskError
+
+    raised: Exception = RayTaskError("decode", "Traceback of the task", error).as_instanceof_cause()
+    return raised
 
 
 @pytest.mark.parametrize("words", [[], ["data"], ["nonsense"], ["train"], ["data", "phantom", "x", "--lesions", "0"]])
@@ -44,13 +57,141 @@ def test_bad_input_is_exit_2_in_one_sentence(
     assert "Traceback" not in err
 
 
-def test_a_crash_is_exit_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def crash(*_: object, **__: object) -> None:
-        raise RuntimeError("the disk is gone")
+def _fail(error: BaseException, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr("melanoma.data.dataset.open_prepared", crash)
-    assert main(["data", "describe", "x"]) == FAILED
-    assert "the disk is gone" in capsys.readouterr().err
+    monkeypatch.setattr("melanoma.data.dataset.open_prepared", fail)
+    return main([*(words or ("data", "describe", "/somewhere/data"))])
+
+
+def _decode() -> None:
+    b"\xff".decode()
+
+
+def _caught(raiser: Callable[[], object]) -> Exception:
+    try:
+        raiser()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+INTERNAL = {
+    "RuntimeError: the disk is gone": RuntimeError("the disk is gone"),
+    "KeyError: 'dx'": KeyError("dx"),
+    "ValueError: operands could not be broadcast": _caught(lambda: np.ones(2) + np.ones(3)),
+    "UnicodeDecodeError": _caught(_decode),
+    "TypeError": _caught(lambda: len(3)),  # type: ignore[arg-type]
+    "JSONDecodeError": _caught(lambda: json.loads("{")),
+    "ArrowInvalid": _caught(lambda: pa.array(["a"]).cast(pa.int64())),
+}
+
+
+@pytest.mark.parametrize("told", INTERNAL)
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "in a task"])
+def test_a_fault_of_the_program_is_exit_3_with_a_trace_in_a_file(
+    told: str, remote: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    error = INTERNAL[told]
+    assert _fail(_task_error(error) if remote else error, monkeypatch) == FAILED
+    err = capsys.readouterr().err
+    assert f"melanoma: describe failed inside: {told}" in err
+    assert "please report it" in err
+    assert err.count("\n") == 1
+    (trace,) = tmp_path.iterdir()
+    assert f"the trace is in {trace}." in err
+    assert "Traceback" in trace.read_text()
+    assert trace.stat().st_mode & 0o777 == 0o600
+
+
+def test_debugging_shows_the_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MELANOMA_DEBUG", "1")
+    assert _fail(RuntimeError("no s3://KEY:HUSH@bucket"), monkeypatch) == FAILED
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "HUSH" not in err
+
+
+def test_a_trace_that_cannot_be_kept_is_not_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert _fail(RuntimeError("boom"), monkeypatch) == FAILED
+    assert capsys.readouterr().err == "melanoma: describe failed inside: RuntimeError: boom; please report it.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/somewhere/data/shards/a.arrow"), BAD_INPUT),
+        (PermissionError(13, "Permission denied", "/somewhere"), BAD_INPUT),
+        (OSError(30, "Read-only file system", "/somewhere/data/access_log.jsonl"), BAD_INPUT),
+        (IsADirectoryError(21, "Is a directory", b"/somewhere/data"), BAD_INPUT),
+        (NotADirectoryError(20, "Not a directory", "/somewhere/data/x"), BAD_INPUT),
+        (FileNotFoundError("[Errno 2] Failed to open local file '/somewhere/data/x'."), BAD_INPUT),
+        (FileNotFoundError(2, "No such file or directory", "/usr/lib/libx.so"), FAILED),
+        (FileNotFoundError(2, "No such file or directory", "/somewhere/database"), FAILED),
+        (PermissionError(13, "Permission denied"), FAILED),
+        (OSError(28, "No space left on device", "/somewhere/data/x"), FAILED),
+        (ConnectionResetError(104, "Connection reset by peer"), FAILED),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "in a task"])
+def test_only_a_path_that_was_typed_is_the_user_s_to_mend(
+    error: OSError, code: int, remote: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fail(_task_error(error) if remote else error, monkeypatch) == code
+    assert ("the trace is in" in capsys.readouterr().err) == (code == FAILED)
+
+
+def test_a_missing_object_that_was_typed_is_the_user_s_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("data", "describe", "s3://bucket/data")
+    assert _fail(FileNotFoundError("bucket/data/records.parquet"), monkeypatch, *words) == BAD_INPUT
+    assert _fail(FileNotFoundError("other/data"), monkeypatch, *words) == FAILED
+
+
+def test_what_is_full_is_told_with_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", "b", "d", "o")
+    monkeypatch.setattr("ray_jobs.evaluate.evaluate", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")))
+    assert main([*words]) == FAILED
+    assert "No space; once that is mended, the same command goes on where it can; the trace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [DataError("no data."), SettingError("no data."), BundleError("no data.")])
+def test_what_is_the_user_s_to_mend_is_so_in_a_worker_too(
+    error: UserError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fail(_task_error(error), monkeypatch) == BAD_INPUT
+    assert capsys.readouterr().err == "melanoma: no data.\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "describe", "s3://AKIAKEY:HUSH@bucket/data"],
+        ["train", "s3://bucket/data?secret_key=HUSH", "out"],
+        ["train", "data", "out", "--weights", "s3://KEY:HUSH@bucket/weights"],
+        ["train", "data", "out", "--set-file", "s3://KEY:HUSH@bucket/set.json", "--address", "http://head:8265"],
+        ["train", "data", "out", "--address", "http://user:HUSH@head:8265"],
+        ["nonsense", "s3://KEY:HUSH@bucket/data"],
+        ["data", "describe", "data", "s3://KEY:HUSH@bucket/data"],
+    ],
+)
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == BAD_INPUT
+    err = capsys.readouterr().err
+    assert "HUSH" not in err
+    assert err.count("\n") == 1
+    assert "AWS_SECRET_ACCESS_KEY" in err or "argument" in err
 
 
 def test_verify_answers_with_its_exit_code(

@@ -4,22 +4,23 @@ import json
 import pytest
 
 from melanoma.config import DataConfig, LossConfig, TrainConfig
+from melanoma.errors import SettingError
 from melanoma.presets import PRESETS, preset
 
 
 def test_unknown_settings_are_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"loss\.gama is not a setting; did you mean loss\.gamma"):
+    with pytest.raises(SettingError, match=r"loss\.gama is not a setting; did you mean loss\.gamma"):
         TrainConfig().with_overrides(["loss.gama=2"])
 
 
 @pytest.mark.parametrize("gamma", [0.5, -1, 6, 0.999])
 def test_gamma_outside_its_range_is_refused(gamma: float) -> None:
-    with pytest.raises(ValueError, match=r"loss\.gamma must be 0 or in \[1, 5\]"):
+    with pytest.raises(SettingError, match=r"loss\.gamma must be 0 or in \[1, 5\]"):
         LossConfig(gamma=gamma)
 
 
 def test_pictures_may_not_be_squashed() -> None:
-    with pytest.raises(ValueError, match="4:3"):
+    with pytest.raises(SettingError, match="4:3"):
         DataConfig(input_height=224, input_width=224)
 
 
@@ -27,7 +28,7 @@ def test_pictures_may_not_be_squashed() -> None:
     "override", ["optim.epochs=0", "optim.lr=true", "optim.small_until=[[0.9,0.5],[0.2,0.5]]", "model=1", "seed=-1"]
 )
 def test_values_that_break_their_rule_are_refused(override: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(SettingError, match="must be"):
         TrainConfig().with_overrides([override])
 
 

@@ -23,6 +23,7 @@ from melanoma.engine import (
     predict,
     start_state,
 )
+from melanoma.errors import SettingError
 from melanoma.networks import build_model
 
 # Largest difference of any weight: sums are made in another order, and Muon raises small singular values of what it is given.
@@ -170,12 +171,12 @@ def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_
 
 
 def test_a_head_alone_is_not_left_to_train(tiny_config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=r"optim\.frozen_layers must be less than 10"):
+    with pytest.raises(SettingError, match=r"optim\.frozen_layers must be less than 10"):
         start_state(build_model(tiny_config.model), _config(tiny_config, "optim.frozen_layers=10"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=r"optim\.batch_size"):
+    with pytest.raises(SettingError, match=r"optim\.batch_size"):
         _fit(prepared, _config(tiny_config, "optim.batch_size=100000"))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from melanoma.config import MELANOMA_INDEX
 from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.errors import SettingError
 from melanoma.explain.grad_cam import explain_batch
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.images import Preprocess
@@ -105,7 +106,7 @@ def test_other_activations_guide_too(backbone: str, images: Tensor) -> None:
 
 
 def test_a_network_that_nothing_rectifies_is_refused() -> None:
-    with pytest.raises(ValueError, match="ask for grad_cam"):
+    with pytest.raises(SettingError, match="ask for grad_cam"):
         GuidedNetwork(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1)))
 
 

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.errors import SettingError
 from melanoma.losses import FocalLoss, class_weights_from_counts, focal_loss, focal_terms
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
@@ -54,7 +55,7 @@ def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
 
 
 def test_gamma_between_zero_and_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="gamma"):
+    with pytest.raises(SettingError, match="gamma"):
         FocalLoss(WEIGHTS, 0.5)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
+from melanoma.errors import SettingError
 from melanoma.networks import build_model, check_feature_map, features, freeze, head, load_weights, parameter_groups
 
 TINY = ModelConfig(backbone="test_convnext")
@@ -20,7 +21,7 @@ def test_features_and_head_make_the_whole() -> None:
 
 
 def test_an_unknown_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match="timm model name"):
+    with pytest.raises(SettingError, match="timm model name"):
         build_model(ModelConfig(backbone="convnext_gigantic"))
 
 
@@ -54,7 +55,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
             return (Path.touch, (marker,))
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps({"w": Bomb()}))
-    with pytest.raises(ValueError, match="tensors-only"):
+    with pytest.raises(SettingError, match="tensors-only"):
         load_weights(build_model(TINY), tmp_path / "weights.pth")
     assert not marker.exists()
 
@@ -62,24 +63,24 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
     save_file(build_model(TINY).state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="whole safetensors file"):
+    with pytest.raises(SettingError, match="whole safetensors file"):
         load_weights(build_model(TINY), tmp_path / "w.safetensors")
 
 
 def test_layers_are_frozen_only_where_timm_counts_them() -> None:
     model = torch.nn.Linear(2, 2)
     freeze(model, 0)
-    with pytest.raises(ValueError, match="must be 0 for Linear"):
+    with pytest.raises(SettingError, match="must be 0 for Linear"):
         freeze(model, 1)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file({"nothing.like.it": torch.zeros(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="no tensor of"):
+    with pytest.raises(SettingError, match="no tensor of"):
         load_weights(build_model(TINY), tmp_path / "w.safetensors")
 
 
 def test_networks_without_a_feature_map_are_refused() -> None:
     check_feature_map(build_model(TINY))
-    with pytest.raises(ValueError, match="convolutional"):
+    with pytest.raises(SettingError, match="convolutional"):
         check_feature_map(build_model(ModelConfig(backbone="test_vit")))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, kstest
 
+from melanoma.errors import DataError
 from melanoma.evidence.operating_point import (
     check_contract,
     choose_units,
@@ -87,10 +88,14 @@ def test_ties_are_referred_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("melanomas", "message"), [(np.array([]), "must hold melanomas"), (np.array([np.nan] * 40), "finite")]
+    ("melanomas", "error", "message"),
+    [
+        (np.array([]), DataError, "must hold melanomas"),
+        (np.array([np.nan] * 40), FloatingPointError, "finite"),
+    ],
 )
-def test_undefined_scores_are_refused(melanomas: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_undefined_scores_are_refused(melanomas: np.ndarray, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         _select(melanomas, np.array([0.1]))
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from melanoma.errors import SettingError
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores, paired_difference
 
 RECALL = Objective("melanoma_recall", 0.8)
@@ -29,7 +30,7 @@ def test_objectives_are_read_as_they_are_written(text: str) -> None:
      "specificity@sensitivity=x"],
 )  # fmt: skip
 def test_other_objectives_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="objective"):
+    with pytest.raises(SettingError, match="objective"):
         Objective.parse(text)
 
 

@@ -14,7 +14,7 @@ from melanoma.data.phantom import PhantomConfig, class_counts, lay_out, write_ph
 from melanoma.data.phantom_camera import Camera
 from melanoma.data.phantom_drawing import Lesion, draw
 from melanoma.data.records import read_source
-from melanoma.errors import DataError
+from melanoma.errors import DataError, SettingError
 from melanoma.images import decode_image
 
 
@@ -72,7 +72,7 @@ def test_imbalance_and_hardness_are_set() -> None:
 
 @pytest.mark.parametrize("wrong", [{"melanomas": 0.0}, {"melanomas": 0.6}, {"mimics": 0.51}, {"mimics": -0.1}])
 def test_impossible_sets_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be in"):
+    with pytest.raises(SettingError, match="must be in"):
         PhantomConfig(**wrong)
 
 

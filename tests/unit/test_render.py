@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from melanoma.errors import SettingError
 from serve.render import VALUES, patch, serve_config
 
 ARGS = {"bundle": "s3://bucket/bundle", "manifest_sha256": "0" * 64}
@@ -48,12 +49,12 @@ def test_only_what_differs_changes() -> None:
     ],
 )
 def test_what_cannot_be_served_is_told(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(SettingError, match=told):
         serve_config(values)
 
 
 @pytest.mark.parametrize("text", ["args: [", "", "- args", "args"])
 def test_values_that_are_none_are_told(text: str, tmp_path: Path) -> None:
     (tmp_path / VALUES).write_text(text)
-    with pytest.raises(ValueError, match="the values must be"):
+    with pytest.raises(SettingError, match="the values must be"):
         patch(tmp_path)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from melanoma.errors import SettingError
 from serve.settings import CONFIG, DEPLOYMENTS, check_config, deployment_options, read_config
 
 Change = Callable[[dict[str, Any]], object]
@@ -43,7 +44,7 @@ def test_the_config_is_right_and_names_the_graph() -> None:
 def test_what_serve_would_pass_over_is_refused(change: Change, named: str) -> None:
     config = copy.deepcopy(yaml.safe_load(CONFIG.read_text()))
     change(config)
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SettingError, match=named):
         check_config(config)
 
 
@@ -53,3 +54,12 @@ def test_nothing_queues_without_end() -> None:
         assert options["max_queued_requests"] > 0, name
         scaling = options["autoscaling_config"]
         assert min(scaling["upscale_delay_s"], scaling["downscale_delay_s"]) >= scaling["look_back_period_s"], name
+
+
+def test_a_bundle_s_address_with_a_secret_is_refused_without_repeating_it() -> None:
+    config = read_config()
+    config["applications"][0]["args"]["bundle"] = "s3://KEY:HUSHHUSH@bucket/bundle"
+    with pytest.raises(SettingError, match=r"applications|bundle") as caught:
+        check_config(config)
+    assert "workload identity" in str(caught.value)
+    assert "HUSHHUSH" not in str(caught.value)

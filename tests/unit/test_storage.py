@@ -1,15 +1,12 @@
 """Places in object storage, on fsspec's memory file system: what pathlib would say of files on a disk is the oracle."""
 
-import hashlib
-import json
 import pickle
 import uuid
 from pathlib import Path
 
 import pytest
 
-from melanoma.cache import CACHE, local_file, local_folder
-from melanoma.errors import DataError
+from melanoma.errors import DataError, SettingError, UserError
 from melanoma.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
 from melanoma.storage import (
     Mirror,
@@ -17,7 +14,9 @@ from melanoma.storage import (
     RemotePath,
     as_file_system,
     files_below,
+    is_plain_name,
     place,
+    redacted,
     remove_folder,
 )
 from ray_jobs.prepare import REJECTED, _work_folder
@@ -27,11 +26,6 @@ from ray_jobs.prepare import REJECTED, _work_folder
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty folder on a disk and one in object storage: all that is written for one must hold for the other."""
     return tmp_path / "folder" if request.param == "disk" else _remote()
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
 
 
 def _remote() -> RemotePath:
@@ -72,6 +66,80 @@ def test_an_address_may_hold_a_hash_sign(end: str) -> None:
 def test_settings_of_the_storage_are_kept_beside_a_question_mark_in_a_name() -> None:
     picture = place("s3://bucket/source?scheme=http") / "what?.jpg"
     assert str(place(str(picture)).parent) == "s3://bucket/source?scheme=http"
+
+
+SECRETS = [
+    "s3://AKIAKEY:SECRETWORD@bucket/runs",
+    "s3://AKIAKEY:SECRET/WORD+SECRETWORD@bucket/runs?region=x",
+    "s3://AKIAKEY:SECRETWORD",
+    "gs://user:SECRETWORD@bucket/runs",
+    "s3://bucket/runs?access_key=SECRETWORD&secret_key=SECRETWORD",
+    "s3://bucket/runs?region=x&session_token=SECRETWORD",
+    "s3://bucket/runs?endpoint_override=http://user:SECRETWORD@host:9000&scheme=http",
+    "s3://bucket/runs?AWS_SECRET_ACCESS_KEY=SECRETWORD",
+    "https://user:SECRETWORD@host/data",
+    "https://host/data?X-Amz-Signature=SECRETWORD&X-Amz-Credential=SECRETWORD",
+    "abfs://container@account/data?sig=SECRETWORD",
+]
+
+
+@pytest.mark.parametrize("address", SECRETS)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) -> None:
+    with pytest.raises(SettingError, match="AWS_SECRET_ACCESS_KEY, or use the workload identity") as caught:
+        place(address)
+    assert "SECRETWORD" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", SECRETS)
+def test_a_secret_in_a_text_is_hidden_and_nothing_else(address: str) -> None:
+    told = redacted(f"weights: ('{address}') at http://127.0.0.1:8265/ cost 3:4 @ noon, token of 3")
+    assert "SECRETWORD" not in told
+    assert told.endswith(") at http://127.0.0.1:8265/ cost 3:4 @ noon, token of 3")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gs://anonymous@bucket/runs",
+        "abfs://container@account.dfs.core.windows.net/data",
+        "s3://bucket/a:b@c.jpg?endpoint_override=127.0.0.1:9000&scheme=http",
+        "memory://bucket/token=1/secret.jpg",
+        "hdfs://host:8020/data",
+    ],
+)
+def test_an_address_without_a_secret_is_taken_as_it_is(address: str) -> None:
+    assert str(place(address)) == address
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/../other/file", "memory://bucket/a/../../b", "s3://../bucket"])
+def test_an_address_does_not_lead_out_of_its_folder(address: str) -> None:
+    with pytest.raises(UserError, match=r"\.\."):
+        place(address) / "file"
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "a/../../b"])
+def test_a_name_does_not_lead_out_of_its_folder(name: str) -> None:
+    with pytest.raises(DataError):
+        _remote() / name
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("train-00000.arrow", True),
+        ("MODEL_CARD.md", True),
+        ("", False),
+        ("..", False),
+        (".hidden", False),
+        ("a/b", False),
+        ("a\n", False),
+        ("a\0", False),
+        ("é", False),
+        (3, False),
+    ],
+)
+def test_a_plain_name_is_a_file_in_a_folder(name: object, plain: bool) -> None:
+    assert is_plain_name(name) == plain
 
 
 def test_what_is_no_storage_is_told() -> None:
@@ -192,33 +260,6 @@ def test_a_shared_folder_that_is_given_up_leaves_nothing() -> None:
     with pytest.raises(RuntimeError):
         give_up()
     assert not (target / "half").exists()
-
-
-def test_a_file_is_fetched_once_and_only_as_it_was_promised(tmp_path: Path) -> None:
-    remote, digest = _remote() / "shard", hashlib.sha256(b"pixels").hexdigest()
-    write_text(remote, "pixels")
-    kept = local_file(remote, digest)
-    assert kept.read_bytes() == b"pixels"
-    remote.unlink()
-    assert local_file(remote, digest) == kept
-    write_text(remote, "others")
-    with pytest.raises(DataError, match="checksum"):
-        local_file(remote, hashlib.sha256(b"more").hexdigest())
-    assert local_file(tmp_path, digest) == tmp_path
-
-
-def test_a_folder_is_fetched_anew_when_its_marker_changes() -> None:
-    remote = _remote()
-    with pytest.raises(DataError, match=r"manifest\.json"):
-        local_folder(remote, "manifest.json")
-    for version in ("1", "2"):
-        write_text(remote / "weights", version)
-        write_text(remote / "manifest.json", json.dumps(version))
-        found = local_folder(remote, "manifest.json")
-        assert ((found / "weights").read_text(), json.loads((found / "manifest.json").read_text())) == (
-            version,
-            version,
-        )
 
 
 def test_a_library_that_writes_plain_files_writes_there_too(folder: Place) -> None:
