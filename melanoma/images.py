@@ -19,7 +19,7 @@ from melanoma.errors import InvalidImageError
 from melanoma.imaging import png
 from melanoma.imaging.container import Container
 from melanoma.imaging.exif import orientation
-from melanoma.imaging.jpeg import Jpeg
+from melanoma.imaging.jpeg import MAX_SCANS, Jpeg
 from melanoma.imaging.png import Png
 from melanoma.imaging.webp import Webp
 
@@ -29,8 +29,8 @@ MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
 MIN_CONTRAST = 4
 # Padding is near the mean of natural images, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
-# A progressive JPEG has some ten scans. Each costs a pass over all pixels, 13 ms for the most pixels, and may be 42 bytes long.
-MAX_SCANS, MAX_SCANNED_PIXELS = 100, 32 * MAX_PIXELS
+# A scan of a JPEG takes about 13 ms over the most pixels, so that 32 take no longer than the pixels themselves.
+MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _BAND_ROWS = 256
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,7 +90,7 @@ def _open(data: bytes) -> Container:
         raise InvalidImageError("The image must not be empty; send its bytes.", status=400, code="empty_image")
     if data.startswith(b"\xff\xd8\xff"):
         container = Jpeg(data)
-    elif data.startswith(png.SIGNATURE):
+    elif data.startswith(png.MAGIC):
         container = Png(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         container = Webp(data)
@@ -160,7 +160,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _on_white(image)
     if image.mode == "RGB" and type(image) is Image.Image:
         return image
-    rgb = image.convert("RGB")  # also of a file that is RGB already: EXIF, comments and profiles would travel along with it
+    rgb = image.convert(
+        "RGB"
+    )  # also of a file that is RGB already: EXIF, comments and profiles would travel along with it
     rgb.info = {}
     return rgb
 

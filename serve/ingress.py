@@ -17,12 +17,14 @@ from serve import open_inference
 from serve.api_keys import VARIABLE, keys_from_environment
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
+from serve.lanes import Lane
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
-from serve.pictures import MAX_BODY_BYTES, answer_of, explanation_of, model_info, picture_bytes, upright
+from serve.pictures import MAX_BODY_BYTES, answer_of, explanation_of, model_info, picture_bytes
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ModelResponse, PredictResponse
+from serve.uploads import Upload, uploads_of
 
 Explain = Literal["none", "grad_cam", "guided_grad_cam"]
 _REFUSALS = errors(400, 401, 403, 405, 406, 413, 415, 422, 500, 503, 504)
@@ -59,13 +61,13 @@ class Ingress:
             )
         self._calls = Calls(classifier, explainer)
         self._timeout_s = answer_timeout_s
-        self._parsing = asyncio.Semaphore(1)  # JSON may take twenty times its size in memory
+        self._parsing = Lane("parse", num_threads=1)  # JSON may take twenty times its size in memory
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
         """Return the picture of a request, small enough to be shown, and the answer to it."""
         async with asyncio.timeout(self._timeout_s):
             data = await picture_bytes(request)
-            reading = await self._calls.read(partial(upright, data), explain=explain != "none")
+            reading = await self._calls.read(Upload(data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
             request_metrics().decided(reading.prediction.decision)
             return reading.shown, answer_of(reading, explanation, request_id=request.state.request_id)
@@ -153,9 +155,8 @@ class Ingress:
             return await self._infer(await request.body(), request.headers.get(open_inference.HEADER_LENGTH))
 
     async def _infer(self, body: bytes, header_length: str | None) -> Response:
-        async with self._parsing:
-            asked = await asyncio.to_thread(open_inference.read_request, body, header_length)
-        readings = await self._calls.read_all([partial(upright, sent) for sent in asked.pictures])
+        asked = await self._parsing.run(partial(open_inference.read_request, body, header_length))
+        readings = await self._calls.read_all(await self._parsing.run(partial(uploads_of, asked.pictures)))
         for reading in readings:
             request_metrics().decided(reading.prediction.decision)
         body, headers = open_inference.write_response(

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartParser
 from melanoma.errors import InvalidImageError
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, check_content, decode_image
+from melanoma.images import Preprocess
 from serve.calls import Reading
 from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
 
@@ -50,17 +50,6 @@ async def picture_bytes(request: Request) -> bytes:
         return await field.read()
     finally:
         await form.close()
-
-
-def upright(sent: bytes | Image.Image) -> Image.Image:
-    """Return an encoded picture, or one that came as pixels, as upright RGB that shows something.
-
-    Raises:
-        InvalidImageError: if it cannot be used.
-    """
-    image = decode_image(sent) if isinstance(sent, bytes) else sent
-    check_content(image)
-    return image
 
 
 def explanation_of(

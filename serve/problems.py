@@ -11,7 +11,8 @@ from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
-from serve.calls import BundleChangingError, NotReadyError, OverloadedError
+from serve.calls import BundleChangingError, NotReadyError
+from serve.lanes import OverloadedError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 

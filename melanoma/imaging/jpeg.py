@@ -5,6 +5,7 @@ hides those warnings; `simplejpeg` reports them. The pixels of undamaged files a
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from melanoma.imaging.container import damaged, too_many_parts
 
 # 4,000 real JPEGs have at most 9 segments; a profile or a preview of 20 MiB takes 320.
 MAX_SEGMENTS = 1000
+MAX_SCANS = 100  # a progressive JPEG has some ten
 _MAX_FILL = 256
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -84,8 +86,9 @@ class Jpeg:
 
     @functools.cached_property
     def num_passes(self) -> int:
-        """How many scans there are; each is a pass over all pixels and may be 42 bytes long."""
-        return sum(segment.code == _SOS for segment in self._walk())
+        """How many scans there are, counted up to one too many; each is a pass over all pixels and may be 10 bytes long."""
+        scans = (segment for segment in self._walk() if segment.code == _SOS)
+        return sum(1 for _ in itertools.islice(scans, MAX_SCANS + 1))
 
     @functools.cached_property
     def exif(self) -> bytes:

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damage_refused, damaged, too_many_parts
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAGIC = b"\x89PNG"
+_SIGNATURE = MAGIC + b"\r\n\x1a\n"  # its line ends show what was changed in text mode
 MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560
 _NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _WHOLE = ((0, 0, 1, 1),)
@@ -48,7 +50,7 @@ class Png:
 
     @functools.cached_property
     def _head(self) -> _Head:
-        if len(self._data) < 33 or self._data[8:16] != b"\0\0\0\x0dIHDR":
+        if len(self._data) < 33 or not self._data.startswith(_SIGNATURE + b"\0\0\0\x0dIHDR"):
             raise damaged()
         return _Head(*struct.unpack_from(">IIBBBBB", self._data, 16))
 
@@ -57,7 +59,7 @@ class Png:
         return tuple(self._walk())
 
     def _walk(self) -> Iterator[_Chunk]:
-        place = len(SIGNATURE)
+        place = len(_SIGNATURE)
         for _ in range(MAX_CHUNKS):
             if place + 12 > len(self._data):
                 raise damaged()
@@ -108,22 +110,13 @@ class Png:
         """Inflate the pixels, some at a time, and compare their number. Pillow stops at the last row, and looks no further."""
         inflate, num_bytes, expected = zlib.decompressobj(), 0, self._num_raw_bytes()
         for part in self._compressed():
-            rest: bytes | memoryview = part
-            while not inflate.eof:
-                try:
-                    inflated = inflate.decompress(rest, _OUTPUT_BYTES)
-                except zlib.error as error:
-                    raise damaged() from error
-                num_bytes += len(inflated)
-                rest = inflate.unconsumed_tail
+            if inflate.eof:
+                raise damaged()
+            for num in _inflated(inflate, part):
+                num_bytes += num
                 if num_bytes > expected:
                     raise damaged()
-                if not rest and len(inflated) < _OUTPUT_BYTES:
-                    break
-            else:
-                if rest or inflate.unused_data:
-                    raise damaged()
-        if not inflate.eof or num_bytes != expected:
+        if not inflate.eof or inflate.unused_data or num_bytes != expected:
             raise damaged()
 
     def _compressed(self) -> Iterator[memoryview]:
@@ -151,15 +144,24 @@ class Png:
         return total
 
 
+def _inflated(inflate: "zlib._Decompress", part: bytes | memoryview) -> Iterator[int]:
+    """Give how many bytes a part inflates to, at most a megabyte at a time."""
+    try:
+        while True:
+            num = len(inflate.decompress(part, _OUTPUT_BYTES))
+            yield num
+            part = inflate.unconsumed_tail
+            if not part and num < _OUTPUT_BYTES:
+                return
+    except zlib.error as error:
+        raise damaged() from error
+
+
 def _check_depth(image: Image.Image) -> None:
     """Refuse 12 bits stored in 16: they would come out sixteen times too dark. Nothing in the file tells how bright is white."""
-    extrema = image.getextrema()
-    if image.mode.startswith("I"):
-        brightest, limit = extrema[1], 4096
-    else:
-        channels = [extrema] if len(image.getbands()) == 1 else list(extrema)
-        colours = channels[: -1 if image.mode.endswith("A") else None]
-        brightest, limit = max(high for _, high in colours), 16
+    channels = (image.getchannel(name) for name in image.getbands() if name != "A")
+    brightest = max(int(np.asarray(channel).max()) for channel in channels)
+    limit = 4096 if image.mode.startswith("I") else 16  # of colour, Pillow keeps the upper 8 bits
     if 0 < brightest < limit:
         raise InvalidImageError(
             "The image must use all of its 16 bits, it holds 12 bits in 16; export it as 8 bits.",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from melanoma.imaging.container import damage_refused, damaged, too_many_parts
 from melanoma.errors import InvalidImageError
+from melanoma.imaging.container import damage_refused, damaged, too_many_parts
 
 MAX_CHUNKS = 10_000
 # Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told from the rest.
