@@ -159,9 +159,11 @@ def _inflated(inflate: "zlib._Decompress", part: bytes | memoryview) -> Iterator
 
 def _check_depth(image: Image.Image) -> None:
     """Refuse 12 bits stored in 16: they would come out sixteen times too dark. Nothing in the file tells how bright is white."""
-    channels = (image.getchannel(name) for name in image.getbands() if name != "A")
+    if image.mode.startswith("I"):
+        channels, limit = [image], 4096
+    else:  # of colour, Pillow keeps the upper 8 bits
+        channels, limit = [image.getchannel(name) for name in image.getbands() if name != "A"], 16
     brightest = max(int(np.asarray(channel).max()) for channel in channels)
-    limit = 4096 if image.mode.startswith("I") else 16  # of colour, Pillow keeps the upper 8 bits
     if 0 < brightest < limit:
         raise InvalidImageError(
             "The image must use all of its 16 bits, it holds 12 bits in 16; export it as 8 bits.",
