@@ -152,7 +152,6 @@ def _empty_tables() -> bytes:
     row = b"\0" + bytes(range(192))
     raw = b"".join(row[: 1 + 192] for _ in range(64))
     whole = squeeze.compress(raw) + squeeze.flush()
-    # BFINAL 0, BTYPE 10, HLIT 29, HDIST 29, HCLEN 15: lengths 1 to 15 for the 286 + 30 codes, then the end of the block.
     block = _dynamic_block()
     num = (BODY_BYTES - 2**16) // len(block)
     return b"\x78\x9c" + block * num + whole + struct.pack(">I", zlib.adler32(raw))
@@ -168,7 +167,9 @@ def _dynamic_block() -> bytes:
     def put_code(code: int, num: int) -> None:
         bits.extend(code >> (num - 1 - index) & 1 for index in range(num))
 
-    put(0, 1), put(2, 2), put(257 - 257, 5), put(30 - 1, 5), put(19 - 4, 4)
+    # Not the last block; of dynamic codes; of 257 symbols, 30 distances and 19 lengths of codes.
+    for value, num in ((0, 1), (2, 2), (257 - 257, 5), (30 - 1, 5), (19 - 4, 4)):
+        put(value, num)
     order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
     for symbol in order:  # sixteen symbols of four bits: 0 to 15
         put(4 if symbol < 16 else 0, 3)
@@ -178,7 +179,7 @@ def _dynamic_block() -> bytes:
     for length in lengths + distances:
         put_code(length, 4)
     put_code(2**15 - 1, 15)
-    put(0, 1), put(0, 2)
+    put(0, 3)  # a stored block, of no bytes
     bits.extend([0] * (-len(bits) % 8))
     whole = bytes(sum(bit << index for index, bit in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8))
     return whole + b"\0\0\xff\xff"
@@ -218,7 +219,7 @@ def _riff_flood() -> bytes:
 
 def _noisy(side: int) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (side, side, 4), dtype=np.uint8)
-    return Image.fromarray(values, "RGBA")
+    return Image.fromarray(values)
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {

@@ -1,4 +1,4 @@
-"""One picture in, one answer out: reading bodies, decoding, encoding heatmaps. Knows requests, but nothing of deployments.
+"""One picture in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
 
 Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class, before any below it exist.
 """

@@ -104,10 +104,10 @@ class Jpeg:
         if num_components not in (1, 3, 4):
             raise damaged()
         mode = "CMYK" if num_components == 4 else "RGB"
-        try:
-            pixels = simplejpeg.decode_jpeg(self._data, colorspace=mode, strict=True)
-        except (ValueError, MemoryError) as error:
-            raise damaged() from error
         # Four inks are stored inverted, as Adobe began it; Pillow reads them so, too.
         raw_mode = "CMYK;I" if mode == "CMYK" else mode
-        return Image.frombytes(mode, self.size, pixels, "raw", raw_mode)
+        try:
+            pixels = simplejpeg.decode_jpeg(self._data, colorspace=mode, strict=True)
+            return Image.frombytes(mode, self.size, pixels, "raw", raw_mode)
+        except ValueError as error:
+            raise damaged() from error

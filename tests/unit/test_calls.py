@@ -14,13 +14,15 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
 from melanoma.config import DataConfig
+from melanoma.errors import InvalidImageError
 from melanoma.predictor import Prediction
 from serve import calls
 from serve.calls import BundleChangingError, Calls, NotReadyError
 from serve.classifier import Answer, Job
 from serve.lanes import Lane, OverloadedError
-from serve.uploads import Upload
+from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 
 
 @pytest.fixture(autouse=True)
@@ -294,3 +296,27 @@ def test_what_is_refused_in_a_thread_frees_it_too() -> None:
         return list(await asyncio.gather(*(lane.run(lambda: 1 // 0) for _ in range(20)), return_exceptions=True))
 
     assert {type(found) for found in asyncio.run(ask())} == {ZeroDivisionError}
+
+
+def test_all_images_of_a_request_have_a_limit_together() -> None:
+    """It is kept by their headers; these have no pixels."""
+    largest = png(b"")
+    assert SIDE_PX**2 * 2 == MAX_REQUEST_PIXELS
+    assert [upload.num_pixels() for upload in uploads_of([largest] * 2)] == [SIDE_PX**2] * 2
+    with pytest.raises(InvalidImageError, match="50 megapixels") as refused:
+        uploads_of([largest, largest, IMAGE.content])
+    assert (refused.value.status, refused.value.code) == (413, "image_too_large")
+
+
+def test_of_several_images_it_is_said_which_is_at_fault() -> None:
+    whole, bomb = scan_bomb(0, side=64), scan_bomb(1000, side=64)
+    with pytest.raises(InvalidImageError, match=r"^Image 2 of 2: The image must be JPEG") as refused:
+        uploads_of([whole, b"words"])
+    assert refused.value.status == 415
+    uploads = uploads_of([whole, whole[: len(whole) // 2] + b"\xff\xd9", bomb])
+    for ask, place in ((uploads[1].decode, "Image 2 of 3"), (uploads[2].work, "Image 3 of 3")):
+        with pytest.raises(InvalidImageError, match=f"^{place}: "):
+            ask()
+    (alone,) = uploads_of([bomb])
+    with pytest.raises(InvalidImageError, match=r"^A JPEG"):
+        alone.decode()
