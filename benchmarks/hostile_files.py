@@ -189,6 +189,10 @@ def _png_flood(part: bytes) -> bytes:
     return _flood(encoded(_small(), "PNG"), part, 33)
 
 
+def _profile() -> bytes:
+    return chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6), 9))
+
+
 def _png_of_endless_pixels() -> bytes:
     squeeze = zlib.compressobj(9)
     zeros = bytes(2**24)
@@ -244,6 +248,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "PNG, EXIF that begins again and again, 2 MB": lambda: png_with(chunk(b"eXIf", b"Exif\0\0" * 350_000)),
     "PNG, EXIF that names 1.5 GB": lambda: png_with(chunk(b"eXIf", _directory(1500, 2**20))),
     "PNG, text of 100 MB compressed": lambda: png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))),
+    "PNG, 9,000 colour profiles of 1 MB": lambda: png_with(_profile() * 9000),
     "PNG, 64 x 64 with 10 GB of pixels": _png_of_endless_pixels,
     "PNG, empty deflate blocks, 20 MB": lambda: png(_empty_tables(), side=64),
     "WebP, 250,000 frames": lambda: _webp(SIDE_PX, SIDE_PX, num_frames=250_000),

@@ -20,6 +20,8 @@ MAGIC = b"\x89PNG"
 _SIGNATURE = MAGIC + b"\r\n\x1a\n"  # its line ends show what was changed in text mode
 MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560
 _NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# Pillow inflates every profile, and all are dropped in the end; of texts it counts what they inflate to.
+_KEPT_FROM_PILLOW = (b"iCCP", b"eXIf")
 _WHOLE = ((0, 0, 1, 1),)
 # Adam7: first column, first row, steps between columns and rows.
 _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -94,11 +96,17 @@ class Png:
         self._check_sums()
         self._check_pixels()
         with damage_refused():
-            image = Image.open(io.BytesIO(self._data), formats=["PNG"])
+            image = Image.open(io.BytesIO(self._for_pillow()), formats=["PNG"])
             image.load()
         if self._head.num_bits == 16:
             _check_depth(image)
         return image
+
+    def _for_pillow(self) -> bytes:
+        if not any(chunk.kind in _KEPT_FROM_PILLOW for chunk in self._chunks):
+            return self._data
+        kept = (chunk for chunk in self._chunks if chunk.kind not in _KEPT_FROM_PILLOW)
+        return _SIGNATURE + b"".join(self._data[chunk.start - 8 : chunk.end + 4] for chunk in kept)
 
     def _check_sums(self) -> None:
         view = memoryview(self._data)

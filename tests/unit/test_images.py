@@ -158,6 +158,12 @@ def test_files_of_many_parts_are_refused(name: str) -> None:
     assert _refusal(make(num)) == (422, code)
 
 
+def test_no_profile_of_a_png_is_looked_at() -> None:
+    """Each may inflate to a megabyte, and there may be thousands. This one is not even compressed."""
+    data = png_with(chunk(b"iCCP", b"name\0\0words") * 3)
+    assert decode_image(data).tobytes() == decode_image(png_with(b"")).tobytes()
+
+
 def test_stray_bytes_between_segments_hide_nothing() -> None:
     assert _refusal(JPEG[:2] + segment(0xFE) + b"\0" + JPEG[2:]) == (422, "image_truncated")
 
