@@ -20,7 +20,10 @@ from melanoma.imaging.container import damaged, too_many_parts
 MAX_SEGMENTS = 1000
 MAX_SCANS = 100  # a progressive JPEG has some ten
 _MAX_FILL = 256
-_SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_MAX_ZEROS = 256
+_DHT, _SOI, _EOI, _SOS, _APP1 = 0xC4, 0xD8, 0xD9, 0xDA, 0xE1
+_SEQUENTIAL = {0xC0, 0xC1}
+_NOTHING_FOLLOWS = (0x00, 0xF0)  # in a block, or of its next 16 coefficients
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3}
 _OTHER_FRAMES = {0xC5, 0xC6, 0xC7, *range(0xC9, 0xD0)} - {0xCC}
@@ -101,7 +104,7 @@ class Jpeg:
     def decode(self) -> Image.Image:
         """Decode to RGB or CMYK; refuse what libjpeg warns of."""
         num_components = self._frame[2]
-        if num_components not in (1, 3, 4):
+        if num_components not in (1, 3, 4) or self._has_zeroed_pixels():
             raise damaged()
         mode = "CMYK" if num_components == 4 else "RGB"
         # Four inks are stored inverted, as Adobe began it; Pillow reads them so, too.
@@ -111,3 +114,28 @@ class Jpeg:
             return Image.frombytes(mode, self.size, pixels, "raw", raw_mode)
         except ValueError as error:
             raise damaged() from error
+
+    def _has_zeroed_pixels(self) -> bool:
+        """Return whether bytes of the one scan were lost and zeros put in their place.
+
+        libjpeg reads zeros as blocks, and may come out even. Their codes of zeros alone are the first of each table. Unless that
+        says that nothing follows, it stands for a coefficient of -1, which no image has in all places of many blocks.
+        """
+        segments = tuple(self._walk())
+        scans = [segment for segment in segments if segment.code == _SOS]
+        tables = [segment for segment in segments if segment.code == _DHT]
+        if len(scans) != 1 or not any(_SEQUENTIAL.intersection(segment[:1]) for segment in segments):
+            return False
+        end = _END_OF_SCAN.search(self._data, scans[0].end)
+        run = self._data.find(bytes(_MAX_ZEROS), scans[0].end, end.start() if end else None)
+        return run >= 0 and any(
+            first not in _NOTHING_FOLLOWS for table in tables for first in self._first_symbols(table)
+        )
+
+    def _first_symbols(self, table: _Segment) -> Iterator[int]:
+        """Give the first symbol of every table of AC coefficients."""
+        place = table.start
+        while place + 17 < table.end:
+            if self._data[place] >> 4:
+                yield self._data[place + 17]
+            place += 17 + sum(self._data[place + 1 : place + 17])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from benchmarks.hostile_files import chunk, png, png_with, refined_scans, scan_bomb, segment
@@ -229,6 +230,24 @@ def test_damaged_files_are_refused(name: str, damage: str) -> None:
     data = DAMAGE[damage](whole)
     assert data != whole
     assert _refusal(data)[1] in ("image_truncated", "image_too_large")  # a damaged header may announce anything
+
+
+def test_zeros_in_place_of_pixels_are_damage_though_their_number_be_right() -> None:
+    """Ten blocks of 63 coefficients each, all -1: without a warning of libjpeg."""
+    whole = _encode(Image.new("L", (80, 64), 128), "JPEG")
+    scan = whole.rindex(b"\xff\xda") + 10
+    num_bits = 2 + 63 * 3  # no difference, and 63 times the shortest code with its sign
+    data = whole[:scan] + bytes(80 * num_bits // 8) + b"\xff\xd9"
+    assert simplejpeg.decode_jpeg(data, strict=True).shape == (64, 80, 3)
+    assert _refusal(data) == (422, "image_truncated")
+
+
+def test_an_even_part_may_be_coded_in_zeros() -> None:
+    page = Image.new("RGB", (4000, 3000))
+    page.paste(_smooth(), (1800, 1400))
+    data = _encode(page, "JPEG", optimize=True)
+    assert bytes(256) in data[data.rindex(b"\xff\xda") :]
+    assert decode_image(data).tobytes() == _pillow(data).tobytes()
 
 
 def test_what_stands_behind_the_end_is_no_damage() -> None:
