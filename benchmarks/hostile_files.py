@@ -30,7 +30,7 @@ def _small(mode: str = "RGB") -> Image.Image:
 
 def _flood(whole: bytes, part: bytes, place: int) -> bytes:
     """Return a file with one part so often that the body is full."""
-    return whole[:place] + part * ((BODY_BYTES - len(whole)) // len(part)) + whole[place:]
+    return whole[:place] + part * ((BODY_BYTES - len(whole) - 64) // len(part)) + whole[place:]
 
 
 # JPEG

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.hostile_files import BODY_BYTES, HOSTILE, LARGEST
+from benchmarks.hostile_files import BODY_BYTES, HOSTILE, LARGEST, scan_bomb
 from tests.serving import Service
 
 pytestmark = [pytest.mark.ray, pytest.mark.drill]
@@ -41,7 +41,7 @@ def _bodies() -> dict[str, tuple[str, bytes]]:
     png = files["PNG, 25 megapixels, 8 bits, transparent"]
     bodies["32 images of 25 megapixels"] = (INFER, _inference([png] * 32))
     bodies["2 images of 25 megapixels"] = (INFER, _inference([png] * 2))
-    bodies["32 scan bombs"] = (INFER, _inference([files["JPEG, 1,000 scans behind a fill byte"]] * 20))
+    bodies["32 scan bombs"] = (INFER, _inference([scan_bomb(1000, side=640, hidden=b"\xff")] * 32))
     bodies["20 MB that are no image"] = (PREDICT, b"\xff\xd8\xff" + bytes(BODY_BYTES - 3))
     return bodies
 
@@ -70,7 +70,7 @@ class Attack:
         turn = client * len(names) // CLIENTS
         while not self._stop.is_set():
             name = names[turn % len(names)]
-            self.answers[name][self.send(name, hang_up=turn % 3 == client % 3)] += 1
+            self.answers[name][self.send(name, hang_up=(turn + turn // len(names)) % 3 == 0)] += 1
             turn += 1
 
     def send(self, name: str, *, hang_up: bool = False) -> str:
