@@ -1,36 +1,37 @@
-"""From bytes to the picture the network sees: THE definition, for shards, evaluation and server alike.
+"""From bytes to the image the network sees: THE definition, for shards, evaluation and server alike.
 
-Every picture takes two steps: `decode_image` and `to_canvas` give the stored uint8 picture, `Preprocess` turns a batch of
+Every image takes two steps: `decode_image` and `to_canvas` give the stored uint8 image, `Preprocess` turns a batch of
 those into network input. Knows nothing of networks, data sets or HTTP.
 """
 
 import dataclasses
-import io
-import re
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
+from melanoma.imaging import png
+from melanoma.imaging.container import Container
+from melanoma.imaging.exif import orientation
+from melanoma.imaging.jpeg import MAX_SCANS, Jpeg
+from melanoma.imaging.png import Png
+from melanoma.imaging.webp import Webp
 
 MAX_PIXELS = 25_000_000
 MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
-# Grey values of 255 between the darkest and the brightest part; the flattest picture of HAM10000 spans 22.
+# Grey values of 255 between the darkest and the brightest part; the flattest image of HAM10000 spans 22.
 MIN_CONTRAST = 4
-# Padding is near the mean of natural pictures, so that it is close to zero after normalisation and no edge attracts the network.
+# Padding is near the mean of natural images, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
-# A progressive JPEG has some ten scans. Each costs a pass over all pixels and may be 42 bytes long.
-MAX_SCANS = 100
-_SCAN, _END = 0xDA, 0xD9
-_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# A scan of a JPEG takes about 13 ms over the most pixels, so that 32 take no longer than the pixels themselves.
+MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
+_BAND_ROWS = 256
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,114 +41,108 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAGIC = {"JPEG": (b"\xff\xd8\xff",), "PNG": (b"\x89PNG\r\n\x1a\n",), "WEBP": (b"RIFF",)}
 
 Uint8Array = NDArray[np.uint8]
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an encoded JPEG, PNG or WebP picture to upright RGB.
+    """Decode an encoded JPEG, PNG or WebP image to upright RGB.
 
-    The first bytes decide the format, never a name or header. EXIF orientation is applied and all other metadata are
-    dropped; transparency is composed on white; 16-bit grey is scaled to 8 bits; of an animation the first frame counts.
+    The first bytes decide the format, never a name or header. EXIF orientation is applied, as a camera and a browser
+    understand it, and all other metadata are dropped; an EXIF block that cannot be read turns nothing. Transparency is composed
+    on white; 16-bit grey is scaled to 8 bits; of an animation the first frame counts. What a decoder only warns of is refused.
 
     Raises:
         InvalidImageError: 400 for no bytes, 413 above 25 megapixels, 415 for other formats, 422 for sides outside
-            32..10000 px, for truncated or damaged pictures and for JPEGs of more than 100 scans.
+            32..10000 px, for truncated or damaged images, for too many scans, segments or chunks, and for 12 bits stored in 16.
     """
+    container = _open(data)
+    _check_passes(container)
+    rgb = _to_rgb(container.decode())
+    turn = _UPRIGHT.get(orientation(container.exif))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def announced_size(data: bytes) -> tuple[int, int]:
+    """Return width and height, px, as the header of an encoded image announces them, within the limits of `decode_image`.
+
+    Raises:
+        InvalidImageError: as `decode_image` does for its header.
+    """
+    return _open(data).size
+
+
+def decoding_work(data: bytes) -> int:
+    """Return about how much work it is to decode an encoded image: pixels times passes over them, and bytes. Decodes nothing.
+
+    Raises:
+        InvalidImageError: as `decode_image` does for all that shows without decoding.
+    """
+    container = _open(data)
+    _check_passes(container)
+    width, height = container.size
+    return width * height * container.num_passes + len(data)
+
+
+def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
+    """Return what reads an encoded image, going by its first bytes; None for what is no image of a known format."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return Jpeg
+    if data.startswith(png.MAGIC):
+        return Png
+    return Webp if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+
+
+def _open(data: bytes) -> Container:
     if not data:
-        raise InvalidImageError("The picture must not be empty; send its bytes.", status=400, code="empty_image")
-    kind = next((name for name, magics in _MAGIC.items() if data.startswith(magics)), None)
-    if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
+        raise InvalidImageError("The image must not be empty; send its bytes.", status=400, code="empty_image")
+    kind = format_of(data)
+    if kind is None:
         raise InvalidImageError(
-            "The picture must be JPEG, PNG or WebP; convert it.",
-            status=415,
-            code="unsupported_format",
+            "The image must be JPEG, PNG or WebP; convert it.", status=415, code="unsupported_format"
         )
-    if kind == "JPEG" and _count_scans(data) > MAX_SCANS:
+    container = kind(data)
+    check_size(*container.size)
+    return container
+
+
+def _check_passes(container: Container) -> None:
+    width, height = container.size
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
+    if container.num_passes > most:
         raise InvalidImageError(
-            f"The JPEG must have at most {MAX_SCANS} scans, it has more; export it again from its source.",
+            f"A JPEG of this size must have at most {most} scans, it has more; export it again from its source.",
             status=422,
             code="too_many_scans",
         )
-    if kind == "PNG" and len(data) >= 24:  # Pillow reads on to the pixels before it tells a PNG's size
-        check_size(*struct.unpack(">II", data[16:24]))
-    try:
-        image = Image.open(io.BytesIO(data), formats=[kind])
-        check_size(*image.size)
-        image.load()
-        return _to_upright_rgb(image)
-    except InvalidImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_large() from None
-    # Pillow has no common base for what its decoders raise on damaged input; these are what fuzzing its readers shows.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        KeyError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        raise InvalidImageError(
-            "The picture must be complete and undamaged; export it again from its source.",
-            status=422,
-            code="image_truncated",
-        ) from error
-
-
-def is_image(data: bytes) -> bool:
-    """Return whether some bytes begin as an image of a format that is read."""
-    return any(data.startswith(magics) for magics in _MAGIC.values())
-
-
-def _count_scans(data: bytes) -> int:
-    """Return how many scans a JPEG announces, from marker to marker: a preview or a film inside of it does not count."""
-    place, num = 2, 0
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _END:
-        is_scan = data[place + 1] == _SCAN
-        num += is_scan
-        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
-        if is_scan:  # its pixels end at the next marker
-            found = _NEXT_MARKER.search(data, place)
-            place = found.start() if found else len(data)
-    return num
 
 
 def _too_large() -> InvalidImageError:
     return InvalidImageError(
-        f"The picture must have at most {MAX_PIXELS // 1_000_000} megapixels; send a smaller copy.",
+        f"The image must have at most {MAX_PIXELS // 1_000_000} megapixels; send a smaller copy.",
         status=413,
         code="image_too_large",
     )
 
 
 def check_size(width: int, height: int) -> None:
-    """Check the size of a picture, px, before anything is made of its bytes.
+    """Check the size of an image, px, before anything is made of its bytes.
 
     Raises:
         InvalidImageError: if it is too small, too long or has too many pixels.
     """
+    if width * height > MAX_PIXELS:
+        raise _too_large()
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
-        if width * height > MAX_PIXELS:
-            raise _too_large()
         raise InvalidImageError(
-            f"The sides of the picture must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px, got {width} x {height}; send it whole and unscaled.",
+            f"The sides of the image must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px, got {width} x {height}; send it whole and unscaled.",
             status=422,
             code="bad_dimensions",
         )
-    if width * height > MAX_PIXELS:
-        raise _too_large()
 
 
 def check_content(image: Image.Image) -> None:
-    """Check that a picture to be judged shows anything at all: a covered lens or an empty page gets no answer about a lesion.
+    """Check that an image to be judged shows anything at all: a covered lens or an empty page gets no answer about a lesion.
 
     Raises:
         InvalidImageError: if its parts hardly differ in brightness.
@@ -155,35 +150,43 @@ def check_content(image: Image.Image) -> None:
     parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L"))
     if np.ptp(parts) < MIN_CONTRAST:
         raise InvalidImageError(
-            f"The picture must show something, its parts differ by less than {MIN_CONTRAST} of 255 in brightness; take it again.",
+            f"The image must show something, its parts differ by less than {MIN_CONTRAST} of 255 in brightness; take it again.",
             status=422,
             code="blank_picture",
         )
 
 
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    # Of EXIF alone, as a camera and a browser understand it: Pillow's own would also obey an XMP packet.
-    exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
-    if (turn := _UPRIGHT.get(exif.get(ExifTags.Base.Orientation, 1))) is not None:
-        image = image.transpose(turn)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: Pillow's own convert clips to white
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as RGB without metadata."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own convert clips to white
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    rgb = image.convert("RGB")
-    rgb.info = {}  # EXIF, comments and profiles would travel along
+        return _on_white(image)
+    if image.mode == "RGB" and type(image) is Image.Image:
+        return image
+    rgb = image.convert(
+        "RGB"
+    )  # also of a file that is RGB already: EXIF, comments and profiles would travel along with it
+    rgb.info = {}
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Compose a transparent image on white, some rows at a time: the whole takes four copies of it."""
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND_ROWS):
+        box = (0, top, image.width, min(top + _BAND_ROWS, image.height))
+        band = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, band).convert("RGB"), box)
     return rgb
 
 
 def _to_8_bits(values: NDArray[Any]) -> Uint8Array:
-    """Scale ``(H, W)`` grey values of 16 bits or more to 8, some rows at a time: as floats the whole takes eight times its size."""
-    top = max(65535.0, float(values.max()))
+    """Scale ``(H, W)`` grey values of 16 bits to 8, some rows at a time: as floats the whole takes eight times its size."""
     scaled = np.empty(values.shape, dtype=np.uint8)
-    for start in range(0, len(values), 256):
-        scaled[start : start + 256] = (values[start : start + 256] / top * 255).round()
+    for top in range(0, len(values), _BAND_ROWS):
+        scaled[top : top + _BAND_ROWS] = (values[top : top + _BAND_ROWS] / 65535 * 255).round()
     return scaled
 
 

@@ -8,8 +8,9 @@ until they agree. What Ray Serve raises for a full queue or a missing deployment
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +24,7 @@ from melanoma.images import Preprocess, Uint8Array
 from melanoma.predictor import Prediction
 from serve.classifier import Answer, Job
 from serve.explainer import GuidedJob
+from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
 
 # Each may meet either bundle while one is taken up: that all fail is one chance in millions.
@@ -30,15 +32,22 @@ ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 PICTURES_AT_ONCE = 8  # of one request: it must not fill the queue of all
-DECODED_AT_ONCE = 4  # a picture of 25 megapixels takes hundreds of megabytes while it is decoded
+# Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and small ones do not wait for them.
+SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: a progressive JPEG of 600 x 450 px takes 3 million
+SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
+MAX_LARGE_WAITING = 16  # what comes after them would not be answered in time
+STUCK_SECONDS = 20  # far above what the largest image takes; threads that work for longer never end
 SHOWN_PX = 1200  # longest side of the copy that maps and reports are drawn on
 
 
-Decoder = Callable[[], Image.Image]
+class Source(Protocol):
+    """Where an image comes from; both functions are called in a thread, whenever they are needed, and raise as they do."""
 
+    def work(self) -> int:
+        """Return about how much work decoding will be: pixels times passes over them, and bytes."""
 
-class OverloadedError(Exception):
-    """A queue is full."""
+    def decode(self) -> Image.Image:
+        """Return the image, upright RGB."""
 
 
 class NotReadyError(Exception):
@@ -83,7 +92,8 @@ class Calls:
         self._classifier, self._explainer = classifier, explainer
         self._described: dict[str, Any] | None = None
         self._waiting = 0
-        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._small = Lane("decode-small", num_threads=SMALL_AT_ONCE)
+        self._large = Lane("decode-large", num_threads=LARGE_AT_ONCE, max_waiting=MAX_LARGE_WAITING)
 
     async def describe(self) -> dict[str, Any]:
         """Return what a classifier says of its bundle, now.
@@ -99,23 +109,22 @@ class Calls:
         self._described = described
         return described
 
-    async def read(self, decode: Decoder, *, explain: bool = False) -> Reading:
-        """Return the prediction for a picture, with its Grad-CAM if asked.
+    async def read(self, source: Source, *, explain: bool = False) -> Reading:
+        """Return the prediction for an image, with its Grad-CAM if asked.
 
         Args:
-            decode: gives the upright picture, in a thread, whenever it is needed; raises as it does.
+            source: where the image comes from; raises as it does.
             explain: whether the Grad-CAM is wanted.
 
         Raises:
             BundleChangingError: if every attempt met another bundle.
-            OverloadedError: if the queue is full.
+            OverloadedError: if a queue is full.
             NotReadyError: if no classifier is there.
         """
         described = self._described or await self.describe()
         for attempt in range(ATTEMPTS):
-            async with self._decoding:
-                with request_metrics().stage("decode"):
-                    shown, picture = await asyncio.to_thread(_prepared, decode, _preprocess_of(described["manifest"]))
+            with request_metrics().stage("decode"):
+                shown, picture = await self._decoded(source, _preprocess_of(described["manifest"]))
             answer = await self._predict(Job(picture, explain, known=described["manifest"]["version"]))
             if (
                 answer.described is not None
@@ -126,6 +135,10 @@ class Calls:
             await asyncio.sleep(PAUSE_SECONDS if attempt else 0)
         raise BundleChangingError
 
+    async def _decoded(self, source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
+        lane = self._small if await self._small.run(source.work) <= SMALL_WORK else self._large
+        return await lane.run(partial(_prepared, source, preprocess))
+
     async def _predict(self, job: Job) -> Answer:
         self._waiting += 1
         try:
@@ -135,32 +148,32 @@ class Calls:
             self._waiting -= 1
         return answer
 
-    async def read_all(self, decoders: Sequence[Decoder]) -> list[Reading]:
-        """Return predictions that all come from one bundle; raises as `read` and the decoders do.
+    async def read_all(self, sources: Sequence[Source]) -> list[Reading]:
+        """Return predictions that all come from one bundle; raises as `read` does.
 
-        A decoder is called when its picture's turn comes, for many decoded pictures are too large to be kept. While two bundles
-        answer, those that fewer pictures met are asked again.
+        An image is decoded when its turn comes, because many decoded images are too large to be kept. While two bundles
+        answer, those that fewer images met are asked again.
         """
-        readings = await self._read_at_once(decoders)
+        readings = await self._read_at_once(sources)
         for _ in range(ATTEMPTS):
             (version, num), *_ = collections.Counter(reading.version for reading in readings).most_common()
             if num == len(readings):
                 return readings
             await asyncio.sleep(PAUSE_SECONDS)
             others = [index for index, reading in enumerate(readings) if reading.version != version]
-            again = await self._read_at_once([decoders[index] for index in others])
+            again = await self._read_at_once([sources[index] for index in others])
             for index, reading in zip(others, again, strict=True):
                 readings[index] = reading
         raise BundleChangingError
 
-    async def _read_at_once(self, decoders: Sequence[Decoder]) -> list[Reading]:
+    async def _read_at_once(self, sources: Sequence[Source]) -> list[Reading]:
         at_once = asyncio.Semaphore(PICTURES_AT_ONCE)
 
-        async def read(decode: Decoder) -> Reading:
+        async def read(source: Source) -> Reading:
             async with at_once:
-                return await self.read(decode)
+                return await self.read(source)
 
-        tasks = [asyncio.create_task(read(decode)) for decode in decoders]
+        tasks = [asyncio.create_task(read(source)) for source in sources]
         try:
             return await asyncio.gather(*tasks)
         finally:  # the others of a request that is refused must not go on unseen
@@ -184,11 +197,13 @@ class Calls:
         raise BundleChangingError
 
     async def check_ready(self) -> None:
-        """Return if a classifier with loaded weights answers, or is too busy to.
+        """Return if images can be decoded and a classifier with loaded weights answers, or is too busy to.
 
         Raises:
-            NotReadyError: if none does.
+            NotReadyError: if no thread that decodes has ended its work for many seconds, or if no classifier answers.
         """
+        if any(lane.is_stuck(STUCK_SECONDS) for lane in (self._small, self._large)):
+            raise NotReadyError
         try:
             await asyncio.wait_for(_ask(self._classifier.ready), timeout=READY_SECONDS)
         except OverloadedError:
@@ -209,9 +224,9 @@ async def _ask(method: Any, *arguments: Any) -> Any:
         raise NotReadyError from None
 
 
-def _prepared(decode: Decoder, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
-    """Return a small copy of a picture to show, and the picture as stored; the whole one is let go."""
-    image = decode()
+def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
+    """Return a small copy of an image to show, and the image as stored; the whole one is let go."""
+    image = source.decode()
     shown = ImageOps.contain(image, (SHOWN_PX, SHOWN_PX)) if max(image.size) > SHOWN_PX else image
     return shown, preprocess.stored(image)
 

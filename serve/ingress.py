@@ -20,13 +20,15 @@ from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.calls import Calls, Reading
 from serve.frame import install_frame
 from serve.in_flight import in_flight
+from serve.lanes import Lane
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
-from serve.pictures import answer_of, explanation_of, model_info, picture_bytes, upright
+from serve.pictures import answer_of, explanation_of, model_info, picture_bytes
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ModelResponse, PredictResponse
+from serve.uploads import Upload, uploads_of
 
 Explain = Literal["none", "grad_cam", "guided_grad_cam"]
 _JSON = "application/json"
@@ -68,7 +70,7 @@ class Ingress:
             )
         self._calls = Calls(classifier, explainer)
         self._timeout_s = answer_timeout_s
-        self._parsing = asyncio.Semaphore(1)  # JSON may take twenty times its size in memory
+        self._parsing = Lane("parse", num_threads=1)  # JSON may take twenty times its size in memory
 
     async def drain(self) -> int:
         """Take no more requests and return how many are under way; asked by whoever ends the service, not over HTTP."""
@@ -79,7 +81,7 @@ class Ingress:
         """Return the picture of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
         data = await picture_bytes(request)
         async with asyncio.timeout(self._timeout_s):
-            reading = await self._calls.read(partial(upright, data), explain=explain != "none")
+            reading = await self._calls.read(Upload(data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
             request_metrics().decided(reading.prediction.decision)
             return reading.shown, answer_of(reading, explanation, request_id=request.state.request_id)
@@ -219,9 +221,8 @@ class Ingress:
             return await self._answer(body, request.headers.get(open_inference.HEADER_LENGTH))
 
     async def _answer(self, body: bytes, header_length: str | None) -> Response:
-        async with self._parsing:
-            asked = await asyncio.to_thread(open_inference.read_request, body, header_length)
-        readings = await self._calls.read_all([partial(upright, sent) for sent in asked.pictures])
+        asked = await self._parsing.run(partial(open_inference.read_request, body, header_length))
+        readings = await self._calls.read_all(await self._parsing.run(partial(uploads_of, asked.pictures)))
         for reading in readings:
             request_metrics().decided(reading.prediction.decision)
         body, headers = open_inference.write_response(

@@ -1,4 +1,4 @@
-"""One picture in, one answer out: reading bodies, decoding, encoding heatmaps. Knows requests, but nothing of deployments.
+"""One picture in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
 
 Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class, before any below it exist.
 """
@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from melanoma.evidence.metrics import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, check_content, decode_image, is_image
+from melanoma.images import Preprocess, format_of
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.calls import Reading
 from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
@@ -75,18 +75,7 @@ def _bytes_of_text(field: str | None) -> bytes | None:
         data = (field or "").encode("latin-1")
     except UnicodeEncodeError:
         return None
-    return data if is_image(data) else None
-
-
-def upright(sent: bytes | Image.Image) -> Image.Image:
-    """Return an encoded picture, or one that came as pixels, as upright RGB that shows something.
-
-    Raises:
-        InvalidImageError: if it cannot be used.
-    """
-    image = decode_image(sent) if isinstance(sent, bytes) else sent
-    check_content(image)
-    return image
+    return data if format_of(data) else None
 
 
 def explanation_of(

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
 from serve.bodies import RefusedError
-from serve.calls import BundleChangingError, NotReadyError, OverloadedError
+from serve.calls import BundleChangingError, NotReadyError
+from serve.lanes import OverloadedError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
+from benchmarks.hostile_files import HOSTILE, LARGEST, chunk, png, png_with, refined_scans, scan_bomb, segment
 from tests.problems import is_problem
 from tests.serving import Service
 
@@ -29,12 +30,8 @@ pytestmark = pytest.mark.ray
 PREDICT = "/v1/predict"
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def _png_head(width: int, height: int, *, bits: int = 8, colour: int = 2) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -48,7 +45,7 @@ def _blank(width: int, height: int) -> bytes:
 
 
 def _text_bomb() -> bytes:
-    text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"A" * 100_000_000, 9))
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"A" * 100_000_000, 9))
     whole = _blank(64, 64)
     return whole[:33] + text + whole[33:]
 
@@ -59,7 +56,7 @@ def _other_format(kind: str) -> bytes:
 
 def _bilevel(side: int) -> bytes:
     rows = b"".join(b"\0" + bytes((side + 7) // 8) for _ in range(side))
-    return _png_head(side, side, bits=1, colour=0) + _chunk(b"IDAT", zlib.compress(rows, 9)) + _chunk(b"IEND", b"")
+    return _png_head(side, side, bits=1, colour=0) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
 def _zip() -> bytes:
@@ -74,11 +71,10 @@ def _damaged_crc(data: bytes) -> bytes:
     return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
 
-def _scans(jpeg: bytes, num: int) -> bytes:
-    """Return a JPEG that announces its scan so many times more, each without a pixel."""
-    start = jpeg.rindex(b"\xff\xda")
-    announced = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])]
-    return jpeg[:-2] + announced * num + b"\xff\xd9"
+def _deep_dark() -> bytes:
+    """Return a grey ramp of 12 bits in a PNG of 16."""
+    rows = b"".join(b"\0" + (np.arange(64) * 64 + row).astype(">u2").tobytes() for row in range(64))
+    return png(zlib.compress(rows), side=64, bits=16, colour=0)
 
 
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
@@ -105,7 +101,23 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "JPEG header": (lambda jpeg: jpeg[:300], 422, "image_truncated"),
     "JPEG of nothing": (lambda _: b"\xff\xd8\xff" + bytes(64), 422, "image_truncated"),
     "PNG with a wrong checksum": (lambda _: _damaged_crc(_blank(64, 64)), 422, "image_truncated"),
-    "JPEG of a thousand scans": (lambda jpeg: _scans(jpeg, 1000), 422, "too_many_scans"),
+    "JPEG of a thousand scans": (lambda _: scan_bomb(1000), 422, "too_many_scans"),
+    "JPEG of scans behind a fill byte": (lambda _: scan_bomb(1000, hidden=b"\xff"), 422, "too_many_scans"),
+    "JPEG of scans behind a restart marker": (lambda _: scan_bomb(1000, hidden=b"\xff\xd0"), 422, "too_many_scans"),
+    "JPEG of 100 scans over 25 megapixels": (lambda _: refined_scans(100), 422, "too_many_scans"),
+    "JPEG of empty segments": (lambda _: HOSTILE["JPEG, empty segments, 20 MB"](), 422, "too_many_parts"),
+    "JPEG of comments": (lambda jpeg: jpeg[:2] + segment(0xFE) * 9999 + jpeg[2:], 422, "too_many_parts"),
+    "JPEG of fill bytes": (lambda jpeg: jpeg[:2] + b"\xff" * 9999 + jpeg[2:], 422, "image_truncated"),
+    "JPEG with stray bytes": (lambda jpeg: jpeg[:2] + segment(0xFE) + b"\0" + jpeg[2:], 422, "image_truncated"),
+    "JPEG cut and closed": (lambda jpeg: jpeg[: len(jpeg) // 2] + b"\xff\xd9", 422, "image_truncated"),
+    "JPEG sent as text": (lambda jpeg: jpeg.replace(b"\n", b"\r\n"), 422, "image_truncated"),
+    "PNG of empty chunks": (lambda _: HOSTILE["PNG, empty chunks, 20 MB"](), 422, "too_many_parts"),
+    "PNG of texts": (lambda _: png_with(chunk(b"tEXt", b"a\0b") * 19_999), 422, "too_many_parts"),
+    "PNG with endless pixels": (lambda _: HOSTILE["PNG, 64 x 64 with 10 GB of pixels"](), 422, "image_truncated"),
+    "PNG of 12 bits in 16": (lambda _: _deep_dark(), 422, "bit_depth_unclear"),
+    "PNG without its end": (lambda _: _blank(64, 64)[:-12], 422, "image_truncated"),
+    "WebP of a quarter million frames": (lambda _: HOSTILE["WebP, 250,000 frames"](), 422, "too_many_parts"),
+    "WebP of 268 megapixels": (lambda _: HOSTILE["WebP, canvas of 268 megapixels"](), 413, "image_too_large"),
     "PNG header": (lambda _: _png_head(64, 64), 422, "image_truncated"),
     "PNG without a size": (lambda _: _png_head(0, 0), 422, "bad_dimensions"),
     "PNG with a text bomb": (lambda _: _text_bomb(), 422, "image_truncated"),
@@ -385,8 +397,23 @@ def test_pictures_inside_json_are_held_to_the_same_rules(client: httpx.Client, p
     is_problem(_infer(client, [whole[:-3]]), 400, "invalid_inference_request")
     is_problem(_infer(client, ["data:image/jpeg;base64," + whole]), 400, "invalid_inference_request")
     bomb = base64.b64encode(_png_head(30_000, 30_000)).decode()
-    assert is_problem(_infer(client, [whole, bomb]), 413, "image_too_large")["error"]
+    assert "Image 2 of 3" in is_problem(_infer(client, [whole, bomb, whole]), 413, "image_too_large")["error"]
+    damaged = base64.b64encode(picture[: len(picture) // 2] + b"\xff\xd9").decode()
+    assert "Image 3 of 3" in is_problem(_infer(client, [whole, whole, damaged]), 422, "image_truncated")["error"]
     is_problem(client.post("/v2/models/melanoma/infer", content="[" * 100_000), 400, "invalid_inference_request")
+
+
+def test_the_images_of_one_request_have_a_limit_together(client: httpx.Client) -> None:
+    """Refused by their headers: nothing is decoded."""
+    large = base64.b64encode(LARGEST["PNG, 25 megapixels, 8 bits, transparent"]()).decode()
+    assert "50 megapixels" in is_problem(_infer(client, [large] * 32), 413, "image_too_large")["error"]
+
+
+def test_broken_exif_says_nothing_against_the_pixels(client: httpx.Client, picture: bytes) -> None:
+    expected = _probabilities(client, picture)
+    for block in (b"", b"This is not valid EXIF", b"II\0\0\x08\0\0\0", b"MM\0*\0\0\0\x08\xff\xff"):
+        broken = picture[:2] + segment(0xE1, b"Exif\0\0" + block) + picture[2:]
+        assert np.array_equal(_probabilities(client, broken), expected)
 
 
 def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
 from melanoma.config import DataConfig
+from melanoma.errors import InvalidImageError
 from melanoma.predictor import Prediction
 from serve import calls
-from serve.calls import BundleChangingError, Calls, NotReadyError, OverloadedError
+from serve.calls import BundleChangingError, Calls, NotReadyError
 from serve.classifier import Answer, Job
+from serve.lanes import Lane, OverloadedError
+from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +102,7 @@ class _Replicas:
         return Answer(Prediction(np.zeros(7), np.full(7, 1 / 7), "refer", (), 0.0), described)
 
 
-def _picture() -> Image.Image:
-    return Image.new("RGB", (80, 60))
+IMAGE = Upload(Image.linear_gradient("L").resize((80, 60)).convert("RGB"))
 
 
 TWO = {"old": (96, 128), "new": (72, 96)}
@@ -108,7 +112,7 @@ def test_no_request_is_lost_while_a_bundle_of_another_canvas_is_taken_up() -> No
     async def ask() -> list[calls.Reading]:
         replicas: Any = _Replicas(TWO)
         asked = Calls(replicas, replicas)
-        return list(await asyncio.gather(*(asked.read(_picture) for _ in range(200))))
+        return list(await asyncio.gather(*(asked.read(IMAGE) for _ in range(200))))
 
     for reading in asyncio.run(ask()):
         assert reading.picture.shape[:2] == TWO[reading.version] == reading.preprocess.canvas
@@ -117,7 +121,7 @@ def test_no_request_is_lost_while_a_bundle_of_another_canvas_is_taken_up() -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_all_pictures_of_one_request_are_read_by_one_bundle(seed: int) -> None:
     replicas: Any = _Replicas(TWO, seed=seed)
-    readings = asyncio.run(Calls(replicas, replicas).read_all([_picture] * 32))
+    readings = asyncio.run(Calls(replicas, replicas).read_all([IMAGE] * 32))
     assert len(readings) == 32
     assert len({reading.version for reading in readings}) == 1
 
@@ -133,12 +137,14 @@ def test_a_bundle_that_changes_with_every_answer_is_told() -> None:
 
     replicas: Any = Restless({})
     with pytest.raises(BundleChangingError):
-        asyncio.run(Calls(replicas, replicas).read(_picture))
+        asyncio.run(Calls(replicas, replicas).read(IMAGE))
 
 
-def test_a_large_picture_is_let_go_before_the_classifier_is_asked() -> None:
+def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
     replicas: Any = _Replicas({"one": (96, 128)})
-    reading = asyncio.run(Calls(replicas, replicas).read(lambda: Image.new("RGB", (4000, 3000))))
+    reading = asyncio.run(
+        Calls(replicas, replicas).read(Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")))
+    )
     assert reading.shown.size == (1200, 900)
 
 
@@ -161,3 +167,156 @@ def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(asked.check_ready())
     with pytest.raises(OverloadedError):
         asyncio.run(asked.describe())
+
+
+class Gate:
+    """A decoder that blocks until it is opened; counts how many threads are in it at once."""
+
+    def __init__(self, work: int = 1) -> None:
+        self._open, self._lock, self._work = threading.Event(), threading.Lock(), work
+        self.num_inside = self.most_inside = self.num_begun = 0
+
+    def work(self) -> int:
+        return self._work
+
+    def decode(self) -> Image.Image:
+        with self._lock:
+            self.num_begun += 1
+            self.num_inside += 1
+            self.most_inside = max(self.most_inside, self.num_inside)
+        self._open.wait(30)
+        with self._lock:
+            self.num_inside -= 1
+        return IMAGE.decode()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def _calls() -> Calls:
+    replicas: Any = _Replicas({"one": (96, 128)})
+    replicas.ready = _Method(lambda: None)
+    return Calls(replicas, replicas)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError
+
+
+def test_a_permit_is_held_until_the_thread_ends(gate: Gate) -> None:
+    """Clients that hang up free nothing; what they asked for and nobody began is never begun."""
+
+    async def ask() -> None:
+        asked = _calls()
+        tasks = []
+        for _ in range(24):
+            tasks.append(asyncio.create_task(asked.read(gate)))
+            await asyncio.sleep(0.005)
+        await _until(lambda: gate.num_inside == calls.SMALL_AT_ONCE)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        again = asyncio.create_task(asked.read(gate))
+        await asyncio.sleep(0.05)
+        assert gate.num_inside == calls.SMALL_AT_ONCE
+        gate.open()
+        assert (await again).version == "one"
+
+    asyncio.run(ask())
+    assert (gate.most_inside, gate.num_begun) == (calls.SMALL_AT_ONCE, calls.SMALL_AT_ONCE + 1)
+
+
+def test_large_images_come_one_at_a_time_and_small_ones_pass_them() -> None:
+    async def ask() -> None:
+        asked, large = _calls(), Gate(calls.SMALL_WORK + 1)
+        tasks = [asyncio.create_task(asked.read(large)) for _ in range(8)]
+        await _until(lambda: large.num_inside > 0)
+        assert (await asyncio.wait_for(asked.read(IMAGE), timeout=10)).version == "one"
+        assert large.most_inside == calls.LARGE_AT_ONCE == 1
+        large.open()
+        await asyncio.gather(*tasks)
+        assert large.most_inside == 1
+
+    asyncio.run(ask())
+
+
+def test_large_images_that_would_wait_in_vain_are_refused() -> None:
+    async def ask() -> None:
+        asked, large = _calls(), Gate(calls.SMALL_WORK + 1)
+        tasks = [asyncio.create_task(asked.read(large)) for _ in range(calls.MAX_LARGE_WAITING + 1)]
+        await _until(lambda: large.num_inside == 1 and asked._large._num_waiting == calls.MAX_LARGE_WAITING)
+        with pytest.raises(OverloadedError):
+            await asked.read(large)
+        large.open()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("work", "num_threads"), [(1, calls.SMALL_AT_ONCE), (calls.SMALL_WORK + 1, calls.LARGE_AT_ONCE)]
+)
+def test_readiness_says_no_while_decoding_is_stuck(
+    work: int, num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> None:
+        asked, gate = _calls(), Gate(work)
+        tasks = [asyncio.create_task(asked.read(gate)) for _ in range(num_threads)]
+        await _until(lambda: gate.num_inside == num_threads)
+        await asked.check_ready()  # busy, and not for long
+        monkeypatch.setattr(calls, "STUCK_SECONDS", 0)
+        with pytest.raises(NotReadyError):
+            await asked.check_ready()
+        for task in tasks:
+            task.cancel()
+        with pytest.raises(NotReadyError):  # nobody waits, and the threads are still at it
+            await asked.check_ready()
+        gate.open()
+        await _until(lambda: gate.num_inside == 0)
+        await asyncio.sleep(0.05)
+        await asked.check_ready()
+
+    asyncio.run(ask())
+
+
+def test_what_is_refused_in_a_thread_frees_it_too() -> None:
+    async def ask() -> list[Any]:
+        lane = Lane("test", num_threads=2)
+        return list(await asyncio.gather(*(lane.run(lambda: 1 // 0) for _ in range(20)), return_exceptions=True))
+
+    assert {type(found) for found in asyncio.run(ask())} == {ZeroDivisionError}
+
+
+def test_all_images_of_a_request_have_a_limit_together() -> None:
+    """It is kept by their headers; these have no pixels."""
+    largest = png(b"")
+    assert SIDE_PX**2 * 2 == MAX_REQUEST_PIXELS
+    assert [upload.num_pixels() for upload in uploads_of([largest] * 2)] == [SIDE_PX**2] * 2
+    with pytest.raises(InvalidImageError, match="50 megapixels") as refused:
+        uploads_of([largest, largest, IMAGE.content])
+    assert (refused.value.status, refused.value.code) == (413, "image_too_large")
+
+
+def test_of_several_images_it_is_said_which_is_at_fault() -> None:
+    whole, bomb = scan_bomb(0, side=64), scan_bomb(1000, side=64)
+    with pytest.raises(InvalidImageError, match=r"^Image 2 of 2: The image must be JPEG") as refused:
+        uploads_of([whole, b"words"])
+    assert refused.value.status == 415
+    uploads = uploads_of([whole, whole[: len(whole) // 2] + b"\xff\xd9", bomb])
+    for ask, place in ((uploads[1].decode, "Image 2 of 3"), (uploads[2].work, "Image 3 of 3")):
+        with pytest.raises(InvalidImageError, match=f"^{place}: "):
+            ask()
+    (alone,) = uploads_of([bomb])
+    with pytest.raises(InvalidImageError, match=r"^A JPEG"):
+        alone.decode()

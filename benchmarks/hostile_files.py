@@ -1,0 +1,279 @@
+"""Files made to cost a decoder time or memory, and the largest files that are accepted. Each is made in memory when it is asked for."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+BODY_BYTES = 20 * 2**20
+SIDE_PX = 5000  # 25 megapixels
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _tiles(side: int = SIDE_PX, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((side, side), Image.Resampling.NEAREST).convert(mode)
+
+
+def _small(mode: str = "RGB") -> Image.Image:
+    return _tiles(64, mode)
+
+
+def _flood(whole: bytes, part: bytes, place: int) -> bytes:
+    """Return a file with one part so often that the body is full."""
+    return whole[:place] + part * ((BODY_BYTES - len(whole) - 64) // len(part)) + whole[place:]
+
+
+# JPEG
+
+
+def segment(code: int, body: bytes = b"") -> bytes:
+    return bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body
+
+
+def scan_bomb(num: int, *, side: int = SIDE_PX, hidden: bytes = b"") -> bytes:
+    """Return a progressive JPEG with so many empty scans, some bytes between its first two markers."""
+    jpeg = encoded(_tiles(side), "JPEG", progressive=True, quality=30)
+    start = jpeg.rindex(b"\xff\xda")
+    head = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])]
+    return jpeg[:2] + hidden + jpeg[2:-2] + head * num + b"\xff\xd9"
+
+
+def _coded(bits: str) -> bytes:
+    bits += "1" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+
+
+def _end_of_bands(num_blocks: int) -> bytes:
+    """Code that so many blocks have no further coefficient, as runs of 16,384 to 32,767."""
+    bits = ""
+    while num_blocks > 0:
+        run = min(max(num_blocks, 2**14), 2**15 - 1)
+        bits += f"0{run - 2**14:014b}"
+        num_blocks -= run
+    return _coded(bits)
+
+
+def _scan(components: range, first: int, last: int, bit: int, *, refined: bool) -> bytes:
+    names = b"".join(bytes([component + 1, 0]) for component in components)
+    bits = (bit + 1) * 16 + bit if refined else bit
+    return segment(0xDA, bytes([len(components)]) + names + bytes([first, last, bits]))
+
+
+def refined_scans(num: int, *, side: int = SIDE_PX, num_components: int = 3) -> bytes:
+    """Return a JPEG of scans that each correct all coefficients of a component by one bit: without an error up to 40 of them."""
+    num_blocks = (-(-side // 8)) ** 2
+    frame = struct.pack(">BHHB", 8, side, side, num_components)
+    frame += b"".join(bytes([component + 1, 0x11, 0]) for component in range(num_components))
+    one_code = bytes([1] + [0] * 15)
+    jpeg = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame)
+    jpeg += segment(0xC4, b"\0" + one_code + b"\0") + segment(0xC4, b"\x10" + one_code + b"\xe0")
+    jpeg += _scan(range(num_components), 0, 0, 0, refined=False) + _coded("0" * num_blocks * num_components)
+    empty = _end_of_bands(num_blocks)
+    for index in range(num - 1):
+        component, bit = index % num_components, max(0, 12 - index // num_components)
+        jpeg += _scan(range(component, component + 1), 1, 63, bit, refined=index >= num_components) + empty
+    return jpeg + b"\xff\xd9"
+
+
+def _dense_jpeg() -> bytes:
+    """Return a progressive JPEG that is as large as a body may be."""
+    values = np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), dtype=np.uint8)
+    noise = Image.fromarray(values).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+    for quality in range(90, 20, -3):
+        jpeg = encoded(noise, "JPEG", progressive=True, quality=quality, subsampling=0)
+        if len(jpeg) <= BODY_BYTES:
+            return jpeg
+    raise AssertionError("no quality is low enough")
+
+
+def _directory(num_entries: int, size: int) -> bytes:
+    """Return an EXIF block whose entries all name the same megabyte."""
+    entries = b"".join(struct.pack(">HHII", 1000 + index, 1, size, 0) for index in range(num_entries))
+    block = b"MM\0*" + struct.pack(">IH", 8, num_entries) + entries + bytes(4)
+    return block + bytes(max(0, size - len(block)))
+
+
+def _exif_jpeg() -> bytes:
+    block = _directory(500, 2**20)
+    parts = [block[start : start + 65_000] for start in range(0, len(block), 65_000)]
+    jpeg = encoded(_small(), "JPEG")
+    return jpeg[:2] + b"".join(segment(0xE1, b"Exif\0\0" + part) for part in parts) + jpeg[2:]
+
+
+def _jpeg_flood(part: bytes) -> bytes:
+    return _flood(encoded(_small(), "JPEG"), part, 2)
+
+
+# PNG
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    pixels: bytes, *, side: int = SIDE_PX, bits: int = 8, colour: int = 2, interlaced: bool = False, extra: bytes = b""
+) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", pixels) + chunk(b"IEND")
+
+
+def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
+    """Return compressed rows in four bands, dark and bright in turn, each filtered by Paeth's predictor."""
+    squeeze = zlib.compressobj(6)
+    row, other = b"\4" + bytes(row_bytes), b"\4" + b"\x55" * row_bytes
+    return b"".join(squeeze.compress(other if y // (num // 4) % 2 else row) for y in range(num)) + squeeze.flush()
+
+
+def _interlaced_rows(pixel_bytes: int) -> bytes:
+    squeeze, parts = zlib.compressobj(6), []
+    for left, top, step_x, step_y in (
+        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+    ):  # fmt: skip
+        columns, rows = -((left - SIDE_PX) // step_x), -((top - SIDE_PX) // step_y)
+        for y in range(rows):
+            parts.append(squeeze.compress(b"\4" + bytes([y * 4 // rows % 2 * 0x55]) * (columns * pixel_bytes)))
+    return b"".join(parts) + squeeze.flush()
+
+
+def _empty_tables() -> bytes:
+    """Return a body of deflate blocks that hold nothing but the codes they would be written in, and then the pixels."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY)
+    row = b"\0" + bytes(range(192))
+    raw = b"".join(row[: 1 + 192] for _ in range(64))
+    whole = squeeze.compress(raw) + squeeze.flush()
+    block = _dynamic_block()
+    num = (BODY_BYTES - 2**16) // len(block)
+    return b"\x78\x9c" + block * num + whole + struct.pack(">I", zlib.adler32(raw))
+
+
+def _dynamic_block() -> bytes:
+    """Return one empty deflate block with codes of all lengths up to 15, and an empty stored block that ends on a byte."""
+    bits: list[int] = []
+
+    def put(value: int, num: int) -> None:
+        bits.extend(value >> index & 1 for index in range(num))
+
+    def put_code(code: int, num: int) -> None:
+        bits.extend(code >> (num - 1 - index) & 1 for index in range(num))
+
+    # Not the last block; of dynamic codes; of 257 symbols, 30 distances and 19 lengths of codes.
+    for value, num in ((0, 1), (2, 2), (257 - 257, 5), (30 - 1, 5), (19 - 4, 4)):
+        put(value, num)
+    order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+    for symbol in order:  # sixteen symbols of four bits: 0 to 15
+        put(4 if symbol < 16 else 0, 3)
+    # A complete code of lengths 1, 2, ..., 14, 15, 15; the end of the block, symbol 256, is one of the two longest.
+    lengths = [*range(1, 15), 15] + [0] * 241 + [15]
+    distances = [*range(1, 15), 15, 15] + [0] * 14
+    for length in lengths + distances:
+        put_code(length, 4)
+    put_code(2**15 - 1, 15)
+    put(0, 3)  # a stored block, of no bytes
+    bits.extend([0] * (-len(bits) % 8))
+    whole = bytes(sum(bit << index for index, bit in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8))
+    return whole + b"\0\0\xff\xff"
+
+
+def _png_flood(part: bytes) -> bytes:
+    return _flood(encoded(_small(), "PNG"), part, 33)
+
+
+def _profile() -> bytes:
+    return chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6), 9))
+
+
+def _png_of_endless_pixels() -> bytes:
+    squeeze = zlib.compressobj(9)
+    zeros = bytes(2**24)
+    return png(b"".join(squeeze.compress(zeros) for _ in range(600)) + squeeze.flush(), side=64)
+
+
+# WebP
+
+
+def _webp(width: int, height: int, *, num_frames: int) -> bytes:
+    pixels = encoded(Image.new("RGB", (64, 64)), "WEBP", lossless=True)[12:]
+    head = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + _three(width - 1) + _three(height - 1)
+    frame = bytes(6) + _three(63) * 2 + _three(100) + b"\0" + pixels
+    frames = (b"ANMF" + struct.pack("<I", len(frame)) + frame) * num_frames
+    body = b"WEBP" + head + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + frames
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _three(value: int) -> bytes:
+    return struct.pack("<I", value)[:3]
+
+
+def _riff_flood() -> bytes:
+    whole = encoded(_small(), "WEBP", exif=b"Exif\0\0")
+    flooded = _flood(whole, b"aaaa\0\0\0\0", len(whole))
+    return b"RIFF" + struct.pack("<I", len(flooded) - 8) + flooded[8:]
+
+
+def _noisy(side: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (side, side, 4), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "JPEG, 1,000 scans": lambda: scan_bomb(1000),
+    "JPEG, 1,000 scans behind a fill byte": lambda: scan_bomb(1000, hidden=b"\xff"),
+    "JPEG, 5,000 scans behind a fill byte": lambda: scan_bomb(5000, hidden=b"\xff"),
+    "JPEG, 1,000 scans behind a restart marker": lambda: scan_bomb(1000, hidden=b"\xff\xd0"),
+    "JPEG, 1,000 scans behind a marker without length": lambda: scan_bomb(1000, hidden=b"\xff\x01"),
+    "JPEG, 1,000 scans behind stray bytes": lambda: scan_bomb(1000, hidden=b"\xff\xfe\0\2\0\0"),
+    "JPEG, 100 scans over 25 megapixels": lambda: refined_scans(100),
+    "JPEG, 100 scans over 8 megapixels": lambda: refined_scans(100, side=2828),
+    "JPEG, empty segments, 20 MB": lambda: _jpeg_flood(segment(0xE5)),
+    "JPEG, comments, 20 MB": lambda: _jpeg_flood(segment(0xFE)),
+    "JPEG, tables, 20 MB": lambda: _jpeg_flood(segment(0xDB)),
+    "JPEG, fill bytes, 20 MB": lambda: _jpeg_flood(b"\xff"),
+    "JPEG, restart markers, 20 MB": lambda: _jpeg_flood(b"\xff\xd0"),
+    "JPEG, stray zeros, 20 MB": lambda: _jpeg_flood(b"\0").replace(b"\xff\xd8\0", b"\xff\xd8\xff\xfe\0\2\0", 1),
+    "JPEG, EXIF that names 500 MB": _exif_jpeg,
+    "PNG, empty chunks, 20 MB": lambda: _png_flood(chunk(b"aaAa")),
+    "PNG, texts, 20 MB": lambda: _png_flood(chunk(b"tEXt", b"a\0b")),
+    "PNG, empty IDAT chunks, 20 MB": lambda: _png_flood(chunk(b"IDAT")),
+    "PNG, EXIF that begins again and again, 2 MB": lambda: png_with(chunk(b"eXIf", b"Exif\0\0" * 350_000)),
+    "PNG, EXIF that names 1.5 GB": lambda: png_with(chunk(b"eXIf", _directory(1500, 2**20))),
+    "PNG, text of 100 MB compressed": lambda: png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))),
+    "PNG, 9,000 colour profiles of 1 MB": lambda: png_with(_profile() * 9000),
+    "PNG, 64 x 64 with 10 GB of pixels": _png_of_endless_pixels,
+    "PNG, empty deflate blocks, 20 MB": lambda: png(_empty_tables(), side=64),
+    "WebP, 250,000 frames": lambda: _webp(SIDE_PX, SIDE_PX, num_frames=250_000),
+    "WebP, canvas of 268 megapixels": lambda: _webp(2**14, 2**14, num_frames=1),
+    "WebP, empty chunks, 20 MB": _riff_flood,
+    "WebP, EXIF that names 500 MB": lambda: encoded(_small(), "WEBP", exif=b"Exif\0\0" + _directory(500, 2**20)),
+}
+LARGEST: dict[str, Callable[[], bytes]] = {
+    "JPEG, 32 scans over 25 megapixels": lambda: refined_scans(32),
+    "JPEG, 32 scans over 25 megapixels, four inks": lambda: refined_scans(32, num_components=4),
+    "JPEG, 25 megapixels in 20 MB, progressive": _dense_jpeg,
+    "JPEG, 25 megapixels, CMYK": lambda: encoded(_tiles(mode="CMYK"), "JPEG", progressive=True, quality=90),
+    "PNG, 25 megapixels, 16 bits, transparent": lambda: png(_rows(SIDE_PX * 8), bits=16, colour=6),
+    "PNG, the same, interlaced": lambda: png(_interlaced_rows(8), bits=16, colour=6, interlaced=True),
+    "PNG, 25 megapixels, 8 bits, transparent": lambda: png(_rows(SIDE_PX * 4), colour=6),
+    "PNG, 25 megapixels, 16 bits of grey": lambda: png(_rows(SIDE_PX * 2), bits=16, colour=0),
+    "WebP, 25 megapixels, lossless, transparent": lambda: encoded(
+        _noisy(200).resize((SIDE_PX, SIDE_PX), Image.Resampling.NEAREST), "WEBP", lossless=True, quality=0, method=0
+    ),
+    "WebP, 5 megapixels of noise, 20 MB": lambda: encoded(_noisy(2200), "WEBP", lossless=True, quality=0, method=0),
+    "WebP, 25 megapixels, lossy": lambda: encoded(_tiles(), "WEBP", quality=90, method=0),
+}
+
+
+def png_with(part: bytes) -> bytes:
+    """Return a small PNG with a chunk behind its header."""
+    whole = encoded(_small(), "PNG")
+    return whole[:33] + part + whole[33:]

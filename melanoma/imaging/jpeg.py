@@ -1,0 +1,141 @@
+"""JPEG files: a walk from marker to marker as libjpeg does it, and a decoder whose warnings are errors.
+
+Source: ITU-T T.81, annex B. libjpeg tells of damaged data by warnings and goes on with grey or shifted blocks, and Pillow
+hides those warnings; `simplejpeg` reports them. The pixels of undamaged files are the same, bit for bit.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import simplejpeg
+from PIL import Image
+
+from melanoma.errors import InvalidImageError
+from melanoma.imaging.container import damaged, too_many_parts
+
+# 4,000 real JPEGs have at most 9 segments; a profile or a preview of 20 MiB takes 320.
+MAX_SEGMENTS = 1000
+MAX_SCANS = 100  # a progressive JPEG has some ten
+_MAX_FILL = 256
+_MAX_ZEROS = 256
+_DHT, _SOI, _EOI, _SOS, _APP1 = 0xC4, 0xD8, 0xD9, 0xDA, 0xE1
+_SEQUENTIAL = {0xC0, 0xC1}
+_NOTHING_FOLLOWS = (0x00, 0xF0)  # in a block, or of its next 16 coefficients
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}
+_HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3}
+_OTHER_FRAMES = {0xC5, 0xC6, 0xC7, *range(0xC9, 0xD0)} - {0xCC}
+# Any number of fill bytes 0xFF may precede a marker. Within a scan, FF 00 is a pixel byte and D0 to D7 restart the coder.
+_MARKER = re.compile(rb"\xff{1,%d}([^\x00\xff])" % _MAX_FILL)
+_END_OF_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+
+
+class _Segment(NamedTuple):
+    code: int
+    start: int  # of what it holds, behind its length
+    end: int
+
+
+class Jpeg:
+    """One JPEG file; of several images in it, as phones write them, the first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def _walk(self) -> Iterator[_Segment]:
+        """Give every segment up to the end of the image.
+
+        Between segments stands nothing but fill bytes: libjpeg warns of anything else, and a warning is an error here.
+        """
+        data, place, code = self._data, 2, _SOI
+        for _ in range(MAX_SEGMENTS + 1):
+            found = _END_OF_SCAN.search(data, place) if code == _SOS else _MARKER.match(data, place)
+            if found is None or found[1][0] == _SOI:
+                raise damaged()
+            code, place = found[1][0], found.end()
+            if code == _EOI:
+                return
+            if code not in _STANDALONE:
+                length = int.from_bytes(data[place : place + 2])
+                if length < 2 or place + length > len(data):
+                    raise damaged()
+                yield _Segment(code, place + 2, place + length)
+                place += length
+        raise too_many_parts("segments", MAX_SEGMENTS)
+
+    @functools.cached_property
+    def _frame(self) -> tuple[int, int, int]:
+        """Width and height, px, and how many components."""
+        for code, start, end in self._walk():
+            if code in _OTHER_FRAMES:  # arithmetic coding costs many times the time, and no camera or browser uses it
+                raise InvalidImageError(
+                    "The JPEG must be Huffman-coded, baseline or progressive; convert it.",
+                    status=415,
+                    code="unsupported_format",
+                )
+            if code in _HUFFMAN_FRAMES and end - start >= 6:
+                height, width = (int.from_bytes(self._data[at : at + 2]) for at in (start + 1, start + 3))
+                return width, height, self._data[start + 5]
+            if code == _SOS:
+                break
+        raise damaged()
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height that the header announces, px."""
+        return self._frame[:2]
+
+    @functools.cached_property
+    def num_passes(self) -> int:
+        """How many scans there are, counted up to one too many; each is a pass over all pixels and may be 10 bytes long."""
+        scans = (segment for segment in self._walk() if segment.code == _SOS)
+        return sum(1 for _ in itertools.islice(scans, MAX_SCANS + 1))
+
+    @functools.cached_property
+    def exif(self) -> bytes:
+        """The first EXIF block; empty if there is none."""
+        for code, start, end in self._walk():
+            if code == _APP1 and self._data.startswith(b"Exif\0\0", start, end):
+                return self._data[start:end]
+        return b""
+
+    def decode(self) -> Image.Image:
+        """Decode to RGB or CMYK; refuse what libjpeg warns of."""
+        num_components = self._frame[2]
+        if num_components not in (1, 3, 4) or self._has_zeroed_pixels():
+            raise damaged()
+        mode = "CMYK" if num_components == 4 else "RGB"
+        # Four inks are stored inverted, as Adobe began it; Pillow reads them so, too.
+        raw_mode = "CMYK;I" if mode == "CMYK" else mode
+        try:
+            pixels = simplejpeg.decode_jpeg(self._data, colorspace=mode, strict=True)
+            return Image.frombytes(mode, self.size, pixels, "raw", raw_mode)
+        except ValueError as error:
+            raise damaged() from error
+
+    def _has_zeroed_pixels(self) -> bool:
+        """Return whether bytes of the one scan were lost and zeros put in their place.
+
+        libjpeg reads zeros as blocks, and may come out even. Their codes of zeros alone are the first of each table. Unless that
+        says that nothing follows, it stands for a coefficient of -1, which no image has in all places of many blocks.
+        """
+        segments = tuple(self._walk())
+        scans = [segment for segment in segments if segment.code == _SOS]
+        tables = [segment for segment in segments if segment.code == _DHT]
+        if len(scans) != 1 or not any(_SEQUENTIAL.intersection(segment[:1]) for segment in segments):
+            return False
+        end = _END_OF_SCAN.search(self._data, scans[0].end)
+        run = self._data.find(bytes(_MAX_ZEROS), scans[0].end, end.start() if end else None)
+        return run >= 0 and any(
+            first not in _NOTHING_FOLLOWS for table in tables for first in self._first_symbols(table)
+        )
+
+    def _first_symbols(self, table: _Segment) -> Iterator[int]:
+        """Give the first symbol of every table of AC coefficients."""
+        place = table.start
+        while place + 17 < table.end:
+            if self._data[place] >> 4:
+                yield self._data[place + 17]
+            place += 17 + sum(self._data[place + 1 : place + 17])

@@ -1,0 +1,116 @@
+"""WebP files: every length is checked, and the decoder must need the last bytes of the pixels. Pillow decodes.
+
+Source: RFC 9649. The format has no checksums, so that damage can only be seen where it moves something. Entropy-coded data
+that were changed are read at another pace: the decoder runs out of them, or comes to an end before their end.
+"""
+
+import functools
+import io
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+from melanoma.errors import InvalidImageError
+from melanoma.imaging.container import damage_refused, damaged, too_many_parts
+
+MAX_CHUNKS = 10_000
+# Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told from the rest.
+_TAIL_BYTES, _LEAST_BYTES = 32, 256
+_BITSTREAMS = (b"VP8 ", b"VP8L")
+
+
+class _Chunk(NamedTuple):
+    kind: bytes
+    start: int
+    end: int
+
+
+class Webp:
+    """One WebP file; of an animation, its first frame."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height that the header announces, px."""
+        kind, head = self._data[12:16], self._data[20:30]
+        if len(head) < 10:
+            raise damaged()
+        if kind == b"VP8X":
+            return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+        if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+            width, height = struct.unpack_from("<HH", head, 6)
+            return width & 0x3FFF, height & 0x3FFF
+        if kind == b"VP8L" and head[0] == 0x2F:
+            bits = int.from_bytes(head[1:5], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        raise damaged()
+
+    @functools.cached_property
+    def _chunks(self) -> tuple[_Chunk, ...]:
+        """The chunks of the file; of those within frames, the first frame's."""
+        if int.from_bytes(self._data[4:8], "little") + 8 != len(self._data):
+            raise damaged()
+        chunks = tuple(self._walk(12, len(self._data)))
+        frame = next((chunk for chunk in chunks if chunk.kind == b"ANMF"), None)
+        return chunks if frame is None else (*chunks, *self._walk(frame.start + 16, frame.end))
+
+    def _walk(self, place: int, end: int) -> Iterator[_Chunk]:
+        for _ in range(MAX_CHUNKS):
+            if place == end:
+                return
+            if place + 8 > end:
+                raise damaged()
+            kind, length = struct.unpack_from("<4sI", self._data, place)
+            chunk = _Chunk(kind, place + 8, place + 8 + length)
+            place = chunk.end + length % 2
+            if place > end:
+                raise damaged()
+            yield chunk
+        raise too_many_parts("chunks", MAX_CHUNKS)
+
+    def _find(self, *kinds: bytes) -> _Chunk | None:
+        return next((chunk for chunk in self._chunks if chunk.kind in kinds), None)
+
+    @functools.cached_property
+    def num_passes(self) -> int:
+        """One: later frames are not decoded."""
+        return 1 if self._chunks else 0
+
+    @functools.cached_property
+    def exif(self) -> bytes:
+        """The EXIF block; empty if there is none."""
+        found = self._find(b"EXIF")
+        return self._data[found.start : found.end] if found else b""
+
+    def decode(self) -> Image.Image:
+        """Decode to RGB or RGBA."""
+        pixels = self._find(*_BITSTREAMS)
+        if pixels is None or self._decodes_without_its_tail(pixels):
+            raise damaged()
+        image = _decode(self._data)
+        if image.size != self.size:
+            raise damaged()
+        return image
+
+    def _decodes_without_its_tail(self, pixels: _Chunk) -> bool:
+        if pixels.end - pixels.start < _LEAST_BYTES:
+            return False
+        rest = self._data[pixels.start : pixels.end - _TAIL_BYTES]
+        rest += bytes(len(rest) % 2)
+        chunk = pixels.kind + struct.pack("<I", len(rest)) + rest
+        try:
+            _decode(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)
+        except InvalidImageError:
+            return False
+        return True
+
+
+def _decode(data: bytes) -> Image.Image:
+    with damage_refused():
+        image = Image.open(io.BytesIO(data), formats=["WEBP"])
+        image.load()
+        return image
