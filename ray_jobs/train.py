@@ -72,6 +72,7 @@ def train(job: TrainJob) -> dict[str, Any]:
     with locked(job.run_dir):
         finished = (job.run_dir / "bundle" / MANIFEST).is_file()
         if not finished:
+            data.check_writable()
             check_network(job)  # before the folder is claimed: a mistyped setting must not take its name
         _claim(job, content=data.content_hash)
         if not finished:
@@ -113,7 +114,8 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
         )
     if not data.manifest["counts"].get("calibration", {}).get("mel", 0):
         raise DataError(
-            "the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction."
+            "the calibration split must hold melanomas, it has none; prepare the data set with a larger --calibration-fraction, or with more "
+            "rows of split calibration in the file of --splits."
         )
 
 
