@@ -1,20 +1,17 @@
 """timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
 
-import dataclasses
-import io
-from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
-from melanoma.storage import Place, place
+from melanoma.errors import DataError
+from melanoma.storage import place
+from melanoma.weights import load_weights
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
@@ -25,20 +22,38 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
-        ValueError: if timm has no such network, or it does not take these settings.
+        DataError: if timm has no such network, it takes images of one size only, or it does not take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
-        raise ValueError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path}
+        raise DataError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
+    _check_any_size(config.backbone)
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
         return timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
-        raise ValueError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+        names = {"ls_init_value": ("model.layer_scale", "null"), "drop_path_rate": ("model.drop_path", "0")}
+        unknown = next((names[option] for option in options if option in str(error)), None)
+        if unknown is None:
+            raise
+        raise DataError(
+            f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
+        ) from error
+
+
+def _check_any_size(backbone: str) -> None:
+    """Raise DataError for a network that takes images of one size only, as most transformers do."""
+    published = timm.get_pretrained_cfg(backbone)
+    if published is not None and published.fixed_input_size:
+        height, width = published.input_size[1:]
+        raise DataError(
+            f"model.backbone must be a convolutional network, which takes images of any size; {backbone} takes {width} x {height} px only. "
+            "Choose another, such as convnext_tiny."
+        )
 
 
 def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.device) -> nn.Module:
@@ -59,13 +74,23 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
 
 
 def check_feature_map(model: nn.Module) -> None:
-    """Raise ValueError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
+    """Raise DataError unless the network gives, for images of any size, a map ``(N, K, h, w)``, which Grad-CAM needs."""
     model.eval()
-    with torch.no_grad():
-        shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
+    remedy = "choose a convolutional network, such as convnext_tiny"
+    try:
+        with torch.no_grad():
+            shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
+    except (
+        AssertionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # each network says in its own way that a size does not suit it
+        raise DataError(
+            f"model.backbone must take images of any size, {type(model).__name__} does not take 128 x 96 px ({error}); {remedy}."
+        ) from error
     if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
-        raise ValueError(
-            f"model.backbone must give a feature map (N, channels, height, width), it gives {shape}; choose a convolutional network."
+        raise DataError(
+            f"model.backbone must give a feature map (N, channels, height, width), {type(model).__name__} gives {shape}; {remedy}."
         )
 
 
@@ -92,16 +117,16 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     """Keep the layers nearest the picture out of the training, counted as timm counts them for its layer decay.
 
     Raises:
-        ValueError: if timm does not count this network's layers, or no layer but the head would be left.
+        DataError: if timm does not count this network's layers, or no layer but the head would be left.
     """
     if num_layers == 0:
         return
     if not hasattr(model, "group_matcher"):
-        raise ValueError(f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count.")
+        raise DataError(f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count.")
     layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
     last = max(layer_of.values())
     if num_layers >= last:
-        raise ValueError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
+        raise DataError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layer_of[name] >= num_layers)
 
@@ -113,66 +138,3 @@ def train_mode(model: nn.Module) -> None:
         own = list(module.parameters())
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsReport:
-    """What of a file of weights fitted the network: names of tensors."""
-
-    matched: list[str]
-    missing: list[str]
-    unused: list[str]
-
-    def __str__(self) -> str:
-        shown = (
-            f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
-            if self.missing
-            else ""
-        )
-        return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
-
-
-def load_weights(model: nn.Module, path: Place) -> WeightsReport:
-    """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
-
-    Raises:
-        ValueError: if the file is missing, holds anything but tensors, or nothing matches.
-    """
-    if not path.is_file():
-        raise ValueError(f"--weights must be none, imagenet or a file, {path} is not a file.")
-    given = read_state_dict(path)
-    own = model.state_dict()
-    matched = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
-    if not matched:
-        raise ValueError(
-            f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it."
-        )
-    model.load_state_dict(matched, strict=False)
-    return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
-
-
-def read_state_dict(path: Place) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
-
-    Raises:
-        ValueError: if it holds anything but tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return load_tensors(path.read_bytes())
-        except SafetensorError as error:
-            raise ValueError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
-    try:
-        loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base for damaged and for unsafe files
-        raise ValueError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
-    if isinstance(loaded, Mapping):
-        loaded = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), loaded)
-    tensors = (
-        {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise ValueError(f"--weights must hold named tensors, {path.name} holds none.")
-    return tensors

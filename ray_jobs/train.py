@@ -17,9 +17,10 @@ from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError
 from melanoma.files import claim_folder, locked, new_folder, write_json
-from melanoma.networks import build_model, check_feature_map, freeze, load_weights
+from melanoma.networks import build_model, check_feature_map, freeze
 from melanoma.packing import pack
 from melanoma.storage import Place, as_file_system, place, remove_folder
+from melanoma.weights import load_weights
 from ray_jobs.checkpoints import find_damage, load_state
 from ray_jobs.cluster import check_resources, connect, cpus_per_worker
 from ray_jobs.progress import say, training_progress

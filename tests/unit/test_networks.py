@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
-from melanoma.networks import build_model, check_feature_map, features, freeze, head, load_weights, parameter_groups
+from melanoma.networks import build_model, check_feature_map, features, freeze, head, parameter_groups
+from melanoma.weights import load_weights
 
 TINY = ModelConfig(backbone="test_convnext")
 
