@@ -40,6 +40,9 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         unknown = next((names[option] for option in options if option in str(error)), None)
         if unknown is None:
             raise
+        check_feature_map(
+            timm.create_model(config.backbone, num_classes=len(CLASSES))
+        )  # the graver fault is told first
         raise DataError(
             f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
         ) from error

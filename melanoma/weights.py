@@ -140,7 +140,9 @@ def read_state_dict(path: Place) -> dict[str, Tensor]:
     try:
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files
-        raise DataError(f"--weights must be safetensors or a tensors-only torch file, {path.name} is not.") from error
+        raise DataError(
+            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not; save model.state_dict()."
+        ) from error
     tensors = _tensors_in(loaded)
     if not tensors:
         raise DataError(f"--weights must hold named tensors, {path.name} holds none.")

@@ -6,8 +6,6 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-import grpc
-
 from melanoma.errors import DataError
 
 ATTEMPTS, TIMEOUT_SECONDS, PAUSE_SECONDS = 3, 5.0, 1.0
@@ -70,6 +68,8 @@ def _speaks_grpc(host: str, port: int) -> str:
     """Return why what listens at a port cannot be Ray, or ""."""
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return ""
+    import grpc  # not for those who start a Ray of their own
+
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:

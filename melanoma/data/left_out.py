@@ -35,9 +35,14 @@ def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame) -
 
 def _commonest(counts: Mapping[str, int]) -> dict[str, int]:
     """Keep the commonest words, for a table may say anything, and count the others together."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(counts.items(), key=lambda item: (not _says_melanoma(item[0]), -item[1], item[0]))
     rest = sum(num for _, num in ordered[_MAX_WORDS:])
     return {**dict(ordered[:_MAX_WORDS]), **({OTHERS: rest} if rest else {})}
+
+
+def _says_melanoma(name: str) -> bool:
+    """Return whether a class, or a diagnosis that is none of the classes, is a melanoma by its words."""
+    return name == "mel" or any(word in name.casefold() for word in ("melanom", "lentigo maligna", "malignant"))
 
 
 def total(left_out: Mapping[str, Mapping[str, int]]) -> int:
@@ -59,5 +64,5 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, int]]) -> str:
     if not left_out:
         return ""
     num = total(left_out)
-    melanomas = sum(counts.get("mel", 0) for counts in left_out.values())
-    return f"{num} {'image was' if num == 1 else 'images were'} left out, {melanomas} of them labelled melanoma: {describe_left_out(left_out)}."
+    melanomas = sum(number for counts in left_out.values() for name, number in counts.items() if _says_melanoma(name))
+    return f"{num} {'image was' if num == 1 else 'images were'} left out, {melanomas} of them labelled as melanoma: {describe_left_out(left_out)}."

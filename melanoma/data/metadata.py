@@ -250,7 +250,7 @@ def _columns(table: Table) -> str:
         return f"{table.name} has no header, its first line is {names!r}: write one, such as image_id,dx,lesion_id{_binary_note(table)}"
     used = {name for names in ALIASES.values() for name in names} | set(DIAGNOSIS_COLUMNS)
     known = [name for name in table.header if name.casefold() in used]
-    understood = f", of which {', '.join(known)} is known" if known else ""
+    understood = f" (known: {', '.join(known)})" if known else ""
     return f"{table.name} has the columns {names}{understood}: call the one that names the images image_id"
 
 

@@ -98,7 +98,11 @@ def read_source(folder: Place) -> Source:
     records["path"] = [str(paths[0]) if paths else "" for paths in found]
     rejections = [*_reject_rows(records, metadata), *_reject_pictures(records, found, files, metadata.passed_over)]
     left = len(set(files.by_stem) & metadata.passed_over)
-    notes = [*metadata.notes, *notes, *([f"{left} images are named only there"] if left else [])]
+    notes = [
+        *metadata.notes,
+        *notes,
+        *([f"{left} images are named only by tables that are passed over, and are passed over too"] if left else []),
+    ]
     return Source(records, rejections, groups, metadata, files, notes)
 
 

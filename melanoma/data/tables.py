@@ -52,9 +52,9 @@ class Table:
         """
         name = next((name for name in names if name in self.rows.columns), None)
         if name in self.repeated:
-            spelled = " and ".join(repr(text) for text in self.repeated[name])
             raise DataError(
-                f"{self.name} has {len(self.repeated[name])} columns called {name} ({spelled}); keep one of them."
+                f"{self.name} has {len(self.repeated[name])} columns called {name} ({', '.join(self.repeated[name])}), blanks and case left aside; "
+                "keep one of them."
             )
         return name
 
