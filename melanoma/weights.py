@@ -122,7 +122,7 @@ def _misfit(
             f"{said}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} here; the file is of another size of this network: "
             "set model.backbone to it, or pass another file."
         )
-    theirs = next(iter(set(file) - set(own)), next(iter(file)))
+    theirs = next((name for name in file if name not in own), next(iter(file)))
     return f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of model.backbone."
 
 

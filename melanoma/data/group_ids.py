@@ -45,9 +45,10 @@ def tell_sources_apart(
     if _share_conflicting(table[table["id"].isin(shared)]) > _MIN_CONFLICTING:
         clash = set(shared)
     if not clash:
-        num, several = len(shared), len(shared) > _MIN_CONFLICTING * len(num_sources)
-        same = f"{num} {column}s stand in several sources, such as {min(shared)!r}; they are taken as the same ones: if they are not, give them"
-        return values, [f"{same} other names"] if several else []
+        if len(shared) <= _MIN_CONFLICTING * len(num_sources):
+            return values, []
+        same = f"{len(shared)} {column}s stand in several sources, such as {min(shared)!r}; they are taken as the same ones"
+        return values, [f"{same}: if they are not, give them other names"]
     of_clash = table[table["id"].isin(clash)]
     named = " and ".join(sorted(set(of_clash["source"]))[:3])
     note = (

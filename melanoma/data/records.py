@@ -95,7 +95,8 @@ def read_source(folder: Place) -> Source:
     metadata, files = read_metadata(folder, below), find_images(folder, below)
     records, groups, notes = _normalise(metadata)
     found = [files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)]
-    records["path"] = [str(paths[0]) if paths else "" for paths in found]
+    # As objects: a name need not be UTF-8, which the strings of pandas must be.
+    records["path"] = pd.Series([str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object)
     rejections = [*_reject_rows(records, metadata), *_reject_pictures(records, found, files, metadata.passed_over)]
     left = len(set(files.by_stem) & metadata.passed_over)
     notes = [

@@ -74,7 +74,10 @@ def test_tables_that_contradict_each_other_are_named(other: str, message: str, t
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("filename,diagnosis,patient\nA,Nevus,1\n", r"m\.csv has the columns filename, diagnosis, patient \(known: diagnosis\)"),
+        (
+            "filename,diagnosis,patient\nA,Nevus,1\n",
+            r"m\.csv has the columns filename, diagnosis, patient \(known: diagnosis\)",
+        ),
         ("ISIC_0000001,benign\nISIC_0000002,malignant\n", "no header, .*Binary labels will not do"),
         ("1,A,mel\n2,B,nv\n", "no header"),
         ("image_id,age\nA,5\n", r"diagnosis column .*m\.csv has the columns image_id, age"),
@@ -93,7 +96,11 @@ def test_a_table_that_will_not_do_is_described(table: str, message: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("mel/A.jpg", r"Names of folders \(mel\) are not read as labels"), ("m.xlsx", r"m\.xlsx, save it as CSV"), ("x.bin", "there is none")],
+    [
+        ("mel/A.jpg", r"Names of folders \(mel\) are not read as labels"),
+        ("m.xlsx", r"m\.xlsx, save it as CSV"),
+        ("x.bin", "there is none"),
+    ],
 )
 def test_a_folder_without_a_table_says_what_is_there_instead(file: str, message: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)

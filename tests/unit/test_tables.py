@@ -20,7 +20,10 @@ AS_PEOPLE_SAVE_THEM = {
     "bars": _text("|").encode(),
     "Excel's hint": ("sep=;\n" + _text(";")).encode(),
     "old Mac line ends": _text(end="\r").encode(),
-    "a comma behind every row but the header": _text().replace("\n", ",\n").replace("patient_id,", "patient_id", 1).encode(),
+    "a comma behind every row but the header": _text()
+    .replace("\n", ",\n")
+    .replace("patient_id,", "patient_id", 1)
+    .encode(),
     "commas behind every row": _text(end=",,\n").encode(),
     "blanks around values": _text(" , ").encode(),
     "blank lines and rows": ("\n" + _text() + "\n,,\n").encode(),
