@@ -26,7 +26,8 @@ from melanoma.evidence.metrics import METRICS, validation_scores
 from melanoma.files import write_parquet
 from melanoma.images import Preprocess
 from melanoma.losses import class_weights_from_counts
-from melanoma.networks import build_model, load_weights
+from melanoma.networks import build_model
+from melanoma.weights import load_weights
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
 NUM_DRAWS = 1000

@@ -1,14 +1,9 @@
 """timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
 
-import dataclasses
-import io
-from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
@@ -16,7 +11,8 @@ from torch import Tensor, nn
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
 from melanoma.errors import SettingError
 from melanoma.stochastic_depth import install_stochastic_depth
-from melanoma.storage import Place, place
+from melanoma.storage import place
+from melanoma.weights import load_weights
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
@@ -27,22 +23,43 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
-        SettingError: if timm has no such network, or it does not take these settings.
+        SettingError: if timm has no such network, it takes images of one size only, or it does not take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
         raise SettingError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path}
+    _check_any_size(config.backbone)
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
         model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
     except TypeError as error:
-        raise SettingError(f"model.backbone {config.backbone} must take the settings of model.*; {error}.") from error
+        names = {"ls_init_value": ("model.layer_scale", "null"), "drop_path_rate": ("model.drop_path", "0")}
+        unknown = next((names[option] for option in options if option in str(error)), None)
+        if unknown is None:
+            raise
+        check_feature_map(
+            timm.create_model(config.backbone, num_classes=len(CLASSES))
+        )  # the graver fault is told first
+        raise SettingError(
+            f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
+        ) from error
     install_stochastic_depth(model)
     return model
+
+
+def _check_any_size(backbone: str) -> None:
+    """Raise SettingError for a network that takes images of one size only, as most transformers do."""
+    published = timm.get_pretrained_cfg(backbone)
+    if published is not None and published.fixed_input_size:
+        height, width = published.input_size[1:]
+        raise SettingError(
+            f"model.backbone must be a convolutional network, which takes images of any size; {backbone} takes {width} x {height} px only. "
+            "Choose another, such as convnext_tiny."
+        )
 
 
 def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.device) -> nn.Module:
@@ -63,13 +80,23 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
 
 
 def check_feature_map(model: nn.Module) -> None:
-    """Raise SettingError unless the network's features are a map ``(N, K, h, w)``, which Grad-CAM needs."""
+    """Raise SettingError unless the network gives, for images of any size, a map ``(N, K, h, w)``, which Grad-CAM needs."""
     model.eval()
-    with torch.no_grad():
-        shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
+    remedy = "choose a convolutional network, such as convnext_tiny"
+    try:
+        with torch.no_grad():
+            shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
+    except (
+        AssertionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # each network says in its own way that a size does not suit it
+        raise SettingError(
+            f"model.backbone must take images of any size, {type(model).__name__} does not take 128 x 96 px ({error}); {remedy}."
+        ) from error
     if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
         raise SettingError(
-            f"model.backbone must give a feature map (N, channels, height, width), it gives {shape}; choose a convolutional network."
+            f"model.backbone must give a feature map (N, channels, height, width), {type(model).__name__} gives {shape}; {remedy}."
         )
 
 
@@ -119,68 +146,3 @@ def train_mode(model: nn.Module) -> None:
         own = list(module.parameters())
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsReport:
-    """What of a file of weights fitted the network: names of tensors."""
-
-    matched: list[str]
-    missing: list[str]
-    unused: list[str]
-
-    def __str__(self) -> str:
-        shown = (
-            f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
-            if self.missing
-            else ""
-        )
-        return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
-
-
-def load_weights(model: nn.Module, path: Place) -> WeightsReport:
-    """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
-
-    Raises:
-        SettingError: if the file is missing, holds anything but tensors, or nothing matches.
-    """
-    if not path.is_file():
-        raise SettingError(f"--weights must be none, imagenet or a file, {path} is not a file.")
-    given = read_state_dict(path)
-    own = model.state_dict()
-    matched = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
-    if not matched:
-        raise SettingError(
-            f"--weights must fit {type(model).__name__}, no tensor of {path.name} has a name and shape of it."
-        )
-    model.load_state_dict(matched, strict=False)
-    return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
-
-
-def read_state_dict(path: Place) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
-
-    Raises:
-        SettingError: if it holds anything but tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return load_tensors(path.read_bytes())
-        except SafetensorError as error:
-            raise SettingError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
-    try:
-        loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base for damaged and for unsafe files
-        raise SettingError(
-            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not."
-        ) from error
-    if isinstance(loaded, Mapping):
-        loaded = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded.get(key), Mapping)), loaded)
-    tensors = (
-        {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise SettingError(f"--weights must hold named tensors, {path.name} holds none.")
-    return tensors

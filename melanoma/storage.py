@@ -10,7 +10,7 @@ import functools
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,10 @@ class RemotePath:
         """Return True."""
         return True
 
+    def relative_to(self, folder: "RemotePath") -> PurePosixPath:
+        """Return its path inside a folder."""
+        return self._path.relative_to(folder._path)
+
     def _kind(self) -> str:
         try:
             return str(self.file_system.get_file_info(self.key).type.name)
@@ -278,10 +282,55 @@ def is_sha256(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def files_below(folder: Place, suffixes: Collection[str]) -> list[Place]:
-    """Return the files anywhere below a folder whose ending, in small letters, is one of some, in order."""
-    found = folder.files() if isinstance(folder, RemotePath) else (path for path in folder.rglob("*") if path.is_file())
-    return sorted((path for path in found if path.suffix.lower() in suffixes), key=str)
+_NOT_OURS = {
+    "__MACOSX",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+}
+"""What other programs leave in folders; with every name that starts with a dot it is passed over."""
+
+
+def files_below(folder: Place, suffixes: Collection[str] | None = None) -> list[Place]:
+    """Return the files anywhere below a folder, in order; hidden files and folders are passed over, links are followed.
+
+    Args:
+        folder: where to look.
+        suffixes: endings of names in small letters, "" for none; None takes every file.
+    """
+    found: Iterable[Place] = _walk(folder) if isinstance(folder, Path) else _shown_files(folder)
+    return sorted((path for path in found if suffixes is None or path.suffix.lower() in suffixes), key=str)
+
+
+def _shown_files(folder: RemotePath) -> Iterator[RemotePath]:
+    return (path for path in folder.files() if not any(map(_is_hidden, path.relative_to(folder).parts)))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NOT_OURS
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Give every file below a folder once: its own folders first, then what links lead to, and none that leads back up."""
+    above = {(status.st_dev, status.st_ino) for status in (path.stat() for path in folder.resolve().parents)}
+    own, linked, seen = [folder] if folder.is_dir() else [], list[Path](), set(above)
+    while own or linked:
+        here = own.pop() if own else linked.pop(0)
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in sorted(here.iterdir()):
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                (linked if entry.is_symlink() else own).append(entry)
+            elif entry.is_file():
+                yield entry
 
 
 def publish(folder: Path, target: RemotePath, *, last: str | None = None) -> None:

@@ -153,7 +153,7 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     prepare.add_argument(
         "--group-by",
         metavar="COL,...",
-        help="columns that must not be split (default: patient_id and lesion_id, whichever are there)",
+        help="columns of the metadata, any of them, whose equal values must not be split (default: patient_id and lesion_id, whichever are there)",
     )
     prepare.add_argument(
         "--same-lesion",
@@ -255,6 +255,11 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     )
     evaluate.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)"
+    )
+    evaluate.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="of a folder of pictures: go on without the bad rows; the report says what was left out",
     )
     _add_address(evaluate)
 

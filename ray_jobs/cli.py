@@ -62,8 +62,9 @@ def _phantom(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from melanoma.data.left_out import left_out_sentence
     from ray_jobs.prepare import PrepareConfig, prepare
-    from ray_jobs.progress import counted
+    from ray_jobs.progress import counted, say
 
     config = PrepareConfig(
         size=args.size,
@@ -71,17 +72,21 @@ def _prepare(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         calibration_fraction=args.calibration_fraction,
         seed=args.seed,
-        group_by=tuple(args.group_by.split(",")) if args.group_by else None,
+        group_by=tuple(filter(None, map(str.strip, args.group_by.split(",")))) if args.group_by else None,
         same_lesion=args.same_lesion,
         splits=args.splits,
         skip_bad=args.skip_bad,
     )
     with counted("decoding") as on_picture:
         manifest = prepare(args.source, args.out, config, on_picture=on_picture)
+    left_out = left_out_sentence(manifest["left_out"])
+    for line in (*manifest["notes"], *([left_out] if left_out else [])):
+        say(line)
     text = (
         f"{manifest['num_images']} pictures in {manifest['num_groups']} groups ({', '.join(manifest['group_columns'])}, identical pictures"
         f"{', known pairs' if manifest['num_known_pairs'] else ''}), split hash {manifest['split_hash'][:12]}, in {args.out}"
         + (f"\n{alone} of them have no group id and stand alone" if (alone := manifest["num_without_group_id"]) else "")
+        + (f"\n{left_out} They are listed in {args.out / 'rejected.csv'}" if left_out else "")
     )
     _print(args, manifest, text)
     return DONE
@@ -91,6 +96,8 @@ def _describe(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from melanoma.data.dataset import open_prepared
+    from melanoma.data.groups import largest_groups
+    from melanoma.data.left_out import left_out_sentence
 
     data = open_prepared(args.dataset, verify=True)
     records = data.records
@@ -98,13 +105,31 @@ def _describe(args: argparse.Namespace) -> int:
     by_class = pd.crosstab(part, records["dx"], margins=True, margins_name="all")
     by_source = pd.crosstab(records["source"].replace("", "(not named)"), records["split"])
     groups = records.groupby("split")["group"].nunique().to_dict()
-    value = {**data.manifest, "groups": groups, "sources": by_source.T.to_dict()}
+    left_out, notes = data.manifest.get("left_out", {}), data.manifest.get("notes", [])
+    largest = largest_groups(records, data.manifest["group_columns"])
+    value = {
+        **data.manifest,
+        "left_out": left_out,
+        "groups": groups,
+        "sources": by_source.T.to_dict(),
+        "largest_groups": largest,
+    }
     text = (
         f"{data.manifest['name']}: {len(records)} pictures of {data.canvas[1]} x {data.canvas[0]} px in {data.manifest['num_groups']} groups "
-        f"({', '.join(data.manifest['group_columns'])})\n\n{by_class}\n\n{by_source}\n\nsplit hash {data.manifest['split_hash']}"
+        f"({', '.join(data.manifest['group_columns'])})\n\n{by_class}\n\n{by_source}\n\n{_largest(largest, len(records))}\n"
+        + "".join(f"{line}\n" for line in (left_out_sentence(left_out), *notes) if line)
+        + f"split hash {data.manifest['split_hash']}"
     )
     _print(args, value, text)
     return DONE
+
+
+def _largest(groups: list[dict[str, Any]], num_images: int) -> str:
+    shown = ", ".join(
+        f"{found['num_images']} ({found['num_images'] / num_images:.1%}, {found['split']}, with {found['group']})"
+        for found in groups
+    )
+    return f"largest groups: {shown}"
 
 
 def _config(args: argparse.Namespace) -> "TrainConfig":
@@ -182,6 +207,7 @@ def _tune(args: argparse.Namespace) -> int:
     search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
     with locked(run_dir):
         if not (run_dir / RESULT).is_file():
+            data.check_writable()
             check_network(job(config, run_dir))
         result = claim_search(search, content=data.content_hash)
         if result is None:
@@ -220,13 +246,22 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from melanoma.data.left_out import left_out_sentence
     from ray_jobs.evaluate import describe_evaluation, evaluate
-    from ray_jobs.progress import counted
+    from ray_jobs.progress import counted, say
 
     with counted("predicting") as on_picture:
         report = evaluate(
-            args.bundle, args.data, args.out, split=args.split, num_workers=args.workers, on_picture=on_picture
+            args.bundle,
+            args.data,
+            args.out,
+            split=args.split,
+            num_workers=args.workers,
+            skip_bad=args.skip_bad,
+            on_picture=on_picture,
         )
+    if report["left_out"]:
+        say(left_out_sentence(report["left_out"]))
     _print(args, report, describe_evaluation(report, args.out))
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 

@@ -4,16 +4,19 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import joblib
 import ray
 import ray.data
+import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from melanoma.errors import DataError
 from ray_jobs.local_ray import safe_defaults
+from ray_jobs.preflight import check_address, check_temp_dir
 from ray_jobs.progress import say
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # pictures travel as files, never through the object store
@@ -42,6 +45,9 @@ class Bundle:
         return f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}{gpus}"
 
 
+_ADVICE = re.compile(r"\nFailed to .* after \d+/\d+ attempts.*", re.DOTALL)
+
+
 def connect(*, num_workers: int = 1) -> None:
     """Connect this process to Ray, once.
 
@@ -54,8 +60,10 @@ def connect(*, num_workers: int = 1) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
+        check_address(os.environ["RAY_ADDRESS"])
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         return
+    check_temp_dir()
     with safe_defaults():
         ray.init(
             address="local",
@@ -133,14 +141,27 @@ def gpus_per_trial(nodes: Sequence[Mapping[str, float]], num_trials: int) -> flo
 def collect(
     dataset: ray.data.Dataset, total: int, on_picture: Callable[[int, int], None] | None
 ) -> list[dict[str, Any]]:
-    """Run a Ray Data pipeline and return its rows, telling how many of the total are done."""
-    context = ray.data.DataContext.get_current()
+    """Run a Ray Data pipeline and return its rows, telling how many of the total are done; what fails in a task is raised as it was."""
+    context = dataset.context  # a data set keeps the settings it was made with: those of the process come too late
     context.enable_progress_bars = False  # progress is shown by the command, once, in its own words
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True
+    if os.environ.get("MELANOMA_DEBUG") != "1":
+        logging.getLogger("ray.data").setLevel(
+            logging.CRITICAL
+        )  # it would call an error of ours one of its own, with its trace
     rows: list[dict[str, Any]] = []
-    for row in dataset.iter_rows():
-        rows.append(row)
-        if on_picture is not None:
-            on_picture(len(rows), total)
+    try:
+        for row in dataset.iter_rows():
+            rows.append(row)
+            if on_picture is not None:
+                on_picture(len(rows), total)
+    except ray.exceptions.RayTaskError as error:
+        raise _without_advice(error.cause) from error
     return rows
+
+
+def _without_advice(cause: Exception) -> Exception:
+    """Take off the sentences on retries that Ray Data writes behind the message of what failed in a task."""
+    cause.args = tuple(_ADVICE.sub("", arg) if isinstance(arg, str) else arg for arg in cause.args)
+    return cause

@@ -1,5 +1,6 @@
 """Batch prediction of a bundle over a data set, with Ray Data, and what it proves."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,22 +9,23 @@ import pandas as pd
 import ray.data
 import torch
 
-from melanoma.bundle import load_bundle
+from melanoma.bundle import Bundle, load_bundle
 from melanoma.config import CLASSES
-from melanoma.data.dataset import PictureDataset, open_prepared
-from melanoma.data.groups import join_groups
-from melanoma.data.records import read_source
-from melanoma.errors import DataError
+from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.data.external import EXTERNAL, read_external
+from melanoma.data.left_out import left_out_sentence
+from melanoma.data.names import shown
+from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
+from melanoma.errors import DataError, InvalidImageError
 from melanoma.evidence.report import Evaluated, write_report
-from melanoma.files import new_folder, sha256_of
-from melanoma.images import decode_image
+from melanoma.files import new_folder
+from melanoma.images import check_content, decode_image
 from melanoma.predictor import Prediction, Predictor
 from melanoma.storage import Place, is_address, place
 from ray_jobs.cluster import collect, connect, cpus_per_worker, node_resources
 from ray_jobs.progress import say
 
 BATCH = 64
-EXTERNAL = "external"
 
 
 def evaluate(
@@ -33,9 +35,19 @@ def evaluate(
     *,
     split: str | None = None,
     num_workers: int = 1,
+    skip_bad: bool = False,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a bundle on a split of a prepared data set (test unless named), or on a whole SOURCE folder, and write the evidence.
+
+    Args:
+        bundle_dir: of the bundle.
+        data_dir: a prepared data set or a SOURCE folder.
+        out: folder to write.
+        split: of a prepared data set.
+        num_workers: scoring actors.
+        skip_bad: go on without the bad rows and pictures of a SOURCE folder, and say what was left out.
+        on_picture: called with (done, total).
 
     Returns:
         report.json.
@@ -50,8 +62,15 @@ def evaluate(
         raise DataError(
             "--split needs a prepared data set, DATA is a folder of pictures; leave --split out or prepare it first."
         )
-    name = EXTERNAL if prepared is None else split or "test"
-    rows = _external_rows(data_dir) if prepared is None else prepared.rows(name).assign(path="")
+    if prepared is None:
+        name, external = EXTERNAL, read_external(data_dir, tuple(bundle.manifest["group_columns"]), skip_bad=skip_bad)
+        rows, population = external.rows, shown(data_dir.resolve().name)
+        for note in external.notes:
+            say(note)
+    else:
+        name, external = split or "test", None
+        rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest["name"]
+    connect(num_workers=num_workers)  # a cluster that is not there must not cost a look
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
         if prepared is not None and name != "train":
@@ -59,34 +78,48 @@ def evaluate(
             accesses = prepared.log_access(
                 name, {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
             )
-        predictions = _predict(bundle_dir, data_dir, rows, num_workers=num_workers, on_picture=on_picture)
+        scored = _predict(bundle_dir, data_dir, rows, num_workers=num_workers, on_picture=on_picture)
+        left_out = {} if prepared is None else prepared.manifest.get("left_out", {})
+        if external is not None:
+            bad = _unreadable(scored)
+            left_out = external.left_out(bad, skip_bad=skip_bad)
+            if rejections := [*external.rejections, *bad]:
+                write_rejections(work / REJECTED, rejections)
+        predictions = scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
+        if predictions.empty:
+            raise DataError(f"SOURCE must hold at least one usable picture, it has none. {left_out_sentence(left_out)}")
         same_data = prepared is not None and prepared.manifest["split_hash"] == bundle.manifest["split_hash"]
-        population = f"{data_dir.resolve().name if prepared is None else prepared.manifest['name']}, {name}"
         evaluated = Evaluated(
-            bundle, predictions, split=name, population=population, accesses=accesses, same_splits=same_data
+            bundle,
+            predictions,
+            split=name,
+            population=f"{population}, {name}",
+            accesses=accesses,
+            same_splits=same_data,
+            left_out=left_out,
         )
         return write_report(evaluated, work)
 
 
-def _external_rows(folder: Place) -> pd.DataFrame:
-    """Return the usable rows of a SOURCE folder: every picture with a known label and a group."""
-    source = read_source(folder)
-    bad = {rejection.image_id for rejection in source.rejections if rejection.reason != "picture_without_row"}
-    rows = source.records[~source.records["image_id"].isin(bad)].reset_index(drop=True)
-    if rows.empty:
-        raise DataError(f"SOURCE must hold at least one usable picture, {folder} has none.")
-    if not source.group_columns:
+def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFrame:
+    """Return the rows of a split, once all is sure that can be known before its look is logged."""
+    rows, canvas = data.rows(split), bundle.preprocess.canvas
+    if data.canvas != canvas:
         raise DataError(
-            "the metadata must have patient_id or lesion_id, without which no interval is honest; add one of them."
+            f"the bundle takes images of {canvas[1]} x {canvas[0]} px, the data set holds {data.canvas[1]} x {data.canvas[0]}; prepare it again "
+            f"with --size {canvas[1]}."
         )
-    if len(rows) < len(source.records):
-        reasons = pd.Series([r.reason for r in source.rejections]).value_counts().to_dict()
-        say(
-            f"{len(source.records) - len(rows)} rows are left out: {', '.join(f'{num} {name}' for name, num in reasons.items())}"
-        )
-    keys = [rows[column].tolist() for column in source.group_columns]
-    keys.append([sha256_of(place(path)) for path in rows["path"]])  # a copy under another name is no further unit
-    return rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
+    missing = [name for name in sorted(set(rows["shard"])) if not (data.folder / "shards" / name).is_file()]
+    if missing:
+        raise DataError(f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set again.")
+    if split != "train":
+        data.check_writable()
+    return rows.assign(path="")
+
+
+def _unreadable(scored: pd.DataFrame) -> list[Rejection]:
+    bad = scored.loc[scored["reason"] != "", ["image_id", "reason", "detail"]]
+    return [Rejection(*row) for row in bad.itertuples(index=False)]
 
 
 def _predict(
@@ -97,8 +130,7 @@ def _predict(
     num_workers: int,
     on_picture: Callable[[int, int], None] | None,
 ) -> pd.DataFrame:
-    """Predict all rows in parallel and return predictions.parquet's table, in the order of rows."""
-    connect(num_workers=num_workers)
+    """Predict all rows in parallel and return predictions.parquet's table, in the order of rows, with why some could not be judged."""
     chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
     num_cpus = cpus_per_worker(node_resources(), num_workers)
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
@@ -109,59 +141,70 @@ def _predict(
         compute=ray.data.ActorPoolStrategy(size=num_workers),
     )
     scored = pd.DataFrame(collect(dataset, len(rows), on_picture)).sort_values("position").set_index("position")
-    table = rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
-    if scored["failed"].any():
-        first = rows["image_id"].iloc[int(scored.index[scored["failed"]][0])]
-        raise DataError(
-            f"every picture must be readable, {int(scored['failed'].sum())} are not (the first is {first}); mend or remove them."
-        )
-    return table.drop(columns="failed")
+    return rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
 
 
 class _Scorer:
-    """A Ray Data actor that holds the bundle and the data set; scores chunks of rows."""
+    """A Ray Data actor that holds the bundle and the data set; scores chunks of rows.
+
+    Both are opened for the first chunk: of what fails in a constructor, Ray tells the driver only a text.
+    """
 
     def __init__(self, bundle_dir: str, data_dir: str, rows: pd.DataFrame, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        self._predictor = Predictor(load_bundle(place(bundle_dir)), allow_uncontracted=True)
-        self._rows = rows
-        is_prepared = (place(data_dir) / "manifest.json").is_file()
-        self._dataset = PictureDataset(open_prepared(place(data_dir)), self._rows) if is_prepared else None
+        self._bundle_dir, self._data_dir, self._rows, self._num_threads = bundle_dir, data_dir, rows, num_threads
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        torch.set_num_threads(self._num_threads)
+        return Predictor(load_bundle(place(self._bundle_dir)), allow_uncontracted=True)
+
+    @functools.cached_property
+    def _dataset(self) -> PictureDataset | None:
+        is_prepared = (place(self._data_dir) / "manifest.json").is_file()
+        return PictureDataset(open_prepared(place(self._data_dir)), self._rows) if is_prepared else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         positions = [i for start, stop in zip(batch["start"], batch["stop"], strict=True) for i in range(start, stop)]
         pictures = [self._picture(position) for position in positions]
-        readable = [picture for picture in pictures if picture is not None]
+        readable = [picture for picture in pictures if isinstance(picture, np.ndarray)]
         predictions = iter(self._predictor.predict(readable) if readable else [])
         rows = [
-            _row(position, None if picture is None else next(predictions))
+            _row(position, next(predictions) if isinstance(picture, np.ndarray) else picture)
             for position, picture in zip(positions, pictures, strict=True)
         ]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
-    def _picture(self, position: int) -> np.ndarray | None:
+    def _picture(self, position: int) -> np.ndarray | tuple[str, str]:
+        """Return a picture as it was stored, or reason and detail of why the server would refuse it."""
         if self._dataset is not None:
             return self._dataset.pictures([position])[0].numpy()
+        path = self._rows["path"].iloc[position]
         try:
-            return self._predictor.bundle.preprocess.stored(
-                decode_image(place(self._rows["path"].iloc[position]).read_bytes())
-            )
-        except (DataError, OSError) as error:
-            path = self._rows["path"].iloc[position]
-            if isinstance(error, OSError) and is_address(path) and not isinstance(error, FileNotFoundError):
+            image = decode_image(place(path).read_bytes())
+            check_content(image)
+            return self._predictor.bundle.preprocess.stored(image)
+        except InvalidImageError as error:
+            return reason_of(error), f"{error.code}: {error}"
+        except OSError as error:
+            if is_address(path) and not isinstance(error, FileNotFoundError):
                 raise  # a storage that is away says nothing against the picture
-            return None
+            return UNREADABLE, error.strerror or type(error).__name__
 
 
-def _row(position: int, prediction: Prediction | None) -> dict[str, Any]:
+def _row(position: int, judged: Prediction | tuple[str, str]) -> dict[str, Any]:
     nothing = np.full(len(CLASSES), np.nan)
-    logits, probabilities = (nothing, nothing) if prediction is None else (prediction.logits, prediction.probabilities)
+    logits, probabilities, decision, why = nothing, nothing, "cannot_assess", ("", "")
+    if isinstance(judged, Prediction):
+        logits, probabilities, decision = judged.logits, judged.probabilities, judged.decision
+    else:
+        why = judged
     return {
         "position": position,
         **{f"logit_{name}": float(logits[i]) for i, name in enumerate(CLASSES)},
         **{f"probability_{name}": float(probabilities[i]) for i, name in enumerate(CLASSES)},
-        "decision": "cannot_assess" if prediction is None else prediction.decision,
-        "failed": prediction is None,
+        "decision": decision,
+        "reason": why[0],
+        "detail": why[1],
     }
 
 
@@ -175,6 +218,8 @@ def describe_evaluation(report: dict[str, Any], out: Place) -> str:
     lines += ["", f"contract here: {report['contract']['status']}. {report['contract']['sentence']}"]
     if report["accesses"]:
         lines.append(f"this {report['split']} split has been opened {len(report['accesses'])} time(s)")
+    if report["left_out"]:
+        lines.append(left_out_sentence(report["left_out"]))
     return "\n".join([*lines, f"written to {out}"])
 
 

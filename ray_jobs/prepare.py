@@ -1,13 +1,14 @@
 """Pictures -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
 
-Every shard is written by the task that made it, so that no picture passes through the driver or the object store. Splits are
-drawn after decoding, for identical pixels must not be split; then each split gets shards of its own, so that what must not be
-looked at need not even be there.
+Whatever the metadata and the arguments alone can show is checked before the first picture is read. Every shard is written by the task
+that made it, so that no picture passes through the driver or the object store. Splits are drawn after decoding, because identical pixels
+must not be split; then each split gets shards of its own, so that what must not be looked at need not even be there.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,25 @@ import ray.data
 
 from melanoma.config import CLASSES
 from melanoma.data.dataset import FORMAT_VERSION
-from melanoma.data.groups import join_groups
+from melanoma.data.groups import join_groups, key_column, largest_groups
+from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
+from melanoma.data.names import shown
 from melanoma.data.pairs import read_pairs, reject_pairs
-from melanoma.data.records import Rejection, Source, read_source, reject_conflicts
+from melanoma.data.records import Source, read_source
+from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, reject_conflicts, write_rejections
 from melanoma.data.shards import open_shard, write_shard
-from melanoma.data.splits import apply_splits, draw_splits, split_hash
+from melanoma.data.splits import SPLITS, apply_splits, check_shares, draw_splits, read_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError, SettingError
-from melanoma.files import new_folder, shared_folder, write_json, write_parquet, write_text
-from melanoma.images import Uint8Array, canvas_shape, decode_image, to_canvas
+from melanoma.files import new_folder, shared_folder, write_json, write_parquet
+from melanoma.images import Uint8Array, canvas_shape, check_content, decode_image, to_canvas
 from melanoma.storage import Place, is_address, place, remove_folder
 from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
 MANIFEST = "manifest.json"
-REJECTED = "rejected.csv"
+LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
+"""A group with a larger share of the images, and more than so many, is worth a word."""
 RECORD_COLUMNS = (
     "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex", "site", "source",
     "width_px", "height_px", "sha256", "shard", "row",
@@ -68,6 +73,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not 64 <= self.size <= 2048:
             raise SettingError(f"--size must be 64 to 2048 px, got {self.size}.")
+        check_shares(self.test_fraction, self.calibration_fraction, self.num_folds)
 
 
 def prepare(
@@ -79,45 +85,74 @@ def prepare(
         DataError: if SOURCE cannot be used as it is; bad rows are then listed in OUT/rejected.csv.
         LeakageError: if given splits part a group.
     """
-    source = read_source(source_dir)
-    group_columns = _group_columns(source, config.group_by)
-    pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
-    source.rejections.extend(reject_pairs(source.records, pairs))
-    given = _read_given(config.splits)
+    plan = _plan(source_dir, config)
+    source = plan.source
     with _work_folder(out) as work:
         (work / DECODED).mkdir()
         decoded = _decode(source, work / DECODED, config.size, on_picture)
         everything, rejections = _join(source, decoded)
         # Grouped before anything is left out: two lesions may be known to be one only by a picture that cannot be read.
-        everything["group"] = _groups(everything, group_columns, pairs)
-        bad = {rejection.image_id for rejection in rejections}
-        records = everything[~everything["image_id"].isin(bad)].sort_values("image_id", ignore_index=True)
-        _write_rejections(work / REJECTED, rejections)
+        everything["group"] = _groups(everything, plan.group_columns, plan.pairs)
+        records = _usable(everything, rejections)
+        left_out = count_left_out([(rejection.image_id, rejection.reason) for rejection in rejections], source.records)
+        write_rejections(work / REJECTED, rejections)
         if not rejections or config.skip_bad:
             if records.empty:
                 raise DataError(
-                    "SOURCE must hold at least one usable picture, it has none; see the reasons with --skip-bad left out."
+                    f"SOURCE must hold at least one usable picture, it has none. {left_out_sentence(left_out)}"
                 )
             manifest = _write_dataset(
-                work,
-                records,
-                config,
-                given=given,
-                pairs=pairs,
-                group_columns=group_columns,
-                name=source_dir.resolve().name,
+                work, records, config, plan=plan, left_out=left_out, name=shown(source_dir.resolve().name)
             )
         remove_folder(work / DECODED)
     if rejections and not config.skip_bad:
-        raise DataError(_count_reasons(rejections, out))
+        raise DataError(_refusal(rejections, left_out, out))
     return manifest
 
 
-def _read_given(splits: Place | None) -> pd.DataFrame | None:
-    if splits is None:
-        return None
-    with splits.open("rb") as file:
-        return pd.read_csv(file, dtype=str)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known before any picture is read.
+
+    Attributes:
+        source: what SOURCE holds.
+        group_columns: names of the columns that group pictures.
+        pairs: known pairs of pictures.
+        given: the splits to take, as `read_splits` gives them; None draws them.
+    """
+
+    source: Source
+    group_columns: tuple[str, ...]
+    pairs: list[tuple[str, str]]
+    given: pd.DataFrame | None
+
+
+def _plan(source_dir: Place, config: PrepareConfig) -> _Plan:
+    """Read the metadata and check all that they and the arguments alone can show."""
+    source = read_source(source_dir)
+    group_columns = source.group_by(config.group_by)
+    pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
+    given = None if config.splits is None else read_splits(config.splits)
+    source.check_found()
+    source.rejections.extend(reject_pairs(source.records, pairs))
+    plan = _Plan(source, group_columns, pairs, given)
+    if given is not None:
+        _check_given(plan, config)
+    return plan
+
+
+def _check_given(plan: _Plan, config: PrepareConfig) -> None:
+    """Check given splits on the groups that the metadata alone show; copies of a picture may join some of them later."""
+    records = plan.source.records.drop_duplicates("image_id").assign(sha256="", pixel_sha256="")
+    records["group"] = _groups(records, plan.group_columns, plan.pairs)
+    usable = _usable(records, plan.source.rejections)
+    if len(usable):
+        _split(usable, config, plan.given)
+
+
+def _usable(records: pd.DataFrame, rejections: list[Rejection]) -> pd.DataFrame:
+    bad = {rejection.image_id for rejection in rejections}
+    return records[~records["image_id"].isin(bad)].sort_values("image_id", ignore_index=True)
 
 
 @contextlib.contextmanager
@@ -133,17 +168,6 @@ def _work_folder(out: Place) -> Iterator[Place]:
         else shared_folder(out, replace_if=replace_if) as work
     ):
         yield work
-
-
-def _group_columns(source: Source, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    columns = source.group_columns if wanted is None else wanted
-    missing = [column for column in columns if column not in source.group_columns]
-    if missing or not columns:
-        what = f"lack {', '.join(missing)}" if missing else "give no picture a patient_id or lesion_id"
-        raise DataError(
-            f"the metadata must have the columns that group pictures, they {what}; add them or name others with --group-by."
-        )
-    return columns
 
 
 def _shard_rows(size: int) -> int:
@@ -164,15 +188,11 @@ def _decode(source: Source, shards: Place, size: int, on_picture: Callable[[int,
         {
             "shard": f"shard-{start // num_rows:05d}.arrow",
             "image_ids": part["image_id"].tolist(),
-            "paths": part["path"].tolist(),
+            "paths": [os.fsencode(path) for path in part["path"]],  # a name need not be UTF-8, Arrow's text must
         }
         for start in range(0, len(rows), num_rows)
         for part in [rows.iloc[start : start + num_rows]]
     ]
-    if not chunks:
-        raise DataError(
-            f"SOURCE must hold the pictures that its metadata name, none of {len(source.records)} was found; unpack them below it."
-        )
     connect()
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).flat_map(
         decode_chunk,  # type: ignore[arg-type]
@@ -187,20 +207,21 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
     image_ids: list[str] = []
     pictures: list[Uint8Array] = []
     rows: list[dict[str, Any]] = []
-    for image_id, path in zip(chunk["image_ids"], chunk["paths"], strict=True):
+    for image_id, path in zip(chunk["image_ids"], map(os.fsdecode, chunk["paths"]), strict=True):
         row: dict[str, Any] = {"image_id": image_id, "shard": chunk["shard"], "row": -1, "reason": "", "detail": ""}
         row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
         rows.append(row)
         try:
             data = place(path).read_bytes()
             image = decode_image(data)
+            check_content(image)
         except InvalidImageError as error:
-            row |= {"reason": "picture_unreadable", "detail": f"{error.code}: {error}"}
+            row |= {"reason": reason_of(error), "detail": f"{error.code}: {error}"}
             continue
         except OSError as error:
             if is_address(path) and not isinstance(error, FileNotFoundError):
                 raise  # a storage that is away says nothing against the picture
-            row |= {"reason": "picture_unreadable", "detail": error.strerror or type(error).__name__}
+            row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
             continue
         pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
         row |= {
@@ -238,23 +259,18 @@ def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rej
 
 
 def _groups(records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[str, str]]) -> list[str]:
-    keys = [records[column].tolist() for column in (*columns, "sha256", "pixel_sha256")]
+    keys = [records[column].tolist() for column in (*map(key_column, columns), "sha256", "pixel_sha256")]
     return join_groups(records["image_id"].tolist(), keys, pairs)
 
 
-def _write_rejections(path: Place, rejections: list[Rejection]) -> None:
-    table = pd.DataFrame(
-        [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]
-    )
-    write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))
-
-
-def _count_reasons(rejections: list[Rejection], out: Place) -> str:
+def _refusal(rejections: list[Rejection], left_out: LeftOut, out: Place) -> str:
+    num = len({rejection.image_id for rejection in rejections})
     reasons = pd.Series([rejection.reason for rejection in rejections]).value_counts()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    num = len({rejection.image_id for rejection in rejections})
+    first = rejections[0]
     return (
-        f"every picture must be usable, {num} are not ({counts}); see {out / REJECTED}, mend them or pass --skip-bad."
+        f"every picture must be usable, {num} are not ({counts}); by class: {describe_left_out(left_out)}; the first is {first.image_id}: "
+        f"{first.detail}; see {out / REJECTED}, mend them or pass --skip-bad."
     )
 
 
@@ -263,12 +279,11 @@ def _write_dataset(
     records: pd.DataFrame,
     config: PrepareConfig,
     *,
-    given: pd.DataFrame | None,
-    pairs: list[tuple[str, str]],
-    group_columns: tuple[str, ...],
+    plan: _Plan,
+    left_out: LeftOut,
     name: str,
 ) -> dict[str, Any]:
-    drawn = _split(records, config, given)
+    drawn = _split(records, config, plan.given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
     records, digests = _store_by_split(
         work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size
@@ -290,15 +305,42 @@ def _write_dataset(
         },
         "num_folds": int(records["fold"].max()) + 1,
         "seed": config.seed,
-        "group_columns": list(group_columns),
-        "num_without_group_id": int((records[list(group_columns)] == "").all(axis=1).sum()),
-        "num_known_pairs": len(pairs),
-        "splits": "drawn" if given is None else "given",
+        "group_columns": list(plan.group_columns),
+        "num_without_group_id": int((records[list(map(key_column, plan.group_columns))] == "").all(axis=1).sum()),
+        "num_known_pairs": len(plan.pairs),
+        "left_out": left_out,
+        "largest_groups": largest_groups(records, plan.group_columns),
+        "notes": [*plan.source.notes, *_warnings(records, plan)],
+        "splits": "drawn" if plan.given is None else "given",
         "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
         "shards": digests,
     }
     write_json(work / MANIFEST, manifest)
     return manifest
+
+
+def _warnings(records: pd.DataFrame, plan: _Plan) -> list[str]:
+    """Return what a person should look at before training on these records."""
+    warnings = []
+    for found in largest_groups(records, plan.group_columns, num=20):
+        share, num = found["num_images"] / len(records), found["num_images"]
+        if share > LARGE_GROUP and num > LARGE_GROUP_IMAGES:
+            ids = ", ".join(f"{name} {', '.join(values)}" for name, values in found["ids"].items() if values)
+            warnings.append(
+                f"one group holds {num} of {len(records)} images ({share:.0%}; {ids or 'identical images'}), all in {found['split']}; "
+                "make sure that its id is no placeholder"
+            )
+    melanomas = records[records["dx"] == "mel"]
+    if len(melanomas) and plan.given is not None and "calibration" not in set(records["split"]):
+        warnings.append(
+            "the splits file gives no image to calibration, without which `train` can make no contract; add such rows"
+        )
+    else:
+        for split in sorted(set(SPLITS) - set(melanomas["split"])) if len(melanomas) else []:
+            warnings.append(
+                f"{split} holds no melanoma, of {len(melanomas)} in all; other fractions or a finer group column may part them"
+            )
+    return warnings
 
 
 def _store_by_split(work: Place, records: pd.DataFrame, size: int) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -17,9 +17,10 @@ from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.engine import SELECTION
 from melanoma.errors import DataError, is_deterministic, root_cause
 from melanoma.files import claim_folder, locked, new_folder, read_json, write_json
-from melanoma.networks import build_model, check_feature_map, freeze, load_weights
+from melanoma.networks import build_model, check_feature_map, freeze
 from melanoma.packing import pack
 from melanoma.storage import Place, as_file_system, place
+from melanoma.weights import load_weights
 from ray_jobs.checkpoints import load_state, mend
 from ray_jobs.cluster import Bundle, connect, cpus_per_worker, node_resources, wait_for_room
 from ray_jobs.progress import say, training_progress
@@ -78,6 +79,7 @@ def train(job: TrainJob) -> dict[str, Any]:
     with locked(job.run_dir):
         finished = (job.run_dir / "bundle" / MANIFEST).is_file()
         if not finished:
+            data.check_writable()
             check_network(job)  # before the folder is claimed: a mistyped setting must not take its name
         _claim(job, content=data.content_hash)
         if not finished:
@@ -119,7 +121,8 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
         )
     if not data.manifest["counts"].get("calibration", {}).get("mel", 0):
         raise DataError(
-            "the calibration split must hold melanomas, it has none; prepare the data set with a larger calibration fraction."
+            "the calibration split must hold melanomas, it has none; prepare the data set with a larger --calibration-fraction, or with more "
+            "rows of split calibration in the file of --splits."
         )
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import datetime
+import errno
 import hashlib
 import json
+import re
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +40,8 @@ _FIELDS = {
 }
 _COLUMNS = {"image_id", "group", "label", "dx", "split", "fold", "shard", "row"}
 ACCESS_LOG, LOOKS = "access_log.jsonl", "access_log"
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 40[13]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +109,23 @@ class PreparedData:
             with (self.folder / ACCESS_LOG).open("a") as log:
                 log.write(line + "\n")
         return self.accesses(split)
+
+    def check_writable(self) -> None:
+        """Raise DataError, before any work, if looks at calibration and test could not be logged: a read-only mount, no permission."""
+        try:
+            if isinstance(self.folder, RemotePath):
+                (self.folder / LOOKS / "writable").write_bytes(b"")
+            elif (self.folder / ACCESS_LOG).exists():
+                (self.folder / ACCESS_LOG).open("a").close()
+            else:
+                tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            if error.errno not in _READ_ONLY and not _DENIED.search(str(error)):
+                raise
+            raise DataError(
+                f"the data set must be writable for its access log, {self.folder} is not ({error.strerror or 'access denied'}); copy it to a "
+                "place that can be written, or mount it so."
+            ) from error
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
         """Return all looks at a split so far."""

@@ -1,10 +1,15 @@
 """What must never be split: pictures joined over patient, lesion and duplicate pictures. Knows nothing of splits."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+GROUP_COLUMNS = ("patient_id", "lesion_id")
+"""The columns that group images unless others are named."""
 
 
 def join_groups(
@@ -36,3 +41,20 @@ def join_groups(
     for image_id, label in zip(image_ids, component, strict=True):
         smallest[label] = min(smallest.get(label, image_id), image_id)
     return [smallest[label] for label in component]
+
+
+def key_column(name: str) -> str:
+    """Return where the records hold a column that groups images."""
+    return name if name in GROUP_COLUMNS else f"group by {name}"
+
+
+def largest_groups(records: pd.DataFrame, columns: Sequence[str], *, num: int = 5) -> list[dict[str, Any]]:
+    """Return the groups with the most images, largest first: how many, of how many all in all, and what joins them."""
+    found = []
+    for group, size in (
+        records["group"].value_counts().sort_index().sort_values(ascending=False, kind="stable")[:num].items()
+    ):
+        rows = records[records["group"] == group]
+        ids = {name: sorted(set(rows[column]) - {""})[:3] for name in columns if (column := key_column(name)) in rows}
+        found.append({"group": group, "num_images": int(size), "split": rows["split"].iloc[0], "ids": ids})
+    return found

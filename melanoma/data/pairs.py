@@ -4,7 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from melanoma.data.records import Rejection, without_suffix
+from melanoma.data.names import image_id_of, shown
+from melanoma.data.rejections import Rejection
+from melanoma.data.tables import read_rows
 from melanoma.errors import DataError
 from melanoma.storage import Place
 
@@ -17,19 +19,19 @@ def read_pairs(path: Place | None, known: set[str]) -> list[tuple[str, str]]:
     """
     if path is None:
         return []
-    with path.open("rb") as file:
-        table = pd.read_csv(file, dtype=str, header=None, keep_default_na=False)
-    if table.shape[1] < 2:
+    rows = read_rows(path)
+    if max((len(row) for row in rows), default=0) < 2:
         raise DataError(
-            f"--same-lesion must be a CSV whose first two columns are image ids, {path.name} has {table.shape[1]}."
+            f"--same-lesion must be a CSV whose first two columns are image ids, {shown(path.name)} has one; write a pair a row."
         )
-    pairs = [
-        (without_suffix(a.strip()), without_suffix(b.strip())) for a, b in table.iloc[:, :2].itertuples(index=False)
-    ]
+    pairs = [(image_id_of(row[0]), image_id_of(row[1])) for row in rows if len(row) > 1]
     # The first line may be a header; every other pair that names no picture here, of a part of a larger set, joins nothing.
     found = [(a, b) for a, b in pairs if a in known and b in known]
     if not found:
-        raise DataError(f"--same-lesion must name pictures of SOURCE, no pair of {path.name} does.")
+        raise DataError(
+            f"--same-lesion must name pictures of SOURCE, no pair of {shown(path.name)} does: its last pair is {' and '.join(pairs[-1])}, the "
+            f"first picture of SOURCE is {min(known, default='')}."
+        )
     return found
 
 

@@ -1,71 +1,23 @@
-"""Metadata tables of the public data sets -> one validated table of records; reads no pixel.
+"""A SOURCE folder -> one validated table of records; reads no pixel.
 
 Understood: HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC 2020, the ISIC Archive's own
-export, PAD-UFES-20.
+export, PAD-UFES-20, and any table with image ids, diagnoses and a column that groups images.
 """
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 
 from melanoma.config import CLASSES
+from melanoma.data.diagnoses import read_diagnoses
+from melanoma.data.group_ids import known_ids, tell_sources_apart
+from melanoma.data.groups import GROUP_COLUMNS, key_column
+from melanoma.data.image_files import ImageFiles, find_images
+from melanoma.data.metadata import ALIASES, GIVEN, KEY, TABLE, Metadata, read_metadata
+from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
 from melanoma.errors import DataError
 from melanoma.storage import Place, files_below
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-_ALIASES = {
-    "image_id": ("image_id", "isic_id", "image_name", "image", "img_id"),
-    "lesion_id": ("lesion_id",),
-    "patient_id": ("patient_id",),
-    "age": ("age", "age_approx"),
-    "sex": ("sex", "gender"),
-    "site": ("localization", "anatom_site_general_challenge", "anatom_site_general", "region"),
-    "source": ("dataset", "attribution"),
-}
-_DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
-_ONE_HOT = {
-    "MEL": "mel",
-    "NV": "nv",
-    "BCC": "bcc",
-    "AKIEC": "akiec",
-    "AK": "akiec",
-    "BKL": "bkl",
-    "DF": "df",
-    "VASC": "vasc",
-}
-_ONE_HOT_REFUSED = ("SCC", "UNK")
-_BY_NAME = {
-    **{name: name for name in CLASSES},
-    **{"nev": "nv", "ack": "akiec", "sek": "bkl"},  # PAD-UFES-20
-    **{"nevus": "nv", "melanoma": "mel", "melanoma, nos": "mel", "melanoma in situ": "mel", "melanoma invasive": "mel"},
-    **{"melanoma metastasis": "mel", "basal cell carcinoma": "bcc", "actinic keratosis": "akiec"},
-    **{"solar or actinic keratosis": "akiec", "squamous cell carcinoma in situ": "akiec", "bowen's disease": "akiec"},
-    **{
-        "seborrheic keratosis": "bkl",
-        "lichenoid keratosis": "bkl",
-        "lichen planus like keratosis": "bkl",
-        "solar lentigo": "bkl",
-    },
-    **{"lentigo nos": "bkl", "pigmented benign keratosis": "bkl", "dermatofibroma": "df"},
-    **{
-        "hemangioma": "vasc",
-        "angiokeratoma": "vasc",
-        "angioma": "vasc",
-        "vascular lesion": "vasc",
-        "pyogenic granuloma": "vasc",
-    },
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-    """One reason why one picture cannot be used."""
-
-    image_id: str
-    reason: str
-    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +25,64 @@ class Source:
     """What a SOURCE folder holds.
 
     Attributes:
-        records: one row a metadata row: image_id, lesion_id, patient_id, dx, label, age, sex, site, source, path; unusable rows too.
+        records: one row a metadata row: image_id, lesion_id, patient_id, dx, dx_given, label, age, sex, site, source, path; unusable
+            rows too.
         rejections: every reason found so far.
         group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least one picture.
+        metadata: the tables as they were read.
+        files: the images below the folder.
+        notes: sentences on what was taken in a way that its owner should know.
     """
 
     records: pd.DataFrame
     rejections: list[Rejection]
     group_columns: tuple[str, ...]
+    metadata: Metadata
+    files: ImageFiles
+    notes: list[str]
+
+    def check_found(self) -> None:
+        """Raise DataError if not a single image of the metadata is there."""
+        if not (self.records["path"] != "").any():
+            raise DataError(self.files.none_found(self.records["image_id"].tolist(), self.metadata.names))
+
+    def group_by(self, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Choose the columns that group images; those other than patient_id and lesion_id are added to the records.
+
+        Args:
+            wanted: names of any columns of the metadata; None takes patient_id and lesion_id, whichever are there.
+
+        Raises:
+            DataError: if a column is not there, or none of them says anything.
+        """
+        there = f"the metadata have the columns {', '.join(self.metadata.header)}"
+        if wanted is None:
+            if not self.group_columns:
+                raise DataError(
+                    "the metadata must have the columns that group pictures, they give no picture a patient_id or lesion_id; add them or name "
+                    f"others with --group-by ({there})."
+                )
+            return self.group_columns
+        return tuple(self._group_column(name.strip(), there) for name in wanted)
+
+    def _group_column(self, wanted: str, there: str) -> str:
+        name = wanted.casefold()
+        if name not in (self.group_columns if name in GROUP_COLUMNS else self.metadata.rows):
+            raise DataError(
+                f"the metadata must have the columns that group pictures, they lack {wanted}; {there}; add it or name others with --group-by."
+            )
+        if name not in GROUP_COLUMNS:
+            ids, notes = known_ids(self.metadata.rows[name], wanted)
+            ids, more = tell_sources_apart(ids, _origins(self.metadata, self.records), self.records["sex"], wanted)
+            if not (ids != "").any():
+                raise DataError(f"--group-by must name columns that group pictures, {wanted} is blank in every row.")
+            self.records[key_column(name)] = ids
+            self.notes.extend([*notes, *more])
+        return name
 
 
 def read_source(folder: Place) -> Source:
-    """Read the metadata of a SOURCE folder and find its pictures anywhere below it.
+    """Read the metadata of a SOURCE folder and find its pictures anywhere below it; links are followed.
 
     Folders named ``masks`` are passed over: they hold segmentations, not pictures.
 
@@ -93,129 +91,101 @@ def read_source(folder: Place) -> Source:
     """
     if not folder.is_dir():
         raise DataError(f"SOURCE must be a folder with a metadata CSV and pictures, {folder} is not a folder.")
-    table = _read_metadata(folder)
-    records, groups = _normalise(table)
-    paths, doubled = _find_pictures(folder)
-    records["path"] = [paths.get(image_id, "") for image_id in records["image_id"]]
-    rejections = [*_reject_rows(records), *_reject_pictures(records, paths, doubled)]
-    return Source(records, rejections, groups)
+    below = files_below(folder)
+    metadata, files = read_metadata(folder, below), find_images(folder, below)
+    records, groups, notes = _normalise(metadata)
+    found = [files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)]
+    # As objects: a name need not be UTF-8, which the strings of pandas must be.
+    records["path"] = pd.Series([str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object)
+    rejections = [*_reject_rows(records, metadata), *_reject_pictures(records, found, files, metadata.passed_over)]
+    left = len(set(files.by_stem) & metadata.passed_over)
+    notes = [
+        *metadata.notes,
+        *notes,
+        *([f"{left} images are named only by tables that are passed over, and are passed over too"] if left else []),
+    ]
+    return Source(records, rejections, groups, metadata, files, notes)
 
 
-def _read_metadata(folder: Place) -> pd.DataFrame:
-    tables = []
-    for path in files_below(folder, {".csv"}):
-        try:
-            with path.open("rb") as file:
-                table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise DataError(f"{path.name} must be a CSV table in UTF-8; repair or remove it ({error}).") from error
-        table.columns = [str(column).strip() for column in table.columns]
-        name = _first(table, _ALIASES["image_id"])
-        if name:
-            tables.append(table.rename(columns={name: "image_id"}))
-    if not tables:
-        known = ", ".join(_ALIASES["image_id"])
-        raise DataError(f"{folder} must hold a metadata CSV with one of the columns {known}; none was found.")
-    merged = tables[0]
-    for table in tables[1:]:
-        shared = [column for column in table.columns if column in merged.columns and column != "image_id"]
-        if shared or table["image_id"].duplicated().any() or merged["image_id"].duplicated().any():
-            raise DataError(
-                "SOURCE must hold one metadata CSV, or several that share only the image id; move the others away."
-            )
-        merged = merged.merge(table, on="image_id", how="outer").fillna("")
-    return merged
-
-
-def _first(table: pd.DataFrame, names: Iterable[str]) -> str | None:
-    return next((name for name in names if name in table.columns), None)
-
-
-def _normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    records = pd.DataFrame(index=table.index)
-    for name, aliases in _ALIASES.items():
-        column = _first(table, aliases)
-        records[name] = table[column].str.strip() if column else ""
-    # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
-    is_number = records["lesion_id"].str.fullmatch(r"\d+") & (records["patient_id"] != "")
-    records["lesion_id"] = records["lesion_id"].where(~is_number, records["patient_id"] + "/" + records["lesion_id"])
-    records["image_id"] = records["image_id"].map(without_suffix)
-    records["age"] = pd.to_numeric(records["age"], errors="coerce").where(lambda age: age > 0)
-    diagnoses = _diagnoses(table)
-    records["dx"] = [dx or "" for dx, _ in diagnoses]
+def _normalise(metadata: Metadata) -> tuple[pd.DataFrame, tuple[str, ...], list[str]]:
+    rows = metadata.rows
+    records = pd.DataFrame({"image_id": rows[KEY]}, index=rows.index)
+    for name in (name for name in ALIASES if name != "image_id"):
+        column = next((alias for alias in ALIASES[name] if alias in rows), None)
+        records[name] = rows[column] if column else ""
+    records["age"] = pd.to_numeric(records["age"].str.replace(",", "."), errors="coerce").where(lambda age: age > 0)
+    diagnoses = read_diagnoses(rows)
+    records["dx"] = [dx for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
     records["label"] = records["dx"].map({name: index for index, name in enumerate(CLASSES)}).fillna(-1).astype(int)
-    groups = tuple(name for name in ("patient_id", "lesion_id") if (records[name] != "").any())
-    return records, groups
+    notes = _clean_ids(records, metadata)
+    groups = tuple(name for name in GROUP_COLUMNS if (records[name] != "").any())
+    return records, groups, notes
 
 
-def without_suffix(name: str) -> str:
-    """Return an image id as some tables write it, with the suffix of its file, without that."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+def _clean_ids(records: pd.DataFrame, metadata: Metadata) -> list[str]:
+    """Blank ids that mean "not known", and tell those of several sources and patients apart; return what was done."""
+    origins, notes = _origins(metadata, records), list[str]()
+    for column, trait in (("patient_id", "sex"), ("lesion_id", "dx")):
+        records[column], unknown = known_ids(records[column], column)
+        if column == "lesion_id":
+            # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
+            is_number = records[column].str.fullmatch(r"\d+") & (records["patient_id"] != "")
+            records[column] = records[column].where(~is_number, records["patient_id"] + "/" + records[column])
+        records[column], apart = tell_sources_apart(records[column], origins, records[trait], column)
+        notes += [*unknown, *apart]
+    return notes
 
 
-def _diagnoses(table: pd.DataFrame) -> list[tuple[str | None, str]]:
-    """Return for each row its class, or None, and what the table says."""
-    hot = [name for name in (*_ONE_HOT, *_ONE_HOT_REFUSED) if name in table.columns]
-    named = [name for name in _DIAGNOSIS_COLUMNS if name in table.columns]
-    if not named and not ("MEL" in hot and "NV" in hot):
-        raise DataError(
-            f"the metadata must have a diagnosis column ({', '.join(_DIAGNOSIS_COLUMNS)} or MEL, NV, BCC, ...); none was found."
-        )
-    return [_diagnosis(row, named, hot) for row in table[named + hot].to_dict("records")]
+def _origins(metadata: Metadata, records: pd.DataFrame) -> pd.Series:
+    """Return where each row comes from: its source, or its table where the source does not tell two tables apart."""
+    tables, sources = metadata.rows[TABLE].map(_without_ending), records["source"]
+    if tables.nunique() < 2:
+        return sources
+    is_own = tables.groupby(sources).transform("nunique") == 1
+    return sources.where(is_own & (sources != ""), tables)
 
 
-def _diagnosis(row: dict[Any, str], named: list[str], hot: list[str]) -> tuple[str | None, str]:
-    given = [row[name].strip() for name in named if row[name].strip()]
-    for text in given:
-        if text.lower() in _BY_NAME:
-            return _BY_NAME[text.lower()], text
-    marked = [name for name in hot if row[name].strip() in {"1", "1.0"}]
-    if len(marked) == 1 and not given:
-        return _ONE_HOT.get(marked[0]), marked[0]
-    return None, given[0] if given else "+".join(marked)
+def _without_ending(table: str) -> str:
+    return table.rpartition(".")[0] or table
 
 
-def _find_pictures(folder: Place) -> tuple[dict[str, str], dict[str, int]]:
-    """Return image_id -> path, and image_id -> number of files where there are several."""
-    paths: dict[str, str] = {}
-    number: dict[str, int] = {}
-    for path in files_below(folder, IMAGE_SUFFIXES):
-        if "masks" not in path.parts[len(folder.parts) : -1]:
-            paths.setdefault(path.stem, str(path))
-            number[path.stem] = number.get(path.stem, 0) + 1
-    return paths, {image_id: count for image_id, count in number.items() if count > 1}
-
-
-def _reject_rows(records: pd.DataFrame) -> Iterable[Rejection]:
+def _reject_rows(records: pd.DataFrame, metadata: Metadata) -> Iterable[Rejection]:
     for image_id, given in records.loc[records["label"] < 0, ["image_id", "dx_given"]].itertuples(index=False):
         yield Rejection(image_id, "unknown_dx", f"dx {given!r} is none of {', '.join(CLASSES)} nor a known name of one")
     for image_id in records.loc[records["image_id"] == "", "image_id"]:
         yield Rejection(image_id, "no_image_id", "the row has no image id")
-    for image_id in sorted(set(records.loc[records["image_id"].duplicated(), "image_id"]) - {""}):
-        yield Rejection(
-            image_id, "image_id_twice", f"{int((records['image_id'] == image_id).sum())} rows have this image_id"
-        )
-    yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", "its lesion")
+    twice = records["image_id"].duplicated(keep=False) & (records["image_id"] != "")
+    for image_id, rows in metadata.rows[twice].groupby(records.loc[twice, "image_id"]):
+        differing = [name for name in rows.columns if name not in (KEY, GIVEN, TABLE) and rows[name].nunique() > 1]
+        detail = f"{len(rows)} rows have this image_id and differ in {', '.join(differing) or 'nothing'}"
+        yield Rejection(str(image_id), "image_id_twice", detail)
+    noun = "its lesion"
+    if _are_plain_numbers(records, metadata):
+        noun = "its lesion, whose id is a plain number that two hospitals may both use (a column dataset tells them apart),"
+    yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", noun)
 
 
-def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str) -> Iterable[Rejection]:
-    """Yield a rejection for every picture whose lesion, or whose pixels, stand in the table under two labels."""
-    known = records[(records[column] != "") & (records["label"] >= 0)]
-    for _, rows in known.groupby(column):
-        names = sorted(set(rows["dx"]))
-        if len(names) > 1:
-            for image_id in rows["image_id"]:
-                yield Rejection(image_id, reason, f"{noun} is labelled {' and '.join(names)}")
+def _are_plain_numbers(records: pd.DataFrame, metadata: Metadata) -> bool:
+    given = metadata.rows["lesion_id"] if "lesion_id" in metadata.rows else pd.Series(dtype=str)
+    known = given[given != ""]
+    return bool(len(known) and known.str.fullmatch(r"\d+").all() and not (_origins(metadata, records) != "").any())
 
 
-def _reject_pictures(records: pd.DataFrame, paths: dict[str, str], doubled: dict[str, int]) -> Iterable[Rejection]:
-    for image_id in records.loc[(records["path"] == "") & (records["image_id"] != ""), "image_id"].unique():
-        yield Rejection(image_id, "picture_missing", "no picture of this name lies below SOURCE")
-    rows = set(records["image_id"])
-    for image_id in sorted(set(paths) - rows):
-        yield Rejection(image_id, "picture_without_row", "no metadata row names this picture")
-    for image_id, count in sorted(doubled.items()):
-        if image_id in rows:
-            yield Rejection(image_id, "picture_twice", f"{count} pictures below SOURCE have this name")
+def _reject_pictures(
+    records: pd.DataFrame, found: list[list[Place]], files: ImageFiles, passed_over: frozenset[str]
+) -> Iterable[Rejection]:
+    by_id = dict(zip(records["image_id"], found, strict=True))
+    by_id.pop("", None)
+    for image_id, paths in by_id.items():
+        if not paths:
+            yield Rejection(image_id, "picture_missing", files.why_missing(image_id))
+    for stem in sorted(set(files.by_stem) - {_last(image_id) for image_id in by_id} - passed_over):
+        yield Rejection(stem, WITHOUT_ROW, "no metadata row names this picture")
+    for image_id, paths in sorted(by_id.items()):
+        if len(paths) > 1:
+            yield Rejection(image_id, "picture_twice", f"{len(paths)} pictures below SOURCE have this name")
+
+
+def _last(image_id: str) -> str:
+    return image_id.rpartition("/")[2]

@@ -7,9 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from melanoma.errors import DataError, LeakageError, SettingError
+from melanoma.data.metadata import ALIASES, image_keys
+from melanoma.data.tables import read_table
+from melanoma.errors import DataError, LeakageError
+from melanoma.storage import Place
 
 SPLITS = ("train", "calibration", "test")
+VALIDATION = "validation"
+_SPELLED = {
+    **{name: name for name in (*SPLITS, VALIDATION)},
+    **{
+        "training": "train",
+        "val": VALIDATION,
+        "valid": VALIDATION,
+        "dev": VALIDATION,
+        "cal": "calibration",
+        "calib": "calibration",
+    },
+    **{"testing": "test"},
+}
 
 
 def draw_splits(
@@ -40,12 +56,7 @@ def draw_splits(
     Raises:
         SettingError: if the fractions or the number of folds cannot be met.
     """
-    if not (test_fraction >= 0 and calibration_fraction >= 0 and test_fraction + calibration_fraction < 1):
-        raise SettingError(
-            f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
-        )
-    if num_folds < 2:
-        raise SettingError(f"folds must be at least 2, got {num_folds}.")
+    check_shares(test_fraction, calibration_fraction, num_folds)
     train_share = (1 - test_fraction - calibration_fraction) / num_folds
     shares = np.array([test_fraction, calibration_fraction] + [train_share] * num_folds)
     names, counts = _count_by_group(groups, labels)
@@ -55,6 +66,16 @@ def draw_splits(
     drawn = pd.DataFrame({"split": split, "fold": np.where(part < 2, -1, part - 2)})
     check_splits(pd.Series(list(groups)), drawn["split"], drawn["fold"])
     return drawn
+
+
+def check_shares(test_fraction: float, calibration_fraction: float, num_folds: int) -> None:
+    """Raise SettingError unless splits of such shares can be drawn."""
+    if not (test_fraction >= 0 and calibration_fraction >= 0 and test_fraction + calibration_fraction < 1):
+        raise SettingError(
+            f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
+        )
+    if num_folds < 2:
+        raise SettingError(f"folds must be at least 2, got {num_folds}.")
 
 
 def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[str], np.ndarray]:
@@ -80,6 +101,52 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     return parts
 
 
+def read_splits(path: Place) -> pd.DataFrame:
+    """Read a table of splits as people keep it: image ids may be names of files, names of splits in any case.
+
+    Returns:
+        Rows with image_id and split.
+
+    Raises:
+        DataError: if a column is missing, a name of a split is unknown, or an image stands in two splits.
+    """
+    table = read_table(path)
+    image_id, split = table.first(ALIASES["image_id"]), table.first(["split"])
+    if image_id is None or split is None:
+        raise DataError(
+            f"the splits file must have the columns image_id and split, {table.name} has {', '.join(table.header)}."
+        )
+    given = pd.DataFrame({"image_id": image_keys(table.rows[image_id]), "split": table.rows[split].str.casefold()})
+    unknown = sorted(set(given["split"]) - set(_SPELLED))
+    if unknown:
+        raise DataError(f"split must be train, validation, calibration or test, got {unknown[0] or 'a blank'}.")
+    given["split"] = given["split"].map(_SPELLED)
+    given = given.drop_duplicates(ignore_index=True)
+    if given["image_id"].duplicated().any():
+        twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
+        raise DataError(
+            f"the splits file must name every picture once, {twice} stands there twice with different splits."
+        )
+    return given
+
+
+def match_splits(image_ids: pd.Series, given: pd.DataFrame) -> pd.Series:
+    """Return the split of every image, in the order of the ids.
+
+    Raises:
+        DataError: if an image has none.
+    """
+    split = image_ids.map(given.set_index("image_id")["split"])
+    if split.isna().any():
+        missing = image_ids[split.isna()]
+        shown = ", ".join(missing.iloc[:3]) + (", ..." if len(missing) > 3 else "")
+        there = f"; it names {given['image_id'].iloc[0]}" if len(missing) == len(image_ids) and len(given) else ""
+        raise DataError(
+            f"the splits file must name every picture; {len(missing)} of {len(image_ids)} are missing: {shown}{there}; add a row for each."
+        )
+    return split
+
+
 def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, seed: int) -> pd.DataFrame:
     """Take the splits from a table `image_id,split` instead of drawing them.
 
@@ -88,7 +155,7 @@ def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, se
 
     Args:
         table: rows with image_id, group and label.
-        given: columns image_id and split.
+        given: as `read_splits` gives it.
         num_folds: folds of the train rows, validation included.
         seed: for drawing the folds.
 
@@ -96,24 +163,13 @@ def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, se
         Rows as `draw_splits` gives, in the order of table.
 
     Raises:
-        DataError: if a column is missing, a name of a split is unknown, or a picture has no split or two.
+        DataError: if a picture has no split.
         LeakageError: if a group stands on two sides.
     """
-    if not {"image_id", "split"} <= set(given.columns):
-        raise DataError(f"the splits file must have the columns image_id and split, got {', '.join(given.columns)}.")
-    if given["image_id"].duplicated().any():
-        twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
-        raise DataError(f"the splits file must name every picture once, {twice} stands there twice.")
-    unknown = set(given["split"]) - {*SPLITS, "validation"}
-    if unknown:
-        raise DataError(f"split must be train, validation, calibration or test, got {sorted(map(str, unknown))[0]}.")
-    split = table["image_id"].map(given.set_index("image_id")["split"])
-    if split.isna().any():
-        raise DataError(
-            f"the splits file must name every picture; {int(split.isna().sum())} are missing, the first is "
-            f"{table.loc[split.isna(), 'image_id'].iloc[0]}."
-        )
-    has_validation = bool((split == "validation").any())
+    split = match_splits(table["image_id"], given)
+    # Before folds are drawn: a group in train and test must be named as it stands in the file.
+    check_splits(table["group"], split, pd.Series(-1, index=table.index))
+    has_validation = bool((split == VALIDATION).any())
     fold = pd.Series(-1, index=table.index)
     train = split == "train"
     first = 1 if has_validation else 0
@@ -131,8 +187,8 @@ def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, se
                 seed=seed,
             )
             fold[train] = drawn["fold"].to_numpy() + first
-    fold[split == "validation"] = 0
-    result = pd.DataFrame({"split": split.replace("validation", "train"), "fold": fold})
+    fold[split == VALIDATION] = 0
+    result = pd.DataFrame({"split": split.replace(VALIDATION, "train"), "fold": fold})
     check_splits(table["group"], result["split"], result["fold"])
     return result.reset_index(drop=True)
 

@@ -13,6 +13,8 @@ from reportlab.lib.units import mm
 from reportlab.platypus import Flowable, Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
 from melanoma.config import DISCLAIMER
+from melanoma.data.external import EXTERNAL
+from melanoma.data.left_out import left_out_sentence
 from melanoma.evidence.page import html_table, page, picture
 from melanoma.evidence.plots import ACCENT, INK
 
@@ -110,6 +112,9 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
     verdict = [f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}", html.escape(promise)]
     if not report["same_splits_as_training"]:
         verdict.append(_OTHER_SPLITS)
+    if report["left_out"]:
+        when = "" if report["split"] == EXTERNAL else "When the data set was prepared: "
+        verdict.append(f"<b>{when}{html.escape(left_out_sentence(report['left_out']))}</b>")
     return _Shown(
         heading=html.escape(report["population"]),
         summary=f"{images['num']} pictures of {lesions['num']} lesions; {images['num_melanoma']} pictures of "

@@ -1,6 +1,7 @@
 """report.json, its pictures and its page: what one bundle shows on one set of pictures. Knows nothing of how they were scored."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Evaluated:
         population: words for what the pictures are.
         accesses: every look at this test split so far, this one included.
         same_splits: whether the bundle was trained on the splits of this data set; if not, test may hold training pictures.
+        left_out: images that could not be judged, or were left out when the data set was prepared: reason -> class -> number.
     """
 
     bundle: Bundle
@@ -39,6 +41,7 @@ class Evaluated:
     population: str
     accesses: list[dict[str, Any]]
     same_splits: bool
+    left_out: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
             "threshold": threshold,
         },
         "same_splits_as_training": evaluated.same_splits,
+        "left_out": {reason: dict(counts) for reason, counts in evaluated.left_out.items()},
         "image": _numbers(images, threshold),
         "lesion": _numbers(lesions, threshold),
         "confusion": confusion(images.labels, images.probabilities.argmax(axis=1), np.ones(len(images.labels)))

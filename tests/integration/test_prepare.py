@@ -1,14 +1,22 @@
+import dataclasses
+import errno
+import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray.data
 from PIL import Image
 
 from melanoma.data.dataset import PictureDataset, open_prepared
 from melanoma.errors import DataError, LeakageError
 from melanoma.images import decode_image, to_canvas
-from ray_jobs.cli import BAD_INPUT, main
+from ray_jobs.cli import BAD_INPUT, DONE, FAILED, main
+from ray_jobs.cluster import collect
 from ray_jobs.prepare import PrepareConfig, _shard_rows, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -71,7 +79,7 @@ def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys
 def test_metadata_without_any_picture_are_refused(source: Path, tmp_path: Path) -> None:
     for picture in (source / "images").iterdir():
         picture.unlink()
-    with pytest.raises(DataError, match="none of 48 was found"):
+    with pytest.raises(DataError, match=r"none of 48 was found.*no image lies there"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, skip_bad=True))
 
 
@@ -167,6 +175,89 @@ def test_a_data_set_is_never_overwritten(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be new or empty"):
         prepare(source, tmp_path / "out", CONFIG)
     assert open_prepared(tmp_path / "out", verify=True).manifest["seed"] == 0
+
+
+def test_a_large_group_and_what_was_left_out_are_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _spoil(source)
+    table = pd.read_csv(source / "metadata.csv")
+    table["patient_id"] = ["P0"] * 12 + ["nan"] * 12 + [f"P{i // 2}" for i in range(24)]
+    table.to_csv(source / "metadata.csv", index=False)
+    words = [
+        "data",
+        "prepare",
+        str(source),
+        str(tmp_path / "out"),
+        "--size",
+        "64",
+        "--folds",
+        "2",
+        "--skip-bad",
+        "--json",
+    ]
+    assert main(words) == DONE
+    shown = capsys.readouterr()
+    manifest = json.loads(shown.out)
+    assert manifest["left_out"] == {
+        "picture_missing": {"nv": 1}, "picture_unreadable": {"mel": 2}, "picture_with_two_labels": {"mel": 1, "nv": 1},
+    }  # fmt: skip
+    assert "5 images were left out, 3 of them labelled as melanoma" in shown.err
+    assert "12 images have patient_id 'nan', taken as not known" in shown.err
+    assert re.search(r"one group holds \d+ of 43 images \(\d+%; patient_id P0", shown.err)
+    assert manifest["largest_groups"][0]["num_images"] > 8
+
+
+def test_any_column_groups(source: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(source / "metadata.csv").rename(columns={"lesion_id": "Ward"})
+    table.to_csv(source / "metadata.csv", index=False)
+    manifest = prepare(source, tmp_path / "out", dataclasses.replace(CONFIG, group_by=("ward",)))
+    assert (manifest["group_columns"], manifest["num_groups"]) == (["ward"], 24)
+
+
+def test_names_that_are_not_utf_8_are_prepared(source: Path, tmp_path: Path) -> None:
+    os.rename(os.fsencode(source / "images"), os.path.join(os.fsencode(source), b"bilder\xe4"))
+    assert prepare(source, tmp_path / "out", CONFIG)["num_images"] == 48
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def decode_chunk(chunk: dict[str, Any], **_: object) -> list[dict[str, Any]]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ray_jobs.prepare.decode_chunk", decode_chunk)
+    assert main(["data", "prepare", str(source), str(tmp_path / "out"), "--size", "64"]) == FAILED
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("melanoma: [Errno 28] No space left on device; once that is mended")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+@pytest.mark.parametrize(
+    "error", [DataError("shapes differ."), OSError(errno.EIO, "Input/output error"), KeyError("x")]
+)
+def test_what_fails_in_ray_data_is_raised_as_it_was(
+    kind: str, error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Actor:
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            raise error
+
+    def task(row: dict[str, Any]) -> list[dict[str, Any]]:
+        raise error
+
+    items = ray.data.from_items([{"a": 1}])
+    dataset = (
+        items.flat_map(task)
+        if kind == "task"
+        else items.map_batches(Actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1))
+    )
+    with pytest.raises(type(error)) as caught:
+        collect(dataset, 1, None)
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+    assert not [line for line in capfd.readouterr().err.splitlines() if "ray" in line.casefold()]
 
 
 def test_public_photographs_with_patients_are_prepared(shared: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
@@ -63,6 +64,27 @@ def test_every_look_at_test_is_logged(copied: Path) -> None:
     data.log_access("test", {"bundle_version": "a"})
     data.log_access("calibration", {"bundle_version": "c"})
     assert [access["bundle_version"] for access in data.log_access("test", {"bundle_version": "b"})] == ["a", "b"]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("is_looked_at", [False, True])
+def test_a_data_set_that_cannot_be_written_is_refused(
+    code: int, is_looked_at: bool, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_prepared(copied)
+    data.check_writable()
+    assert not (copied / ACCESS_LOG).exists()
+    if is_looked_at:
+        data.log_access("test", {})
+    data.check_writable()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))  # what a read-only mount says, to root too
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(DataError, match="must be writable for its access log"):
+        data.check_writable()
 
 
 def test_a_group_on_two_sides_is_found_when_the_data_are_opened(copied: Path) -> None:

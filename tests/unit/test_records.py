@@ -84,7 +84,9 @@ def test_every_fault_is_found_in_one_reading(source: Path) -> None:
     table = pd.read_csv(source / "metadata.csv", dtype=str)
     table.loc[0, "dx"] = "wart"
     table.loc[2, "dx"] = "df"  # its lesion's other picture says mel
-    table = pd.concat([table, table.iloc[[8]]])
+    table = pd.concat(
+        [table, table.iloc[[8]].assign(age="41"), table.iloc[[9]]]
+    )  # a row that is equal to another counts once
     table.to_csv(source / "metadata.csv", index=False)
     (source / "images" / "IMG_005_0.jpg").unlink()
     (source / "images" / "IMG_006_0.jpg").rename(source / "images" / "STRAY.jpg")

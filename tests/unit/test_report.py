@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pypdfium2
 import pytest
 
 from melanoma.bundle import Bundle, load_bundle
@@ -93,3 +94,21 @@ def test_two_pictures_of_one_group_are_one_melanoma_of_the_contract(bundle: Bund
     rows = [(f"M{i}", f"G{i // 2}", MELANOMA_INDEX, 0.8) for i in range(60)]
     report = _report(bundle, _table([*rows, ("N0", "N0", NEVUS, 0.2)]), tmp_path)
     assert report["contract"]["num_melanoma"] == 30
+
+
+@pytest.mark.parametrize("split", ["external", "test"])
+def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_path: Path) -> None:
+    table = _table([("M0", "M0", MELANOMA_INDEX, 0.9), ("N0", "N0", NEVUS, 0.2)])
+    left_out = {"picture_missing": {"mel": 3}, "unknown_dx": {"un<known": 4}}
+    evaluated = Evaluated(
+        bundle, table, split=split, population="some", accesses=[], same_splits=False, left_out=left_out
+    )
+    assert write_report(evaluated, tmp_path)["left_out"] == left_out
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "7 images were left out, 3 of them labelled as melanoma: 4 unknown_dx (4 un&lt;known); 3 picture_missing (3 mel)."
+        in page
+    )
+    assert ("When the data set was prepared" in page) == (split == "test")
+    text = " ".join(page.get_textpage().get_text_range() for page in pypdfium2.PdfDocument(tmp_path / "report.pdf"))
+    assert "7 images were left out" in " ".join(text.split())

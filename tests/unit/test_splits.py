@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
 from melanoma.data.groups import join_groups
+from melanoma.data.pairs import read_pairs
 from melanoma.data.records import read_source
-from melanoma.data.splits import apply_splits, check_splits, draw_splits, split_hash
+from melanoma.data.splits import apply_splits, check_shares, check_splits, draw_splits, read_splits, split_hash
 from melanoma.errors import DataError, LeakageError
 
 
@@ -89,10 +92,68 @@ def test_given_splits_are_taken_and_checked() -> None:
     leak.loc[table.index[table["group"].duplicated()][0], "split"] = "test"
     with pytest.raises(LeakageError):
         apply_splits(table, leak, num_folds=5, seed=0)
-    with pytest.raises(DataError, match="1 are missing"):
+    with pytest.raises(DataError, match=f"1 of {len(table)} are missing: I0_0;"):
         apply_splits(table, given.iloc[1:], num_folds=5, seed=0)
-    with pytest.raises(DataError, match="got val"):
-        apply_splits(table, given.replace("validation", "val"), num_folds=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_id,split\nA,train\nB,validation\nC,calibration\nD,test\n",
+        "image_id;split\nA.jpg;Train\nB.png;VAL\nC.JPG;Calibration\nD.jpg;TEST\n",
+        "Image,Split\nimages/A,training\nimages\\B,val\nC,cal\nD,testing\n",
+        "split\timage_id\ntrain\tA\nvalid\tB\ncalib\tC\ntest\tD\ntest\tD\n",
+    ],
+)
+def test_splits_are_read_as_people_keep_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    given = read_splits(tmp_path / "s.csv")
+    assert dict(zip(given["image_id"], given["split"], strict=True)) == {
+        "A": "train", "B": "validation", "C": "calibration", "D": "test",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,part\nA,train\n", r"must have the columns image_id and split, s\.csv has image_id, part"),
+        ("image_id,split\nA,trian\n", "got trian"),
+        ("image_id,split\nA,\n", "got a blank"),
+        ("image_id,split\nA,train\nA.jpg,test\n", "A stands there twice with different splits"),
+    ],
+)
+def test_splits_that_cannot_be_meant_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_splits(tmp_path / "s.csv")
+
+
+def test_images_without_a_split_are_counted_and_shown() -> None:
+    table = pd.DataFrame({"image_id": list("ABCDE"), "group": list("ABCDE"), "label": 0})
+    given = pd.DataFrame({"image_id": ["x1", "x2"], "split": "train"})
+    with pytest.raises(DataError, match=r"5 of 5 are missing: A, B, C, \.\.\.; it names x1;"):
+        apply_splits(table, given, num_folds=2, seed=0)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 2), (-0.1, 0.1, 2), (0.1, 0.1, 1)])
+def test_shares_that_cannot_be_are_refused(shares: tuple[float, float, int]) -> None:
+    with pytest.raises(DataError, match="must be at least"):
+        check_shares(*shares)
+
+
+@pytest.mark.parametrize("text", ["A,B\n", "first;second\nA.jpg;images/B.png\n", "A\tB\tsimilarity\n"])
+def test_known_pairs_are_read_as_people_keep_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    assert read_pairs(tmp_path / "p.csv", {"A", "B"}) == [("A", "B")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("A\nB\n", "p.csv has one"), ("A,X\n", "its last pair is A and X, the first")]
+)
+def test_pairs_of_other_images_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_pairs(tmp_path / "p.csv", {"A", "B"})
 
 
 def test_ham10000_has_its_known_groups(shared) -> None:  # type: ignore[no-untyped-def]

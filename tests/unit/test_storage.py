@@ -277,3 +277,52 @@ def test_libraries_take_a_path_and_a_file_system(tmp_path: Path) -> None:
     assert storage is not None
     assert storage.open_input_stream(f"{path}/file").read() == b"x"
     assert as_file_system(tmp_path) == (str(tmp_path), None)
+
+
+HIDDEN = [
+    ".ipynb_checkpoints/a-checkpoint.csv",
+    "__MACOSX/._a.csv",
+    "._a.csv",
+    ".DS_Store",
+    "Thumbs.db",
+    "images/.b.csv",
+    "@eaDir/a.csv",
+]
+
+
+def test_what_other_programs_leave_is_passed_over(folder: Place) -> None:
+    for name in (*HIDDEN, "a.csv", "images/b.csv"):
+        path = folder
+        for part in name.split("/"):
+            path = path / part
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "x")
+    assert [path.name for path in files_below(folder)] == ["a.csv", "b.csv"]
+
+
+def test_a_hidden_folder_that_is_named_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "a.csv").touch()
+    assert len(files_below(tmp_path / ".cache")) == 1
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    source, store = tmp_path / "source", tmp_path / "store"
+    (store / "part").mkdir(parents=True)
+    for path in (store / "a.jpg", store / "part" / "b.jpg", tmp_path / "table.csv", tmp_path / "other.jpg"):
+        path.touch()
+    source.mkdir()
+    (source / "own").mkdir()
+    (source / "own" / "c.jpg").touch()
+    (source / "images").symlink_to(store)
+    (source / "again").symlink_to(source / "own")
+    (source / "metadata.csv").symlink_to(tmp_path / "table.csv")
+    (store / "part" / "round").symlink_to(store)
+    (source / "own" / "up").symlink_to(source)
+    (source / "own" / "out").symlink_to(tmp_path)
+    (source / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(source)
+    names = ["images/a.jpg", "images/part/b.jpg", "metadata.csv", "own/c.jpg"]
+    assert [str(path.relative_to(source)) for path in files_below(source)] == names
+    assert len(files_below(tmp_path / "link")) == 4

@@ -1,0 +1,144 @@
+"""The images below a SOURCE folder, found by the ids of its metadata, and why one is not found. Opens an image only to compare copies."""
+
+import dataclasses
+import functools
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from melanoma.data.names import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    how_they_differ,
+    loose,
+    number_of,
+    path_parts,
+    shown,
+    without_suffix,
+)
+from melanoma.files import sha256_of
+from melanoma.storage import Place
+
+READ = "JPEG, PNG and WebP are read"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """Images below a folder.
+
+    Attributes:
+        by_stem: name without ending, in Unicode's form C -> the files of that name, in order.
+        unread: the same of files in formats that are not read.
+        dangling: links in the folder that lead nowhere.
+    """
+
+    by_stem: dict[str, list[Place]]
+    unread: dict[str, list[Place]]
+    dangling: tuple[str, ...]
+
+    def find(self, image_id: str, given: str) -> list[Place]:
+        """Return the files that an id may mean; of several those whose folders are the ones that the table names.
+
+        Args:
+            image_id: as `image_id_of` gives it, or with folders.
+            given: as the table writes it.
+        """
+        found = self.by_stem.get(path_parts(image_id)[-1], [])
+        if len(found) < 2:
+            return found
+        folders = path_parts(given)[:-1]
+        named = [path for path in found if folders and _folders(path)[-len(folders) :] == folders]
+        return _one_of_copies(named or found)
+
+    def why_missing(self, image_id: str) -> str:
+        """Return why no file has an id, as far as the names that are there tell it."""
+        stem = path_parts(image_id)[-1]
+        if stem in self.unread:
+            return f"{shown(self.unread[stem][0].name)} is there, but only {READ}; convert it"
+        near = self._near(stem)
+        if near is None:
+            return "no image of this name lies below SOURCE"
+        return (
+            f"no image of this name lies below SOURCE; {shown(near.name)} differs {how_they_differ(stem, _stem(near))}"
+        )
+
+    def _near(self, stem: str) -> Place | None:
+        """Return the one file whose name agrees with an id but for case, separators and leading zeros."""
+        found = self._by_loose.get(loose(stem), [])
+        if not found and stem.removesuffix(".0").isdigit():
+            found = self._by_number.get(number_of(stem) or "", [])
+        return found[0] if len(found) == 1 else None
+
+    @functools.cached_property
+    def _by_loose(self) -> dict[str, list[Place]]:
+        return _index(self.by_stem, loose)
+
+    @functools.cached_property
+    def _by_number(self) -> dict[str, list[Place]]:
+        return _index(self.by_stem, number_of)
+
+    def none_found(self, image_ids: Sequence[str], tables: Sequence[str]) -> str:
+        """Return the refusal of a folder in which no image of its metadata was found: an id, a file, and the likely cause."""
+        said = f"SOURCE must hold the images that its metadata name, none of {len(image_ids)} was found: "
+        said += f"{' and '.join(tables)} names {image_ids[0]!r}, "
+        unread = Counter(paths[0].suffix.lower() for paths in self.unread.values())
+        if not self.by_stem and unread:
+            kinds = " and ".join(f"{num} files end in {suffix}" for suffix, num in unread.most_common(3))
+            return f"{said}{kinds}; {READ}: convert them."
+        if not self.by_stem:
+            links = f"; the link {self.dangling[0]} leads nowhere" if self.dangling else ""
+            return f"{said}no image lies there{links}; unpack the images below it."
+        paths = next(iter(self.by_stem.values()))
+        pairs = ((image_id, self._near(path_parts(image_id)[-1])) for image_id in image_ids)
+        near = next(((image_id, path) for image_id, path in pairs if path is not None), None)
+        there = f"the first of {len(self.by_stem)} images is {shown(paths[0].name)!r}"
+        if near is None:
+            return f"{said}{there}; the ids must be the names of the files, with or without their ending."
+        image_id, path = near
+        return f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
+
+
+def _index(by_stem: Mapping[str, list[Place]], key: Callable[[str], str | None]) -> dict[str, list[Place]]:
+    found: dict[str, list[Place]] = {}
+    for stem, paths in by_stem.items():
+        if name := key(stem):
+            found.setdefault(name, []).append(paths[0])
+    return found
+
+
+def find_images(folder: Place, files: Sequence[Place]) -> ImageFiles:
+    """Sort the files of a SOURCE folder by name. Folders named ``masks`` are passed over: they hold segmentations."""
+    by_stem: dict[str, list[Place]] = {}
+    unread: dict[str, list[Place]] = {}
+    for path in files:
+        if "masks" in path.parts[len(folder.parts) : -1]:
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            by_stem.setdefault(_stem(path), []).append(path)
+        elif path.suffix.lower() in OTHER_SUFFIXES:
+            unread.setdefault(_stem(path), []).append(path)
+    return ImageFiles(by_stem, unread, _dangling(folder))
+
+
+def _stem(path: Place) -> str:
+    return without_suffix(unicodedata.normalize("NFC", shown(path.name)))
+
+
+def _folders(path: Place) -> list[str]:
+    return [unicodedata.normalize("NFC", part) for part in path.parts[:-1]]
+
+
+def _dangling(folder: Place) -> tuple[str, ...]:
+    if not isinstance(folder, Path):
+        return ()
+    return tuple(sorted(shown(path.name) for path in folder.iterdir() if path.is_symlink() and not path.exists()))
+
+
+def _one_of_copies(paths: list[Place]) -> list[Place]:
+    """Return one of several files that hold the same bytes, or all of them."""
+    if len(paths) < 2:
+        return paths
+    if len({path.stat().st_size for path in paths if isinstance(path, Path)}) > 1:
+        return paths
+    return paths[:1] if len({sha256_of(path) for path in paths}) == 1 else paths

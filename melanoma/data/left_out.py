@@ -1,0 +1,68 @@
+"""What was left out of a data set, by reason and class: for the screen, the manifest and the report."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+LeftOut = dict[str, dict[str, int]]
+"""Reason -> class -> number of images; where the class is not known, what the table says stands in its place."""
+NO_ROW, BLANK, OTHERS = "(no row)", "(blank)", "(others)"
+_MAX_WORDS, _MAX_LETTERS = 12, 40
+
+
+def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame) -> LeftOut:
+    """Count what is left out.
+
+    Args:
+        rejected: image id and reason; an image with several counts under the first.
+        records: rows with image_id, dx and dx_given.
+    """
+    first: dict[str, str] = {}
+    for image_id, reason in rejected:
+        first.setdefault(image_id, reason)
+    is_again = records["image_id"].duplicated() & (records["image_id"] != "")
+    rows = records[records["image_id"].isin(set(first)) & ~is_again]
+    classes = rows["dx"].where(rows["dx"] != "", rows["dx_given"].str[:_MAX_LETTERS].replace("", BLANK))
+    counted = Counter((first[image_id], name) for image_id, name in zip(rows["image_id"], classes, strict=True))
+    for image_id in set(first) - set(rows["image_id"]):
+        counted[first[image_id], NO_ROW] += 1
+    reasons = sorted({reason for reason, _ in counted})
+    return {
+        reason: _commonest({name: num for (why, name), num in counted.items() if why == reason}) for reason in reasons
+    }
+
+
+def _commonest(counts: Mapping[str, int]) -> dict[str, int]:
+    """Keep the commonest words, for a table may say anything, and count the others together."""
+    ordered = sorted(counts.items(), key=lambda item: (not _says_melanoma(item[0]), -item[1], item[0]))
+    rest = sum(num for _, num in ordered[_MAX_WORDS:])
+    return {**dict(ordered[:_MAX_WORDS]), **({OTHERS: rest} if rest else {})}
+
+
+def _says_melanoma(name: str) -> bool:
+    """Return whether a class, or a diagnosis that is none of the classes, is a melanoma by its words."""
+    return name == "mel" or any(word in name.casefold() for word in ("melanom", "lentigo maligna", "malignant"))
+
+
+def total(left_out: Mapping[str, Mapping[str, int]]) -> int:
+    """Return how many images were left out."""
+    return sum(sum(counts.values()) for counts in left_out.values())
+
+
+def describe_left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    """Return reasons, classes and numbers in words."""
+    by_reason = sorted(left_out.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+    return "; ".join(
+        f"{sum(counts.values())} {reason} ({', '.join(f'{num} {name}' for name, num in counts.items())})"
+        for reason, counts in by_reason
+    )
+
+
+def left_out_sentence(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a sentence that says what was left out and how many melanomas are among it; empty where nothing was."""
+    if not left_out:
+        return ""
+    num = total(left_out)
+    melanomas = sum(number for counts in left_out.values() for name, number in counts.items() if _says_melanoma(name))
+    return f"{num} {'image was' if num == 1 else 'images were'} left out, {melanomas} of them labelled as melanoma: {describe_left_out(left_out)}."

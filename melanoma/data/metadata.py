@@ -1,0 +1,267 @@
+"""The tables of a SOURCE folder -> one table with a row an image; says which tables it joined and which it passed over.
+
+A table is taken if it has a column of image ids. Tables of the same columns and different images are put below each other; tables of
+the same images and different columns beside each other.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from melanoma.config import CLASSES
+from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, has_diagnosis, no_diagnosis
+from melanoma.data.names import image_id_of, path_parts, shown, without_suffix
+from melanoma.data.tables import Table, read_table
+from melanoma.errors import DataError
+from melanoma.storage import Place
+
+ALIASES = {
+    "image_id": ("image_id", "isic_id", "image_name", "image", "img_id"),
+    "lesion_id": ("lesion_id",),
+    "patient_id": ("patient_id",),
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "site": ("localization", "anatom_site_general_challenge", "anatom_site_general", "region"),
+    "source": ("dataset", "attribution", "source", "hospital", "institution", "center", "centre"),
+}
+KEY, GIVEN, TABLE = "<image id>", "<image id as written>", "<table>"
+"""Columns that are not the tables' own."""
+_OWN = [GIVEN, TABLE]
+_SURE, _MAYBE = {".csv", ".tsv", ".tab"}, {".txt", ""}
+_WORKBOOKS = {".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What the tables of a SOURCE folder say.
+
+    Attributes:
+        rows: one row an image, all of it text: KEY, GIVEN, TABLE, and the tables' columns in small letters.
+        names: the tables that were read.
+        header: their columns as they are written.
+        passed_over: image ids that only tables without a diagnosis name.
+        notes: a sentence for everything that was joined, passed over or counted once.
+    """
+
+    rows: pd.DataFrame
+    names: tuple[str, ...]
+    header: tuple[str, ...]
+    passed_over: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def read_metadata(folder: Place, files: Sequence[Place]) -> Metadata:
+    """Read the tables among the files of a SOURCE folder and join them.
+
+    Raises:
+        DataError: if there is no table with image ids and diagnoses, or several contradict each other.
+    """
+    found = [_metadata_table(path, shown(path.relative_to(folder))) for path in files if _may_be_table(path)]  # type: ignore[arg-type]
+    tables = [table for table in found if table is not None and KEY in table.rows]
+    if not tables:
+        raise _no_table(folder, files, [table for table in found if table is not None])
+    labelled = [table for table in tables if has_diagnosis(table.rows.columns)]
+    if not labelled:
+        raise no_diagnosis(tables)
+    if not any(len(table.rows) for table in labelled):
+        raise DataError(f"{labelled[0].name} must have a row for every image, it has none.")
+    notes: list[str] = []
+    main = labelled[0]
+    for other in labelled[1:]:
+        main = _stack(main, other, notes) if _same_columns(main, other) else _beside(main, other)
+    passed_over: set[str] = set()
+    for other in (table for table in tables if not has_diagnosis(table.rows.columns)):
+        if set(main.rows[KEY]) & set(other.rows[KEY]):
+            main = _beside(main, other)
+        else:
+            notes.append(_pass_over(main, other))
+            passed_over |= set(other.rows[KEY])
+    main = _without_repeats(main, notes)
+    _check_used(main)
+    names = tuple(sorted({name for table in tables for name in table.name.split(", ")}))
+    return Metadata(main.rows.reset_index(drop=True), names, main.header, frozenset(passed_over), tuple(notes))
+
+
+def _may_be_table(path: Place) -> bool:
+    return path.suffix.lower() in _SURE | _MAYBE
+
+
+def _metadata_table(path: Place, name: str) -> Table | None:
+    """Read a table and its image ids; None for a text file that is no table."""
+    is_sure = path.suffix.lower() in _SURE
+    try:
+        table = read_table(path, name, only_with=ALIASES["image_id"])
+    except DataError:
+        if is_sure:
+            raise
+        return None
+    column = table.first(ALIASES["image_id"])
+    if column is None:
+        return table if is_sure else None
+    if not is_sure and len(table.header) < 2:
+        return None
+    rows = table.rows.drop(columns=column)
+    rows[KEY], rows[GIVEN], rows[TABLE] = image_keys(table.rows[column]), table.rows[column], name
+    return dataclasses.replace(table, rows=rows)
+
+
+def image_keys(given: pd.Series) -> pd.Series:
+    """Return image ids: the last part of a path, or all of it where the last parts of different paths are equal."""
+    keys = given.map(image_id_of)
+    whole = given.map(lambda text: "/".join([*path_parts(text)[:-1], without_suffix(path_parts(text)[-1])]))
+    is_shared = whole.groupby(keys).transform("nunique") > 1 if len(keys) else keys.astype(bool)
+    return keys.where(~is_shared, whole)
+
+
+def _same_columns(left: Table, right: Table) -> bool:
+    return set(left.rows.columns) == set(right.rows.columns)
+
+
+def _content(rows: pd.DataFrame) -> list[str]:
+    return [column for column in rows.columns if column not in _OWN]
+
+
+def _stack(main: Table, other: Table, notes: list[str]) -> Table:
+    """Put the rows of two tables of the same columns below each other; rows that are equal in both stand there once."""
+    content = _content(main.rows)
+    new = other.rows[~_tuples(other.rows[content]).isin(set(_tuples(main.rows[content])))]
+    twice = sorted((set(new[KEY]) & set(main.rows[KEY])) - {""})
+    if twice:
+        raise DataError(
+            f"{main.name} and {other.name} name {len(twice)} images twice with different rows, the first is {twice[0]}; "
+            "move one table away, or give the images of two hospitals different names."
+        )
+    notes.append(
+        f"{main.name} and {other.name} have the same columns and name different images; they are read as one table"
+        if len(new)
+        else f"{other.name} repeats rows of {main.name}; they count once"
+    )
+    return _joined(main, other, pd.concat([main.rows, new[main.rows.columns]], ignore_index=True))
+
+
+def _tuples(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series(list(rows.itertuples(index=False, name=None)), index=rows.index, dtype=object)
+
+
+def _joined(main: Table, other: Table, rows: pd.DataFrame) -> Table:
+    header = (*main.header, *(name for name in other.header if name not in main.header))
+    return Table(f"{main.name}, {other.name}", header, rows, {**other.repeated, **main.repeated})
+
+
+def _beside(main: Table, other: Table) -> Table:
+    """Put the columns of two tables beside each other; what stands in both must agree.
+
+    Raises:
+        DataError: if it does not, or the tables have neither the same images nor the same columns.
+    """
+    extra = other.rows.drop_duplicates(_content(other.rows))
+    if not set(main.rows[KEY]) & set(extra[KEY]):
+        raise _unlike(main, other)
+    if extra[KEY].duplicated().any():
+        twice = extra.loc[extra[KEY].duplicated(), KEY].iloc[0]
+        raise DataError(
+            f"{other.name} must name every image once to be joined with {main.name}, {twice} stands there twice with different rows; "
+            f"mend it or move it away."
+        )
+    shared = [column for column in _content(extra) if column in main.rows.columns and column != KEY]
+    merged = main.rows.merge(extra.drop(columns=_OWN), on=KEY, how="outer", suffixes=("", " <other>")).fillna("")
+    for column in shared:
+        again = merged.pop(f"{column} <other>")
+        differ = (merged[column] != "") & (again != "") & (merged[column] != again)
+        if differ.any():
+            row = merged[differ].iloc[0]
+            raise DataError(
+                f"{main.name} and {other.name} must agree on {column}, for {row[KEY]} one says {row[column]!r} and the other "
+                f"{again[differ].iloc[0]!r}; move one of the tables away or mend it."
+            )
+        merged[column] = merged[column].where(merged[column] != "", again)
+    merged[GIVEN] = merged[GIVEN].where(merged[GIVEN] != "", merged[KEY])
+    return _joined(main, other, merged)
+
+
+def _unlike(main: Table, other: Table) -> DataError:
+    only = sorted(set(main.rows.columns) ^ set(other.rows.columns))
+    return DataError(
+        f"SOURCE must hold one metadata CSV; {main.name} and {other.name} both have a diagnosis, name different images and differ in "
+        f"columns ({', '.join(only[:6])}). Write one table, or give both the same columns: then they are read as one."
+    )
+
+
+def _pass_over(main: Table, other: Table) -> str:
+    """Return what is said of a table without a diagnosis that names none of the images.
+
+    Raises:
+        DataError: if it has the ids that group images and the others have not: it was meant for these images.
+    """
+    lacking = [name for name in ("patient_id", "lesion_id") if name in other.rows and name not in main.rows]
+    if lacking and len(other.rows):
+        raise DataError(
+            f"{other.name} has {' and '.join(lacking)} but names none of the images of {main.name} (it names {other.rows[KEY].iloc[0]!r}, "
+            f"there is {main.rows[KEY].iloc[0]!r}); mend the names or move it away."
+        )
+    return f"{other.name} has no diagnosis and names other images; it is passed over"
+
+
+def _without_repeats(table: Table, notes: list[str]) -> Table:
+    """Count rows once that stand in a table twice."""
+    repeats = table.rows.duplicated(_content(table.rows))
+    if repeats.any():
+        notes.append(f"{int(repeats.sum())} rows stand in the metadata more than once and count once")
+    return dataclasses.replace(table, rows=table.rows[~repeats])
+
+
+def _check_used(table: Table) -> None:
+    """Raise DataError if a column that is used stands there twice."""
+    for names in (*ALIASES.values(), *((name,) for name in DIAGNOSIS_COLUMNS)):
+        table.first(names)
+    if not any(name in table.rows for name in DIAGNOSIS_COLUMNS):
+        for name in table.repeated:
+            table.first([name])
+
+
+def _no_table(folder: Place, files: Sequence[Place], tables: Sequence[Table]) -> DataError:
+    """Return the refusal of a folder without a table that has image ids: with what is there instead."""
+    known = ", ".join(ALIASES["image_id"])
+    if tables:
+        return DataError(f"SOURCE must hold a metadata CSV with one of the columns {known}; {_columns_of(tables)}.")
+    others = [shown(path.name) for path in files if path.suffix.lower() in _WORKBOOKS]
+    there = f"there is {', '.join(others[:3])}, save it as CSV" if others else "there is none"
+    parts = {part.casefold() for path in files for part in path.relative_to(folder).parts[:-1]}  # type: ignore[arg-type]
+    named = sorted(parts & {*CLASSES, "melanoma", "nevus", "benign", "malignant", "not_melanoma"})
+    folders = (
+        f". Names of folders ({', '.join(named)}) are not read as labels: write them into the column dx of that table"
+        if named
+        else ""
+    )
+    return DataError(
+        f"{shown(folder)} must hold a metadata CSV with the columns image_id, dx and lesion_id or patient_id; {there}{folders}."
+    )
+
+
+def _columns_of(tables: Sequence[Table]) -> str:
+    return "; ".join(_columns(table) for table in tables[:4])
+
+
+def _columns(table: Table) -> str:
+    names = ", ".join(table.header[:12]) + (", ..." if len(table.header) > 12 else "")
+    if _looks_like_data(table.header):
+        return f"{table.name} has no header, its first line is {names!r}: write one, such as image_id,dx,lesion_id{_binary_note(table)}"
+    used = {name for names in ALIASES.values() for name in names} | set(DIAGNOSIS_COLUMNS)
+    known = [name for name in table.header if name.casefold() in used]
+    understood = f" (known: {', '.join(known)})" if known else ""
+    return f"{table.name} has the columns {names}{understood}: call the one that names the images image_id"
+
+
+def _binary_note(table: Table) -> str:
+    is_binary = {"benign", "malignant"} & {cell.casefold() for cell in table.header}
+    return ". Binary labels will not do: dx must hold one of " + ", ".join(CLASSES) if is_binary else ""
+
+
+def _looks_like_data(header: Sequence[str]) -> bool:
+    """Return whether a first line holds values: a number, or an id with a number in it and a label."""
+    cells = [cell.casefold() for cell in header]
+    labels = {*CLASSES, "benign", "malignant", "melanoma", "nevus"}
+    is_labelled = bool(re.search(r"\d{3}", cells[0])) and bool(labels & set(cells[1:]))
+    return is_labelled or any(cell.replace(".", "").isdigit() for cell in cells)

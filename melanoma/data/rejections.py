@@ -1,0 +1,45 @@
+"""Why an image cannot be used, and the table of all that cannot: rejected.csv."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from melanoma.errors import InvalidImageError
+from melanoma.files import write_text
+from melanoma.storage import Place
+
+REJECTED = "rejected.csv"
+WITHOUT_ROW, UNREADABLE, BLANK = "picture_without_row", "picture_unreadable", "blank_image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """One reason why one image cannot be used."""
+
+    image_id: str
+    reason: str
+    detail: str
+
+
+def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str) -> Iterable[Rejection]:
+    """Yield a rejection for every picture whose lesion, or whose pixels, stand in the table under two labels."""
+    known = records[(records[column] != "") & (records["label"] >= 0)]
+    for _, rows in known.groupby(column):
+        names = sorted(set(rows["dx"]))
+        if len(names) > 1:
+            for image_id in rows["image_id"]:
+                yield Rejection(image_id, reason, f"{noun} is labelled {' and '.join(names)}")
+
+
+def reason_of(error: InvalidImageError) -> str:
+    """Return under which reason an image is rejected that the server would refuse with some error."""
+    return BLANK if "blank" in error.code else UNREADABLE
+
+
+def write_rejections(path: Place, rejections: Sequence[Rejection]) -> None:
+    """Write rejected.csv."""
+    table = pd.DataFrame(
+        [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]
+    )
+    write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))

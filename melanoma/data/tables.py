@@ -1,0 +1,166 @@
+"""Reads one table as people save it: separator, byte order mark, blanks and case of the header. Knows no data set.
+
+Every value stays text. Nothing is repaired by guessing: what has more than one reading is refused with the line that shows it.
+"""
+
+import csv
+import dataclasses
+import io
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+
+import pandas as pd
+
+from melanoma.data.names import shown
+from melanoma.errors import DataError
+from melanoma.storage import Place
+
+_SEPARATORS = ",;\t|"
+_HEAD_BYTES = 2**20
+_OTHER_FILES = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x89HDF": "an HDF5 file",
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "compressed with gzip",
+}
+_INVISIBLE = re.compile("[\ufeff\u200b-\u200d\u2060]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        name: of its file, for messages.
+        header: the names of its columns as they are written, without blanks around them.
+        rows: its rows; columns are named in small letters, of several with one name the first is here.
+        repeated: such names -> as they are written.
+    """
+
+    name: str
+    header: tuple[str, ...]
+    rows: pd.DataFrame
+    repeated: dict[str, tuple[str, ...]]
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """Return the first of some names (in small letters) that is a column, or None.
+
+        Raises:
+            DataError: if two columns have that name.
+        """
+        name = next((name for name in names if name in self.rows.columns), None)
+        if name in self.repeated:
+            raise DataError(
+                f"{self.name} has {len(self.repeated[name])} columns called {name} ({', '.join(self.repeated[name])}), blanks and case left aside; "
+                "keep one of them."
+            )
+        return name
+
+
+def read_table(path: Place, name: str = "", *, only_with: Collection[str] = ()) -> Table:
+    """Read a table whose first line names its columns.
+
+    Args:
+        path: its file.
+        name: what messages call it; the file's name unless given.
+        only_with: names of columns in small letters; a table with none of them is returned without rows.
+
+    Raises:
+        DataError: if it is not a table in UTF-8, or a row has more values than the header.
+    """
+    name = name or shown(path.name)
+    with path.open("rb") as file:
+        data = file.read(_HEAD_BYTES)
+        separator, header = _header(data, name)
+        wanted = not only_with or any(column.casefold() in only_with for column in header)
+        if wanted and len(data) == _HEAD_BYTES:
+            data += file.read()
+    lines = _records(_decode(data, name), separator, name) if wanted else iter([(1, header)])
+    _, header = next(lines, (1, []))
+    rows = [_fit(values, len(header), line, name) for line, values in lines]
+    return _table(name, header, rows)
+
+
+def read_rows(path: Place) -> list[list[str]]:
+    """Read a table without looking for a header; rows may differ in length."""
+    name = shown(path.name)
+    data = path.read_bytes()
+    separator, _ = _header(data, name)
+    return [values for _, values in _records(_decode(data, name), separator, name)]
+
+
+def _header(data: bytes, name: str) -> tuple[str, list[str]]:
+    """Return the separator of a table and its first line, which is looked for in its first bytes."""
+    _check_kind(data, name)
+    text = data.decode("utf-8-sig", "replace")
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    if first.casefold().startswith("sep=") and len(first.strip("\r\n")) == 5:  # Excel's own hint
+        second = (line for line in io.StringIO(text, newline=None) if line.strip() and line != first)
+        return first[4], _split(next(second, ""), first[4])
+    # The most columns win; of equals the first, which is the comma.
+    separator = max(_SEPARATORS, key=lambda candidate: len(_split(first, candidate)))
+    return separator, _split(first, separator)
+
+
+def _split(line: str, separator: str) -> list[str]:
+    return [_INVISIBLE.sub("", value).strip() for value in next(csv.reader([line], delimiter=separator), [])]
+
+
+def _check_kind(data: bytes, name: str) -> None:
+    """Raise DataError, with the kind of file it is, unless bytes can be text in UTF-8."""
+    if not data.strip():
+        raise DataError(f"{name} is empty; repair or remove it.")
+    kind = next((kind for magic, kind in _OTHER_FILES.items() if data.startswith(magic)), None)
+    if kind:
+        raise DataError(f"{name} must be a CSV table, it is {kind}; save it as CSV in UTF-8.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
+        raise DataError(f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in UTF-8.")
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name} must be a CSV table in UTF-8, byte 0x{data[error.start]:02x} in line {line} is not (it may be Latin-1 or Windows-1252); "
+            "save it as CSV in UTF-8."
+        ) from error
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
+def _records(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Give line number and values of every row that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    is_first = True
+    try:
+        for values in reader:
+            cleaned = [value.strip() for value in values]
+            if any(cleaned) and not (is_first and text[:4].casefold() == "sep=" and len(cleaned) <= 2):
+                yield reader.line_num, cleaned
+            is_first = False
+    except csv.Error as error:
+        raise DataError(f"{name} must be a CSV table, line {reader.line_num} is not ({error}); repair it.") from error
+
+
+def _fit(values: list[str], length: int, line: int, name: str) -> list[str]:
+    """Return the values of a row as many as the header has; blanks may be missing at its end, or stand there too many."""
+    if any(values[length:]):
+        raise DataError(
+            f"every row of {name} must have {length} values like its header, line {line} has {len(values)}; "
+            "put values that hold the separator in quotes, or name every column."
+        )
+    return values[:length] + [""] * (length - len(values))
+
+
+def _table(name: str, header: list[str], rows: list[list[str]]) -> Table:
+    places: dict[str, list[int]] = {}
+    for index, column in enumerate(header):
+        places.setdefault(column.casefold(), []).append(index)
+    places.pop("", None)
+    first = [indices[0] for indices in places.values()]
+    frame = pd.DataFrame([[row[index] for index in first] for row in rows], columns=list(places), dtype=str)
+    repeated = {column: tuple(header[i] for i in indices) for column, indices in places.items() if len(indices) > 1}
+    return Table(name, tuple(column for column in header if column), frame, repeated)

@@ -1,0 +1,159 @@
+"""Start weights from a file, as training scripts leave them: wrapped, prefixed, or under the names of another release."""
+
+import dataclasses
+import io
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from melanoma.errors import SettingError
+from melanoma.storage import Place
+
+_HOLDERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "state_dict_ema",
+    "model_ema",
+)
+"""Where checkpoints of training scripts keep the network."""
+_COMPILED = "_orig_mod."
+_LEAST_SHARE = 0.5
+"""With fewer of its tensors a network has mostly random weights, which no one who passes a file wants."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsReport:
+    """What of a file of weights fitted the network: names of tensors."""
+
+    matched: list[str]
+    missing: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        shown = (
+            f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
+            if self.missing
+            else ""
+        )
+        return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
+
+
+def load_weights(model: nn.Module, path: Place) -> WeightsReport:
+    """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
+
+    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``) are taken off, and names of other releases translated as
+    timm does.
+
+    Raises:
+        SettingError: if the file is missing, holds anything but tensors, or less than half of the network.
+    """
+    if not path.is_file():
+        raise SettingError(f"--weights must be none, imagenet or a file, {path} is not a file.")
+    file, own = read_state_dict(path), model.state_dict()
+    given = max(_readings(file, model), key=lambda reading: len(_matching(reading, own)))
+    matched = _matching(given, own)
+    if len(matched) < _LEAST_SHARE * len(own):
+        raise SettingError(_misfit(path.name, type(model).__name__, file=file, given=given, own=own))
+    model.load_state_dict(matched, strict=False)
+    return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
+
+
+def _matching(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+
+
+def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
+    """Return the tensors of a file under every set of names that they may be meant by."""
+    plain = {name.replace(_COMPILED, ""): value for name, value in given.items()}
+    own = model.state_dict()
+    prefixes = _prefixes(plain)
+    # Of several networks in one file (a student and its teacher) the prefix with the most names of ours is taken.
+    stripped = [
+        {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    ]
+    stripped.sort(key=lambda reading: len(set(reading) & set(own)), reverse=True)
+    return [reading for names in stripped for reading in (names, _translated(names, model))]
+
+
+def _prefixes(given: Mapping[str, Tensor]) -> list[str]:
+    """Return the beginnings, up to a dot, that at least a tenth of the names share; the empty one first."""
+    counts: Counter[str] = Counter()
+    for name in given:
+        parts = name.split(".")
+        counts.update(".".join(parts[:num]) + "." for num in range(1, len(parts)))
+    return ["", *(prefix for prefix, num in counts.items() if num * 10 >= len(given))]
+
+
+def _translated(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors under timm's names where its module for this network knows others, such as Meta's for ConvNeXt."""
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return {}
+    try:
+        return {str(name): value for name, value in translate(dict(given), model).items()}
+    except (KeyError, AttributeError, RuntimeError, TypeError, IndexError):  # it expects one layout and checks nothing
+        return {}
+
+
+def _misfit(
+    file_name: str, network: str, *, file: Mapping[str, Tensor], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> str:
+    """Say why tensors do not fit: another size of the network, or other names."""
+    other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
+    num = len(_matching(given, own))
+    said = f"--weights must fit {network}, {num or 'no'} tensor{'s' if num > 1 else ''} of {file_name} {'have' if num > 1 else 'has'} a name and "
+    said += f"shape of its {len(own)}: "
+    if len(other_shape) > num:
+        name = other_shape[0]
+        return (
+            f"{said}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} here; the file is of another size of this network: "
+            "set model.backbone to it, or pass another file."
+        )
+    theirs = next((name for name in file if name not in own), next(iter(file)))
+    return f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of model.backbone."
+
+
+def read_state_dict(path: Place) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
+
+    Raises:
+        SettingError: if it holds anything but tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_tensors(path.read_bytes())
+        except SafetensorError as error:
+            raise SettingError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
+    try:
+        loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common base for damaged and for unsafe files
+        raise SettingError(
+            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not; save model.state_dict()."
+        ) from error
+    tensors = _tensors_in(loaded)
+    if not tensors:
+        raise SettingError(f"--weights must hold named tensors, {path.name} holds none.")
+    return tensors
+
+
+def _tensors_in(loaded: Any) -> dict[str, Tensor]:
+    """Return the named tensors of a network, however deep a checkpoint holds it."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    for name in _HOLDERS:
+        if tensors := _tensors_in(loaded.get(name)):
+            return tensors
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
