@@ -9,7 +9,7 @@ import pandas as pd
 
 from melanoma.data.metadata import ALIASES, image_keys
 from melanoma.data.tables import read_table
-from melanoma.errors import DataError, LeakageError
+from melanoma.errors import DataError, LeakageError, SettingError
 from melanoma.storage import Place
 
 SPLITS = ("train", "calibration", "test")
