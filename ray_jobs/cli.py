@@ -285,8 +285,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     set_environment()  # before Ray Serve is imported
     from ray_jobs.local_ray import safe_defaults
+    from ray_jobs.preflight import check_temp_dir
     from serve.local import serve_locally
 
+    check_temp_dir()
     with safe_defaults():
         serve_locally(args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted)
     return DONE
