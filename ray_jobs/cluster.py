@@ -45,7 +45,7 @@ class Bundle:
         return f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}{gpus}"
 
 
-_ADVICE = re.compile(r"\nFailed to .* after \d+/\d+ attempts.*", re.DOTALL)
+_ADVICE = re.compile(r"(^|\n)Failed to .* after \d+/\d+ attempts \(total backoff.*", re.DOTALL)
 
 
 def connect(*, num_workers: int = 1) -> None:
@@ -163,5 +163,7 @@ def collect(
 
 def _without_advice(cause: Exception) -> Exception:
     """Take off the sentences on retries that Ray Data writes behind the message of what failed in a task."""
+    if isinstance(cause, OSError) and isinstance(cause.filename, str) and _ADVICE.search(cause.filename):
+        return OSError(cause.errno, cause.strerror)  # there they became the name of its file
     cause.args = tuple(_ADVICE.sub("", arg) if isinstance(arg, str) else arg for arg in cause.args)
     return cause
