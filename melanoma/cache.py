@@ -87,9 +87,13 @@ def _kept(sha256: str) -> Path:
 @contextlib.contextmanager
 def _held(kept: Path) -> Iterator[None]:
     """Keep other processes of this node from fetching the same meanwhile."""
-    with kept.with_name(f".{kept.name}.lock").open("a") as file:
+    with _lock(kept).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _lock(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.lock")
 
 
 def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
@@ -97,6 +101,8 @@ def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
     with _held(kept):
         if _is_whole(kept, sha256):
             return
+        for left in set(kept.parent.glob(f".{kept.name}.*")) - {_lock(kept)}:  # by a fetch that was killed
+            left.unlink()
         digest, num_bytes = hashlib.sha256(), 0
         with new_file(kept) as file:
             for chunk in source.chunks():

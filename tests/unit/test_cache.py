@@ -100,6 +100,13 @@ def test_a_fetch_that_fails_half_way_leaves_nothing(
     assert _written(kept) == []
 
 
+def test_what_a_killed_fetch_left_is_removed(shard: RemotePath, kept: Path) -> None:
+    kept.mkdir(mode=0o700)
+    (kept / f".{PIXELS}.0123456789abcdef").write_bytes(b"pix")
+    local_file(shard, PIXELS, max_bytes=6)
+    assert _written(kept) == [PIXELS]
+
+
 def test_a_folder_is_kept_for_each_content_of_its_first_file() -> None:
     remote = _remote()
     for version in ("1", "2"):
