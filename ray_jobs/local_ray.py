@@ -40,6 +40,11 @@ def safe_defaults() -> Iterator[None]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if not mode:
         os.environ.pop(MODE, None)  # Ray then turns the token on itself, also where it was imported before
+    from ray._private.node import Node
+
+    # Without a dashboard this starts nothing but Ray's usage reporter, which asks clouds' metadata hosts although it is switched off.
+    start_api_server = Node.start_api_server
+    Node.start_api_server = _start_nothing  # type: ignore[method-assign]
     notices = logging.getLogger("ray._private.authentication.authentication_token_setup")
     level = notices.level
     notices.setLevel(logging.ERROR)
@@ -47,3 +52,8 @@ def safe_defaults() -> Iterator[None]:
         yield
     finally:
         notices.setLevel(level)
+        Node.start_api_server = start_api_server  # type: ignore[method-assign]
+
+
+def _start_nothing(*_: object, **__: object) -> None:
+    """Stand in for the start of a dashboard that nobody asked for."""
