@@ -215,6 +215,47 @@ def _three(value: int) -> bytes:
     return struct.pack("<I", value)[:3]
 
 
+class _Bits:
+    """Collects bits, the lowest first."""
+
+    def __init__(self) -> None:
+        self._value, self._num, self._done = 0, 0, bytearray()
+
+    def put(self, *fields: tuple[int, int]) -> None:
+        """Append values of so many bits."""
+        for value, num in fields:
+            self._value |= value << self._num
+            self._num += num
+        whole = self._num // 8
+        self._done += (self._value & (1 << 8 * whole) - 1).to_bytes(whole, "little")
+        self._value >>= 8 * whole
+        self._num -= 8 * whole
+
+    def all(self) -> bytes:
+        return bytes(self._done) + bytes([self._value])
+
+
+def lossless_codes(side: int) -> bytes:
+    """Return a lossless WebP of one colour whose every 4 x 4 pixels bring five codes of their own, as far as there may be so many.
+
+    Source: RFC 9649, section 3.7: the image of codes, of one group number a pixel in red and green, and then the groups.
+    """
+    bits, one_symbol = _Bits(), ((1, 1), (0, 3))
+    eight_bits = ((0, 1), (8, 4), *[(0, 3)] * 11, (1, 3), (1, 1), (3, 3), (254, 8))  # for each of 256 symbols
+    bits.put((0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3), (0, 1))
+    bits.put(*eight_bits, *eight_bits, *one_symbol * 3)
+    reverse = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
+    num_tiles = (-(-side // 4)) ** 2
+    for tile in range(num_tiles):
+        bits.put((reverse[tile & 255], 8), (reverse[tile >> 8 & 255], 8))
+    for _ in range(min(num_tiles, 2**16)):
+        bits.put(*one_symbol * 5)
+    pixels = bits.all()
+    pixels += bytes(len(pixels) % 2)
+    body = b"WEBPVP8L" + struct.pack("<I", len(pixels)) + pixels
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def _riff_flood() -> bytes:
     whole = encoded(_small(), "WEBP", exif=b"Exif\0\0")
     flooded = _flood(whole, b"aaaa\0\0\0\0", len(whole))
@@ -269,6 +310,10 @@ LARGEST: dict[str, Callable[[], bytes]] = {
         _noisy(200).resize((SIDE_PX, SIDE_PX), Image.Resampling.NEAREST), "WEBP", lossless=True, quality=0, method=0
     ),
     "WebP, 5 megapixels of noise, 20 MB": lambda: encoded(_noisy(2200), "WEBP", lossless=True, quality=0, method=0),
+    "WebP, 25 megapixels, 65,536 groups of codes": lambda: lossless_codes(SIDE_PX),
+    "WebP, 1 megapixel, 65,536 groups of codes": lambda: lossless_codes(1024),
+    "WebP that is small, codes for every 4 x 4 px": lambda: lossless_codes(350),
+    "PNG that is small, 16 bits, transparent": lambda: png(_rows(990 * 8, num=990), side=990, bits=16, colour=6),
     "WebP, 25 megapixels, lossy": lambda: encoded(_tiles(), "WEBP", quality=90, method=0),
 }
 

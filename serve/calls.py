@@ -33,7 +33,7 @@ PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 PICTURES_AT_ONCE = 8  # of one request: it must not fill the queue of all
 # Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and small ones do not wait for them.
-SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: a progressive JPEG of 600 x 450 px takes 3 million
+SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: 3 million of a progressive JPEG of 600 x 450 px
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
 MAX_LARGE_WAITING = 16  # what comes after them would not be answered in time
 STUCK_SECONDS = 20  # far above what the largest image takes; threads that work for longer never end

@@ -36,7 +36,7 @@ class Container(Protocol):
 
     @property
     def num_passes(self) -> int:
-        """How many passes over all pixels decoding takes. Walks the whole file from part to part."""
+        """How many passes over all pixels decoding is worth at most. Walks the whole file from part to part."""
 
     @property
     def exif(self) -> bytes:

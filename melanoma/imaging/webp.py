@@ -77,8 +77,8 @@ class Webp:
 
     @functools.cached_property
     def num_passes(self) -> int:
-        """One: later frames are not decoded."""
-        return 1 if self._chunks else 0
+        """Two, or 32 if something is coded without loss: each 4 x 4 pixels may then bring a set of codes of their own."""
+        return 32 if self._find(b"VP8L", b"ALPH") else 2
 
     @functools.cached_property
     def exif(self) -> bytes:

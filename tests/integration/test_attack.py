@@ -5,6 +5,7 @@ import collections
 import contextlib
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -47,7 +48,7 @@ def _bodies() -> dict[str, tuple[str, bytes]]:
 
 
 class Attack:
-    """Clients that send hostile files one after the other, without a pause; every third request hangs up on its way."""
+    """Clients that send hostile files one after the other, without a pause; a third of the requests hangs up on its way."""
 
     def __init__(self, service: Service, bodies: dict[str, tuple[str, bytes]]) -> None:
         self._service, self._bodies = service, bodies
@@ -66,11 +67,11 @@ class Attack:
             each.result()
 
     def _attack(self, client: int) -> None:
-        names = list(self._bodies)
+        names, rng = list(self._bodies), random.Random(client)
         turn = client * len(names) // CLIENTS
         while not self._stop.is_set():
             name = names[turn % len(names)]
-            self.answers[name][self.send(name, hang_up=(turn + turn // len(names)) % 3 == 0)] += 1
+            self.answers[name][self.send(name, hang_up=rng.random() < 1 / 3)] += 1
             turn += 1
 
     def send(self, name: str, *, hang_up: bool = False) -> str:

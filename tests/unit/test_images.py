@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
-from benchmarks.hostile_files import chunk, png, png_with, refined_scans, scan_bomb, segment
+from benchmarks.hostile_files import chunk, lossless_codes, png, png_with, refined_scans, scan_bomb, segment
 from melanoma.errors import InvalidImageError
 from melanoma.images import (
     PADDING_RGB,
@@ -163,6 +163,15 @@ def test_no_profile_of_a_png_is_looked_at() -> None:
     """Each may inflate to a megabyte, and there may be thousands. This one is not even compressed."""
     data = png_with(chunk(b"iCCP", b"name\0\0words") * 3)
     assert decode_image(data).tobytes() == decode_image(png_with(b"")).tobytes()
+
+
+def test_work_counts_what_pixels_cost_in_each_format() -> None:
+    """Codes of their own for every 4 x 4 pixels cost a lossless WebP of a megapixel more than most JPEGs of 25 megapixels."""
+    codes = lossless_codes(1024)
+    assert decode_image(codes).size == (1024, 1024)
+    assert decoding_work(codes) > 32 * 2**20
+    for kind, options in (("WEBP", {"lossless": True}), ("WEBP", {}), ("PNG", {})):
+        assert decoding_work(_encode(_smooth(), kind, **options)) > decoding_work(_encode(_smooth(), "JPEG"))
 
 
 def test_stray_bytes_between_segments_hide_nothing() -> None:
