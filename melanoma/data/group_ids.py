@@ -29,8 +29,8 @@ def tell_sources_apart(
 ) -> tuple[pd.Series, list[str]]:
     """Put the source in front of ids that several sources use for different patients or lesions.
 
-    Plain numbers are counted anew by every hospital. Other ids are taken to be the same ones, unless so many of the shared ones have
-    another trait in each source that they cannot be.
+    Shared ids are taken to be the same ones, which parts nothing that belongs together, unless so many of them have another trait in each
+    source that they cannot be. Plain numbers, which every hospital counts anew, are told.
 
     Args:
         values: ids, blank where not known.
@@ -41,14 +41,13 @@ def tell_sources_apart(
     table = pd.DataFrame({"id": values, "source": sources, "trait": traits})[(values != "") & (sources != "")]
     num_sources = table.groupby("id")["source"].nunique()
     shared = num_sources.index[num_sources > 1]
-    clash = set(shared[shared.str.fullmatch(r"\d+(\.0)?").astype(bool)])
-    if _share_conflicting(table[table["id"].isin(shared)]) > _MIN_CONFLICTING:
-        clash = set(shared)
-    if not clash:
-        if len(shared) <= _MIN_CONFLICTING * len(num_sources):
+    if _share_conflicting(table[table["id"].isin(shared)]) <= _MIN_CONFLICTING:
+        numbers = shared[shared.str.fullmatch(r"\d+(\.0)?").astype(bool)]
+        if numbers.empty:
             return values, []
-        same = f"{len(shared)} {column}s stand in several sources, such as {min(shared)!r}; they are taken as the same ones"
-        return values, [f"{same}: if they are not, give them other names"]
+        told = f"{len(numbers)} {column}s are plain numbers that several sources use, such as {min(numbers)!r}; "
+        return values, [f"{told}they are taken as the same ones: if they are not, put the source in front of them"]
+    clash = set(shared)
     of_clash = table[table["id"].isin(clash)]
     named = " and ".join(sorted(set(of_clash["source"]))[:3])
     note = (

@@ -87,7 +87,14 @@ def test_numbers_of_two_tables_are_told_apart_by_their_table(tmp_path: Path) -> 
     write_table(tmp_path / "south" / "m.csv", table[12:])
     source = read_source(tmp_path)
     assert source.rejections == []
-    assert set(source.records["patient_id"].str.partition("/")[0]) == {"north", "south"}
+    assert set(source.records["lesion_id"].str.partition("/")[0]) == {"north", "south"}
+
+
+def test_numbers_that_may_be_one_patients_are_not_parted_but_told(tmp_path: Path) -> None:
+    """A source may be a camera: a patient in front of two must not cross a split."""
+    source = read_source(write_source(tmp_path, _two_hospitals(patient="", lesion="L")))
+    assert source.records["patient_id"].nunique() == 6
+    assert any("6 patient_ids are plain numbers that several sources use" in note for note in source.notes)
 
 
 def test_numbers_that_nothing_tells_apart_are_named_as_the_cause(tmp_path: Path) -> None:
