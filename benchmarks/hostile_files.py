@@ -267,6 +267,20 @@ def _noisy(side: int) -> Image.Image:
     return Image.fromarray(values)
 
 
+def _webp_of_two_sizes() -> bytes:
+    """A WebP whose canvas is 64 x 64 px and whose pixels are 13,300 x 13,300."""
+    pixels = encoded(Image.new("RGB", (13_300, 13_300)), "WEBP", quality=0, method=0)[12:]
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + _three(63) + _three(63)
+    return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(pixels)) + b"WEBP" + canvas + pixels
+
+
+def png_of_two_sizes(first: int, second: int) -> bytes:
+    """A PNG with two headers, of square images of one bit of so many px; the pixels are the second's."""
+    row = bytes(1 + (second + 7) // 8)
+    heads = [chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) for side in (first, second)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(heads) + chunk(b"IDAT", zlib.compress(row * second, 9)) + chunk(b"IEND")
+
+
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "JPEG, 1,000 scans": lambda: scan_bomb(1000),
     "JPEG, 1,000 scans behind a fill byte": lambda: scan_bomb(1000, hidden=b"\xff"),
@@ -292,6 +306,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "PNG, 9,000 colour profiles of 1 MB": lambda: png_with(_profile() * 9000),
     "PNG, 64 x 64 with 10 GB of pixels": _png_of_endless_pixels,
     "PNG, empty deflate blocks, 20 MB": lambda: png(_empty_tables(), side=64),
+    "PNG of 64 x 64 px, then of 169 megapixels": lambda: png_of_two_sizes(64, 13_000),
+    "WebP of 64 x 64 px, of 177 megapixels within": _webp_of_two_sizes,
     "WebP, 250,000 frames": lambda: _webp(SIDE_PX, SIDE_PX, num_frames=250_000),
     "WebP, canvas of 268 megapixels": lambda: _webp(2**14, 2**14, num_frames=1),
     "WebP, empty chunks, 20 MB": _riff_flood,

@@ -61,7 +61,7 @@ def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
 
 
 def write_json(path: Place, value: Any) -> None:
-    """Write a JSON file atomically; NaN is refused, for JSON has none."""
+    """Write a JSON file atomically; NaN is refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -71,7 +71,8 @@ def mend(folder: Place) -> str:
         rename(folder, aside)
         return f"{wrong}; it is kept in {aside.name}, and the run starts again"
     aside.mkdir()
-    write_bytes(aside / SNAPSHOT, (folder / SNAPSHOT).read_bytes())
+    if (folder / SNAPSHOT).is_file():
+        write_bytes(aside / SNAPSHOT, (folder / SNAPSHOT).read_bytes())
     names = {kept.name for kept in chosen}
     for path in [path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names]:
         rename(path, aside / path.name)
@@ -112,9 +113,9 @@ def _read_state(folder: Place, device: torch.device | str) -> dict[str, Any]:
 
 
 def _listed(folder: Place) -> set[str] | None:
-    """Return the checkpoints that Ray's list names, none where there is no list yet; None if it cannot be read."""
+    """Return the checkpoints that Ray's list names, none before the first; None if the list is missing or cannot be read."""
     if not (folder / SNAPSHOT).is_file():
-        return set()
+        return None if any(_whole(folder)) else set()
     try:
         told = json.loads((folder / SNAPSHOT).read_text())
         if set(told) != set(_layout()):

@@ -194,7 +194,15 @@ def _tune(args: argparse.Namespace) -> int:
     objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
 
     def job(config: "TrainConfig", folder: "Place") -> TrainJob:
-        return TrainJob(args.dataset, folder, config, num_workers=args.workers, use_gpu=args.gpu, weights=args.weights)
+        return TrainJob(
+            args.dataset,
+            folder,
+            config,
+            num_workers=args.workers,
+            cpus_per_worker=args.cpus_per_worker,
+            use_gpu=args.gpu,
+            weights=args.weights,
+        )
 
     config, num_folds = _config(args), data.manifest["num_folds"]
     check_verdict(data)

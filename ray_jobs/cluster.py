@@ -1,4 +1,4 @@
-"""Joins the cluster in RAY_ADDRESS, or starts a local one; the only place that calls `ray.init`."""
+"""Joins the cluster in RAY_ADDRESS, or starts a local one; for every command but `serve`, which starts its own."""
 
 import dataclasses
 import logging
@@ -59,7 +59,7 @@ def connect(*, num_workers: int = 1) -> None:
     """
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if not is_local():
         check_address(os.environ["RAY_ADDRESS"])
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         return
@@ -75,6 +75,11 @@ def connect(*, num_workers: int = 1) -> None:
         )
 
 
+def is_local() -> bool:
+    """Return whether the cluster is, or will be, one that this process starts for itself."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
 def wait_for_room(bundle: Bundle, num_workers: int) -> None:
     """Return once the cluster could hold some workers; Ray itself would wait for room without a word.
 
@@ -87,7 +92,7 @@ def wait_for_room(bundle: Bundle, num_workers: int) -> None:
     if room >= num_workers:
         return
     lack = f"{num_workers} workers of {bundle} each are needed, the cluster has room for {room}"
-    if not os.environ.get("RAY_ADDRESS"):
+    if is_local():
         raise DataError(
             f"{lack}; pass fewer --workers or --cpus-per-worker{' or leave out --gpu' if bundle.gpus else ''}."
         )

@@ -30,7 +30,7 @@ NEEDED_GB = 5
 READY_SECONDS = 180.0
 # The training settings that make the phantom data's contract in a few minutes on two cores.
 PHANTOM_TRAINING = [
-    "--preset", "cpu_quick", "--set", "optim.epochs=12",
+    "--preset", "cpu_quick", "--set", "optim.epochs=7",
 ]  # fmt: skip
 REAL_TRAINING = ["--preset", "cpu_quick"]
 

@@ -24,7 +24,7 @@ def allow_insecure_ray() -> None:
 
 @contextlib.contextmanager
 def safe_defaults() -> Iterator[None]:
-    """Set the environment for a cluster that is started inside; the token is new for each cluster unless one is named.
+    """Set the environment for a cluster that is started inside; the token is new for each process unless one is named.
 
     Raises:
         DataError: if RAY_AUTH_MODE switches the token off and nobody asked for that danger by name.

@@ -1,6 +1,7 @@
 """The body of a request as bytes: whole, unpacked, and never larger than allowed. Knows nothing of what it holds."""
 
 import asyncio
+import contextlib
 import zlib
 
 from fastapi import Request
@@ -57,17 +58,26 @@ def _has_lost_its_body(request: Request) -> bool:
     return "upgrade" in request.headers and (length.strip("0") != "" or "transfer-encoding" in request.headers)
 
 
-def _unpacked(data: bytes, encoding: str) -> bytes:
-    for window in _WINDOWS[encoding]:
+def _all_members(data: bytes, window: int) -> bytes:
+    """Return what one or several packed members behind each other hold; raise zlib.error unless they are whole."""
+    if not data:
+        raise zlib.error
+    whole = b""
+    while data:
         reader = zlib.decompressobj(window)
-        try:
-            whole = reader.decompress(data, MAX_BODY_BYTES + 1)
-        except zlib.error:
-            continue
+        whole += reader.decompress(data, MAX_BODY_BYTES + 1 - len(whole))
         if len(whole) > MAX_BODY_BYTES:
             raise RefusedError(
                 413, "body_too_large", f"The unpacked body must have at most {MAX_BODY_BYTES // 2**20} MiB."
             )
-        if reader.eof:
-            return whole
+        if not reader.eof:
+            raise zlib.error
+        data = reader.unused_data
+    return whole
+
+
+def _unpacked(data: bytes, encoding: str) -> bytes:
+    for window in _WINDOWS[encoding]:
+        with contextlib.suppress(zlib.error):
+            return _all_members(data, window)
     raise RefusedError(400, "bad_encoding", "The body must be whole and in its Content-Encoding; send it as it is.")

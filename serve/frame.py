@@ -108,5 +108,5 @@ def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
     if keys.allow(key):
         return None
     return problem(
-        request, 403, "wrong_key", "The API key must be valid here; ask whoever runs the service for another."
+        request, 403, "wrong_key", "The API key must be valid here; ask the operator of the service for another."
     )

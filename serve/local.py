@@ -7,6 +7,7 @@ half a gigabyte, are loaded by the replicas alone.
 import asyncio
 import contextlib
 import errno
+import http.client
 import ipaddress
 import logging
 import multiprocessing
@@ -183,12 +184,12 @@ def _told(pipe: Connection, stop: threading.Event) -> Any:
         Exception: what it says went wrong there.
         _StoppedError: if a signal comes first.
     """
-    _wait(lambda: pipe.poll(0.2), stop, what="still starting")
     try:
+        _wait(lambda: pipe.poll(0.2), stop, what="still starting")
         told = pipe.recv()
-    except EOFError:
+    except (EOFError, TimeoutError):
         raise RuntimeError(
-            "the process that deploys the graph ended before it was done; see the lines above."
+            "the process that deploys the graph ended or hung before it was done; see the lines above."
         ) from None
     if isinstance(told, Exception):
         raise told
@@ -201,7 +202,7 @@ def _wait_until_ready(service: LocalService, stop: threading.Event, logs: Path) 
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open(f"{service.url_here}/readyz", timeout=5).close()
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             stop.wait(0.5)
             return False
         return True

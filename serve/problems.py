@@ -31,7 +31,7 @@ _TOLD = {
 
 
 def new_request_id() -> str:
-    """Return an id of our own; a client's id is never echoed, for it may carry anything."""
+    """Return an id of our own; a client's id is never echoed, because it may carry anything."""
     return uuid.uuid4().hex
 
 

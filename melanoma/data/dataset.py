@@ -115,6 +115,7 @@ class PreparedData:
         try:
             if isinstance(self.folder, RemotePath):
                 (self.folder / LOOKS / "writable").write_bytes(b"")
+                (self.folder / LOOKS / "writable").unlink()
             elif (self.folder / ACCESS_LOG).exists():
                 (self.folder / ACCESS_LOG).open("a").close()
             else:

@@ -45,11 +45,11 @@ class ImageFiles:
             given: as the table writes it.
         """
         found = self.by_stem.get(path_parts(image_id)[-1], [])
-        if len(found) < 2:
-            return found
         folders = path_parts(given)[:-1]
         named = [path for path in found if folders and _folders(path)[-len(folders) :] == folders]
-        return _one_of_copies(named or found)
+        if "/" in image_id:  # other rows have the same name in other folders
+            return _one_of_copies(named)
+        return found if len(found) < 2 else _one_of_copies(named or found)
 
     def why_missing(self, image_id: str) -> str:
         """Return why no file has an id, as far as the names that are there tell it."""

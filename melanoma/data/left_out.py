@@ -1,5 +1,6 @@
 """What was left out of a data set, by reason and class: for the screen, the manifest and the report."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -42,7 +43,11 @@ def _commonest(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _says_melanoma(name: str) -> bool:
     """Return whether a class, or a diagnosis that is none of the classes, is a melanoma by its words."""
-    return name == "mel" or any(word in name.casefold() for word in ("melanom", "lentigo maligna", "malignant"))
+    words = name.casefold()
+    return name == "mel" or (
+        any(word in words for word in ("melanom", "lentigo maligna"))
+        and not re.search(r"\b(non|not|no)[-_ ]*melanom", words)
+    )
 
 
 def total(left_out: Mapping[str, Mapping[str, int]]) -> int:

@@ -105,7 +105,13 @@ def _header(data: bytes, name: str) -> tuple[str, list[str]]:
 
 
 def _split(line: str, separator: str) -> list[str]:
-    return [_INVISIBLE.sub("", value).strip() for value in next(csv.reader([line], delimiter=separator), [])]
+    try:
+        values = next(csv.reader([line], delimiter=separator), [])
+    except csv.Error as error:
+        raise DataError(
+            f"a table must begin with a line of column names, this begins with another line ({error})."
+        ) from error
+    return [_INVISIBLE.sub("", value).strip() for value in values]
 
 
 def _check_kind(data: bytes, name: str) -> None:

@@ -1,6 +1,7 @@
 """What JPEG, PNG and WebP files have in common. Knows neither their layout nor what the pixels are for."""
 
 import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -62,6 +63,16 @@ def too_many_parts(part: str, limit: int) -> InvalidImageError:
         status=422,
         code="too_many_parts",
     )
+
+
+def decode_with_pillow(data: bytes, kind: str, size: tuple[int, int]) -> Image.Image:
+    """Decode a file with Pillow, which must find the size (width, height; px) that was checked: else it would decode any number of pixels."""
+    with damage_refused():
+        image = Image.open(io.BytesIO(data), formats=[kind])
+        if image.size != size:
+            raise damaged()
+        image.load()
+        return image
 
 
 @contextlib.contextmanager

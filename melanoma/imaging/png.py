@@ -4,7 +4,6 @@ Source: W3C, Portable Network Graphics (third edition).
 """
 
 import functools
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from melanoma.imaging.container import damage_refused, damaged, too_many_parts
+from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAGIC = b"\x89PNG"
 _SIGNATURE = MAGIC + b"\r\n\x1a\n"  # its line ends show what was changed in text mode
@@ -58,7 +57,11 @@ class Png:
 
     @functools.cached_property
     def _chunks(self) -> tuple[_Chunk, ...]:
-        return tuple(self._walk())
+        chunks = tuple(self._walk())
+        # Decoders differ in which of several they believe.
+        if [chunk.kind for chunk in chunks].count(b"IHDR") != 1 or chunks[0].kind != b"IHDR":
+            raise damaged()
+        return chunks
 
     def _walk(self) -> Iterator[_Chunk]:
         place = len(_SIGNATURE)
@@ -95,9 +98,7 @@ class Png:
         """Decode in the stored mode, 16 bits of grey as they are, 16 bits of colour as their upper 8."""
         self._check_sums()
         self._check_pixels()
-        with damage_refused():
-            image = Image.open(io.BytesIO(self._for_pillow()), formats=["PNG"])
-            image.load()
+        image = decode_with_pillow(self._for_pillow(), "PNG", self.size)
         if self._head.num_bits == 16:
             _check_depth(image)
         return image

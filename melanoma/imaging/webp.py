@@ -5,7 +5,6 @@ that were changed are read at another pace: the decoder runs out of them, or com
 """
 
 import functools
-import io
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from melanoma.imaging.container import damage_refused, damaged, too_many_parts
+from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAX_CHUNKS = 10_000
 # Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told from the rest.
@@ -37,17 +36,9 @@ class Webp:
     def size(self) -> tuple[int, int]:
         """Width and height that the header announces, px."""
         kind, head = self._data[12:16], self._data[20:30]
-        if len(head) < 10:
-            raise damaged()
-        if kind == b"VP8X":
+        if kind == b"VP8X" and len(head) == 10:
             return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
-        if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
-            width, height = struct.unpack_from("<HH", head, 6)
-            return width & 0x3FFF, height & 0x3FFF
-        if kind == b"VP8L" and head[0] == 0x2F:
-            bits = int.from_bytes(head[1:5], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        raise damaged()
+        return _bitstream_size(kind, head)
 
     @functools.cached_property
     def _chunks(self) -> tuple[_Chunk, ...]:
@@ -89,28 +80,34 @@ class Webp:
     def decode(self) -> Image.Image:
         """Decode to RGB or RGBA."""
         pixels = self._find(*_BITSTREAMS)
-        if pixels is None or self._decodes_without_its_tail(pixels):
+        if pixels is None:
             raise damaged()
-        image = _decode(self._data)
-        if image.size != self.size:
+        # The pixels say once more how many they are; only a frame of an animation may be smaller than the whole.
+        size = _bitstream_size(pixels.kind, self._data[pixels.start : pixels.start + 10])
+        fits = size[0] <= self.size[0] and size[1] <= self.size[1] if self._find(b"ANMF") else size == self.size
+        if not fits or self._decodes_without_its_tail(pixels, size):
             raise damaged()
-        return image
+        return decode_with_pillow(self._data, "WEBP", self.size)
 
-    def _decodes_without_its_tail(self, pixels: _Chunk) -> bool:
+    def _decodes_without_its_tail(self, pixels: _Chunk, size: tuple[int, int]) -> bool:
         if pixels.end - pixels.start < _LEAST_BYTES:
             return False
         rest = self._data[pixels.start : pixels.end - _TAIL_BYTES]
         rest += bytes(len(rest) % 2)
         chunk = pixels.kind + struct.pack("<I", len(rest)) + rest
         try:
-            _decode(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)
+            decode_with_pillow(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk, "WEBP", size)
         except InvalidImageError:
             return False
         return True
 
 
-def _decode(data: bytes) -> Image.Image:
-    with damage_refused():
-        image = Image.open(io.BytesIO(data), formats=["WEBP"])
-        image.load()
-        return image
+def _bitstream_size(kind: bytes, head: bytes) -> tuple[int, int]:
+    """Return width and height, px, as the first ten bytes of the pixels tell them."""
+    if len(head) == 10 and kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", head, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    if len(head) == 10 and kind == b"VP8L" and head[0] == 0x2F:
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    raise damaged()

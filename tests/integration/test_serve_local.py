@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 
 from tests.clusters import free_ports, wait_for
+from tests.strangers import call_as_a_stranger
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -123,6 +125,21 @@ def _stop_under_load(server: Server, image: bytes, number: signal.Signals) -> li
     return [each for each in answers if each[0] >= told]
 
 
+def _no_port_runs_what_a_stranger_sends(family: list[psutil.Process], mark: Path) -> None:
+    """Call every port that is open beyond loopback without the token, with a pickle that would leave a mark."""
+    listening = {
+        socket.laddr.port
+        for process in family
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN and not socket.laddr.ip.startswith("127.")
+    }
+    assert len(listening) >= 10
+    told = [call_as_a_stranger(port, mark) for port in sorted(listening)]
+    assert not mark.exists()
+    assert grpc.StatusCode.UNAUTHENTICATED in told
+    assert grpc.StatusCode.OK not in told
+
+
 def _spill_folders() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("melanoma-*")}
 
@@ -130,9 +147,11 @@ def _spill_folders() -> set[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.drill)])
 def test_it_ends_well_under_load(number: signal.Signals, bundle_dir: Path, picture: bytes, tmp_path: Path) -> None:
     before = _spill_folders()
-    with serving(tmp_path, str(bundle_dir)) as server:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with serving(tmp_path, str(bundle_dir), env=env) as server:
         server.wait_until_serving()
         family = psutil.Process(server.pid()).children(recursive=True)
+        _no_port_runs_what_a_stranger_sends(family, tmp_path / "run-by-a-stranger")
         later = _stop_under_load(server, picture, number)
         # New requests are refused in words a client may retry on, until nobody listens any more.
         assert "503 stopping" in {came for _, _, came in later}
@@ -214,11 +233,10 @@ def test_nothing_calls_home(bundle_dir: Path, picture: bytes, tmp_path: Path) ->
     lines = trace.read_text(errors="replace").splitlines()
     assert len(lines) > 100  # it watched
     own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
-    # Ray asks for this machine's own address by connecting a datagram socket to a host outside; it sends nothing there.
-    outside = re.compile(r'^(\d+) .*?\w+\((\d+),.*sin6?_addr=\S*"([^"]+)"')
-    found = [(line, match) for line in lines if (match := outside.search(line)) and match[3] not in own]
-    probes = {(match[1], match[2]) for _, match in found if match[3] == "8.8.8.8"}
-    assert not [line for line, match in found if (match[1], match[2]) not in probes]
+    outside = re.compile(r'sin_addr=inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
+    called = [(line, match[1] or match[2]) for line in lines if (match := outside.search(line))]
+    # Ray asks for this machine's own address by connecting a datagram socket to 8.8.8.8; it sends nothing there.
+    assert not [line for line, address in called if address not in own | {"8.8.8.8", "::", "::ffff:127.0.0.1"}]
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 

@@ -50,6 +50,12 @@ def test_a_packed_body_is_unpacked(client: TestClient, picture: bytes, encoding:
     assert answer.json() == {"size": len(picture), "begins": picture[:8].hex()}
 
 
+def test_a_body_packed_in_parts_is_read_whole(client: TestClient, picture: bytes) -> None:
+    parts = gzip.compress(picture[:1000]) + gzip.compress(picture[1000:])
+    assert client.post("/read", content=parts, headers={"Content-Encoding": "gzip"}).json()["size"] == len(picture)
+    is_problem(client.post("/read", content=parts + b"x", headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
+
+
 def test_a_packed_body_is_bounded_when_it_is_unpacked(client: TestClient) -> None:
     bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
     assert len(bomb) < 100_000

@@ -89,6 +89,12 @@ def test_no_checkpoints_are_no_damage(tmp_path: Path) -> None:
     assert mend(tmp_path / "checkpoints") == ""
 
 
+def test_a_list_that_is_missing_is_written_anew(folder: Path) -> None:
+    (folder / SNAPSHOT).unlink()
+    assert "goes on after epoch 4" in mend(folder)
+    assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_4")
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "[]", "{}", '{"checkpoint_results": 3}', '{"checkpoints": [], "version": 2}', "\udc80"]
 )

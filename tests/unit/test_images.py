@@ -8,7 +8,16 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
-from benchmarks.hostile_files import chunk, lossless_codes, png, png_with, refined_scans, scan_bomb, segment
+from benchmarks.hostile_files import (
+    chunk,
+    lossless_codes,
+    png,
+    png_of_two_sizes,
+    png_with,
+    refined_scans,
+    scan_bomb,
+    segment,
+)
 from melanoma.errors import InvalidImageError
 from melanoma.images import (
     PADDING_RGB,
@@ -368,6 +377,15 @@ BAD_PNG = {
     "a wrong sum of the pixels": lambda raw: zlib.compress(raw)[:-4] + b"\0\0\0\0",
     "ten times the pixels": lambda raw: zlib.compress(raw * 10),
 }
+
+
+def test_a_size_that_is_told_twice_must_be_the_same() -> None:
+    """Else the limit on pixels would be that of the one, and the decoder's work that of the other."""
+    assert _refusal(png_of_two_sizes(64, 100)) == (422, "image_truncated")
+    assert _refusal(png_of_two_sizes(100, 64)) == (422, "image_truncated")
+    inner = _encode(_picture(size=(200, 150)), "WEBP")[12:]
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (63).to_bytes(3, "little") * 2
+    assert _refusal(_riff(canvas + inner)) == (422, "image_truncated")
 
 
 @pytest.mark.parametrize("name", BAD_PNG)
