@@ -1,4 +1,4 @@
-"""What a node keeps of object storage on its own disk: fetched once by whoever comes first, found by its hash from then on.
+"""What a node keeps of object storage on its own disk: fetched once, and found by its hash from then on.
 
 Nothing is fetched but what is named with its hash, and a kept copy is compared with that hash before its first use in a process.
 """
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def local_file(path: Place, sha256: str, *, max_bytes: int) -> Path:
-    """Return the path of a file on this node, fetched once by whoever comes first and found by its hash from then on.
+    """Return the path of a file on this node, fetched once and found by its hash from then on.
 
     Args:
         path: a file of this node is returned as it is.

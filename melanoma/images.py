@@ -111,7 +111,7 @@ def _check_passes(container: Container) -> None:
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
     if container.num_passes > most:
         raise InvalidImageError(
-            f"A JPEG of this size must have at most {most} scans, it has more; export it again from its source.",
+            f"An image of this size must have at most {most} scans, it has more; export it again from its source.",
             status=422,
             code="too_many_scans",
         )

@@ -1,7 +1,7 @@
 """What a Ray cluster that this machine starts for itself must have: a token for every port, and nothing sent to anybody.
 
 Ray listens on all addresses of a machine (scheduler, object store, every worker and replica), whatever the address of the HTTP server.
-Without a token whoever reaches one of those ports runs code as the user that started it.
+Without a token everybody who reaches one of those ports can run code as the user that started it.
 """
 
 import contextlib

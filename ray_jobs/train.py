@@ -132,7 +132,9 @@ def check_network(job: TrainJob) -> None:
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)
     if job.config.optim.frozen_layers and job.weights == "none":
-        raise DataError("optim.frozen_layers keeps start weights, random ones are worth nothing; pass --weights.")
+        raise DataError(
+            "optim.frozen_layers must be 0 with random start weights, because those layers would learn nothing; pass --weights."
+        )
     if job.num_workers > 1 and any(
         isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):

@@ -73,7 +73,7 @@ class Ingress:
         self._parsing = Lane("parse", num_threads=1)  # JSON may take twenty times its size in memory
 
     async def drain(self) -> int:
-        """Take no more requests and return how many are under way; asked by whoever ends the service, not over HTTP."""
+        """Take no more requests and return how many are under way; asked by `melanoma serve` when it ends, not over HTTP."""
         in_flight().is_stopping = True
         return in_flight().num
 

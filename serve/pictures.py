@@ -50,7 +50,12 @@ async def _form_picture(headers: Headers, data: bytes) -> bytes:
     parser = MultiPartParser(headers, stream(), max_files=1, max_fields=MAX_TEXT_FIELDS, max_part_size=MAX_BODY_BYTES)
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, LookupError, ValueError) as error:  # of a boundary or charset that is none
+    except (
+        MultiPartException,
+        KeyError,
+        LookupError,
+        ValueError,
+    ) as error:  # of an unknown charset, or without a boundary
         raise HTTPException(400) from error
     try:
         if "explain" in form:

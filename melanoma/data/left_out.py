@@ -35,7 +35,7 @@ def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame) -
 
 
 def _commonest(counts: Mapping[str, int]) -> dict[str, int]:
-    """Keep the commonest words, for a table may say anything, and count the others together."""
+    """Keep the commonest words, because a table may say anything, and count the others together."""
     ordered = sorted(counts.items(), key=lambda item: (not _says_melanoma(item[0]), -item[1], item[0]))
     rest = sum(num for _, num in ordered[_MAX_WORDS:])
     return {**dict(ordered[:_MAX_WORDS]), **({OTHERS: rest} if rest else {})}

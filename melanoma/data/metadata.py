@@ -256,7 +256,13 @@ def _columns(table: Table) -> str:
 
 def _binary_note(table: Table) -> str:
     is_binary = {"benign", "malignant"} & {cell.casefold() for cell in table.header}
-    return ". Binary labels will not do: dx must hold one of " + ", ".join(CLASSES) if is_binary else ""
+    return (
+        ". Benign and malignant do not say which of the seven classes it is: write one of "
+        + ", ".join(CLASSES)
+        + " into dx"
+        if is_binary
+        else ""
+    )
 
 
 def _looks_like_data(header: Sequence[str]) -> bool:

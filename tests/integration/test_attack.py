@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.drill]
 SECONDS = 120
 CLIENTS = 8
 MOST_SECONDS = 2
+MOST_MEGABYTES = 1500  # more than before, at any moment of the attack
 MOST_GROWTH = 0.1  # of the replicas' memory; what was measured is in the table of drills
 PREDICT, INFER = "/v1/predict", "/v2/models/melanoma/infer"
 Record = Callable[[str, object], None]
@@ -141,6 +142,7 @@ def test_eight_clients_attack_for_two_minutes(
     for name in sorted(attack.answers):
         print(f"  {name:52}{dict(attack.answers[name])}")
     assert before > 100
+    assert most - before < MOST_MEGABYTES
     assert set(attack.answers) == set(bodies)
     assert set(statuses) <= {"200", "413", "422", "503", "504", "hung up", "BrokenPipeError", "ConnectionResetError"}
     assert max(seconds) < MOST_SECONDS

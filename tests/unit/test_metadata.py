@@ -78,7 +78,7 @@ def test_tables_that_contradict_each_other_are_named(other: str, message: str, t
             "filename,diagnosis,patient\nA,Nevus,1\n",
             r"m\.csv has the columns filename, diagnosis, patient \(known: diagnosis\)",
         ),
-        ("ISIC_0000001,benign\nISIC_0000002,malignant\n", "no header, .*Binary labels will not do"),
+        ("ISIC_0000001,benign\nISIC_0000002,malignant\n", "no header, .*Benign and malignant do not say"),
         ("1,A,mel\n2,B,nv\n", "no header"),
         ("image_id,age\nA,5\n", r"diagnosis column .*m\.csv has the columns image_id, age"),
         ("image_id,target\nA,1\nB,0\n", r"m\.csv has binary labels only \(target\)"),
