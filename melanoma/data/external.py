@@ -77,8 +77,8 @@ def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
     own = tuple(name for name in of_bundle if name in source.metadata.rows)
     if not source.group_columns and not own:
         raise DataError(
-            "the metadata must have patient_id or lesion_id, because intervals are drawn over patients or lesions; add one of them (they have the columns "
-            f"{', '.join(source.metadata.header)})."
+            "the metadata must have patient_id or lesion_id, because intervals are drawn over patients or lesions; "
+            f"add one of them (they have the columns {', '.join(source.metadata.header)})."
         )
     return source.group_columns or source.group_by(own)
 

@@ -53,7 +53,7 @@ def test_arguments_are_checked_before_any_image_is_read(
         "\n".join(_splits(tmp_path / "ok.csv", lambda _: "train").read_text().splitlines()[:13])
     )
     files = {name: tmp_path / value if str(value).endswith(".csv") else value for name, value in changes.items()}
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         prepare(source, tmp_path / "out", PrepareConfig(**files))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
