@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
-from melanoma.errors import DataError, LeakageError
+from melanoma.errors import DataError, LeakageError, UserError
 from ray_jobs.cli import BAD_INPUT, FAILED, main
 from ray_jobs.evaluate import evaluate
 from ray_jobs.prepare import PrepareConfig, decode_chunk, prepare
