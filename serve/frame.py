@@ -61,15 +61,16 @@ def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             response = crashed(request)
         response.headers.update(HEADERS)
-        code = getattr(request.state, "code", "unknown") if response.status_code >= 400 else "ok"
+        outcome = str(response.status_code)
         if response.status_code >= 400:
+            code = getattr(request.state, "code", "unknown")
             request_metrics().refused(code, response.status_code)
+            outcome += f" {code}"
         seconds = time.perf_counter() - started
         # The pattern of the route: what a client wrote in an unknown address stays out of the log.
         logger.info(
-            "%s %s %d %s in %.0f ms, request %s",
-            request.method, getattr(request.scope.get("route"), "path", "no route"), response.status_code, code, 1000 * seconds,
-            request.state.request_id,
+            "%s %s %s in %.0f ms, request %s",
+            request.method, getattr(request.scope.get("route"), "path", "no route"), outcome, 1000 * seconds, request.state.request_id,
         )  # fmt: skip
         return response
 
