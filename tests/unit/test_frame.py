@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
-from serve import frame
+from serve import frame, pictures
 from serve.bodies import MAX_BODY_BYTES
 from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.classifier import Classifier, Job
@@ -82,6 +82,7 @@ def test_a_form_is_never_spooled_to_a_file() -> None:
 
     @app.post("/form")
     async def form(request: Request) -> bool:
+        assert pictures.MultiPartParser.spool_max_size > MAX_BODY_BYTES
         async with request.form(max_part_size=MAX_BODY_BYTES) as fields:
             upload = fields["image"]
             assert isinstance(upload, UploadFile)
