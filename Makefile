@@ -34,6 +34,7 @@ drill: setup
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python -m benchmarks.grad_cam_cost
+	$(BIN)/python -m benchmarks.hostile_images
 
 check: setup
 	$(BIN)/ruff format --check .
