@@ -234,9 +234,11 @@ def test_nothing_calls_home(bundle_dir: Path, picture: bytes, tmp_path: Path) ->
     assert len(lines) > 100  # it watched
     own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
     outside = re.compile(r'sin_addr=inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
-    called = [(line, match[1] or match[2]) for line in lines if (match := outside.search(line))]
+    called = [
+        (line, (match[1] or match[2]).removeprefix("::ffff:")) for line in lines if (match := outside.search(line))
+    ]
     # Ray asks for this machine's own address by connecting a datagram socket to 8.8.8.8; it sends nothing there.
-    assert not [line for line, address in called if address not in own | {"8.8.8.8", "::", "::ffff:127.0.0.1"}]
+    assert not [line for line, address in called if address not in own | {"8.8.8.8", "::", "0.0.0.0"}]
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
