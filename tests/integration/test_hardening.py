@@ -427,7 +427,7 @@ def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "Tested: 11" in done.stdout
+    assert "Tested: 14" in done.stdout
 
 
 def _mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -9,7 +9,7 @@ from melanoma.data.groups import join_groups
 from melanoma.data.pairs import read_pairs
 from melanoma.data.records import read_source
 from melanoma.data.splits import apply_splits, check_shares, check_splits, draw_splits, read_splits, split_hash
-from melanoma.errors import DataError, LeakageError
+from melanoma.errors import DataError, LeakageError, SettingError
 
 
 def _table(seed: int = 0, num: int = 900) -> pd.DataFrame:
@@ -137,7 +137,7 @@ def test_images_without_a_split_are_counted_and_shown() -> None:
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5, 2), (-0.1, 0.1, 2), (0.1, 0.1, 1)])
 def test_shares_that_cannot_be_are_refused(shares: tuple[float, float, int]) -> None:
-    with pytest.raises(DataError, match="must be at least"):
+    with pytest.raises(SettingError, match="must be at least"):
         check_shares(*shares)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from melanoma.config import ModelConfig
-from melanoma.errors import DataError
+from melanoma.errors import SettingError
 from melanoma.networks import build_model
 from melanoma.weights import load_weights
 
@@ -70,7 +70,7 @@ def test_wrappers_and_other_names_are_taken_off(kind: str, tmp_path: Path) -> No
 def test_another_size_of_the_network_is_named_as_the_cause(tmp_path: Path) -> None:
     torch.save(build_model(ModelConfig(backbone="convnext_atto", layer_scale=None)).state_dict(), tmp_path / "atto.pth")
     with pytest.raises(
-        DataError, match=r"stem\.0\.weight is \(40, 3, 4, 4\) there and \(24, 3, 4, 4\) here.*another size"
+        SettingError, match=r"stem\.0\.weight is \(40, 3, 4, 4\) there and \(24, 3, 4, 4\) here.*another size"
     ):
         load_weights(build_model(TINY), tmp_path / "atto.pth")
 
@@ -79,12 +79,12 @@ def test_foreign_names_are_shown_beside_ours(tmp_path: Path) -> None:
     state = _named(build_model(TINY).state_dict(), lambda name: name.replace("stages.", "layers_"))
     torch.save(state, tmp_path / "foreign.pth")
     with pytest.raises(
-        DataError, match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight"
+        SettingError, match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight"
     ):
         load_weights(build_model(TINY), tmp_path / "foreign.pth")
 
 
 def test_a_whole_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
     torch.save(build_model(TINY), tmp_path / "whole.pth")
-    with pytest.raises(DataError, match=r"save model\.state_dict\(\)"):
+    with pytest.raises(SettingError, match=r"save model\.state_dict\(\)"):
         load_weights(build_model(TINY), tmp_path / "whole.pth")
