@@ -318,5 +318,5 @@ def test_of_several_images_it_is_said_which_is_at_fault() -> None:
         with pytest.raises(InvalidImageError, match=f"^{place}: "):
             ask()
     (alone,) = uploads_of([bomb])
-    with pytest.raises(InvalidImageError, match="^An image of this size"):
+    with pytest.raises(InvalidImageError, match=r"^An image of this size"):
         alone.decode()
