@@ -270,7 +270,7 @@ def _refusal(rejections: list[Rejection], left_out: LeftOut, out: Place) -> str:
     first = rejections[0]
     return (
         f"every picture must be usable, {num} are not ({counts}); by class: {describe_left_out(left_out)}; the first is {first.image_id}: "
-        f"{first.detail}; see {out / REJECTED}, mend them or pass --skip-bad."
+        f"{first.detail.rstrip('.')}; see {out / REJECTED}, mend them or pass --skip-bad."
     )
 
 

@@ -97,5 +97,5 @@ def _refusal(records: pd.DataFrame, faults: Sequence[Rejection]) -> DataError:
     counts = describe_left_out(count_left_out([(fault.image_id, fault.reason) for fault in faults], records))
     return DataError(
         f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not: {counts}; the first is "
-        f"{faults[0].image_id}: {faults[0].detail}; mend them or pass --skip-bad."
+        f"{faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them or pass --skip-bad."
     )
