@@ -14,7 +14,8 @@ from serve.schemas import Problem
 
 DESCRIPTION = """Melanoma triage of dermoscopic pictures. **Research use only; not a medical device.**
 
-Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with a `code` and the `request_id`; Ray's proxy in front of it tells a full
+Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with a `code` and the
+`request_id`; Ray's proxy in front of it tells a full
 queue (503) or a body that takes too long (408) in plain words. How often one may ask is the gateway's business."""
 _ANSWERED = {"*/*", "application/*", "application/json", "application/pdf", "application/octet-stream"}
 PAGE = Path(__file__).with_name("page")
