@@ -12,9 +12,9 @@ import openvino
 import torch
 
 from benchmarks.timing import in_turn
-from melanoma.backend import OnnxFeatures, export_features
+from melanoma.bundle.backend import OnnxFeatures, export_features
 from melanoma.config import ModelConfig
-from melanoma.networks import build_model, features
+from melanoma.training.networks import build_model, features
 
 REPEATS = 15
 CASES = (("convnext_atto", (96, 128)), ("convnext_tiny", (168, 224)), ("tf_efficientnet_lite0", (96, 128)))
@@ -22,7 +22,7 @@ CASES = (("convnext_atto", (96, 128)), ("convnext_tiny", (168, 224)), ("tf_effic
 
 def main() -> None:
     """Print one line a case."""
-    print(f"ms a picture by eager torch, then times as fast; median of {REPEATS}")
+    print(f"ms an image by eager torch, then times as fast; median of {REPEATS}")
     for backbone, size in CASES:
         torch.manual_seed(0)
         model = build_model(ModelConfig(backbone, layer_scale=None)).eval().requires_grad_(False)

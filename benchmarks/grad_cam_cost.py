@@ -10,7 +10,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from benchmarks.timing import in_turn
 from melanoma.config import MELANOMA_INDEX, ModelConfig
 from melanoma.explain.grad_cam import explain_batch
-from melanoma.networks import build_model
+from melanoma.training.networks import build_model
 
 REPEATS = 15
 CASES = (("convnext_atto", (96, 128), 8), ("convnext_tiny", (168, 224), 1), ("convnext_tiny", (168, 224), 8))

@@ -12,7 +12,7 @@ from benchmarks.hostile_files import HOSTILE, LARGEST
 LIMIT_SECONDS = 120
 _PROGRAM = """
 import json, resource, sys, time
-from melanoma.images import check_content, decode_image
+from melanoma.imaging.decode import check_content, decode_image
 data = sys.stdin.buffer.read()
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, started = memory(), time.process_time()

@@ -1,4 +1,4 @@
-"""The network behind plain FastAPI: one picture a request, one at a time, as most such servers are written."""
+"""The network behind plain FastAPI: one image a request, one at a time, as most such servers are written."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every server of serve_peers.py does with a picture, so that they differ in nothing but the way a request travels."""
+"""What every server of serve_peers.py does with an image, so that they differ in nothing but the way a request travels."""
 
 import base64
 import os
@@ -10,10 +10,10 @@ import joblib
 import torch
 from PIL import Image
 
-from melanoma.bundle import load_bundle
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.predictor import Predictor
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import check_content, decode_image
-from melanoma.predictor import Predictor
+from melanoma.imaging.decode import check_content, decode_image
 
 MAX_BATCH = 8
 BUNDLE, BACKEND, EXPLAIN = "PEER_BUNDLE", "PEER_BACKEND", "PEER_EXPLAIN"
@@ -34,7 +34,7 @@ class Peer:
         self._explain = os.environ[EXPLAIN] == "1"
 
     def decode(self, data: bytes) -> tuple[Image.Image, Any]:
-        """Return the upright picture and what the network takes."""
+        """Return the upright image and what the network takes."""
         image = decode_image(data)
         check_content(image)
         return image, self._predictor.bundle.preprocess.stored(image)
@@ -44,7 +44,7 @@ class Peer:
         return list(self._predictor.predict(stored, explain=self._explain))
 
     def encode(self, image: Image.Image, prediction: Any) -> dict[str, Any]:
-        """Return an answer: probabilities, decision and, if asked, the map and the map over the picture."""
+        """Return an answer: probabilities, decision and, if asked, the map and the map over the image."""
         bundle = self._predictor.bundle
         answer = {
             "probabilities": dict(zip(bundle.manifest["classes"], prediction.probabilities.tolist(), strict=True)),

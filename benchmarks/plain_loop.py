@@ -1,8 +1,8 @@
-"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared pictures, and how far ours is ahead of it on test.
+"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared images, and how far ours is ahead of it on test.
 
 `train` learns from every training fold but the first, as ours does: AdamW, one-cycle, flips, cross-entropy weighed by n ** -0.5, every
-layer alike, the last epoch taken, two views on test. It looks at test once and logs that. `compare` draws test's groups with
-replacement, the same for both, and prints each metric's difference with its 95 % interval, before any probability map.
+layer alike, the last epoch taken, two tta on test. It accesses to test once and logs that. `compare` draws test's groups with
+replacement, the same for both, and prints each metric's difference with its 95 % interval, before any calibrator.
 
     python benchmarks/plain_loop.py train DATASET plain.parquet --backbone tf_efficientnet_lite0 --weights lite0.safetensors
     python benchmarks/plain_loop.py compare plain.parquet evidence/predictions.parquet
@@ -20,14 +20,14 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, DataConfig, ModelConfig
-from melanoma.data.dataset import PictureDataset, open_prepared
-from melanoma.engine import predict
+from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.evidence.metrics import METRICS, validation_scores
-from melanoma.files import write_parquet
-from melanoma.images import Preprocess
-from melanoma.losses import class_weights_from_counts
-from melanoma.networks import build_model
-from melanoma.weights import load_weights
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.io.files import write_parquet
+from melanoma.training.engine import predict
+from melanoma.training.losses import class_weights_from_counts
+from melanoma.training.networks import build_model
+from melanoma.training.weights import load_weights
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
 NUM_DRAWS = 1000
@@ -37,28 +37,28 @@ def train(args: argparse.Namespace) -> None:
     """Train the peer and write its predictions of test."""
     data = open_prepared(args.dataset)
     pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if args.weights else {}
-    preprocess = Preprocess(data.canvas, DataConfig(input_height=96, input_width=128, **pixels))
-    learned = PictureDataset(data, data.rows("train", without_fold=0))
-    validation = PictureDataset(data, data.rows("train", fold=0))
+    preprocess = Preprocess(data.stored_shape, DataConfig(input_height=96, input_width=128, **pixels))
+    learned = ImageDataset(data, data.rows("train", without_fold=0))
+    validation = ImageDataset(data, data.rows("train", fold=0))
     torch.manual_seed(args.seed)
     model = build_model(ModelConfig(args.backbone))
     if args.weights:
         load_weights(model, args.weights)
     started = time.monotonic()
     for epoch in _fit(model, learned, preprocess, args.epochs, args.batch_size, args.lr):
-        seen = predict(model, validation, preprocess, views=2)
+        seen = predict(model, validation, preprocess, tta=2)
         scores = validation_scores(seen.labels, seen.logits)
         print(f"epoch {epoch}: {scores}, {time.monotonic() - started:.0f} s", flush=True)
     rows = data.rows("test")
     data.log_access("test", {"bundle_version": "plain loop", "num": len(rows)})
-    found = predict(model, PictureDataset(data, rows), preprocess, views=2)
+    found = predict(model, ImageDataset(data, rows), preprocess, tta=2)
     write_parquet(args.out, rows[["image_id", "group", "label"]].join(pd.DataFrame(found.logits, columns=LOGITS)))
 
 
-def _fit(model: nn.Module, learned: PictureDataset, preprocess: Preprocess, epochs: int, batch_size: int, lr: float):  # type: ignore[no-untyped-def]
-    images = torch.cat([preprocess(learned.pictures(part.tolist())) for part in torch.arange(len(learned)).split(256)])
+def _fit(model: nn.Module, learned: ImageDataset, preprocess: Preprocess, epochs: int, batch_size: int, lr: float):  # type: ignore[no-untyped-def]
+    images = torch.cat([preprocess(learned.images(part.tolist())) for part in torch.arange(len(learned)).split(256)])
     counts = torch.bincount(learned.labels, minlength=len(CLASSES)).tolist()
-    weights = class_weights_from_counts(counts, tau=0.5, melanoma_factor=1.0)
+    weights = class_weights_from_counts(counts, tau=0.5, target_factor=1.0)
     steps = len(learned) // batch_size
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
@@ -85,7 +85,7 @@ def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
     """Print each metric of both, and ours minus plain with its interval."""
     plain, ours = (table.sort_values("image_id", ignore_index=True) for table in (plain, ours))
     if not plain["image_id"].equals(ours["image_id"]):
-        raise SystemExit("both tables must hold the same pictures, these do not.")
+        raise SystemExit("both tables must hold the same images, these do not.")
     labels = plain["label"].to_numpy()
     probabilities = [softmax(table[LOGITS].to_numpy(dtype=np.float64), axis=1) for table in (plain, ours)]
     member = pd.factorize(plain["group"])[0]

@@ -1,6 +1,6 @@
-"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of pictures means nothing.
+"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of images means nothing.
 
-python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--views 4]
+python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--tta 4]
 """
 
 import argparse
@@ -11,29 +11,36 @@ import numpy as np
 import pandas as pd
 import torch
 
-from melanoma.backend import export_features
-from melanoma.bundle import MANIFEST, ONNX_RUNTIME, BundleParts, load_bundle, read_manifest, save_bundle, version_of
+from melanoma.bundle.backend import export_features
+from melanoma.bundle.bundle import (
+    MANIFEST,
+    ONNX_RUNTIME,
+    BundleParts,
+    load_bundle,
+    read_manifest,
+    save_bundle,
+    version_of,
+)
+from melanoma.bundle.drift import fit_reference, pooled
+from melanoma.bundle.probes import record_probes
 from melanoma.config import CLASSES, MELANOMA_INDEX, DataConfig, ModelConfig, TrainConfig
-from melanoma.drift import fit_reference, pooled
-from melanoma.evidence.calibration import fit_probability_map
+from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.operating_point import select_operating_point
-from melanoma.files import write_json
-from melanoma.images import Preprocess, canvas_shape
-from melanoma.networks import build_model, features
-from melanoma.probes import record_probes
-from melanoma.views import predict_views
+from melanoma.imaging.letterbox import Preprocess, letterbox_shape
+from melanoma.io.files import write_json
+from melanoma.training.networks import build_model, features, tta_logits
 
-NUM_PICTURES = 210
+NUM_IMAGES = 210
 
 
 def other_canvas(bundle_dir: Path, out: Path) -> Path:
-    """Write a bundle's network under another version and on a larger canvas, as a later training might; return its folder."""
+    """Write a bundle's network under another version and on a larger stored_shape, as a later training might; return its folder."""
     shutil.copytree(bundle_dir, out)
     bundle, manifest = load_bundle(bundle_dir), read_manifest(out)
-    height, width = bundle.preprocess.canvas
-    canvas = (2 * height, 2 * width)
-    manifest["preprocessing"]["canvas"] = list(canvas)
-    manifest["probes"] = record_probes(bundle.model, Preprocess(canvas, bundle.preprocess.data), bundle.views)
+    height, width = bundle.preprocess.stored_shape
+    stored_shape = (2 * height, 2 * width)
+    manifest["preprocessing"]["stored_shape"] = list(stored_shape)
+    manifest["probes"] = record_probes(bundle.model, Preprocess(stored_shape, bundle.preprocess.data), bundle.tta)
     write_json(out / MANIFEST, manifest | {"version": version_of(manifest)})
     return out
 
@@ -44,24 +51,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--backbone", default="convnext_atto")
     parser.add_argument("--size", default="128x96", help="of the network's input, WIDTHxHEIGHT")
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--tta", type=int, default=4)
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     config = TrainConfig(
-        data=DataConfig(input_height=height, input_width=width, views=args.views),
+        data=DataConfig(input_height=height, input_width=width, tta=args.tta),
         model=ModelConfig(args.backbone, layer_scale=None),
         min_specificity=0.0,
     )
     torch.manual_seed(0)
     model = build_model(config.model).eval().requires_grad_(False)
-    canvas = canvas_shape(height)
-    images = Preprocess(canvas, config.data)(torch.randint(0, 256, (NUM_PICTURES, *canvas, 3), dtype=torch.uint8))
+    stored_shape = letterbox_shape(height)
+    images = Preprocess(stored_shape, config.data)(
+        torch.randint(0, 256, (NUM_IMAGES, *stored_shape, 3), dtype=torch.uint8)
+    )
     with torch.no_grad():
-        logits = torch.cat([predict_views(model, part, args.views) for part in images.split(8)]).numpy()
+        logits = torch.cat([tta_logits(model, part, args.tta) for part in images.split(8)]).numpy()
         maps = np.concatenate([pooled(features(model, part)) for part in images[:16].split(8)])
-    labels = np.arange(NUM_PICTURES) % len(CLASSES)
-    probability_map = fit_probability_map(logits, labels, np.arange(NUM_PICTURES))
-    scores = probability_map(logits)[:, MELANOMA_INDEX]
+    labels = np.arange(NUM_IMAGES) % len(CLASSES)
+    calibrator = fit_calibrator(logits, labels, np.arange(NUM_IMAGES))
+    scores = calibrator(logits)[:, MELANOMA_INDEX]
     is_melanoma = labels == MELANOMA_INDEX
     point = select_operating_point(
         scores[is_melanoma],
@@ -74,8 +83,8 @@ def main() -> None:
         BundleParts(
             model=model,
             config=config,
-            canvas=canvas,
-            probability_map=probability_map,
+            stored_shape=stored_shape,
+            calibrator=calibrator,
             operating_point=point,
             features=fit_reference(maps),
             cpu_backend={"name": ONNX_RUNTIME},

@@ -22,7 +22,7 @@ import pandas as pd
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import Objective
-from melanoma.files import claim_folder, write_parquet
+from melanoma.io.files import claim_folder, write_parquet
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from ray_jobs.progress import counted
@@ -60,7 +60,7 @@ class Table:
     """A grid of known figures: a sample -> the objective after 1 to K folds of the nearest setting.
 
     Args:
-        table: columns gamma, tau, melanoma_factor, folds (1 to K) and objective, a row a setting and rung.
+        table: columns gamma, tau, target_factor, folds (1 to K) and objective, a row a setting and rung.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:

@@ -33,8 +33,8 @@ os.environ.update(ENVIRONMENT)
 from ray import serve
 
 from benchmarks.random_bundle import other_canvas
-from melanoma.bundle import MANIFEST
-from melanoma.files import sha256_of
+from melanoma.bundle.bundle import MANIFEST
+from melanoma.io.files import sha256_of
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
 
@@ -213,7 +213,7 @@ def main() -> None:
     asyncio.run(_closed_loop(service.url, body, 5, CLOSED_AT_ONCE))
     closed = asyncio.run(_closed_loop(service.url, body, 10, CLOSED_AT_ONCE))
     capacity = sum(one.status == 200 for one in closed) / 10
-    print(f"capacity      {capacity:.0f} pictures a second; {_told(closed)}", flush=True)
+    print(f"capacity      {capacity:.0f} images a second; {_told(closed)}", flush=True)
     _overload(service, body, capacity, args.seconds)
     service.deploy(bundle, min_replicas=2, max_replicas=2)
     killed = _while_asked(service, body, 0.7 * capacity, args.seconds, lambda: service.replicas()[0].kill())

@@ -1,9 +1,9 @@
-"""The served graph beside plain FastAPI, LitServe and BentoML: the same network, machine and pictures, one run, as ratios.
+"""The served graph beside plain FastAPI, LitServe and BentoML: the same network, machine and images, one run, as ratios.
 
     pip install --target PEERS litserve bentoml
     python -m benchmarks.serve_peers BUNDLE IMAGE --peers PEERS
 
-Each server has all cores and is asked by eight clients at once, then by one. Bare is the network alone in one process, eight pictures at
+Each server has all cores and is asked by eight clients at once, then by one. Bare is the network alone in one process, eight images at
 once and one at a time: what no server can beat.
 """
 
@@ -38,7 +38,7 @@ class Server:
         command: makes its command line from a port.
         path: of the question.
         backend: torch or onnxruntime.
-        field: of the form that carries the picture; None sends it as the body.
+        field: of the form that carries the image; None sends it as the body.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Measured:
     """What one server did.
 
     Attributes:
-        rate: pictures a second with many clients.
+        rate: images a second with many clients.
         many: seconds of each request then.
         one: seconds of each request of a single client.
     """

@@ -1,7 +1,7 @@
-"""How many pictures a second the engine trains, beside a plain PyTorch loop, on this machine in one run, as ratios.
+"""How many images a second the engine trains, beside a plain PyTorch loop, on this machine in one run, as ratios.
 
 The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same size: any rotation, zoom and
-recolouring, Muon or AdamW, the moving average, clipping. Random pictures, for only time is asked.
+recolouring, Muon or AdamW, the moving average, clipping. Random images, for only time is asked.
 
     python benchmarks/training_speed.py
 """
@@ -16,54 +16,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melanoma.config import CLASSES, TrainConfig
-from melanoma.engine import Training, start_state, train_one_epoch
-from melanoma.images import Preprocess
-from melanoma.networks import build_model
+from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
+from melanoma.training.engine import Training, start_state, train_one_epoch
+from melanoma.training.networks import build_model
 
 BATCH, STEPS, REPEATS = 32, 12, 5
-CANVAS, SIZE = (192, 256), (96, 128)
+STORED_SHAPE, SIZE = (192, 256), (96, 128)
 
 
-class _Pictures:
-    """Stands in for `PictureDataset`: random pictures in memory."""
+class _Images:
+    """Stands in for `ImageDataset`: random images in memory."""
 
     def __init__(self) -> None:
         self.image_ids = [str(number) for number in range(BATCH * STEPS)]
         self.labels = torch.randint(0, len(CLASSES), (BATCH * STEPS,))
-        self._pictures = torch.randint(0, 256, (BATCH * STEPS, *CANVAS, 3), dtype=torch.uint8)
+        self._images = torch.randint(0, 256, (BATCH * STEPS, *STORED_SHAPE, 3), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pictures(self, indices: list[int]) -> Tensor:
-        return self._pictures[indices]
+    def images(self, indices: list[int]) -> Tensor:
+        return self._images[indices]
 
 
-def plain_epoch(model: nn.Module, pictures: _Pictures) -> Callable[[], None]:
-    """Return one epoch of the plain loop, on pictures already resized as such loops keep them."""
+def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
+    """Return one epoch of the plain loop, on images already resized as such loops keep them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    small = F.interpolate(pictures.pictures(list(range(len(pictures)))).permute(0, 3, 1, 2).float() / 255, SIZE)
+    small = F.interpolate(images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE)
     weights = torch.ones(len(CLASSES))
 
     def run() -> None:
         model.train()
-        for batch in torch.randperm(len(pictures)).split(BATCH):
-            images = small[batch]
+        for batch in torch.randperm(len(images)).split(BATCH):
+            inputs = small[batch]
             if torch.rand(()) < 0.5:
-                images = images.flip(3)
+                inputs = inputs.flip(3)
             optimizer.zero_grad()
-            F.cross_entropy(model(images), pictures.labels[batch], weight=weights).backward()
+            F.cross_entropy(model(inputs), images.labels[batch], weight=weights).backward()
             optimizer.step()
 
     return run
 
 
-def our_epoch(config: TrainConfig, pictures: _Pictures) -> Callable[[], None]:
+def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
     """Return one epoch of the engine."""
     model = build_model(config.model).to(memory_format=torch.channels_last)
     state = start_state(model, config)
-    training = Training(config, pictures, pictures, Preprocess(CANVAS, config.data), torch.ones(len(CLASSES)))  # type: ignore[arg-type]
+    training = Training(config, images, images, Preprocess(STORED_SHAPE, config.data), torch.ones(len(CLASSES)))  # type: ignore[arg-type]
     return lambda: _discard(train_one_epoch(training, model, state))
 
 
@@ -72,7 +72,7 @@ def _discard(_: float) -> None:
 
 
 def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Return pictures a second of each, by repeats in turn, after one to warm up."""
+    """Return images a second of each, by repeats in turn, after one to warm up."""
     rates: dict[str, list[float]] = {name: [] for name in epochs}
     for repeat in range(REPEATS + 1):
         for name, run in epochs.items():
@@ -98,16 +98,14 @@ def main() -> None:
                 f"model.backbone={backbone}",
                 "model.layer_scale=null",
                 f"optim.optimizer={optimizer}",
-                "optim.small_until=[]",
+                "optim.progressive_resizing=[]",
             ]
         )
-        pictures = _Pictures()
-        rates = measure(
-            {"plain": plain_epoch(build_model(config.model), pictures), "ours": our_epoch(config, pictures)}
-        )
+        images = _Images()
+        rates = measure({"plain": plain_epoch(build_model(config.model), images), "ours": our_epoch(config, images)})
         plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
         print(
-            f"{backbone:24} plain loop {plain:6.1f} pictures/s   engine ({optimizer}) {ours:6.1f}   ratio {ours / plain:.2f}"
+            f"{backbone:24} plain loop {plain:6.1f} images/s   engine ({optimizer}) {ours:6.1f}   ratio {ours / plain:.2f}"
         )
 
 

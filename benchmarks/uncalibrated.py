@@ -1,4 +1,4 @@
-"""The metrics of an evaluation before its probability map, as a plain loop reports them: likeliest class of the raw logits.
+"""The metrics of an evaluation before its calibrator, as a plain loop reports them: likeliest class of the raw logits.
 
 python benchmarks/uncalibrated.py evidence/predictions.parquet
 """
@@ -14,7 +14,7 @@ from melanoma.evidence.metrics import METRICS
 
 
 def uncalibrated(table: pd.DataFrame) -> dict[str, float]:
-    """Return every metric of predictions.parquet's table, per picture."""
+    """Return every metric of predictions.parquet's table, per image."""
     logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
     labels, probabilities, ones = table["label"].to_numpy(), softmax(logits, axis=1), np.ones(len(table))
     return {name: metric(labels, probabilities, ones) for name, metric in METRICS.items()}

@@ -16,7 +16,7 @@ from melanoma.errors import SettingError
 DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MELANOMA_INDEX = CLASSES.index("mel")
-NUM_VIEWS = (1, 2, 4)
+TTA_COPIES = (1, 2, 4)
 
 
 def _require(condition: bool, path: str, rule: str, value: object) -> None:
@@ -100,11 +100,11 @@ class DataConfig(_Config):
 
     Attributes:
         input_height: network input height, px.
-        input_width: network input width, px; the default 4:3 keeps the shape of dermoscopic pictures.
+        input_width: network input width, px; the default 4:3 keeps the shape of dermoscopic images.
         mean: channel means subtracted after scaling to [0, 1].
         std: channel deviations divided by.
-        validation_fold: the fold that chooses the epoch and fits the probability map; the other folds train.
-        views: mirrored copies averaged at prediction time (1, 2 or 4).
+        validation_fold: the fold that chooses the epoch and fits the calibrator; the other folds train.
+        tta: mirrored copies averaged at prediction time (1, 2 or 4).
     """
 
     input_height: int = 96
@@ -112,7 +112,7 @@ class DataConfig(_Config):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     validation_fold: int = 0
-    views: int = 4
+    tta: int = 4
 
     def __post_init__(self) -> None:
         for name in ("input_height", "input_width"):
@@ -121,21 +121,21 @@ class DataConfig(_Config):
         _require(
             abs(ratio * 3 / 4 - 1) < 0.03,
             "data.input_width / data.input_height",
-            "4:3 within 3 %, the shape of the stored pictures",
+            "4:3 within 3 %, the shape of the stored images",
             ratio,
         )
         _require(len(self.mean) == 3, "data.mean", "three numbers", self.mean)
         _require(len(self.std) == 3 and min(self.std) > 0, "data.std", "three positive numbers", self.std)
         _require(self.validation_fold >= 0, "data.validation_fold", "at least 0", self.validation_fold)
-        _require(self.views in NUM_VIEWS, "data.views", f"one of {NUM_VIEWS}", self.views)
+        _require(self.tta in TTA_COPIES, "data.tta", f"one of {TTA_COPIES}", self.tta)
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Config):
-    """How far a training picture may be changed; dermoscopy has no up or down, so flips and turns are unbounded.
+    """How far a training image may be changed; dermoscopy has no up or down, so flips and turns are unbounded.
 
     Attributes:
-        zoom: largest factor by which a picture is enlarged or shrunk, at least 1.
+        zoom: largest factor by which an image is enlarged or shrunk, at least 1.
         shift: largest shift as a share of the side, in [0, 0.5].
         brightness: largest relative change of brightness, in [0, 1).
         contrast: largest relative change of contrast, in [0, 1).
@@ -188,17 +188,17 @@ class LossConfig(_Config):
     Attributes:
         gamma: 0 or in [1, 5]; between 0 and 1 the gradient is infinite at p = 1.
         tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse frequency.
-        melanoma_factor: further factor on the melanoma weight, in [1, 8].
+        target_factor: further factor on the melanoma weight, in [1, 8].
     """
 
     gamma: float = 0.0
     tau: float = 0.5
-    melanoma_factor: float = 1.0
+    target_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
         _require(0 <= self.tau <= 1, "loss.tau", "in [0, 1]", self.tau)
-        _require(1 <= self.melanoma_factor <= 8, "loss.melanoma_factor", "in [1, 8]", self.melanoma_factor)
+        _require(1 <= self.target_factor <= 8, "loss.target_factor", "in [1, 8]", self.target_factor)
 
 
 def check_gamma(gamma: float) -> None:
@@ -215,16 +215,16 @@ class OptimConfig(_Config):
         optimizer: adamw, or muon (orthogonalised momentum for matrices, AdamW for the rest), which learns from random
             weights in far fewer epochs.
         epochs: passes over the training folds.
-        batch_size: pictures per step over all workers together.
+        batch_size: images per step over all workers together.
         lr: peak learning rate of the head.
         weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
-        frozen_layers: layers nearest the picture, counted as for the layer decay, that keep the weights they start with;
+        frozen_layers: layers nearest the image, counted as for the layer decay, that keep the weights they start with;
             they cost no backward pass.
         warmup_epochs: epochs of linear warm-up before the cosine.
         ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 + t)^(-2/3) while that is less.
         grad_clip: largest gradient norm; 0 is off.
-        small_until: pairs (share of the epochs, scale): until that share, pictures are shown at that scale of the input size.
+        progressive_resizing: pairs (share of the epochs, scale): until that share, images are shown at that scale of the input size.
     """
 
     optimizer: str = "adamw"
@@ -237,7 +237,7 @@ class OptimConfig(_Config):
     warmup_epochs: float = 1.0
     ema_decay: float = 0.99
     grad_clip: float = 5.0
-    small_until: tuple[tuple[float, ...], ...] = ()
+    progressive_resizing: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.optimizer in ("adamw", "muon"), "optim.optimizer", "adamw or muon", self.optimizer)
@@ -252,12 +252,16 @@ class OptimConfig(_Config):
         )
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
         _require(self.grad_clip >= 0, "optim.grad_clip", "at least 0", self.grad_clip)
-        shares = [stage[0] for stage in self.small_until if len(stage) == 2 and 0 < stage[0] <= 1 and 0 < stage[1] <= 1]
+        shares = [
+            stage[0]
+            for stage in self.progressive_resizing
+            if len(stage) == 2 and 0 < stage[0] <= 1 and 0 < stage[1] <= 1
+        ]
         _require(
-            len(shares) == len(self.small_until) and shares == sorted(shares),
-            "optim.small_until",
+            len(shares) == len(self.progressive_resizing) and shares == sorted(shares),
+            "optim.progressive_resizing",
             "rising pairs [share of the epochs in (0, 1], scale in (0, 1]]",
-            self.small_until,
+            self.progressive_resizing,
         )
 
 

@@ -19,7 +19,7 @@ class DataError(UserError):
 
 
 class LeakageError(DataError):
-    """Pictures of one group stand on two sides of a split."""
+    """Images of one group stand on two sides of a split."""
 
 
 class BundleError(UserError):
@@ -27,7 +27,7 @@ class BundleError(UserError):
 
 
 class InvalidImageError(DataError):
-    """A picture cannot be used.
+    """An image cannot be used.
 
     Attributes:
         status: the HTTP status a server answers with (400, 413, 415 or 422).

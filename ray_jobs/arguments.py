@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from melanoma import storage
 from melanoma.errors import UserError
-from melanoma.storage import Place, redacted
+from melanoma.io import storage
+from melanoma.io.storage import AnyPath, redacted
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3  # exit codes
 MARK = "MELANOMA_RESULT_MARK"
@@ -48,16 +48,16 @@ def _add(where: Any, name: str, run: Command, description: str) -> argparse.Argu
     return command
 
 
-def place(text: str) -> Place:
+def path(text: str) -> AnyPath:
     """Return the place that a word names; a refusal keeps its own words, which `argparse` would replace by what was typed."""
     try:
-        return storage.place(text)
+        return storage.to_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
 def _weights(text: str) -> str:
-    return text if text in ("none", "imagenet") else str(place(text))
+    return text if text in ("none", "imagenet") else str(path(text))
 
 
 def _positive(text: str) -> int:
@@ -109,7 +109,7 @@ def _port(text: str) -> int:
 
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout")
-    phantom.add_argument("out", type=place, metavar="OUT", help=NEW_FOLDER)
+    phantom.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     phantom.add_argument(
         "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
     )
@@ -134,17 +134,17 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         help="share of melanomas that look like nevi, and of nevi that look like melanomas (default %(default)s)",
     )
 
-    prepare = _add(data, "prepare", run["prepare"], "pictures and metadata -> checked, grouped, split, decoded shards")
+    prepare = _add(data, "prepare", run["prepare"], "images and metadata -> checked, grouped, split, decoded shards")
     prepare.add_argument(
-        "source", type=place, metavar="SOURCE", help="a folder with one metadata CSV and the pictures anywhere below it"
+        "source", type=path, metavar="SOURCE", help="a folder with one metadata CSV and the images anywhere below it"
     )
-    prepare.add_argument("out", type=place, metavar="OUT", help=NEW_FOLDER)
+    prepare.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
         "--size",
         type=_positive,
         default=256,
         metavar="PX",
-        help="long side of the stored pictures (default %(default)s)",
+        help="long side of the stored images (default %(default)s)",
     )
     prepare.add_argument("--folds", type=_positive, default=5, metavar="K", help="default %(default)s")
     prepare.add_argument("--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
@@ -157,13 +157,13 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     )
     prepare.add_argument(
         "--same-lesion",
-        type=place,
+        type=path,
         metavar="FILE",
-        help="CSV of known pairs of pictures of one lesion: two columns of image ids, a pair a row",
+        help="CSV of known pairs of images of one lesion: two columns of image ids, a pair a row",
     )
     prepare.add_argument(
         "--splits",
-        type=place,
+        type=path,
         metavar="FILE",
         help="CSV image_id,split (train, validation, calibration, test) instead of drawing",
     )
@@ -176,7 +176,7 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     describe = _add(
         data, "describe", run["describe"], "counts by class, split, group and source; checks every checksum"
     )
-    describe.add_argument("dataset", type=place, metavar="DATASET", help=PREPARED)
+    describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
 
 
 def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
@@ -241,12 +241,12 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate = _add(
         commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
     )
-    evaluate.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
+    evaluate.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     evaluate.add_argument(
-        "data", type=place, metavar="DATA", help="a prepared data set, or a folder of pictures with metadata"
+        "data", type=path, metavar="DATA", help="a prepared data set, or a folder of images with metadata"
     )
     evaluate.add_argument(
-        "out", type=place, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
+        "out", type=path, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
     )
     evaluate.add_argument(
         "--split",
@@ -259,24 +259,22 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate.add_argument(
         "--skip-bad",
         action="store_true",
-        help="of a folder of pictures: go on without the bad rows; the report says what was left out",
+        help="of a folder of images: go on without the bad rows; the report says what was left out",
     )
     _add_address(evaluate)
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     """Add what training and search share: data, place and settings."""
-    command.add_argument("dataset", type=place, metavar="DATASET", help=PREPARED)
-    command.add_argument("out", type=place, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
+    command.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+    command.add_argument("out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
     command.add_argument(
         "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
     )
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
     )
-    command.add_argument(
-        "--set-file", type=place, metavar="FILE", help="a JSON file of settings in place of the preset"
-    )
+    command.add_argument("--set-file", type=path, metavar="FILE", help="a JSON file of settings in place of the preset")
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(
         "--cpus-per-worker",
@@ -294,21 +292,21 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
-    predict = _add(commands, "predict", run["predict"], "pictures -> decisions and heatmaps")
-    predict.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
-    predict.add_argument("image", type=place, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
+    predict = _add(commands, "predict", run["predict"], "images -> decisions and heatmaps")
+    predict.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+    predict.add_argument("image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
     predict.add_argument(
         "--explain",
         choices=("grad_cam", "guided_grad_cam"),
-        help="also write the heatmap laid over the picture: coarse cells, or the pixels in them that speak for melanoma",
+        help="also write the heatmap laid over the image: coarse cells, or the pixels in them that speak for melanoma",
     )
-    predict.add_argument("--out", type=place, metavar="DIR", help="folder for the heatmaps")
+    predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
         "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
     )
 
     serve = _add(commands, "serve", run["serve"], "serve a bundle on this machine with Ray Serve")
-    serve.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
+    serve.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default %(default)s)")
     serve.add_argument("--port", type=_port, default=8000, metavar="P", help="default %(default)s")
     serve.add_argument(
@@ -324,4 +322,4 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         run["verify"],
         "check hashes, replay probes, recompute the contract. Exit 1: it must not be served",
     )
-    verify.add_argument("bundle", type=place, metavar="BUNDLE", help=BUNDLE)
+    verify.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)

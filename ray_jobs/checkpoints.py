@@ -1,6 +1,6 @@
 """The state of a run as Ray's checkpoints hold it: written with its hash, and never read without it.
 
-A flipped bit in a tensor loads without a word, because torch does not look at the sums its files hold. Ray lists its checkpoints in a
+A flipped bit in a tensor loads without a word, because torch does not access to the sums its files hold. Ray lists its checkpoints in a
 private file, which it writes in place, so that a kill may leave half of it. `mend` compares the list with what is there, writes it anew
 from the checkpoints that are whole, and puts what is damaged aside; nothing is ever deleted.
 """
@@ -18,9 +18,9 @@ import ray
 import torch
 from ray.train import Checkpoint
 
-from melanoma.engine import SELECTION
-from melanoma.files import sha256_of, write_bytes, write_text
-from melanoma.storage import Place, rename
+from melanoma.io.files import sha256_of, write_bytes, write_text
+from melanoma.io.storage import AnyPath, rename
+from melanoma.training.engine import SELECTION
 
 STATE, HASH = "state.pt", "state.sha256"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -53,7 +53,7 @@ def _score(row: dict[str, float]) -> float:
     return row[SELECTION] if math.isfinite(row[SELECTION]) else 0.0
 
 
-def mend(folder: Place) -> str:
+def mend(folder: AnyPath) -> str:
     """Make a run able to go on from the checkpoints in a folder; return what was wrong and what is done, or nothing.
 
     What is damaged goes to a folder beside it. The run then goes on from the latest checkpoint that is whole, if the best one so far
@@ -104,7 +104,7 @@ class _Kept:
         return max(range(1, len(self.scores) + 1), key=lambda epoch: (self.scores[epoch - 1], epoch))
 
 
-def _read_state(folder: Place, device: torch.device | str) -> dict[str, Any]:
+def _read_state(folder: AnyPath, device: torch.device | str) -> dict[str, Any]:
     data = (folder / STATE).read_bytes()
     if hashlib.sha256(data).hexdigest() != (folder / HASH).read_text():
         raise OSError(f"the checkpoint {folder} must match its hash, it does not.")
@@ -112,7 +112,7 @@ def _read_state(folder: Place, device: torch.device | str) -> dict[str, Any]:
     return state
 
 
-def _listed(folder: Place) -> set[str] | None:
+def _listed(folder: AnyPath) -> set[str] | None:
     """Return the checkpoints that Ray's list names, none before the first; None if the list is missing or cannot be read."""
     if not (folder / SNAPSHOT).is_file():
         return None if any(_whole(folder)) else set()
@@ -126,14 +126,14 @@ def _listed(folder: Place) -> set[str] | None:
         return None
 
 
-def _whole(folder: Place) -> Iterator[_Kept]:
+def _whole(folder: AnyPath) -> Iterator[_Kept]:
     for path in folder.iterdir():
         if path.name.startswith(PREFIX) and _is_whole(path):
             state = _read_state(path, "cpu")
             yield _Kept(path.name, reported(state), tuple(map(_score, state["history"])))
 
 
-def _is_whole(path: Place) -> bool:
+def _is_whole(path: AnyPath) -> bool:
     return (path / HASH).is_file() and (path / STATE).is_file() and sha256_of(path / STATE) == (path / HASH).read_text()
 
 
@@ -176,7 +176,7 @@ def _snapshot(chosen: Sequence[_Kept]) -> str | None:
     return json.dumps(known) if known.keys() == _layout().keys() else None
 
 
-def _aside(folder: Place) -> Place:
+def _aside(folder: AnyPath) -> AnyPath:
     """Return a new name beside a folder for what is damaged in it."""
     number = 1
     while (aside := folder.parent / f"{folder.name}.damaged-{number}").exists():

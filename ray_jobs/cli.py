@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
 from melanoma.errors import SettingError, UserError, root_cause
-from melanoma.storage import RemotePath, is_address, place, redacted
+from melanoma.io.storage import RemotePath, is_address, redacted, to_path
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
 
 _OF_PATHS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -27,7 +27,7 @@ _ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
-    from melanoma.storage import Place
+    from melanoma.io.storage import AnyPath
     from tune.pipeline import TrainBundle
     from tune.search import Search
 
@@ -40,7 +40,7 @@ def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    from melanoma.data.phantom import PhantomConfig, write_phantom
+    from melanoma.data.phantom.layout import PhantomConfig, write_phantom
     from ray_jobs.progress import counted
 
     config = PhantomConfig(
@@ -51,12 +51,12 @@ def _phantom(args: argparse.Namespace) -> int:
         melanomas=args.melanomas,
         mimics=args.mimics,
     )
-    with counted("drawing") as on_picture:
-        num = write_phantom(config, args.out, on_picture=on_picture)
+    with counted("drawing") as on_image:
+        num = write_phantom(config, args.out, on_image=on_image)
     _print(
         args,
         {"out": str(args.out), "num_images": num},
-        f"{num} synthetic pictures of {args.lesions} lesions in {args.out}",
+        f"{num} synthetic images of {args.lesions} lesions in {args.out}",
     )
     return DONE
 
@@ -77,13 +77,13 @@ def _prepare(args: argparse.Namespace) -> int:
         splits=args.splits,
         skip_bad=args.skip_bad,
     )
-    with counted("decoding") as on_picture:
-        manifest = prepare(args.source, args.out, config, on_picture=on_picture)
+    with counted("decoding") as on_image:
+        manifest = prepare(args.source, args.out, config, on_image=on_image)
     left_out = left_out_sentence(manifest["left_out"])
     for line in (*manifest["notes"], *([left_out] if left_out else [])):
         say(line)
     text = (
-        f"{manifest['num_images']} pictures in {manifest['num_groups']} groups ({', '.join(manifest['group_columns'])}, identical pictures"
+        f"{manifest['num_images']} images in {manifest['num_groups']} groups ({', '.join(manifest['group_columns'])}, identical images"
         f"{', known pairs' if manifest['num_known_pairs'] else ''}), split hash {manifest['split_hash'][:12]}, in {args.out}"
         + (f"\n{alone} of them have no group id and stand alone" if (alone := manifest["num_without_group_id"]) else "")
         + (f"\n{left_out} They are listed in {args.out / 'rejected.csv'}" if left_out else "")
@@ -115,7 +115,7 @@ def _describe(args: argparse.Namespace) -> int:
         "largest_groups": largest,
     }
     text = (
-        f"{data.manifest['name']}: {len(records)} pictures of {data.canvas[1]} x {data.canvas[0]} px in {data.manifest['num_groups']} groups "
+        f"{data.manifest['name']}: {len(records)} images of {data.stored_shape[1]} x {data.stored_shape[0]} px in {data.manifest['num_groups']} groups "
         f"({', '.join(data.manifest['group_columns'])})\n\n{by_class}\n\n{by_source}\n\n{_largest(largest, len(records))}\n"
         + "".join(f"{line}\n" for line in (left_out_sentence(left_out), *notes) if line)
         + f"split hash {data.manifest['split_hash']}"
@@ -142,7 +142,7 @@ def _config(args: argparse.Namespace) -> "TrainConfig":
     return config.with_overrides(args.set)
 
 
-def _settings(path: "Place") -> dict[str, Any]:
+def _settings(path: "AnyPath") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -183,7 +183,7 @@ def _tune(args: argparse.Namespace) -> int:
     """Compose the search with training and evaluation, which it is handed as two callables."""
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
-    from melanoma.files import locked
+    from melanoma.io.files import locked
     from ray_jobs.progress import say
     from ray_jobs.train import TrainJob, check_data, check_network, train
     from tune.pipeline import RESULT, check_verdict, claim_search, describe_search
@@ -193,7 +193,7 @@ def _tune(args: argparse.Namespace) -> int:
 
     objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
 
-    def job(config: "TrainConfig", folder: "Place") -> TrainJob:
+    def job(config: "TrainConfig", folder: "AnyPath") -> TrainJob:
         return TrainJob(
             args.dataset,
             folder,
@@ -242,7 +242,7 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
     wait_for_room(bundle, args.workers)
     placed = dataclasses.replace(search.study, num_cpus=bundle.cpus, num_gpus=bundle.gpus)
 
-    def score(bundle: "Place", folder: "Place") -> "Place":
+    def score(bundle: "AnyPath", folder: "AnyPath") -> "AnyPath":
         evaluate(bundle, args.dataset, folder)
         return folder / "predictions.parquet"
 
@@ -258,7 +258,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ray_jobs.evaluate import describe_evaluation, evaluate
     from ray_jobs.progress import counted, say
 
-    with counted("predicting") as on_picture:
+    with counted("predicting") as on_image:
         report = evaluate(
             args.bundle,
             args.data,
@@ -266,7 +266,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             split=args.split,
             num_workers=args.workers,
             skip_bad=args.skip_bad,
-            on_picture=on_picture,
+            on_image=on_image,
         )
     if report["left_out"]:
         say(left_out_sentence(report["left_out"]))
@@ -303,7 +303,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from melanoma.bundle import MANIFEST, verify_bundle
+    from melanoma.bundle.bundle import MANIFEST, verify_bundle
     from melanoma.errors import BundleError
 
     if not (args.bundle / MANIFEST).is_file():
@@ -416,7 +416,7 @@ def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
         return False
     given = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
     if (weights := getattr(args, "weights", "none")) not in ("none", "imagenet"):
-        given.append(place(weights))
+        given.append(to_path(weights))
     if any(there.key in str(cause) for there in given if isinstance(there, RemotePath)):
         return True
     named = [there.absolute() for there in given if isinstance(there, Path)]

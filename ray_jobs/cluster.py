@@ -19,7 +19,7 @@ from ray_jobs.local_ray import safe_defaults
 from ray_jobs.preflight import check_address, check_temp_dir
 from ray_jobs.progress import say
 
-OBJECT_STORE_BYTES = 512 * 1024 * 1024  # pictures travel as files, never through the object store
+OBJECT_STORE_BYTES = 512 * 1024 * 1024  # images travel as files, never through the object store
 GROWTH_SECONDS = 30 * 60.0
 """How long a command waits for a cluster to grow before it gives up."""
 
@@ -143,9 +143,7 @@ def gpus_per_trial(nodes: Sequence[Mapping[str, float]], num_trials: int) -> flo
     return 1 / math.ceil(num_trials / num_gpus) if num_gpus else 0.0
 
 
-def collect(
-    dataset: ray.data.Dataset, total: int, on_picture: Callable[[int, int], None] | None
-) -> list[dict[str, Any]]:
+def collect(dataset: ray.data.Dataset, total: int, on_image: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
     """Run a Ray Data pipeline and return its rows, telling how many of the total are done; what fails in a task is raised as it was."""
     context = dataset.context  # a data set keeps the settings it was made with: those of the process come too late
     context.enable_progress_bars = False  # progress is shown by the command, once, in its own words
@@ -159,8 +157,8 @@ def collect(
     try:
         for row in dataset.iter_rows():
             rows.append(row)
-            if on_picture is not None:
-                on_picture(len(rows), total)
+            if on_image is not None:
+                on_image(len(rows), total)
     except ray.exceptions.RayTaskError as error:
         raise _without_advice(error.cause) from error
     return rows

@@ -1,4 +1,4 @@
-"""The main job from pictures to an answered request, by the same commands a person would type; nothing here is special.
+"""The main job from images to an answered request, by the same commands a person would type; nothing here is special.
 
 Runs on a Ray of its own whatever RAY_ADDRESS says, in a new folder, on a free port.
 """
@@ -37,7 +37,7 @@ REAL_TRAINING = ["--preset", "cpu_quick"]
 
 def main() -> int:
     """Run the demonstration; serve on at a terminal unless DEMO_EXIT=1."""
-    parser = argparse.ArgumentParser(prog="make demo", description="pictures -> bundle -> an answer over HTTP")
+    parser = argparse.ArgumentParser(prog="make demo", description="images -> bundle -> an answer over HTTP")
     parser.add_argument("--data", type=Path, help="a SOURCE folder in place of the phantom data")
     parser.add_argument("--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
     args = parser.parse_args()
@@ -51,20 +51,20 @@ def main() -> int:
         return 2
     source, bundle = _train(args.data, args.out)
     stay = sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
-    picture, dx = _unseen_picture(source, args.out / "dataset")
+    image, dx = _unseen_image(source, args.out / "dataset")
     with _serving(bundle) as (server, address):
-        answer = _ask(address, picture)
+        answer = _ask(address, image)
         _save(answer, args.out)
-        _show(answer, f"{picture.name} (test, labelled {dx})", args.out)
+        _show(answer, f"{image.name} (test, labelled {dx})", args.out)
         if stay:
-            say(f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{picture} {address}/v1/predict")
+            say(f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image} {address}/v1/predict")
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
     return 0
 
 
 def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
-    """Make or take the pictures, prepare, train and evaluate; return SOURCE and the bundle."""
+    """Make or take the images, prepare, train and evaluate; return SOURCE and the bundle."""
     prepared, runs = out / "dataset", out / "runs"
     if data is None:
         source = out / "phantom"
@@ -76,7 +76,7 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
         pairs = data / "known_duplicates.csv"
         _melanoma("data", "prepare", source, prepared, *(["--same-lesion", pairs] if pairs.is_file() else []))
         training = REAL_TRAINING
-    # The phantom's contract must be met; of real pictures an unmet or refuted one is a finding, and still worth showing.
+    # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and still worth showing.
     allowed = (0,) if data is None else (0, 1)
     _melanoma("train", prepared, runs, *training, "--workers", "2", "--name", "demo", allowed=allowed)
     bundle = runs / "demo" / "bundle"
@@ -85,8 +85,8 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
     return source, bundle
 
 
-def _unseen_picture(source: Path, prepared: Path) -> tuple[Path, str]:
-    """Return a picture that neither training nor calibration has seen, a melanoma where there is one, and its label."""
+def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
+    """Return an image that neither training nor calibration has seen, a melanoma where there is one, and its label."""
     test = open_prepared(prepared).rows("test")
     row = test.sort_values("dx", key=lambda dx: dx != "mel", kind="stable").iloc[0]
     paths = read_source(source).records.set_index("image_id")["path"]
@@ -134,9 +134,9 @@ def _wait_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
     sys.exit("melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see why.")
 
 
-def _ask(address: str, picture: Path) -> dict[str, Any]:
+def _ask(address: str, image: Path) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{address}/v1/predict?explain=grad_cam", picture.read_bytes(), {"Content-Type": "image/jpeg"}
+        f"{address}/v1/predict?explain=grad_cam", image.read_bytes(), {"Content-Type": "image/jpeg"}
     )
     with _DIRECTLY.open(request, timeout=60) as response:
         answer: dict[str, Any] = json.loads(response.read())
@@ -149,9 +149,9 @@ def _save(answer: dict[str, Any], out: Path) -> None:
     (out / "answer.json").write_text(json.dumps(answer, indent=2) + "\n")
 
 
-def _show(answer: dict[str, Any], picture: str, out: Path) -> None:
+def _show(answer: dict[str, Any], image: str, out: Path) -> None:
     melanoma, threshold = answer["probabilities"]["mel"], answer["threshold"]
-    print(f"\n{picture}: {answer['decision']}, melanoma {melanoma:.3f}, threshold {threshold:.3f}")
+    print(f"\n{image}: {answer['decision']}, melanoma {melanoma:.3f}, threshold {threshold:.3f}")
     print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
     print(f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)")
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)

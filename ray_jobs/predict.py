@@ -1,16 +1,16 @@
-"""Pictures from files -> decisions and heatmaps, in this process: a handful of pictures needs no cluster."""
+"""Images from files -> decisions and heatmaps, in this process: a handful of images needs no cluster."""
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melanoma.bundle import load_bundle
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.predictor import GuidedExplainer, Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.overlay import write_overlay
-from melanoma.images import check_content, decode_image
-from melanoma.predictor import GuidedExplainer, Predictor
+from melanoma.imaging.decode import check_content, decode_image
 
 
 def predict_files(
@@ -47,7 +47,7 @@ def predict_files(
 
 
 def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
-    """Return a file name a picture; pictures of one name in several folders get a number."""
+    """Return a file name an image; images of one name in several folders get a number."""
     names: list[str] = []
     for path in paths:
         numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
@@ -60,7 +60,7 @@ def _predict_file(
     predictor: Predictor, path: Path, overlay: Path | None, guided: GuidedExplainer | None
 ) -> dict[str, Any]:
     if not path.is_file():
-        return {"image": str(path), "error": "IMAGE must be a picture, this is not a file."}
+        return {"image": str(path), "error": "IMAGE must be an image, this is not a file."}
     preprocess = predictor.bundle.preprocess
     try:
         image = decode_image(path.read_bytes())

@@ -1,7 +1,7 @@
-"""Pictures -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
+"""Images -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
 
-Whatever the metadata and the arguments alone can show is checked before the first picture is read. Every shard is written by the task
-that made it, so that no picture passes through the driver or the object store. Splits are drawn after decoding, because identical pixels
+Whatever the metadata and the arguments alone can show is checked before the first image is read. Every shard is written by the task
+that made it, so that no image passes through the driver or the object store. Splits are drawn after decoding, because identical pixels
 must not be split; then each split gets shards of its own, so that what must not be looked at need not even be there.
 """
 
@@ -17,6 +17,7 @@ import pandas as pd
 import ray
 import ray.data
 
+from melanoma.arrays import Uint8Array
 from melanoma.config import CLASSES
 from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups, key_column, largest_groups
@@ -28,9 +29,10 @@ from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of,
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import SPLITS, apply_splits, check_shares, draw_splits, read_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError, SettingError
-from melanoma.files import new_folder, shared_folder, write_json, write_parquet
-from melanoma.images import Uint8Array, canvas_shape, check_content, decode_image, to_canvas
-from melanoma.storage import Place, is_address, place, remove_folder
+from melanoma.imaging.decode import check_content, decode_image
+from melanoma.imaging.letterbox import letterbox, letterbox_shape
+from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet
+from melanoma.io.storage import AnyPath, is_address, remove_folder, to_path
 from ray_jobs.cluster import collect, connect
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
@@ -49,9 +51,9 @@ class PrepareConfig:
     """How to prepare a data set.
 
     Attributes:
-        size: long side of the stored pictures, px.
+        size: long side of the stored images, px.
         num_folds: folds of the training part, at least 2.
-        test_fraction: share of the pictures for test.
+        test_fraction: share of the images for test.
         calibration_fraction: share for calibration.
         seed: of the splits.
         group_by: metadata columns that must not be split; None takes patient_id and lesion_id, whichever are there.
@@ -66,8 +68,8 @@ class PrepareConfig:
     calibration_fraction: float = 0.15
     seed: int = 0
     group_by: tuple[str, ...] | None = None
-    same_lesion: Place | None = None
-    splits: Place | None = None
+    same_lesion: AnyPath | None = None
+    splits: AnyPath | None = None
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class PrepareConfig:
 
 
 def prepare(
-    source_dir: Place, out: Place, config: PrepareConfig, *, on_picture: Callable[[int, int], None] | None = None
+    source_dir: AnyPath, out: AnyPath, config: PrepareConfig, *, on_image: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Prepare a data set and return its manifest.
 
@@ -89,9 +91,9 @@ def prepare(
     source = plan.source
     with _work_folder(out) as work:
         (work / DECODED).mkdir()
-        decoded = _decode(source, work / DECODED, config.size, on_picture)
+        decoded = _decode(source, work / DECODED, config.size, on_image)
         everything, rejections = _join(source, decoded)
-        # Grouped before anything is left out: two lesions may be known to be one only by a picture that cannot be read.
+        # Grouped before anything is left out: two lesions may be known to be one only by an image that cannot be read.
         everything["group"] = _groups(everything, plan.group_columns, plan.pairs)
         records = _usable(everything, rejections)
         left_out = count_left_out([(rejection.image_id, rejection.reason) for rejection in rejections], source.records)
@@ -99,7 +101,7 @@ def prepare(
         if not rejections or config.skip_bad:
             if records.empty:
                 raise DataError(
-                    f"SOURCE must hold at least one usable picture, it has none. {left_out_sentence(left_out)}"
+                    f"SOURCE must hold at least one usable image, it has none. {left_out_sentence(left_out)}"
                 )
             manifest = _write_dataset(
                 work, records, config, plan=plan, left_out=left_out, name=shown(source_dir.resolve().name)
@@ -112,12 +114,12 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is known before any picture is read.
+    """What is known before any image is read.
 
     Attributes:
         source: what SOURCE holds.
-        group_columns: names of the columns that group pictures.
-        pairs: known pairs of pictures.
+        group_columns: names of the columns that group images.
+        pairs: known pairs of images.
         given: the splits to take, as `read_splits` gives them; None draws them.
     """
 
@@ -127,7 +129,7 @@ class _Plan:
     given: pd.DataFrame | None
 
 
-def _plan(source_dir: Place, config: PrepareConfig) -> _Plan:
+def _plan(source_dir: AnyPath, config: PrepareConfig) -> _Plan:
     """Read the metadata and check all that they and the arguments alone can show."""
     source = read_source(source_dir)
     group_columns = source.group_by(config.group_by)
@@ -142,7 +144,7 @@ def _plan(source_dir: Place, config: PrepareConfig) -> _Plan:
 
 
 def _check_given(plan: _Plan, config: PrepareConfig) -> None:
-    """Check given splits on the groups that the metadata alone show; copies of a picture may join some of them later."""
+    """Check given splits on the groups that the metadata alone show; copies of an image may join some of them later."""
     records = plan.source.records.drop_duplicates("image_id").assign(sha256="", pixel_sha256="")
     records["group"] = _groups(records, plan.group_columns, plan.pairs)
     usable = _usable(records, plan.source.rejections)
@@ -156,7 +158,7 @@ def _usable(records: pd.DataFrame, rejections: list[Rejection]) -> pd.DataFrame:
 
 
 @contextlib.contextmanager
-def _work_folder(out: Place) -> Iterator[Place]:
+def _work_folder(out: AnyPath) -> Iterator[AnyPath]:
     """Give the folder to write into: it must be one that the tasks of every node reach.
 
     In object storage it is OUT itself, for folders there have no name to change.
@@ -171,17 +173,17 @@ def _work_folder(out: Place) -> Iterator[Place]:
 
 
 def _shard_rows(size: int) -> int:
-    """Return how many pictures a shard holds: 512, or fewer large ones, for a task holds a shard in memory."""
-    height, width = canvas_shape(size)
+    """Return how many images a shard holds: 512, or fewer large ones, for a task holds a shard in memory."""
+    height, width = letterbox_shape(size)
     return max(1, min(SHARD_ROWS, SHARD_BYTES // (3 * height * width)))
 
 
-def _holds_only_rejections(out: Place) -> bool:
+def _holds_only_rejections(out: AnyPath) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
 
 
-def _decode(source: Source, shards: Place, size: int, on_picture: Callable[[int, int], None] | None) -> pd.DataFrame:
-    """Decode every picture that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
+def _decode(source: Source, shards: AnyPath, size: int, on_image: Callable[[int, int], None] | None) -> pd.DataFrame:
+    """Decode every image that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
     bad = {rejection.image_id for rejection in source.rejections}
     rows, num_rows = source.records[source.records["path"] != ""].drop_duplicates("image_id"), _shard_rows(size)
     chunks = [
@@ -198,21 +200,21 @@ def _decode(source: Source, shards: Place, size: int, on_picture: Callable[[int,
         decode_chunk,  # type: ignore[arg-type]
         fn_kwargs={"shards": str(shards), "size": size, "skip": bad},
     )
-    return pd.DataFrame(collect(dataset, len(rows), on_picture))
+    return pd.DataFrame(collect(dataset, len(rows), on_image))
 
 
 def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> list[dict[str, Any]]:
-    """Decode the pictures of one shard, write it, and return a row a picture. Runs in a Ray Data task."""
-    shape = canvas_shape(size)
+    """Decode the images of one shard, write it, and return a row an image. Runs in a Ray Data task."""
+    shape = letterbox_shape(size)
     image_ids: list[str] = []
-    pictures: list[Uint8Array] = []
+    images: list[Uint8Array] = []
     rows: list[dict[str, Any]] = []
     for image_id, path in zip(chunk["image_ids"], map(os.fsdecode, chunk["paths"]), strict=True):
         row: dict[str, Any] = {"image_id": image_id, "shard": chunk["shard"], "row": -1, "reason": "", "detail": ""}
         row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
         rows.append(row)
         try:
-            data = place(path).read_bytes()
+            data = to_path(path).read_bytes()
             image = decode_image(data)
             check_content(image)
         except InvalidImageError as error:
@@ -220,7 +222,7 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             continue
         except OSError as error:
             if is_address(path) and not isinstance(error, FileNotFoundError):
-                raise  # a storage that is away says nothing against the picture
+                raise  # a storage that is away says nothing against the image
             row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
             continue
         pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
@@ -231,11 +233,11 @@ def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str
             "pixel_sha256": pixels,
         }
         if image_id not in skip:
-            row["row"] = len(pictures)
+            row["row"] = len(images)
             image_ids.append(image_id)
-            pictures.append(to_canvas(image, shape))
-    if pictures:
-        write_shard(place(shards) / str(chunk["shard"]), image_ids, pictures)
+            images.append(letterbox(image, shape))
+    if images:
+        write_shard(to_path(shards) / str(chunk["shard"]), image_ids, images)
     return rows
 
 
@@ -252,9 +254,7 @@ def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rej
         decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left"
     )
     records = records.fillna({"sha256": "", "pixel_sha256": ""})
-    rejections += reject_conflicts(
-        records, "pixel_sha256", "picture_with_two_labels", "one picture under several names"
-    )
+    rejections += reject_conflicts(records, "pixel_sha256", "image_with_two_labels", "one image under several names")
     return records, rejections
 
 
@@ -263,19 +263,19 @@ def _groups(records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[s
     return join_groups(records["image_id"].tolist(), keys, pairs)
 
 
-def _refusal(rejections: list[Rejection], left_out: LeftOut, out: Place) -> str:
+def _refusal(rejections: list[Rejection], left_out: LeftOut, out: AnyPath) -> str:
     num = len({rejection.image_id for rejection in rejections})
     reasons = pd.Series([rejection.reason for rejection in rejections]).value_counts()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     first = rejections[0]
     return (
-        f"every picture must be usable, {num} are not ({counts}); by class: {describe_left_out(left_out)}; the first is {first.image_id}: "
+        f"every image must be usable, {num} are not ({counts}); by class: {describe_left_out(left_out)}; the first is {first.image_id}: "
         f"{first.detail.rstrip('.')}; see {out / REJECTED}, mend them or pass --skip-bad."
     )
 
 
 def _write_dataset(
-    work: Place,
+    work: AnyPath,
     records: pd.DataFrame,
     config: PrepareConfig,
     *,
@@ -289,7 +289,7 @@ def _write_dataset(
         work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size
     )
     write_parquet(work / "records.parquet", records[list(RECORD_COLUMNS)])
-    height, width = canvas_shape(config.size)
+    height, width = letterbox_shape(config.size)
     manifest = {
         "kind": "melanoma-dataset",
         "format_version": FORMAT_VERSION,
@@ -320,7 +320,7 @@ def _write_dataset(
 
 
 def _warnings(records: pd.DataFrame, plan: _Plan) -> list[str]:
-    """Return what a person should look at before training on these records."""
+    """Return what a person should access to before training on these records."""
     warnings = []
     for found in largest_groups(records, plan.group_columns, num=20):
         share, num = found["num_images"] / len(records), found["num_images"]
@@ -343,8 +343,8 @@ def _warnings(records: pd.DataFrame, plan: _Plan) -> list[str]:
     return warnings
 
 
-def _store_by_split(work: Place, records: pd.DataFrame, size: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Write the pictures of each split into shards of its own; return the records with their new places, and the shards' hashes."""
+def _store_by_split(work: AnyPath, records: pd.DataFrame, size: int) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write the images of each split into shards of its own; return the records with their new places, and the shards' hashes."""
     (work / "shards").mkdir()
     store = ray.remote(store_shard)
     stored, waiting = [], {}
@@ -353,17 +353,17 @@ def _store_by_split(work: Place, records: pd.DataFrame, size: int) -> tuple[pd.D
             part = rows.iloc[start : start + _shard_rows(size)]
             path = work / "shards" / f"{split}-{number:05d}.arrow"
             places = part[["image_id", "shard", "row"]]
-            waiting[path.name] = store.remote(path, places, work / DECODED, canvas_shape(size))
+            waiting[path.name] = store.remote(path, places, work / DECODED, letterbox_shape(size))
             stored.append(part.assign(shard=path.name, row=range(len(part))))
     digests = dict(zip(waiting, ray.get(list(waiting.values())), strict=True))
     return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(sorted(digests.items()))
 
 
-def store_shard(path: Place, places: pd.DataFrame, decoded: Place, shape: tuple[int, int]) -> str:
-    """Write one shard from the decoded pictures at some places (image_id, shard, row); return its sha256. Runs in a Ray task."""
+def store_shard(path: AnyPath, places: pd.DataFrame, decoded: AnyPath, shape: tuple[int, int]) -> str:
+    """Write one shard from the decoded images at some places (image_id, shard, row); return its sha256. Runs in a Ray task."""
     shards = {name: open_shard(decoded / name, shape) for name in set(places["shard"])}
-    pictures = [shards[name][row] for name, row in zip(places["shard"], places["row"], strict=True)]
-    return write_shard(path, places["image_id"].tolist(), pictures)
+    images = [shards[name][row] for name, row in zip(places["shard"], places["row"], strict=True)]
+    return write_shard(path, places["image_id"].tolist(), images)
 
 
 def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:

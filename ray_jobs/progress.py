@@ -11,14 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from melanoma.errors import DataError
-from melanoma.storage import Place, redacted
+from melanoma.io.storage import AnyPath, redacted
 
 LINE_SECONDS, REMOTE_SECONDS = 10.0, 5.0
 
 
 @contextlib.contextmanager
-def counted(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
-    """Give a callable (done, total) that shows how far a job of known length, in pictures or another unit, is."""
+def counted(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """Give a callable (done, total) that shows how far a job of known length, in images or another unit, is."""
     if sys.stderr.isatty():
         with tqdm(desc=what, unit=f" {unit}", file=sys.stderr) as bar:
 
@@ -45,7 +45,7 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def training_progress(run_dir: Place) -> Iterator[None]:
+def training_progress(run_dir: AnyPath) -> Iterator[None]:
     """Show, while the block runs, what the workers write to RUN/progress.json and RUN/history.jsonl."""
     stop = threading.Event()
     thread = threading.Thread(target=_watch, args=(run_dir, stop), daemon=True)
@@ -57,7 +57,7 @@ def training_progress(run_dir: Place) -> Iterator[None]:
         thread.join()
 
 
-def _watch(run_dir: Place, stop: threading.Event) -> None:
+def _watch(run_dir: AnyPath, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
     shown = len(_text(history).splitlines())
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
@@ -78,7 +78,7 @@ def _watch(run_dir: Place, stop: threading.Event) -> None:
                 return
 
 
-def _text(path: Place) -> str:
+def _text(path: AnyPath) -> str:
     """Return what a file holds; nothing where it is not there, or while its storage is away: that is for the run to say."""
     try:
         return path.read_text() if path.is_file() else ""

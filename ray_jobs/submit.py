@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
-from melanoma.storage import is_address
+from melanoma.io.storage import is_address
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND
 from ray_jobs.progress import say
 from ray_jobs.remote_job import JobLog, RemoteJob, follow

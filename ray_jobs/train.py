@@ -11,16 +11,16 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from melanoma.bundle import MANIFEST
+from melanoma.bundle.bundle import MANIFEST
+from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.engine import SELECTION
 from melanoma.errors import DataError, is_deterministic, root_cause
-from melanoma.files import claim_folder, locked, new_folder, read_json, write_json
-from melanoma.networks import build_model, check_feature_map, freeze
-from melanoma.packing import pack
-from melanoma.storage import Place, as_file_system, place
-from melanoma.weights import load_weights
+from melanoma.io.files import claim_folder, locked, new_folder, read_json, write_json
+from melanoma.io.storage import AnyPath, as_file_system, to_path
+from melanoma.training.engine import SELECTION
+from melanoma.training.networks import build_model, check_feature_map, freeze
+from melanoma.training.weights import load_weights
 from ray_jobs.checkpoints import load_state, mend
 from ray_jobs.cluster import Bundle, connect, cpus_per_worker, node_resources, wait_for_room
 from ray_jobs.progress import say, training_progress
@@ -28,7 +28,7 @@ from ray_jobs.worker import WorkerArgs, train_worker
 
 MAX_FAILURES = 3  # of workers that are lost; what would happen again ends the run at once
 RESIZE_SECONDS = (
-    30.0  # between two looks at whether the cluster has room for more workers; a resize costs the epoch under way
+    30.0  # between two accesses to whether the cluster has room for more workers; a resize costs the epoch under way
 )
 
 
@@ -47,8 +47,8 @@ class TrainJob:
         weights: none, imagenet or a path to weights.
     """
 
-    dataset: Place
-    run_dir: Place
+    dataset: AnyPath
+    run_dir: AnyPath
     config: TrainConfig
     num_workers: int = 1
     min_workers: int | None = None
@@ -117,7 +117,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(
-            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of training pictures ({num_train}), got {batch_size}."
+            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of training images ({num_train}), got {batch_size}."
         )
     if not data.manifest["counts"].get("calibration", {}).get("mel", 0):
         raise DataError(
@@ -155,7 +155,7 @@ def check_network(job: TrainJob) -> None:
                 f"--weights imagenet needs timm's hub, it could not be reached ({type(error).__name__}); pass --weights FILE or connect."
             ) from error
     else:
-        say(f"weights: {load_weights(model, place(job.weights))}")
+        say(f"weights: {load_weights(model, to_path(job.weights))}")
 
 
 def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle:

@@ -21,12 +21,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
-from melanoma.distributed import World
-from melanoma.engine import Training, TrainState, fit, start_state
 from melanoma.errors import DataError
-from melanoma.files import write_json, write_text
-from melanoma.networks import start_model
-from melanoma.storage import Mirror, Place, place
+from melanoma.io.files import write_json, write_text
+from melanoma.io.storage import AnyPath, SyncedFolder, to_path
+from melanoma.training.distributed import World
+from melanoma.training.engine import Training, TrainState, fit, start_state
+from melanoma.training.networks import start_model
 from ray_jobs.checkpoints import load_state, reported, save_state
 
 PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
@@ -54,18 +54,18 @@ class WorkerArgs:
 def train_worker(values: Mapping[str, Any]) -> None:
     """Train one run on this worker; called by Ray Train on every worker at once."""
     args = WorkerArgs(**values)
-    config, run_dir, world = TrainConfig.from_dict(args.config), place(args.run_dir), World.current()
+    config, run_dir, world = TrainConfig.from_dict(args.config), to_path(args.run_dir), World.current()
     torch.set_num_threads(args.num_threads)
     device = ray.train.torch.get_device()
     progress = _Progress(config, run_dir, world)
-    training = Training.on(config, open_prepared(place(args.dataset)), world=world, on_step=progress)
+    training = Training.on(config, open_prepared(to_path(args.dataset)), world=world, on_step=progress)
     fresh = ray.train.get_checkpoint() is None  # a resumed run has its weights in the checkpoint
     weights = args.weights if fresh else "none"
     model = start_model(config.model, weights=weights, seed=config.seed, device=device)
     state = start_state(model, config, world)
     _resume(state, device)
     wrapped = world.wrap(model)
-    mirror = Mirror(run_dir / "tensorboard")
+    mirror = SyncedFolder(run_dir / "tensorboard")
     with SummaryWriter(str(mirror.folder), purge_step=state.epoch + 1) if world.rank == 0 else _NoWriter() as writer:
 
         def on_epoch_end(state: TrainState) -> None:
@@ -82,7 +82,7 @@ def _resume(state: TrainState, device: torch.device) -> None:
         state.load_state_dict(load_state(checkpoint, device))
 
 
-def _report(state: TrainState, run_dir: Place, world: World, writer: "SummaryWriter | _NoWriter") -> None:
+def _report(state: TrainState, run_dir: AnyPath, world: World, writer: "SummaryWriter | _NoWriter") -> None:
     """Save, log and report one epoch; every rank reports, for `report` is a barrier, and rank 0 alone writes."""
     kept = state.state_dict()
     metrics = reported(kept)
@@ -117,7 +117,7 @@ class _NoWriter:
 class _Progress:
     """Writes where the run stands to RUN/progress.json, for the driver to show; state: when it last wrote."""
 
-    def __init__(self, config: TrainConfig, run_dir: Place, world: World) -> None:
+    def __init__(self, config: TrainConfig, run_dir: AnyPath, world: World) -> None:
         self._epochs, self._path, self._active = config.optim.epochs, run_dir / "progress.json", world.rank == 0
         self._seconds = PROGRESS_SECONDS if isinstance(run_dir, Path) else REMOTE_PROGRESS_SECONDS
         self._written = 0.0

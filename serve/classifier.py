@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from ray import serve
 
+from melanoma.arrays import Uint8Array
+from melanoma.bundle.predictor import Prediction, Predictor
 from melanoma.errors import BundleError
-from melanoma.images import Uint8Array
-from melanoma.predictor import Prediction, Predictor
 from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
@@ -23,25 +23,25 @@ BATCH_WAIT_SECONDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One picture for the classifier.
+    """One image for the classifier.
 
     Attributes:
-        picture: ``(H, W, 3)`` uint8 as stored.
+        image: ``(H, W, 3)`` uint8 as stored.
         explain: whether its heatmap is wanted.
-        known: version of the bundle that the asker knows already and made the picture for.
+        known: version of the bundle that the asker knows already and made the image for.
     """
 
-    picture: Uint8Array
+    image: Uint8Array
     explain: bool
     known: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one bundle says of one picture.
+    """What one bundle says of one image.
 
     Attributes:
-        prediction: None if the picture was made for another bundle's canvas.
+        prediction: None if the image was made for another bundle's stored shape.
         described: what `describe` returns; None if that is the bundle known already.
     """
 
@@ -58,7 +58,7 @@ class Classifier:
         if bundle.features_onnx is not None and device == "cpu":
             torch.set_num_threads(1)  # its threads are ONNX Runtime's; what is left to torch is too small to be shared
         self._metrics = BatchMetrics()
-        blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
+        blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
         if findings := self._predictor.replay_probes():
             raise BundleError(" ".join(findings))
@@ -67,14 +67,14 @@ class Classifier:
         """Answer: whoever hears it knows that the weights are loaded."""
 
     async def predict(self, job: Job) -> Answer:
-        """Predict one picture, together with whatever else is waiting.
+        """Predict one image, together with whatever else is waiting.
 
         Raises:
             FloatingPointError: if the network gives no finite scores for it.
         """
         bundle = self._predictor.bundle
         described = None if job.known == bundle.version else await self.describe()
-        if job.picture.shape[:2] != bundle.preprocess.canvas:
+        if job.image.shape[:2] != bundle.preprocess.stored_shape:
             return Answer(None, described)
         found = await self._batch(job)
         if isinstance(found, FloatingPointError):
@@ -89,9 +89,7 @@ class Classifier:
     def _predict(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
         started = time.perf_counter()
         try:
-            predictions = self._predictor.predict(
-                [job.picture for job in jobs], explain=any(job.explain for job in jobs)
-            )
+            predictions = self._predictor.predict([job.image for job in jobs], explain=any(job.explain for job in jobs))
         except FloatingPointError as error:  # which of them it is shows one by one: the others must not fail with it
             return [error] if len(jobs) == 1 else [found for job in jobs for found in self._predict([job])]
         self._metrics.computed(predictions, time.perf_counter() - started)

@@ -13,7 +13,7 @@ ENVIRONMENT = {
     # Everything of ours that takes long runs in threads already; a second event loop a replica only adds two hops a call.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # From replica to replica without Ray's tasks and object store: faster, and no picture can be spilled to a disk.
+    # From replica to replica without Ray's tasks and object store: faster, and no image can be spilled to a disk.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(
         64 * 2**20

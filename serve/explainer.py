@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from ray import serve
 
-from melanoma.evidence.metrics import FloatArray
+from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.bundle.predictor import GuidedExplainer
 from melanoma.explain.grad_cam import Heatmap, render_heatmap
-from melanoma.images import Uint8Array
-from melanoma.predictor import GuidedExplainer
 from serve.replica import load_in_replica
 
 MAX_BATCH = 4
@@ -19,15 +18,15 @@ BATCH_WAIT_SECONDS = 0.0
 
 @dataclasses.dataclass(frozen=True)
 class GuidedJob:
-    """One picture for the explainer.
+    """One image for the explainer.
 
     Attributes:
-        picture: ``(H, W, 3)`` uint8 as stored.
+        image: ``(H, W, 3)`` uint8 as stored.
         heatmap: its Grad-CAM ``(h, w)`` float32, a few cells.
         version: of the bundle that gave it.
     """
 
-    picture: Uint8Array
+    image: Uint8Array
     heatmap: FloatArray
     version: str
 
@@ -39,7 +38,7 @@ class Explainer:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._version = bundle.version
         self._explainer = GuidedExplainer(bundle, device=device)
-        blank = np.zeros((*bundle.preprocess.canvas, 3), dtype=np.uint8)
+        blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])  # nobody should wait for the first pass
 
     async def explain(self, job: GuidedJob) -> Heatmap | None:
@@ -51,6 +50,6 @@ class Explainer:
         return await asyncio.to_thread(self._explain, jobs)
 
     def _explain(self, jobs: list[GuidedJob]) -> list[Heatmap]:
-        maps = self._explainer.explain([job.picture for job in jobs], [job.heatmap for job in jobs])
+        maps = self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs])
         # uint8 over its peak: a quarter of the bytes on the way back.
         return [render_heatmap(torch.from_numpy(values), (values.shape[0], values.shape[1])) for values in maps]

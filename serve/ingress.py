@@ -15,16 +15,16 @@ from starlette.staticfiles import StaticFiles
 
 from melanoma.errors import SettingError
 from serve import open_inference
+from serve.answers import answer_of, explanation_of, image_bytes, model_info
 from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
-from serve.calls import Calls, Reading
-from serve.frame import install_frame
 from serve.in_flight import in_flight
 from serve.lanes import Lane
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
-from serve.openapi import DESCRIPTION, GUARDED, PAGE, PICTURE, errors, install_docs
-from serve.pictures import answer_of, explanation_of, model_info, picture_bytes
+from serve.middleware import install_middleware
+from serve.model_client import ModelClient, Reading
+from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ModelResponse, PredictResponse
@@ -46,7 +46,7 @@ app = FastAPI(
     servers=[{"url": "./"}],  # relative, so that it is right behind a path prefix
 )
 install_problem_handlers(app)
-install_frame(app, max_body_bytes=MAX_BODY_BYTES)
+install_middleware(app, max_body_bytes=MAX_BODY_BYTES)
 install_docs(app)
 app.mount("/page", StaticFiles(directory=PAGE))
 
@@ -68,7 +68,7 @@ class Ingress:
             raise SettingError(
                 f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
             )
-        self._calls = Calls(classifier, explainer)
+        self._client = ModelClient(classifier, explainer)
         self._timeout_s = answer_timeout_s
         self._parsing = Lane("parse", num_threads=1)  # JSON may take twenty times its size in memory
 
@@ -78,16 +78,16 @@ class Ingress:
         return in_flight().num
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
-        """Return the picture of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
-        data = await picture_bytes(request)
+        """Return the image of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
+        data = await image_bytes(request)
         async with asyncio.timeout(self._timeout_s):
-            reading = await self._calls.read(Upload(data), explain=explain != "none")
+            reading = await self._client.read(Upload(data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
             request_metrics().decided(reading.prediction.decision)
             return reading.shown, answer_of(reading, explanation, request_id=request.state.request_id)
 
     async def _explanation(self, method: Literal["grad_cam", "guided_grad_cam"], reading: Reading) -> Explanation:
-        heatmap = reading.prediction.heatmap if method == "grad_cam" else await self._calls.guided(reading)
+        heatmap = reading.prediction.heatmap if method == "grad_cam" else await self._client.guided(reading)
         assert heatmap is not None  # of the classifier: it was asked for
         with request_metrics().stage("encode"):
             return await asyncio.to_thread(explanation_of, method, reading.shown, heatmap, reading.preprocess)
@@ -96,7 +96,7 @@ class Ingress:
         "/v1/predict",
         response_model=PredictResponse,
         responses=_REFUSALS,
-        openapi_extra=PICTURE,
+        openapi_extra=IMAGE,
         dependencies=GUARDED,
     )
     async def predict(self, request: Request, explain: Annotated[Explain, Query()] = "none") -> PredictResponse:
@@ -107,7 +107,7 @@ class Ingress:
         "/v1/report",
         response_class=Response,
         responses={200: {"content": {"application/pdf": {}}}, **_REFUSALS},
-        openapi_extra=PICTURE,
+        openapi_extra=IMAGE,
         dependencies=GUARDED,
     )
     async def report(self, request: Request) -> Response:
@@ -124,7 +124,7 @@ class Ingress:
     )
     async def model(self) -> ModelResponse:
         """Return the manifest as far as a client may see it, and the model card."""
-        described = await self._calls.describe()
+        described = await self._client.describe()
         shown = ("classes", "architecture", "preprocessing", "calibration", "operating_point", "group_columns")
         return ModelResponse(
             model=model_info(described["manifest"]),
@@ -146,7 +146,7 @@ class Ingress:
     @app.get("/readyz", response_model=Alive, responses=errors(503))
     async def readyz(self) -> Alive:
         """Answer whether a classifier with loaded weights can be asked."""
-        await self._calls.check_ready()
+        await self._client.check_ready()
         return Alive()
 
     @app.get("/v2/health/live")
@@ -157,13 +157,13 @@ class Ingress:
     @app.get("/v2/health/ready", responses=errors(503, kind=_JSON))
     async def ready(self) -> dict[str, bool]:
         """Answer whether a classifier with loaded weights can be asked."""
-        await self._calls.check_ready()
+        await self._client.check_ready()
         return {"ready": True}
 
     @app.get("/v2/models/melanoma/ready", responses=errors(503, kind=_JSON))
     async def model_ready(self) -> dict[str, Any]:
         """Answer whether a classifier with loaded weights can be asked."""
-        await self._calls.check_ready()
+        await self._client.check_ready()
         return {"name": open_inference.MODEL, "ready": True}
 
     @app.get("/v2")
@@ -174,7 +174,7 @@ class Ingress:
     @app.get("/v2/models/melanoma", responses=_V2_READING, dependencies=GUARDED)
     async def model_metadata(self) -> dict[str, Any]:
         """Return the inputs and outputs of the model."""
-        return open_inference.metadata(await self._calls.describe())
+        return open_inference.metadata(await self._client.describe())
 
     @app.get("/v2/models/melanoma/versions/{version}", responses=_V2_READING, dependencies=GUARDED)
     async def version_metadata(self, version: str) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Ingress:
         "/v2/models/melanoma/infer", responses=_V2_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED
     )
     async def infer(self, request: Request) -> Response:
-        """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 pictures at once."""
+        """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 images at once."""
         return await self._infer(request, version=None)
 
     @app.post(
@@ -206,7 +206,7 @@ class Ingress:
 
     async def _check_version(self, version: str) -> dict[str, Any]:
         """Return what the classifier says of its bundle, if that is of some version."""
-        described = await self._calls.describe()
+        described = await self._client.describe()
         if described["manifest"]["version"] != version:
             raise RefusedError(
                 404, "unknown_version", "The version must be the one that is served; /v2/models/melanoma names it."
@@ -222,7 +222,7 @@ class Ingress:
 
     async def _answer(self, body: bytes, header_length: str | None) -> Response:
         asked = await self._parsing.run(partial(open_inference.read_request, body, header_length))
-        readings = await self._calls.read_all(await self._parsing.run(partial(uploads_of, asked.pictures)))
+        readings = await self._client.read_all(await self._parsing.run(partial(uploads_of, asked.images)))
         for reading in readings:
             request_metrics().decided(reading.prediction.decision)
         body, headers = open_inference.write_response(

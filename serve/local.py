@@ -33,11 +33,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from melanoma.errors import DataError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 from serve.api_keys import VARIABLE, check_keys
 from serve.local_graph import LocalService, deploy_when_told
 
-MAX_THREADS = 4  # of the classifier: a batch of eight small pictures gains little from more
+MAX_THREADS = 4  # of the classifier: a batch of eight small images gains little from more
 OBJECT_STORE_BYTES = 100 * 2**20  # images go from replica to replica past the object store; Ray's least is 75 MiB
 SHARED_MEMORY_BYTES = 128 * 2**20
 READY_SECONDS, PATIENCE_SECONDS = 300.0, 15.0
@@ -49,7 +49,7 @@ class _StoppedError(Exception):
     """A signal came while something was awaited."""
 
 
-def serve_locally(bundle: Place, *, host: str, port: int, allow_uncontracted: bool) -> None:
+def serve_locally(bundle: AnyPath, *, host: str, port: int, allow_uncontracted: bool) -> None:
     """Serve a bundle on a local cluster of its own; returns when interrupted or terminated.
 
     Raises:

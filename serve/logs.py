@@ -8,7 +8,7 @@ import logging
 import traceback
 from pathlib import Path
 
-from melanoma.storage import redacted
+from melanoma.io.storage import redacted
 
 LOGGERS = ("ray.serve", "asyncio", "uvicorn.error")
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from melanoma.predictor import Prediction
+from melanoma.bundle.predictor import Prediction
 
 Stage = Literal["decode", "predict", "explain", "encode"]
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
@@ -57,10 +57,10 @@ class RequestMetrics:
 
 
 class BatchMetrics:
-    """Of batches in the classifier: their sizes, their seconds, and how far their pictures lie from the validation ones."""
+    """Of batches in the classifier: their sizes, their seconds, and how far their images lie from the validation ones."""
 
     def __init__(self) -> None:
-        self._sizes = Histogram("melanoma_batch_size", "pictures a batch", _SIZES)
+        self._sizes = Histogram("melanoma_batch_size", "images a batch", _SIZES)
         self._seconds = Histogram("melanoma_batch_seconds", "seconds of the network a batch", _SECONDS)
         self._distances = Histogram(
             "melanoma_feature_distance",

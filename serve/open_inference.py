@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2, JSON and binary extension: bytes to pictures and back. Knows nothing of deployments.
+"""The Open Inference Protocol v2, JSON and binary extension: bytes to images and back. Knows nothing of deployments.
 
-Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data extension. Encoded pictures are BYTES; in
+Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data extension. Encoded images are BYTES; in
 JSON, which has no bytes, each is a base64 string. The protocol knows no explanations: those are asked of /v1/predict.
 """
 
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from melanoma.arrays import Uint8Array
 from melanoma.config import CLASSES, DISCLAIMER
 from melanoma.errors import UserError
-from melanoma.images import MAX_PIXELS, Uint8Array, check_size
+from melanoma.imaging.decode import MAX_PIXELS, check_size
 
 MODEL = "melanoma"
 HEADER_LENGTH = "inference-header-content-length"
-MAX_PICTURES = 32
+MAX_IMAGES = 32
 PROBABILITIES, DECISION = "probabilities", "decision"
 _DATATYPES = {"image": "BYTES", "pixels": "UINT8"}
 _OUTPUTS = {PROBABILITIES: "FP32", DECISION: "BYTES"}
@@ -71,12 +72,12 @@ class InferenceRequest:
 
     Attributes:
         id: the client's own, given back in the answer; None if it gave none.
-        pictures: encoded pictures, or ``(H, W, 3)`` uint8 pixels.
+        images: encoded images, or ``(H, W, 3)`` uint8 pixels.
         outputs: name -> whether it is wanted as binary data.
     """
 
     id: str | None
-    pictures: Sequence[bytes | Image.Image]
+    images: Sequence[bytes | Image.Image]
     outputs: dict[str, bool]
 
 
@@ -140,10 +141,10 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
         isinstance(shape, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in shape),
         "inputs[0].shape must be a list of whole numbers.",
     )
-    pictures = (_images if name == "image" else _pixels)(asked, shape, body[length:])
+    images = (_images if name == "image" else _pixels)(asked, shape, body[length:])
     identity = header.get("id")
     _require(identity is None or (isinstance(identity, str) and len(identity) <= 256), "id must be a short string.")
-    return InferenceRequest(identity, pictures, _wanted(header))
+    return InferenceRequest(identity, images, _wanted(header))
 
 
 def write_response(
@@ -202,18 +203,18 @@ def _header_length(text: str | None, most: int) -> int:
 
 def _images(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[bytes]:
     _require(
-        len(shape) == 1 and 1 <= shape[0] <= MAX_PICTURES,
-        f"The shape of image must be [N], N from 1 to {MAX_PICTURES}.",
+        len(shape) == 1 and 1 <= shape[0] <= MAX_IMAGES,
+        f"The shape of image must be [N], N from 1 to {MAX_IMAGES}.",
     )
-    pictures = _from_lengths(_binary(asked, tail)) if _is_binary(asked) else _from_base64(asked.get("data"))
-    _require(len(pictures) == shape[0], "The data of image must hold as many pictures as its shape says.")
-    return pictures
+    images = _from_lengths(_binary(asked, tail)) if _is_binary(asked) else _from_base64(asked.get("data"))
+    _require(len(images) == shape[0], "The data of image must hold as many images as its shape says.")
+    return images
 
 
 def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.Image]:
     _require(
-        len(shape) == 4 and 1 <= shape[0] <= MAX_PICTURES and shape[3] == 3 and min(shape) > 0,
-        f"The shape of pixels must be [N, H, W, 3], N from 1 to {MAX_PICTURES}.",
+        len(shape) == 4 and 1 <= shape[0] <= MAX_IMAGES and shape[3] == 3 and min(shape) > 0,
+        f"The shape of pixels must be [N, H, W, 3], N from 1 to {MAX_IMAGES}.",
     )
     num, height, width, _ = shape
     check_size(width, height)
@@ -225,7 +226,7 @@ def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.
         values = np.frombuffer(data, dtype=np.uint8)
     else:
         values = _from_numbers(asked.get("data"), num * height * width * 3)
-    return [Image.fromarray(picture) for picture in values.reshape(num, height, width, 3)]
+    return [Image.fromarray(image) for image in values.reshape(num, height, width, 3)]
 
 
 def _from_numbers(data: Any, size: int) -> Uint8Array:
@@ -264,7 +265,7 @@ def _from_lengths(data: bytes) -> list[bytes]:
     parts: list[bytes] = []
     place = 0
     while place < len(data):
-        _require(len(parts) < MAX_PICTURES, f"BYTES must have at most {MAX_PICTURES} elements.")
+        _require(len(parts) < MAX_IMAGES, f"BYTES must have at most {MAX_IMAGES} elements.")
         _require(place + 4 <= len(data), "Each element of BYTES must be preceded by its length.")
         (length,) = struct.unpack_from("<I", data, place)
         _require(place + 4 + length <= len(data), "Each element of BYTES must be preceded by its length.")

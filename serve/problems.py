@@ -12,21 +12,21 @@ from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
 from serve.bodies import RefusedError
-from serve.calls import BundleChangingError, NotReadyError
 from serve.lanes import OverloadedError
+from serve.model_client import BundleChangingError, NotReadyError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
 RETRY_AFTER_SECONDS, KEYS_RETRY_AFTER_SECONDS = "1", "10"
 _TOLD = {
-    400: ("bad_request", "The body must be a picture, or a whole multipart form with one; see /openapi.json."),
+    400: ("bad_request", "The body must be an image, or a whole multipart form with one; see /openapi.json."),
     404: ("not_found", "The address must be one of those at /openapi.json."),
     405: ("method_not_allowed", "The method must be one that this address has; see /openapi.json."),
     406: (
         "not_acceptable",
         "Accept must allow application/json, or application/pdf for a report; leave it out for any.",
     ),
-    413: ("body_too_large", "The body must be smaller; send a smaller picture."),
+    413: ("body_too_large", "The body must be smaller; send a smaller image."),
 }
 
 
@@ -66,7 +66,7 @@ def stopping(request: Request) -> JSONResponse:
 def body_too_large(request: Request, limit: int) -> JSONResponse:
     """Return the refusal of a body whose stated length is over the limit, without reading it."""
     return problem(
-        request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller picture."
+        request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller image."
     )
 
 
@@ -139,7 +139,7 @@ async def _too_slow(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _model_failed(request: Request, error: Exception) -> JSONResponse:
-    return problem(request, 500, "model_error", "The network gave no finite scores for this picture; send another.")
+    return problem(request, 500, "model_error", "The network gave no finite scores for this image; send another.")
 
 
 async def _ray_failed(request: Request, error: Exception) -> JSONResponse:

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from melanoma.errors import SettingError
-from melanoma.files import write_text
-from melanoma.storage import is_address
+from melanoma.io.files import write_text
+from melanoma.io.storage import is_address
 from serve.settings import check_config, read_config
 
 VALUES, PATCH = "serve-values.yaml", "serve-config.yaml"

@@ -3,8 +3,8 @@
 import ray
 import torch
 
-from melanoma.bundle import Bundle, load_bundle
-from melanoma.storage import place
+from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.io.storage import to_path
 from serve.logs import keep_traces_out
 
 
@@ -19,6 +19,6 @@ def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundl
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     # Scores must be those the threshold was chosen on: no reduced precision behind the contract's back.
     torch.backends.cudnn.allow_tf32 = False
-    bundle = load_bundle(place(bundle_dir), manifest_sha256=manifest_sha256)
+    bundle = load_bundle(to_path(bundle_dir), manifest_sha256=manifest_sha256)
     # A GPU that the config did not ask for belongs to somebody else.
     return bundle, "cuda" if assigned.get("GPU", 0) > 0 and torch.cuda.is_available() else "cpu"

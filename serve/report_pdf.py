@@ -1,4 +1,4 @@
-"""One prediction as one page of PDF. Holds the picture and its map, and nothing of the file they came in."""
+"""One prediction as one page of PDF. Holds the image and its map, and nothing of the file they came in."""
 
 import base64
 import datetime
@@ -30,7 +30,7 @@ VERDICTS = {"refer": "Refer", "no_referral": "No referral", "cannot_assess": "Ca
 WARNINGS = {
     "contract_not_met": "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
     "uncontracted": "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
-    "heatmap_empty": "The map is empty: nothing in the picture speaks for melanoma to this network.",
+    "heatmap_empty": "The map is empty: nothing in the image speaks for melanoma to this network.",
 }
 _INK, _QUIET, _BAR, _ACCENT = HexColor("#1b2430"), HexColor("#52606d"), HexColor("#61758a"), HexColor("#a3195b")
 _MARGIN, _GAP = 18 * mm, 6 * mm
@@ -41,11 +41,11 @@ _VERDICT = ParagraphStyle("verdict", parent=_TEXT, fontName="Helvetica-Bold", fo
 _HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, leading=16)
 
 
-def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.datetime) -> bytes:
+def report_pdf(image: Image.Image, answer: PredictResponse, *, now: datetime.datetime) -> bytes:
     """Return the page.
 
     Args:
-        picture: the upright picture, small enough to be shown.
+        image: the upright image, small enough to be shown.
         answer: what the service answers for it, with its Grad-CAM.
         now: printed as the time of the reading, UTC.
     """
@@ -55,7 +55,7 @@ def report_pdf(picture: Image.Image, answer: PredictResponse, *, now: datetime.d
     canvas.setSubject(answer.disclaimer)
     top = _write(canvas, "Melanoma triage", _HEAD, _HEIGHT - _MARGIN)
     top = _write(canvas, f"<b>{answer.disclaimer}</b>", _TEXT, top) - _GAP
-    top = _pictures(canvas, picture, answer, top) - _GAP
+    top = _images(canvas, image, answer, top) - _GAP
     top = _write(canvas, VERDICTS[answer.decision], _VERDICT, top)
     melanoma = answer.probabilities["mel"]
     side = "at or above" if melanoma >= answer.threshold else "below"
@@ -89,16 +89,16 @@ def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> floa
     return top - float(height)
 
 
-def _pictures(canvas: Canvas, picture: Image.Image, answer: PredictResponse, top: float) -> float:
-    """Draw the picture and, beside it, the map laid over it; return where they end."""
+def _images(canvas: Canvas, image: Image.Image, answer: PredictResponse, top: float) -> float:
+    """Draw the image and, beside it, the map laid over it; return where they end."""
     assert answer.explanation is not None
     width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 95 * mm
-    overlay = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
-    scale = min(width / picture.width, most / picture.height)
-    size = picture.width * scale, picture.height * scale
-    for column, (image, title) in enumerate(((picture, "Picture"), (overlay, "Grad-CAM of melanoma"))):
+    overlaid = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
+    scale = min(width / image.width, most / image.height)
+    size = image.width * scale, image.height * scale
+    for column, (drawn, title) in enumerate(((image, "Image"), (overlaid, "Grad-CAM of melanoma"))):
         left = _MARGIN + column * (width + _GAP)
-        canvas.drawImage(ImageReader(image), left, top - size[1], *size)
+        canvas.drawImage(ImageReader(drawn), left, top - size[1], *size)
         canvas.setFont("Helvetica", 8)
         canvas.setFillColor(_QUIET)
         canvas.drawString(left, top - size[1] - 11, title)

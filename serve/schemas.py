@@ -45,16 +45,14 @@ class Explanation(_Model):
 
     method: Literal["grad_cam", "guided_grad_cam"]
     class_name: str = Field(alias="class")
-    heatmap_png: str = Field(
-        description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright picture"
-    )
-    overlay_png: str = Field(description="base64 PNG, the map laid over the picture")
+    heatmap_png: str = Field(description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright image")
+    overlay_png: str = Field(description="base64 PNG, the map laid over the image")
     peak: float = Field(description="largest value of the map before scaling; 0 means that the map is empty")
     lesion_claim: Literal["none"] = "none"
 
 
 class PredictResponse(_Model):
-    """The answer to one picture."""
+    """The answer to one image."""
 
     request_id: str
     model: ModelInfo

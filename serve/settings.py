@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ray.serve.schema import ServeDeploySchema
 
-from melanoma import storage
 from melanoma.errors import SettingError
+from melanoma.io import storage
 
 CONFIG = Path(__file__).with_name("config.yaml")
 DEPLOYMENTS = ("Ingress", "Classifier", "Explainer")
@@ -38,7 +38,7 @@ class AppArgs(BaseModel):
     @field_validator("bundle")
     @classmethod
     def _is_place(cls, bundle: str) -> str:
-        storage.place(bundle)  # refuses secrets: Serve keeps its config, and shows it
+        storage.to_path(bundle)  # refuses secrets: Serve keeps its config, and shows it
         return bundle
 
 

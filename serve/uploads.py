@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from melanoma.images import MAX_PIXELS, announced_size, check_content, decode_image, decoding_work
+from melanoma.imaging.decode import MAX_PIXELS, announced_size, check_content, decode_image, decoding_work
 
 MAX_REQUEST_PIXELS = 2 * MAX_PIXELS
 

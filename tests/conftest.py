@@ -29,12 +29,13 @@ os.environ.update(ENVIRONMENT)
 from melanoma.config import CLASSES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from melanoma.data.dataset import FORMAT_VERSION, PreparedData, open_prepared
 from melanoma.data.groups import join_groups
-from melanoma.data.phantom import PhantomConfig, write_phantom
+from melanoma.data.phantom.layout import PhantomConfig, write_phantom
 from melanoma.data.records import read_source
 from melanoma.data.shards import write_shard
 from melanoma.data.splits import draw_splits, split_hash
-from melanoma.files import write_json
-from melanoma.images import canvas_shape, decode_image, to_canvas
+from melanoma.imaging.decode import decode_image
+from melanoma.imaging.letterbox import letterbox, letterbox_shape
+from melanoma.io.files import write_json
 
 if TYPE_CHECKING:  # unit tests start without Ray
     from tests.runs import Run
@@ -61,7 +62,7 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A prepared data set made without Ray; `ray_jobs.prepare` has tests of its own."""
     folder = tmp_path_factory.mktemp("prepared")
     records = read_source(phantom_source).records.sort_values("image_id", ignore_index=True)
-    shape = canvas_shape(96)
+    shape = letterbox_shape(96)
     (folder / "shards").mkdir()
     records["group"] = join_groups(
         records["image_id"].tolist(), [records["lesion_id"].tolist(), records["patient_id"].tolist()]
@@ -78,8 +79,8 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     records["row"] = records.groupby("shard").cumcount()
     digests = {}
     for name, rows in records.groupby("shard"):
-        pictures = [to_canvas(decode_image(Path(path).read_bytes()), shape) for path in rows["path"]]
-        digests[name] = write_shard(folder / "shards" / str(name), rows["image_id"].tolist(), pictures)
+        images = [letterbox(decode_image(Path(path).read_bytes()), shape) for path in rows["path"]]
+        digests[name] = write_shard(folder / "shards" / str(name), rows["image_id"].tolist(), images)
     records.to_parquet(folder / "records.parquet", index=False)
     manifest = {
         "kind": "melanoma-dataset",
@@ -106,7 +107,7 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def tiny_config() -> TrainConfig:
     return TrainConfig(
-        data=DataConfig(input_height=48, input_width=64, views=2),
+        data=DataConfig(input_height=48, input_width=64, tta=2),
         model=ModelConfig(backbone="test_convnext", layer_scale=0.5),
         optim=OptimConfig(optimizer="muon", epochs=10, batch_size=16, lr=3e-3, warmup_epochs=0.5, ema_decay=0.9),
         min_specificity=0.02,
@@ -116,8 +117,8 @@ def tiny_config() -> TrainConfig:
 @pytest.fixture(scope="session")
 def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module:
     """A small network that has learned something, so that its maps and scores are not those of noise."""
-    from melanoma.engine import Training, fit, start_state
-    from melanoma.networks import build_model
+    from melanoma.training.engine import Training, fit, start_state
+    from melanoma.training.networks import build_model
 
     torch.manual_seed(0)
     model = build_model(tiny_config.model)
@@ -130,7 +131,7 @@ def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module
 def bundle_dir(
     trained: torch.nn.Module, prepared: PreparedData, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    from melanoma.packing import pack
+    from melanoma.bundle.packing import pack
 
     folder = tmp_path_factory.mktemp("run") / "bundle"
     packed = pack(trained, tiny_config, prepared, folder, best_epoch=tiny_config.optim.epochs)
@@ -175,14 +176,14 @@ def client(service: "Service") -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def picture(phantom_source: Path) -> bytes:
+def image(phantom_source: Path) -> bytes:
     """One phantom as a JPEG file."""
     return sorted((phantom_source / "images").iterdir())[0].read_bytes()
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A small SOURCE folder in HAM10000's layout, made of noise: four lesions of each of two classes, two pictures each."""
+    """A small SOURCE folder in HAM10000's layout, made of noise: four lesions of each of two classes, two images each."""
     folder = tmp_path / "source"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.data.dataset import PreparedData
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 from tests.clusters import wait_for
 
 SETTINGS = [
@@ -32,11 +32,11 @@ class Run:
 
     data: PreparedData
     out: str | Path
-    seen: Place
+    seen: AnyPath
     settings: list[str] = dataclasses.field(default_factory=lambda: SETTINGS)
 
     @property
-    def folder(self) -> Place:
+    def folder(self) -> AnyPath:
         return self.seen / "smoke"
 
     def start(self, *more: str, log: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":

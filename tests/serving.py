@@ -11,8 +11,8 @@ from typing import Any
 
 from ray import serve
 
-from melanoma.bundle import MANIFEST
-from melanoma.files import sha256_of
+from melanoma.bundle.bundle import MANIFEST
+from melanoma.io.files import sha256_of
 from serve.api_keys import VARIABLE
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config

@@ -123,7 +123,7 @@ def compare_arms(objective: Objective, winner: Arm, base: Arm) -> Difference:
 
 
 def compare_predictions(objective: Objective, winner: pd.DataFrame, base: pd.DataFrame) -> Difference:
-    """Return the paired difference of two bundles on the same pictures; tables as in predictions.parquet."""
+    """Return the paired difference of two bundles on the same images; tables as in predictions.parquet."""
     return paired_difference(objective, [[_scores(winner)]], [[_scores(base)]])
 
 

@@ -1,4 +1,4 @@
-"""From a search to a bundle and a verdict: search, repeat with fresh seeds, train the winner, contract it, look at test once.
+"""From a search to a bundle and a verdict: search, repeat with fresh seeds, train the winner, contract it, access to test once.
 
 How a network is trained and how test is scored is handed in; this package starts neither jobs nor evaluations of its own.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from melanoma.bundle import MANIFEST, fetch_bundle, read_manifest
+from melanoma.bundle.bundle import MANIFEST, fetch_bundle, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
-from melanoma.files import claim_folder, new_folder, read_json, read_parquet, write_json, write_parquet
-from melanoma.storage import Place, place
+from melanoma.io.files import claim_folder, new_folder, read_json, read_parquet, write_json, write_parquet
+from melanoma.io.storage import AnyPath, to_path
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
 from tune.search import Search, run_search
@@ -23,9 +23,9 @@ from tune.space import METRIC, to_config
 from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
 RESULT = "result.json"
-TrainBundle = Callable[[TrainConfig, Place], dict[str, Any]]
+TrainBundle = Callable[[TrainConfig, AnyPath], dict[str, Any]]
 """(settings, run folder) -> what `train` returns: bundle, contract and its sentence; the same call again resumes."""
-ScoreTest = Callable[[Place, Place], Place]
+ScoreTest = Callable[[AnyPath, AnyPath], AnyPath]
 """(bundle, folder) -> predictions.parquet of test, a look that is logged."""
 
 
@@ -87,7 +87,7 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: C
         "best": str(folder / "best.json"),
     }
     with new_folder(folder / "bundle", replace_if=MANIFEST) as work:
-        bundle = fetch_bundle(place(trained["bundle"]))
+        bundle = fetch_bundle(to_path(trained["bundle"]))
         for name in (MANIFEST, *read_manifest(bundle)["files"]):
             shutil.copyfile(bundle / name, work / name)
     write_report(_findings(search, trials, winner, result), folder / "report.html")
@@ -107,13 +107,13 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
     return to_config({name: float(trial[name]) for name in names}, search.study.base)
 
 
-def _score(folder: Place, name: str, trained: dict[str, Any], score: ScoreTest) -> Place:
+def _score(folder: AnyPath, name: str, trained: dict[str, Any], score: ScoreTest) -> AnyPath:
     """Score a bundle on test, unless that is done; return its predictions."""
     predictions = folder / "test" / name / "predictions.parquet"
     return (
         predictions
         if (predictions.parent / "report.json").is_file()
-        else score(place(trained["bundle"]), predictions.parent)
+        else score(to_path(trained["bundle"]), predictions.parent)
     )
 
 
@@ -137,7 +137,7 @@ def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) ->
     }
 
 
-def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, Place]) -> dict[str, Any]:
+def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, AnyPath]) -> dict[str, Any]:
     tables = {name: read_parquet(path) for name, path in on_test.items()}
     test = compare_predictions(search.objective, tables["winner"], tables["base"])
     return {
@@ -145,7 +145,7 @@ def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, Place])
         "out_of_fold_difference": dataclasses.asdict(compare_arms(search.objective, arms["winner"], arms["base"])),
         "test_difference": dataclasses.asdict(test),
         "verdict": verdict(test),
-        "num_test_looks": len(open_prepared(search.study.dataset).accesses("test")),
+        "num_test_accesses": len(open_prepared(search.study.dataset).accesses("test")),
     }
 
 
@@ -174,7 +174,7 @@ def describe_search(result: dict[str, Any]) -> str:
     loss, test = result["loss"]["winner"], result["test_difference"]
     lines = (
         f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
-        f"melanoma factor {loss['melanoma_factor']:.2f}",
+        f"target factor {loss['target_factor']:.2f}",
         f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
         f"contract {result['contract']['status']}: {result['contract_sentence']}",
         f"settings {result['best']}",

@@ -15,14 +15,14 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from melanoma.evidence.out_of_fold import FoldScores, Objective
-from melanoma.evidence.page import html_table, page, picture, to_png
+from melanoma.evidence.page import html_table, image, page, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
-from melanoma.files import write_text
-from melanoma.storage import Place
+from melanoma.io.files import write_text
+from melanoma.io.storage import AnyPath
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
-COLOURS = {"finished": INK, "dropped": MUTED, "failed": ACCENT}
+COLOURS = {"finished": INK, "pruned": MUTED, "failed": ACCENT}
 MIN_TRIALS = 6  # of an importance or a surface that says anything
 
 
@@ -37,7 +37,7 @@ class Findings:
         full_epochs: what the trials had cost without dropping any.
         finished: the folds of every trial that finished them.
         anchors: the folds of the winner, of the base and of plain cross-entropy, by name.
-        nevi_per_melanoma: among the training pictures; turns tau and factor into one weight.
+        nevi_per_melanoma: among the training images; turns tau and factor into one weight.
     """
 
     trials: pd.DataFrame
@@ -49,15 +49,15 @@ class Findings:
     nevi_per_melanoma: float
 
 
-def write_report(findings: Findings, path: Place) -> None:
-    """Write the page with its pictures inside."""
-    pictures = {
+def write_report(findings: Findings, path: AnyPath) -> None:
+    """Write the page with its images inside."""
+    images = {
         "Melanoma recall against specificity, over trials": _plot_recall(findings),
         "Lead over the base by gamma and the melanoma's weight": _plot_surface(findings),
         "Importance of each setting": _plot_importance(findings),
         "Folds that each trial trained": _plot_folds(findings),
     }
-    figures = "".join(picture(name, to_png(figure)) for name, figure in pictures.items() if figure is not None)
+    figures = "".join(image(name, to_png(figure)) for name, figure in images.items() if figure is not None)
     write_text(path, page("Melanoma triage: search", _body(findings, figures)))
 
 
@@ -82,7 +82,7 @@ A winner is flattered by having been chosen on these folds; test had no part in 
 <p>Contract of the winner's bundle: <b>{result["contract"]["status"]}</b>. {html.escape(result["contract_sentence"])}</p>
 {html_table(["", "loss", "mean over seeds <small>each</small>", "mean over folds <small>each</small>"], rows)}
 <p>{_focal_against_plain(trials)}</p>
-<p><small>One picture a group, a threshold for each fold, folds pooled by the units they hold. Intervals: 95 %, groups drawn with replacement, paired.
+<p><small>One image a group, a threshold for each fold, folds pooled by the units they hold. Intervals: 95 %, groups drawn with replacement, paired.
  The spread over folds is between patients, that over seeds between runs.</small></p>
 <p>{len(trials)} trials: {counts}; {result["epochs_of_search"]} epochs, {findings.full_epochs} without dropping any;
  {result["epochs_of_comparison"]} more for the comparison.</p>
@@ -92,7 +92,7 @@ A winner is flattered by having been chosen on these folds; test had no part in 
 
 
 def _loss(loss: dict[str, float]) -> str:
-    return f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, melanoma x {loss['melanoma_factor']:.2f}"
+    return f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, melanoma x {loss['target_factor']:.2f}"
 
 
 def _interval(difference: dict[str, Any]) -> str:
@@ -100,8 +100,8 @@ def _interval(difference: dict[str, Any]) -> str:
 
 
 def _looks(result: dict[str, Any]) -> str:
-    num = result["num_test_looks"]
-    return f"The data set's access log counts {num} looks at test so far, those of this comparison among them."
+    num = result["num_test_accesses"]
+    return f"The data set's access log counts {num} accesses to test so far, those of this comparison among them."
 
 
 def _spread(values: list[float]) -> str:
@@ -136,7 +136,7 @@ def _trials_table(findings: Findings) -> str:
 
 
 def _plot_recall(findings: Findings) -> Figure:
-    figure, axes = new_axes("Out of fold, one picture a group", "specificity", "melanoma recall")
+    figure, axes = new_axes("Out of fold, one image a group", "specificity", "melanoma recall")
 
     def curve(folds: Sequence[FoldScores]) -> list[float]:
         return [Objective("melanoma_recall", float(at)).score(folds) for at in SPECIFICITIES]
@@ -154,7 +154,7 @@ def _plot_surface(findings: Findings) -> Figure:
     """Draw leads over the base on the same folds: figures of one fold and of five do not compare."""
     figure, axes = new_axes("Lead over the base", "gamma", "melanoma's weight / nevus's weight")
     tried = findings.trials.dropna(subset=[LEAD])
-    weight = tried["melanoma_factor"] * findings.nevi_per_melanoma ** tried["tau"]
+    weight = tried["target_factor"] * findings.nevi_per_melanoma ** tried["tau"]
     axes.set_yscale("log")
     if len(tried) >= MIN_TRIALS and tried[GAMMA].nunique() > 2 and tried[LEAD].nunique() > 1:
         surface = axes.tricontourf(tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6)
@@ -163,7 +163,7 @@ def _plot_surface(findings: Findings) -> Figure:
     axes.scatter(tried[GAMMA][~full], weight[~full], s=24, facecolors="white", edgecolors=INK, label="some folds")
     axes.scatter(tried[GAMMA][full], weight[full], s=34, color=INK, label="all folds")
     loss = findings.result["loss"]["winner"]
-    best = loss["melanoma_factor"] * findings.nevi_per_melanoma ** loss["tau"]
+    best = loss["target_factor"] * findings.nevi_per_melanoma ** loss["tau"]
     axes.scatter(loss["gamma"], best, s=80, color=ACCENT, label="winner")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -192,7 +192,7 @@ def _plot_importance(findings: Findings) -> Figure | None:
 
 
 def _plot_folds(findings: Findings) -> Figure:
-    figure, axes = new_axes("What was dropped when", "folds trained", "trial, in the order of its start")
+    figure, axes = new_axes("What was pruned when", "folds trained", "trial, in the order of its start")
     trials = findings.trials.reset_index(drop=True)
     axes.barh(trials.index + 1, trials["folds"], color=[COLOURS[status] for status in trials["status"]], height=0.7)
     for status, colour in COLOURS.items():

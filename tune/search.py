@@ -28,8 +28,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
 from melanoma.evidence.out_of_fold import FoldScores, Objective
-from melanoma.files import read_json, read_parquet, write_json, write_parquet
-from melanoma.storage import Mirror, Place, as_file_system, remove_folder
+from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
+from melanoma.io.storage import AnyPath, SyncedFolder, as_file_system, remove_folder
 from tune.compare import Counted, silently, train_all_folds
 from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
 from tune.trial import MAX_FAILURES, RECORDED, Study, run_trial, rung_metrics
@@ -54,7 +54,7 @@ class Search:
         searcher: tpe (Optuna, every other sample at random) with halving, or random without, for comparison.
     """
 
-    run_dir: Place
+    run_dir: AnyPath
     study: Study
     space: SearchSpace
     objective: Objective
@@ -234,7 +234,7 @@ def _nothing(status: str, error: str) -> dict[str, Any]:
 
 
 def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
-    """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was dropped or failed."""
+    """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was pruned or failed."""
     drawn = read_json(search.run_dir / SAMPLES)
     rows: list[dict[str, Any]] = []
     for result in sorted((results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)):
@@ -246,7 +246,7 @@ def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
                 "trial": Path(result.path).name,
                 **search.space.sample_of(to_config(sample, search.study.base)),
                 DRAWN_GAMMA: sample[GAMMA],
-                **_nothing("failed" if result.error else "finished" if done else "dropped", _sentence(result.error)),
+                **_nothing("failed" if result.error else "finished" if done else "pruned", _sentence(result.error)),
                 **metrics,
             }
         )
@@ -273,9 +273,9 @@ class _Reporter(tune.CLIReporter):
 class _Keeper(tune.Callback):
     """Keeps the samples in the order they were drawn, and each trial's figures for TensorBoard."""
 
-    def __init__(self, run_dir: Place, given: list[dict[str, float]]) -> None:
+    def __init__(self, run_dir: AnyPath, given: list[dict[str, float]]) -> None:
         self._run_dir, self._given = run_dir, given
-        self._tensorboard = Mirror(run_dir / "tensorboard")
+        self._tensorboard = SyncedFolder(run_dir / "tensorboard")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         # Neither the list nor the starts keep the order; the tag begins with the number of the draw.

@@ -7,7 +7,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 
 from melanoma.config import TrainConfig
 
-GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "melanoma_factor", "lr", "drop_path"
+GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "target_factor", "lr", "drop_path"
 DRAWN_GAMMA = "gamma_drawn"
 MAX_DROP_PATH = 0.3
 METRIC, LEAD = "objective", "lead"
@@ -45,7 +45,7 @@ class SearchSpace:
 
     def sample_of(self, config: TrainConfig) -> dict[str, float]:
         """Return the sample that stands for a configuration."""
-        sample = {GAMMA: config.loss.gamma, TAU: config.loss.tau, FACTOR: config.loss.melanoma_factor}
+        sample = {GAMMA: config.loss.gamma, TAU: config.loss.tau, FACTOR: config.loss.target_factor}
         if self.lr:
             sample[LR] = config.optim.lr
         if self.drop_path:
@@ -57,7 +57,7 @@ def to_config(sample: Sample, base: TrainConfig) -> TrainConfig:
     """Return the base with a sample's settings in place of its own."""
     gamma = sample[GAMMA]
     loss = dataclasses.replace(
-        base.loss, gamma=0.0 if gamma < 1 else gamma, tau=sample[TAU], melanoma_factor=sample[FACTOR]
+        base.loss, gamma=0.0 if gamma < 1 else gamma, tau=sample[TAU], target_factor=sample[FACTOR]
     )
     return dataclasses.replace(
         base,
@@ -69,4 +69,4 @@ def to_config(sample: Sample, base: TrainConfig) -> TrainConfig:
 
 def plain(base: TrainConfig) -> TrainConfig:
     """Return the base with plain cross-entropy: no focusing, no class weights. It is always evaluated."""
-    return dataclasses.replace(base, loss=dataclasses.replace(base.loss, gamma=0.0, tau=0.0, melanoma_factor=1.0))
+    return dataclasses.replace(base, loss=dataclasses.replace(base.loss, gamma=0.0, tau=0.0, target_factor=1.0))

@@ -27,13 +27,13 @@ from scipy.special import softmax
 
 from melanoma.config import CLASSES, TrainConfig
 from melanoma.data.dataset import open_prepared
-from melanoma.distributed import World
-from melanoma.engine import Training, TrainState, fit, predict, start_state
 from melanoma.errors import is_deterministic, root_cause
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
-from melanoma.files import read_json, read_parquet, write_json, write_parquet, write_text
-from melanoma.networks import start_model
-from melanoma.storage import Place, as_file_system, remove_folder
+from melanoma.io.files import read_json, read_parquet, write_json, write_parquet, write_text
+from melanoma.io.storage import AnyPath, as_file_system, remove_folder
+from melanoma.training.distributed import World
+from melanoma.training.engine import Training, TrainState, fit, predict, start_state
+from melanoma.training.networks import start_model
 from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
@@ -59,8 +59,8 @@ class Study:
         num_workers: DDP workers of one trial; 1 trains in the trial's own process.
     """
 
-    dataset: Place
-    folds_dir: Place
+    dataset: AnyPath
+    folds_dir: AnyPath
     base: TrainConfig
     num_folds: int
     weights: str = "none"
@@ -73,7 +73,7 @@ class Study:
         """Return what the process that runs a trial holds; one that only waits for its workers holds a byte, for Tune wants something."""
         return {"memory": 1.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
 
-    def fold_dir(self, config: TrainConfig, fold: int) -> Place:
+    def fold_dir(self, config: TrainConfig, fold: int) -> AnyPath:
         """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
         values = json.dumps(dataclasses.asdict(_on_fold(config, fold)), sort_keys=True)
         return self.folds_dir / hashlib.sha256(values.encode()).hexdigest()[:20]
@@ -96,7 +96,7 @@ def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -
 
 
 @contextlib.contextmanager
-def not_again(path: Place) -> Iterator[None]:
+def not_again(path: AnyPath) -> Iterator[None]:
     """Run a trial's block; if it fails in a way that would happen again, keep the sentence in a file and let later tries end with it.
 
     Tune tries every failed trial again, and cannot be told which failures are worth it.
@@ -132,7 +132,7 @@ def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
     """
     table = fold_predictions(study, config, fold)
     logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
-    # The units are drawn with the study's seed, not the setting's, so that every setting is judged on the same pictures.
+    # The units are drawn with the study's seed, not the setting's, so that every setting is judged on the same images.
     return choose_fold_scores(
         table["label"].to_numpy(), softmax(logits, axis=1), table["group"].to_numpy(dtype=str), seed=study.base.seed
     )
@@ -148,12 +148,12 @@ def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFra
     return read_parquet(folder / PREDICTIONS)
 
 
-def is_kept(folder: Place) -> bool:
+def is_kept(folder: AnyPath) -> bool:
     """Return whether a fold is finished: its predictions, or why there are none, are written after all else."""
     return (folder / PREDICTIONS).is_file() or (folder / FAILED).is_file()
 
 
-def _train_fold(study: Study, config: TrainConfig, folder: Place) -> None:
+def _train_fold(study: Study, config: TrainConfig, folder: AnyPath) -> None:
     if study.num_workers == 1:
         torch.set_num_threads(study.num_cpus)
         device = torch.device("cuda" if study.num_gpus > 0 else "cpu")
@@ -168,7 +168,7 @@ def _train_fold(study: Study, config: TrainConfig, folder: Place) -> None:
                 raise
 
 
-def _run_workers(study: Study, config: TrainConfig, folder: Place) -> None:
+def _run_workers(study: Study, config: TrainConfig, folder: AnyPath) -> None:
     with _scratch(study.folds_dir) as (storage_path, file_system):
         TorchTrainer(
             _fold_worker,
@@ -188,7 +188,7 @@ def _run_workers(study: Study, config: TrainConfig, folder: Place) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(folds_dir: Place) -> Iterator[tuple[str, Any]]:
+def _scratch(folds_dir: AnyPath) -> Iterator[tuple[str, Any]]:
     """Give a trainer a folder that every node reaches, until the block ends."""
     folder = folds_dir / f".trainer-{uuid.uuid4().hex}"
     folder.mkdir()
@@ -204,7 +204,7 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
 
-def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: World, device: torch.device) -> None:
+def _train_and_keep(study: Study, config: TrainConfig, folder: AnyPath, *, world: World, device: torch.device) -> None:
     """Train and write predictions and history, or why it failed; rank 0 writes, and last what makes the fold kept.
 
     Two may train the same fold at once and write it over each other: it is the same.
@@ -230,8 +230,8 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: Place, *, world: 
 
 def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
     """Predict the held-out fold with the network of the last epoch: choosing one there would flatter it."""
-    views = training.config.data.views
-    predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world, views=views)
+    tta = training.config.data.tta
+    predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta)
     logits = {f"logit_{name}": predictions.logits[:, index] for index, name in enumerate(CLASSES)}
     return pd.DataFrame(
         {"image_id": predictions.image_ids, "group": training.validation.groups, "label": predictions.labels, **logits}

@@ -1,1 +1,1 @@
-"""From a folder of pictures to folds."""
+"""From a folder of images to folds."""

@@ -1,4 +1,4 @@
-"""A prepared data set: its manifest, its records and its memory-mapped pictures, as a torch Dataset."""
+"""A prepared data set: its manifest, its records and its memory-mapped images, as a torch Dataset."""
 
 import dataclasses
 import datetime
@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from melanoma.cache import local_file
+from melanoma.arrays import Uint8Array
 from melanoma.config import CLASSES
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
-from melanoma.files import read_json, read_parquet, sha256_of
-from melanoma.images import Uint8Array
-from melanoma.storage import Place, RemotePath, files_below, is_plain_name, is_sha256
+from melanoma.io.cache import local_file
+from melanoma.io.files import read_json, read_parquet, sha256_of
+from melanoma.io.storage import AnyPath, RemotePath, files_below, is_plain_name, is_sha256
 
 FORMAT_VERSION = 1
 _FIELDS = {
@@ -39,7 +39,7 @@ _FIELDS = {
     "shards",
 }
 _COLUMNS = {"image_id", "group", "label", "dx", "split", "fold", "shard", "row"}
-ACCESS_LOG, LOOKS = "access_log.jsonl", "access_log"
+ACCESS_LOG, ACCESSES = "access_log.jsonl", "access_log"
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|HTTP status 40[13]")
 
@@ -51,28 +51,30 @@ class PreparedData:
     Attributes:
         folder: where it lies; each node fetches what it reads of it from object storage once.
         manifest: `manifest.json`.
-        records: `records.parquet`, one row a picture.
+        records: `records.parquet`, one row an image.
     """
 
-    folder: Place
+    folder: AnyPath
     manifest: dict[str, Any]
     records: pd.DataFrame
 
     @property
-    def canvas(self) -> tuple[int, int]:
-        """(H, W) of the stored pictures, px."""
+    def stored_shape(self) -> tuple[int, int]:
+        """(H, W) of the stored images, px."""
         return int(self.manifest["image_height_px"]), int(self.manifest["image_width_px"])
 
     @property
     def content_hash(self) -> str:
-        """A hash of everything a run depends on: the splits, and the pictures as they are stored."""
-        described = json.dumps([self.manifest["split_hash"], self.canvas, sorted(self.manifest["shards"].items())])
+        """A hash of everything a run depends on: the splits, and the images as they are stored."""
+        described = json.dumps(
+            [self.manifest["split_hash"], self.stored_shape, sorted(self.manifest["shards"].items())]
+        )
         return hashlib.sha256(described.encode()).hexdigest()
 
     def shard(self, name: str) -> Path:
         """Return the path of a shard on this node."""
-        height, width = self.canvas
-        # Pixels, and for each picture its name; more is another file.
+        height, width = self.stored_shape
+        # Pixels, and for each image its name; more is another file.
         max_bytes = int((self.records["shard"] == name).sum()) * (height * width * 3 + 4096) + 2**20
         return local_file(self.folder / "shards" / name, self.manifest["shards"][name], max_bytes=max_bytes)
 
@@ -92,30 +94,30 @@ class PreparedData:
         if not chosen.any():
             where = split if fold is None else f"{split}, fold {fold}"
             raise DataError(
-                f"the data set must hold pictures in {where}, it has none; prepare it with other fractions or folds."
+                f"the data set must hold images in {where}, it has none; prepare it with other fractions or folds."
             )
         return self.records[chosen].reset_index(drop=True)
 
     def log_access(self, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Append one look at a split (test, or calibration) to the access log and return all looks at it so far."""
+        """Append one access to a split (test, or calibration) to the access log and return all accesses to it so far."""
         line = json.dumps(
             {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
         )
         if isinstance(
             self.folder, RemotePath
-        ):  # nothing can be appended there, and two may look at once: an object a look
-            (self.folder / LOOKS / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json").write_bytes(line.encode())
+        ):  # nothing can be appended there, and two may access to once: an object a look
+            (self.folder / ACCESSES / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json").write_bytes(line.encode())
         else:
             with (self.folder / ACCESS_LOG).open("a") as log:
                 log.write(line + "\n")
         return self.accesses(split)
 
     def check_writable(self) -> None:
-        """Raise DataError, before any work, if looks at calibration and test could not be logged: a read-only mount, no permission."""
+        """Raise DataError, before any work, if accesses to calibration and test could not be logged: a read-only mount, no permission."""
         try:
             if isinstance(self.folder, RemotePath):
-                (self.folder / LOOKS / "writable").write_bytes(b"")
-                (self.folder / LOOKS / "writable").unlink()
+                (self.folder / ACCESSES / "writable").write_bytes(b"")
+                (self.folder / ACCESSES / "writable").unlink()
             elif (self.folder / ACCESS_LOG).exists():
                 (self.folder / ACCESS_LOG).open("a").close()
             else:
@@ -129,9 +131,9 @@ class PreparedData:
             ) from error
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
-        """Return all looks at a split so far."""
+        """Return all accesses to a split so far."""
         if isinstance(self.folder, RemotePath):
-            texts = [found.read_text() for found in files_below(self.folder / LOOKS, {".json"})]
+            texts = [found.read_text() for found in files_below(self.folder / ACCESSES, {".json"})]
         else:
             path = self.folder / ACCESS_LOG
             texts = path.read_text().splitlines() if path.is_file() else []
@@ -139,7 +141,7 @@ class PreparedData:
         return [look for look in looks if look["split"] == split]
 
 
-def open_prepared(folder: Place, *, verify: bool = False) -> PreparedData:
+def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
     """Open a prepared data set and check that it is what its manifest says.
 
     Args:
@@ -175,7 +177,7 @@ def open_prepared(folder: Place, *, verify: bool = False) -> PreparedData:
     return PreparedData(folder, manifest, records)
 
 
-def _read_manifest(folder: Place) -> dict[str, Any]:
+def _read_manifest(folder: AnyPath) -> dict[str, Any]:
     """Return a data set's manifest, with nothing in it that must not be used as a path."""
     path = folder / "manifest.json"
     if not path.is_file():
@@ -199,25 +201,25 @@ def _read_manifest(folder: Place) -> dict[str, Any]:
     return manifest
 
 
-class PictureDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
-    """Pictures of some records of a prepared data set: index -> (``(H, W, 3)`` uint8, label, image_id)."""
+class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
+    """Images of some records of a prepared data set: index -> (``(H, W, 3)`` uint8, label, image_id)."""
 
     def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
         self.image_ids: list[str] = rows["image_id"].tolist()
         self.groups: list[str] = rows["group"].tolist()
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
-        self._shards: dict[str, Uint8Array] = {name: open_shard(data.shard(name), data.canvas) for name in names}
+        self._shards: dict[str, Uint8Array] = {name: open_shard(data.shard(name), data.stored_shape) for name in names}
         self._places: list[tuple[str, int]] = list(zip(rows["shard"], rows["row"], strict=True))
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        return self.pictures([index])[0], int(self.labels[index]), self.image_ids[index]
+        return self.images([index])[0], int(self.labels[index]), self.image_ids[index]
 
-    def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at some indices, ``(N, H, W, 3)`` uint8."""
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Return the images at some indices, ``(N, H, W, 3)`` uint8."""
         return torch.from_numpy(
             np.stack([self._shards[name][row] for name, row in (self._places[index] for index in indices)])
         )

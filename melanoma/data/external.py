@@ -1,4 +1,4 @@
-"""A SOURCE folder to evaluate on: its usable rows, grouped, and an account of the others. Reads pictures only to find copies."""
+"""A SOURCE folder to evaluate on: its usable rows, grouped, and an account of the others. Reads images only to find copies."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, l
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import WITHOUT_ROW, Rejection
 from melanoma.errors import DataError
-from melanoma.files import sha256_of
-from melanoma.storage import Place, is_address, place
+from melanoma.io.files import sha256_of
+from melanoma.io.storage import AnyPath, is_address, to_path
 
 EXTERNAL = "external"
 
@@ -44,7 +44,7 @@ class External:
         return count_left_out(rejected, self.records)
 
 
-def read_external(folder: Place, group_columns: Sequence[str], *, skip_bad: bool) -> External:
+def read_external(folder: AnyPath, group_columns: Sequence[str], *, skip_bad: bool) -> External:
     """Read a SOURCE folder; every fault of its metadata is found before any image is read.
 
     Args:
@@ -66,7 +66,7 @@ def read_external(folder: Place, group_columns: Sequence[str], *, skip_bad: bool
     external = External(source.records, rows, source.rejections, source.notes)
     if rows.empty:
         said = left_out_sentence(external.left_out([], skip_bad=True))
-        raise DataError(f"SOURCE must hold at least one usable picture, {folder} has none. {said}")
+        raise DataError(f"SOURCE must hold at least one usable image, {folder} has none. {said}")
     keys = [rows[key_column(column)].tolist() for column in columns]
     keys.append([_digest(path) for path in rows["path"]])  # a copy under another name is no further unit
     grouped = rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
@@ -86,7 +86,7 @@ def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
 def _digest(path: str) -> str:
     """Return the sha256 of an image, or "" for one that cannot be read: it is rejected when it is decoded."""
     try:
-        return sha256_of(place(path))
+        return sha256_of(to_path(path))
     except OSError:
         if is_address(path):
             raise

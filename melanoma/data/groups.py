@@ -1,4 +1,4 @@
-"""What must never be split: pictures joined over patient, lesion and duplicate pictures. Knows nothing of splits."""
+"""What must never be split: images joined over patient, lesion and duplicate images. Knows nothing of splits."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ GROUP_COLUMNS = ("patient_id", "lesion_id")
 def join_groups(
     image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: Iterable[tuple[str, str]] = ()
 ) -> list[str]:
-    """Join pictures that share any key, or stand in a known pair, into groups.
+    """Join images that share any key, or stand in a known pair, into groups.
 
     Args:
         image_ids: N unique ids.
-        keys: sequences of N strings each (lesion ids, patient ids, hashes); pictures with an equal, non-empty string belong together.
-        pairs: image_ids of known pairs; pairs that name a picture not present are passed over.
+        keys: sequences of N strings each (lesion ids, patient ids, hashes); images with an equal, non-empty string belong together.
+        pairs: image_ids of known pairs; pairs that name an image not present are passed over.
 
     Returns:
         N group names: the smallest image_id of each group.

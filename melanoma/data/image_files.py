@@ -17,8 +17,8 @@ from melanoma.data.names import (
     shown,
     without_suffix,
 )
-from melanoma.files import sha256_of
-from melanoma.storage import Place
+from melanoma.io.files import sha256_of
+from melanoma.io.storage import AnyPath
 
 READ = "JPEG, PNG and WebP are read"
 
@@ -33,11 +33,11 @@ class ImageFiles:
         dangling: links in the folder that lead nowhere.
     """
 
-    by_stem: dict[str, list[Place]]
-    unread: dict[str, list[Place]]
+    by_stem: dict[str, list[AnyPath]]
+    unread: dict[str, list[AnyPath]]
     dangling: tuple[str, ...]
 
-    def find(self, image_id: str, given: str) -> list[Place]:
+    def find(self, image_id: str, given: str) -> list[AnyPath]:
         """Return the files that an id may mean; of several those whose folders are the ones that the table names.
 
         Args:
@@ -63,7 +63,7 @@ class ImageFiles:
             f"no image of this name lies below SOURCE; {shown(near.name)} differs {how_they_differ(stem, _stem(near))}"
         )
 
-    def _near(self, stem: str) -> Place | None:
+    def _near(self, stem: str) -> AnyPath | None:
         """Return the one file whose name agrees with an id but for case, separators and leading zeros."""
         found = self._by_loose.get(loose(stem), [])
         if not found and stem.removesuffix(".0").isdigit():
@@ -71,11 +71,11 @@ class ImageFiles:
         return found[0] if len(found) == 1 else None
 
     @functools.cached_property
-    def _by_loose(self) -> dict[str, list[Place]]:
+    def _by_loose(self) -> dict[str, list[AnyPath]]:
         return _index(self.by_stem, loose)
 
     @functools.cached_property
-    def _by_number(self) -> dict[str, list[Place]]:
+    def _by_number(self) -> dict[str, list[AnyPath]]:
         return _index(self.by_stem, number_of)
 
     def none_found(self, image_ids: Sequence[str], tables: Sequence[str]) -> str:
@@ -99,18 +99,18 @@ class ImageFiles:
         return f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
 
 
-def _index(by_stem: Mapping[str, list[Place]], key: Callable[[str], str | None]) -> dict[str, list[Place]]:
-    found: dict[str, list[Place]] = {}
+def _index(by_stem: Mapping[str, list[AnyPath]], key: Callable[[str], str | None]) -> dict[str, list[AnyPath]]:
+    found: dict[str, list[AnyPath]] = {}
     for stem, paths in by_stem.items():
         if name := key(stem):
             found.setdefault(name, []).append(paths[0])
     return found
 
 
-def find_images(folder: Place, files: Sequence[Place]) -> ImageFiles:
+def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
     """Sort the files of a SOURCE folder by name. Folders named ``masks`` are passed over: they hold segmentations."""
-    by_stem: dict[str, list[Place]] = {}
-    unread: dict[str, list[Place]] = {}
+    by_stem: dict[str, list[AnyPath]] = {}
+    unread: dict[str, list[AnyPath]] = {}
     for path in files:
         if "masks" in path.parts[len(folder.parts) : -1]:
             continue
@@ -121,21 +121,21 @@ def find_images(folder: Place, files: Sequence[Place]) -> ImageFiles:
     return ImageFiles(by_stem, unread, _dangling(folder))
 
 
-def _stem(path: Place) -> str:
+def _stem(path: AnyPath) -> str:
     return without_suffix(unicodedata.normalize("NFC", shown(path.name)))
 
 
-def _folders(path: Place) -> list[str]:
+def _folders(path: AnyPath) -> list[str]:
     return [unicodedata.normalize("NFC", part) for part in path.parts[:-1]]
 
 
-def _dangling(folder: Place) -> tuple[str, ...]:
+def _dangling(folder: AnyPath) -> tuple[str, ...]:
     if not isinstance(folder, Path):
         return ()
     return tuple(sorted(shown(path.name) for path in folder.iterdir() if path.is_symlink() and not path.exists()))
 
 
-def _one_of_copies(paths: list[Place]) -> list[Place]:
+def _one_of_copies(paths: list[AnyPath]) -> list[AnyPath]:
     """Return one of several files that hold the same bytes, or all of them."""
     if len(paths) < 2:
         return paths

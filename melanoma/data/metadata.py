@@ -15,7 +15,7 @@ from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, has_diagnosis, no_diagnos
 from melanoma.data.names import image_id_of, path_parts, shown, without_suffix
 from melanoma.data.tables import Table, read_table
 from melanoma.errors import DataError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 
 ALIASES = {
     "image_id": ("image_id", "isic_id", "image_name", "image", "img_id"),
@@ -52,7 +52,7 @@ class Metadata:
     notes: tuple[str, ...]
 
 
-def read_metadata(folder: Place, files: Sequence[Place]) -> Metadata:
+def read_metadata(folder: AnyPath, files: Sequence[AnyPath]) -> Metadata:
     """Read the tables among the files of a SOURCE folder and join them.
 
     Raises:
@@ -84,11 +84,11 @@ def read_metadata(folder: Place, files: Sequence[Place]) -> Metadata:
     return Metadata(main.rows.reset_index(drop=True), names, main.header, frozenset(passed_over), tuple(notes))
 
 
-def _may_be_table(path: Place) -> bool:
+def _may_be_table(path: AnyPath) -> bool:
     return path.suffix.lower() in _SURE | _MAYBE
 
 
-def _metadata_table(path: Place, name: str) -> Table | None:
+def _metadata_table(path: AnyPath, name: str) -> Table | None:
     """Read a table and its image ids; None for a text file that is no table."""
     is_sure = path.suffix.lower() in _SURE
     try:
@@ -221,7 +221,7 @@ def _check_used(table: Table) -> None:
             table.first([name])
 
 
-def _no_table(folder: Place, files: Sequence[Place], tables: Sequence[Table]) -> DataError:
+def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table]) -> DataError:
     """Return the refusal of a folder without a table that has image ids: with what is there instead."""
     known = ", ".join(ALIASES["image_id"])
     if tables:

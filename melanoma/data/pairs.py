@@ -1,4 +1,4 @@
-"""Pictures known to show one lesion though no id says so: the file of `--same-lesion`."""
+"""Images known to show one lesion though no id says so: the file of `--same-lesion`."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from melanoma.data.names import image_id_of, shown
 from melanoma.data.rejections import Rejection
 from melanoma.data.tables import read_rows
 from melanoma.errors import DataError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 
 
-def read_pairs(path: Place | None, known: set[str]) -> list[tuple[str, str]]:
+def read_pairs(path: AnyPath | None, known: set[str]) -> list[tuple[str, str]]:
     """Return the pairs of a CSV whose first two columns are image ids, as far as both are known; none without a file.
 
     Raises:
@@ -25,18 +25,18 @@ def read_pairs(path: Place | None, known: set[str]) -> list[tuple[str, str]]:
             f"--same-lesion must be a CSV whose first two columns are image ids, {shown(path.name)} has one; write a pair a row."
         )
     pairs = [(image_id_of(row[0]), image_id_of(row[1])) for row in rows if len(row) > 1]
-    # The first line may be a header; every other pair that names no picture here, of a part of a larger set, joins nothing.
+    # The first line may be a header; every other pair that names no image here, of a part of a larger set, joins nothing.
     found = [(a, b) for a, b in pairs if a in known and b in known]
     if not found:
         raise DataError(
-            f"--same-lesion must name pictures of SOURCE, no pair of {shown(path.name)} does: its last pair is {' and '.join(pairs[-1])}, the "
-            f"first picture of SOURCE is {min(known, default='')}."
+            f"--same-lesion must name images of SOURCE, no pair of {shown(path.name)} does: its last pair is {' and '.join(pairs[-1])}, the "
+            f"first image of SOURCE is {min(known, default='')}."
         )
     return found
 
 
 def reject_pairs(records: pd.DataFrame, pairs: list[tuple[str, str]]) -> Iterable[Rejection]:
-    """Yield a rejection for both pictures of a known pair that stand under two labels."""
+    """Yield a rejection for both images of a known pair that stand under two labels."""
     dx = records.drop_duplicates("image_id").set_index("image_id")["dx"]
     for a, b in pairs:
         if dx[a] and dx[b] and dx[a] != dx[b]:

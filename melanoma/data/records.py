@@ -17,7 +17,7 @@ from melanoma.data.image_files import ImageFiles, find_images
 from melanoma.data.metadata import ALIASES, GIVEN, KEY, TABLE, Metadata, read_metadata
 from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
 from melanoma.errors import DataError
-from melanoma.storage import Place, files_below
+from melanoma.io.storage import AnyPath, files_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
         records: one row a metadata row: image_id, lesion_id, patient_id, dx, dx_given, label, age, sex, site, source, path; unusable
             rows too.
         rejections: every reason found so far.
-        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least one picture.
+        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least one image.
         metadata: the tables as they were read.
         files: the images below the folder.
         notes: sentences on what was taken in a way that its owner should know.
@@ -59,7 +59,7 @@ class Source:
         if wanted is None:
             if not self.group_columns:
                 raise DataError(
-                    "the metadata must have the columns that group pictures, they give no picture a patient_id or lesion_id; add them or name "
+                    "the metadata must have the columns that group images, they give no image a patient_id or lesion_id; add them or name "
                     f"others with --group-by ({there})."
                 )
             return self.group_columns
@@ -69,35 +69,35 @@ class Source:
         name = wanted.casefold()
         if name not in (self.group_columns if name in GROUP_COLUMNS else self.metadata.rows):
             raise DataError(
-                f"the metadata must have the columns that group pictures, they lack {wanted}; {there}; add it or name others with --group-by."
+                f"the metadata must have the columns that group images, they lack {wanted}; {there}; add it or name others with --group-by."
             )
         if name not in GROUP_COLUMNS:
             ids, notes = known_ids(self.metadata.rows[name], wanted)
             ids, more = tell_sources_apart(ids, _origins(self.metadata, self.records), self.records["sex"], wanted)
             if not (ids != "").any():
-                raise DataError(f"--group-by must name columns that group pictures, {wanted} is blank in every row.")
+                raise DataError(f"--group-by must name columns that group images, {wanted} is blank in every row.")
             self.records[key_column(name)] = ids
             self.notes.extend([*notes, *more])
         return name
 
 
-def read_source(folder: Place) -> Source:
-    """Read the metadata of a SOURCE folder and find its pictures anywhere below it; links are followed.
+def read_source(folder: AnyPath) -> Source:
+    """Read the metadata of a SOURCE folder and find its images anywhere below it; links are followed.
 
-    Folders named ``masks`` are passed over: they hold segmentations, not pictures.
+    Folders named ``masks`` are passed over: they hold segmentations, not images.
 
     Raises:
         DataError: if the folder, its metadata or a required column is missing.
     """
     if not folder.is_dir():
-        raise DataError(f"SOURCE must be a folder with a metadata CSV and pictures, {folder} is not a folder.")
+        raise DataError(f"SOURCE must be a folder with a metadata CSV and images, {folder} is not a folder.")
     below = files_below(folder)
     metadata, files = read_metadata(folder, below), find_images(folder, below)
     records, groups, notes = _normalise(metadata)
     found = [files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)]
     # As objects: a name need not be UTF-8, which the strings of pandas must be.
     records["path"] = pd.Series([str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object)
-    rejections = [*_reject_rows(records, metadata), *_reject_pictures(records, found, files, metadata.passed_over)]
+    rejections = [*_reject_rows(records, metadata), *_reject_images(records, found, files, metadata.passed_over)]
     left = len(set(files.by_stem) & metadata.passed_over)
     notes = [
         *metadata.notes,
@@ -172,19 +172,19 @@ def _are_plain_numbers(records: pd.DataFrame, metadata: Metadata) -> bool:
     return bool(len(known) and known.str.fullmatch(r"\d+").all() and not (_origins(metadata, records) != "").any())
 
 
-def _reject_pictures(
-    records: pd.DataFrame, found: list[list[Place]], files: ImageFiles, passed_over: frozenset[str]
+def _reject_images(
+    records: pd.DataFrame, found: list[list[AnyPath]], files: ImageFiles, passed_over: frozenset[str]
 ) -> Iterable[Rejection]:
     by_id = dict(zip(records["image_id"], found, strict=True))
     by_id.pop("", None)
     for image_id, paths in by_id.items():
         if not paths:
-            yield Rejection(image_id, "picture_missing", files.why_missing(image_id))
+            yield Rejection(image_id, "image_missing", files.why_missing(image_id))
     for stem in sorted(set(files.by_stem) - {_last(image_id) for image_id in by_id} - passed_over):
-        yield Rejection(stem, WITHOUT_ROW, "no metadata row names this picture")
+        yield Rejection(stem, WITHOUT_ROW, "no metadata row names this image")
     for image_id, paths in sorted(by_id.items()):
         if len(paths) > 1:
-            yield Rejection(image_id, "picture_twice", f"{len(paths)} pictures below SOURCE have this name")
+            yield Rejection(image_id, "image_twice", f"{len(paths)} images below SOURCE have this name")
 
 
 def _last(image_id: str) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from melanoma.errors import InvalidImageError
-from melanoma.files import write_text
-from melanoma.storage import Place
+from melanoma.io.files import write_text
+from melanoma.io.storage import AnyPath
 
 REJECTED = "rejected.csv"
-WITHOUT_ROW, UNREADABLE, BLANK = "picture_without_row", "picture_unreadable", "blank_image"
+WITHOUT_ROW, UNREADABLE, BLANK = "image_without_row", "image_unreadable", "blank_image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Rejection:
 
 
 def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str) -> Iterable[Rejection]:
-    """Yield a rejection for every picture whose lesion, or whose pixels, stand in the table under two labels."""
+    """Yield a rejection for every image whose lesion, or whose pixels, stand in the table under two labels."""
     known = records[(records[column] != "") & (records["label"] >= 0)]
     for _, rows in known.groupby(column):
         names = sorted(set(rows["dx"]))
@@ -37,7 +37,7 @@ def reason_of(error: InvalidImageError) -> str:
     return BLANK if "blank" in error.code else UNREADABLE
 
 
-def write_rejections(path: Place, rejections: Sequence[Rejection]) -> None:
+def write_rejections(path: AnyPath, rejections: Sequence[Rejection]) -> None:
     """Write rejected.csv."""
     table = pd.DataFrame(
         [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]

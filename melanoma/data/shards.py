@@ -1,4 +1,4 @@
-"""Arrow shards of decoded pictures, memory-mapped, with checksums; knows nothing of labels or splits."""
+"""Arrow shards of decoded images, memory-mapped, with checksums; knows nothing of labels or splits."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from melanoma.arrays import Uint8Array
 from melanoma.errors import DataError
-from melanoma.files import write_bytes
-from melanoma.images import Uint8Array
-from melanoma.storage import Place
+from melanoma.io.files import write_bytes
+from melanoma.io.storage import AnyPath
 
 
-def write_shard(path: Place, image_ids: Sequence[str], pictures: Sequence[Uint8Array]) -> str:
-    """Write ``(H, W, 3)`` uint8 pictures of one size as an Arrow IPC file and return its sha256."""
-    num_bytes = pictures[0].size
-    storage = pa.Array.from_buffers(
-        pa.binary(num_bytes), len(pictures), [None, pa.py_buffer(np.stack(pictures).tobytes())]
-    )
+def write_shard(path: AnyPath, image_ids: Sequence[str], images: Sequence[Uint8Array]) -> str:
+    """Write ``(H, W, 3)`` uint8 images of one size as an Arrow IPC file and return its sha256."""
+    num_bytes = images[0].size
+    storage = pa.Array.from_buffers(pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images).tobytes())])
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "pixels": storage})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -28,11 +26,11 @@ def write_shard(path: Place, image_ids: Sequence[str], pictures: Sequence[Uint8A
     return hashlib.sha256(data).hexdigest()
 
 
-def open_shard(path: Place, shape: tuple[int, int]) -> Uint8Array:
-    """Map a shard into memory, or read it whole out of object storage, and return its pictures as a read-only ``(N, H, W, 3)`` uint8 view.
+def open_shard(path: AnyPath, shape: tuple[int, int]) -> Uint8Array:
+    """Map a shard into memory, or read it whole out of object storage, and return its images as a read-only ``(N, H, W, 3)`` uint8 view.
 
     Raises:
-        DataError: if the file is missing or its pictures have another size.
+        DataError: if the file is missing or its images have another size.
     """
     if not path.is_file():
         raise DataError(f"the data set must hold {path.name}, it is missing; prepare the data set again.")
@@ -41,7 +39,7 @@ def open_shard(path: Place, shape: tuple[int, int]) -> Uint8Array:
     column = table.column("pixels").chunk(0)  # written as one batch; combining chunks would copy it into memory
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
-        raise DataError(f"{path.name} must hold pictures of {shape[1]} x {shape[0]} px; prepare the data set again.")
+        raise DataError(f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set again.")
     flat = np.frombuffer(
         column.buffers()[1], dtype=np.uint8, count=len(column) * expected, offset=column.offset * expected
     )

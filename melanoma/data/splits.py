@@ -10,7 +10,7 @@ import pandas as pd
 from melanoma.data.metadata import ALIASES, image_keys
 from melanoma.data.tables import read_table
 from melanoma.errors import DataError, LeakageError, SettingError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 
 SPLITS = ("train", "calibration", "test")
 VALIDATION = "validation"
@@ -45,7 +45,7 @@ def draw_splits(
     Args:
         groups: N group names.
         labels: N class indices.
-        test_fraction: share of the pictures for test, in [0, 1).
+        test_fraction: share of the images for test, in [0, 1).
         calibration_fraction: share for calibration, in [0, 1).
         num_folds: folds of the rest, at least 2.
         seed: orders equal groups and breaks ties.
@@ -93,7 +93,7 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     for label in np.argsort(totals):
         for group in order[(counts[order, label] > 0) & (parts[order] < 0)]:
-            # Most lacking in this class first; then in pictures of any class; then the roll of a die.
+            # Most lacking in this class first; then in images of any class; then the roll of a die.
             lack = np.lexsort((rng.random(len(shares)), missing.sum(axis=1), missing[:, label]))
             chosen = next(part for part in lack[::-1] if shares[part] > 0)
             parts[group] = chosen
@@ -101,7 +101,7 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     return parts
 
 
-def read_splits(path: Place) -> pd.DataFrame:
+def read_splits(path: AnyPath) -> pd.DataFrame:
     """Read a table of splits as people keep it: image ids may be names of files, names of splits in any case.
 
     Returns:
@@ -125,7 +125,7 @@ def read_splits(path: Place) -> pd.DataFrame:
     if given["image_id"].duplicated().any():
         twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
         raise DataError(
-            f"the splits file must name every picture once, {twice} stands there twice with different splits."
+            f"the splits file must name every image once, {twice} stands there twice with different splits."
         )
     return given
 
@@ -142,7 +142,7 @@ def match_splits(image_ids: pd.Series, given: pd.DataFrame) -> pd.Series:
         shown = ", ".join(missing.iloc[:3]) + (", ..." if len(missing) > 3 else "")
         there = f"; it names {given['image_id'].iloc[0]}" if len(missing) == len(image_ids) and len(given) else ""
         raise DataError(
-            f"the splits file must name every picture; {len(missing)} of {len(image_ids)} are missing: {shown}{there}; add a row for each."
+            f"the splits file must name every image; {len(missing)} of {len(image_ids)} are missing: {shown}{there}; add a row for each."
         )
     return split
 
@@ -163,7 +163,7 @@ def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, se
         Rows as `draw_splits` gives, in the order of table.
 
     Raises:
-        DataError: if a picture has no split.
+        DataError: if an image has no split.
         LeakageError: if a group stands on two sides.
     """
     split = match_splits(table["image_id"], given)
@@ -204,7 +204,7 @@ def check_splits(group: pd.Series, split: pd.Series, fold: pd.Series) -> None:
         example = ", ".join(sorted(sides[leaking[0]]))
         raise LeakageError(
             f"no group may stand on two sides of a split, {len(leaking)} do (the first is {leaking[0]}, in {example}); "
-            "put all pictures of a group on one side."
+            "put all images of a group on one side."
         )
 
 

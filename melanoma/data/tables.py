@@ -14,7 +14,7 @@ import pandas as pd
 
 from melanoma.data.names import shown
 from melanoma.errors import DataError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 
 _SEPARATORS = ",;\t|"
 _HEAD_BYTES = 2**20
@@ -59,7 +59,7 @@ class Table:
         return name
 
 
-def read_table(path: Place, name: str = "", *, only_with: Collection[str] = ()) -> Table:
+def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()) -> Table:
     """Read a table whose first line names its columns.
 
     Args:
@@ -83,7 +83,7 @@ def read_table(path: Place, name: str = "", *, only_with: Collection[str] = ()) 
     return _table(name, header, rows)
 
 
-def read_rows(path: Place) -> list[list[str]]:
+def read_rows(path: AnyPath) -> list[list[str]]:
     """Read a table without looking for a header; rows may differ in length."""
     name = shown(path.name)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The probability map from logits: temperature and bias fitted by likelihood, the form chosen by held-out likelihood."""
+"""The calibrator from logits: temperature and bias fitted by likelihood, the form chosen by held-out likelihood."""
 
 import dataclasses
 from typing import Any
@@ -8,16 +8,17 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.model_selection import GroupKFold
 
+from melanoma.arrays import FloatArray, IntArray
 from melanoma.config import CLASSES
-from melanoma.evidence.metrics import FloatArray, IntArray, negative_log_likelihood
+from melanoma.evidence.metrics import negative_log_likelihood
 
 FORMS = ("identity", "temperature", "temperature_bias")
-# Keeps the bias of a class without a validation picture finite; too weak to matter for the others.
+# Keeps the bias of a class without a validation image finite; too weak to matter for the others.
 RIDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbabilityMap:
+class Calibrator:
     """``softmax(logits / temperature + bias)``.
 
     Class weights shift the prior the network learns, which temperature alone (Guo et al., On Calibration of Modern Neural
@@ -37,15 +38,13 @@ class ProbabilityMap:
         return {**dataclasses.asdict(self), "bias": list(self.bias)}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "ProbabilityMap":
+    def from_dict(values: dict[str, Any]) -> "Calibrator":
         """Read what `as_dict` wrote."""
-        return ProbabilityMap(
-            float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"])
-        )
+        return Calibrator(float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"]))
 
 
-def fit_probability_map(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> ProbabilityMap:
-    """Fit the map on pictures the network did not train on, in the form that predicts held-out groups best.
+def fit_calibrator(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> Calibrator:
+    """Fit the map on images the network did not train on, in the form that predicts held-out groups best.
 
     Args:
         logits: ``(N, C)``.
@@ -55,7 +54,7 @@ def fit_probability_map(logits: FloatArray, labels: IntArray, groups: IntArray, 
     """
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
-        return ProbabilityMap()
+        return Calibrator()
     scores = dict.fromkeys(FORMS, 0.0)
     for fitted, held_out in GroupKFold(folds).split(logits, labels, groups):
         for form in FORMS:
@@ -64,9 +63,9 @@ def fit_probability_map(logits: FloatArray, labels: IntArray, groups: IntArray, 
     return _fit(logits, labels, min(FORMS, key=scores.__getitem__))
 
 
-def _fit(logits: FloatArray, labels: IntArray, form: str) -> ProbabilityMap:
+def _fit(logits: FloatArray, labels: IntArray, form: str) -> Calibrator:
     if form == "identity":
-        return ProbabilityMap()
+        return Calibrator()
     has_bias = form == "temperature_bias"
     logits = logits.astype(np.float64)
     target = np.eye(len(CLASSES))[labels]
@@ -83,7 +82,7 @@ def _fit(logits: FloatArray, labels: IntArray, form: str) -> ProbabilityMap:
     start = np.zeros(1 + (len(CLASSES) if has_bias else 0))
     found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B").x
     bias = tuple(float(b) for b in found[1:]) if has_bias else (0.0,) * len(CLASSES)
-    return ProbabilityMap(float(np.exp(-found[0])), bias, form)
+    return Calibrator(float(np.exp(-found[0])), bias, form)
 
 
 def expected_calibration_error(labels: IntArray, probabilities: FloatArray, *, num_bins: int = 15) -> float:

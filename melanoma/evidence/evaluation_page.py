@@ -15,7 +15,7 @@ from reportlab.platypus import Flowable, Image, KeepTogether, Paragraph, SimpleD
 from melanoma.config import DISCLAIMER
 from melanoma.data.external import EXTERNAL
 from melanoma.data.left_out import left_out_sentence
-from melanoma.evidence.page import html_table, page, picture
+from melanoma.evidence.page import html_table, image, page
 from melanoma.evidence.plots import ACCENT, INK
 
 TITLE = "Melanoma triage: evaluation"
@@ -33,10 +33,10 @@ _TITLES = {
 _NOTE = (
     "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, with as "
     "many units as the groups are worth; the others: bootstrap over groups. Specificity at sensitivity 90 % chooses its threshold on "
-    "these very pictures. Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration error {ece:.3f}."
+    "these very images. Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration error {ece:.3f}."
 )
 _OTHER_SPLITS = (
-    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these pictures trained it."
+    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these images trained it."
 )
 _WIDTH = A4[0] - 36 * mm
 _TEXT = ParagraphStyle(
@@ -55,7 +55,7 @@ class _Shown:
     heading: str
     summary: str
     verdict: list[str]
-    rows: list[tuple[str, list[tuple[str, str]]]]  # a metric, and its value and interval per picture and per lesion
+    rows: list[tuple[str, list[tuple[str, str]]]]  # a metric, and its value and interval per image and per lesion
     note: str
     looks: list[list[str]]
 
@@ -63,8 +63,8 @@ class _Shown:
 def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> str:
     """Return report.html from report.json, its plots (name -> PNG) and the sentence of the bundle's contract."""
     shown = _shown(report, promise)
-    figures = "".join(picture(_title(name), data) for name, data in plots.items())
-    looked = f"<h2>Looks at this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
+    figures = "".join(image(_title(name), data) for name, data in plots.items())
+    looked = f"<h2>Accesses to this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
     body = f"""<h1>{shown.heading}</h1>
 <p>{shown.summary}</p>
 <p class="verdict">{"<br>".join(shown.verdict)}</p>
@@ -96,14 +96,14 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
     ]
     if shown.looks:
         parts.append(
-            KeepTogether([Paragraph("Looks at this split", _HEAD2), _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2])])
+            KeepTogether([Paragraph("Accesses to this split", _HEAD2), _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2])])
         )
     document.build(parts, onFirstPage=_foot, onLaterPages=_foot)
     return buffer.getvalue()
 
 
-_COLUMNS = ["", "per picture", "per lesion"]
-_LOOK = ["time", "bundle", "pictures"]
+_COLUMNS = ["", "per image", "per lesion"]
+_LOOK = ["time", "bundle", "images"]
 
 
 def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
@@ -117,7 +117,7 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
         verdict.append(f"<b>{when}{html.escape(left_out_sentence(report['left_out']))}</b>")
     return _Shown(
         heading=html.escape(report["population"]),
-        summary=f"{images['num']} pictures of {lesions['num']} lesions; {images['num_melanoma']} pictures of "
+        summary=f"{images['num']} images of {lesions['num']} lesions; {images['num_melanoma']} images of "
         f"{lesions['num_melanoma']} melanomas. Bundle {report['bundle']['version']}, threshold {report['bundle']['threshold']:.4f}.",
         verdict=verdict,
         rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],

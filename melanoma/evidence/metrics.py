@@ -8,10 +8,9 @@ from scipy.special import softmax
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from melanoma.arrays import FloatArray, IntArray
 from melanoma.config import CLASSES, MELANOMA_INDEX
 
-FloatArray = NDArray[np.floating]
-IntArray = NDArray[np.integer]
 Metric = Callable[[IntArray, FloatArray, FloatArray], float]
 """Labels ``(N,)``, probabilities ``(N, C)`` and weights ``(N,)`` -> a number; NaN where it is undefined."""
 
@@ -86,7 +85,7 @@ def balanced_accuracy(labels: IntArray, probabilities: FloatArray, weights: Floa
 
 
 def accuracy(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the share of pictures whose likeliest class is right."""
+    """Return the share of images whose likeliest class is right."""
     matrix = _by_argmax(labels, probabilities, weights)
     return float(np.trace(matrix) / matrix.sum())
 
@@ -160,7 +159,7 @@ def clopper_pearson(successes: float, num: float, *, confidence: float = 0.95) -
     """Return the exact two-sided interval of a proportion (Clopper, Pearson, 1934); (0, 1) without observations.
 
     Args:
-        successes: in [0, num]; a fraction is allowed where one unit stands for several pictures.
+        successes: in [0, num]; a fraction is allowed where one unit stands for several images.
         num: independent units.
         confidence: of the two-sided interval; its lower bound alone holds with (1 + confidence) / 2.
     """

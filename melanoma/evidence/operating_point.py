@@ -3,7 +3,7 @@
 The contract (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n melanoma units, m* misses are
 allowed, the largest m with P(Bin(n, 1 - target) <= m) <= 1 - confidence. A threshold just below the (m* + 1)-th smallest
 melanoma score has a true sensitivity that follows Beta(n - m*, m* + 1), so it falls below the target with probability at
-most 1 - confidence. That holds only while nothing else was chosen by looking at the same pictures.
+most 1 - confidence. That holds only while nothing else was chosen by looking at the same images.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from melanoma.arrays import FloatArray, IntArray
 from melanoma.config import MELANOMA_INDEX
 from melanoma.errors import DataError
-from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson
+from melanoma.evidence.metrics import clopper_pearson
 
 Decision = Literal["refer", "no_referral", "cannot_assess"]
 CONFIDENCE = 0.95
-UNIT = "one picture per group"
+UNIT = "one image per group"
 
 
 def decide(probability: float, threshold: float) -> Decision:
@@ -47,7 +48,7 @@ class Contract:
         num_melanoma_needed: melanoma units from which 0 misses suffice.
         unit: what counts as one observation.
         population: what the units are drawn from.
-        basis: split (a guarantee for pictures like these) or out_of_fold (approximate).
+        basis: split (a guarantee for images like these) or out_of_fold (approximate).
     """
 
     status: str
@@ -71,13 +72,13 @@ class Contract:
         """Return the contract in words for people."""
         if self.status == "met":
             return (
-                f"On pictures like those it was calibrated on ({self.population}, {self.num_melanoma} melanomas), with "
+                f"On images like those it was calibrated on ({self.population}, {self.num_melanoma} melanomas), with "
                 f"{self.confidence:.0%} confidence at least {self.target_sensitivity:.0%} of melanomas are referred; "
                 "not checked for your clinic or camera."
             )
         if self.reason == "too_few_melanomas":
             return (
-                f"No promise: at least {self.num_melanoma_needed} melanomas are needed for calibration, one picture a group; "
+                f"No promise: at least {self.num_melanoma_needed} melanomas are needed for calibration, one image a group; "
                 f"there were {self.num_melanoma}."
             )
         return (
@@ -117,9 +118,9 @@ def melanomas_needed(*, target_sensitivity: float, confidence: float = CONFIDENC
 
 
 def choose_units(labels: IntArray, groups: IntArray, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the positions of one seeded-random melanoma picture per group, and of one other picture per group.
+    """Return the positions of one seeded-random melanoma image per group, and of one other image per group.
 
-    One picture a group, because the server answers one picture, and because pictures of a lesion are not independent.
+    One image a group, because the server answers one image, and because images of a lesion are not independent.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = []
@@ -142,7 +143,7 @@ def select_operating_point(
 ) -> OperatingPoint:
     """Choose the threshold that keeps the sensitivity contract, and say what it promises.
 
-    Give it scores of pictures that chose nothing else: no epoch, no probability map, no setting.
+    Give it scores of images that chose nothing else: no epoch, no calibrator, no setting.
 
     Args:
         melanoma_scores: ``(n,)`` calibrated melanoma probabilities, one for each melanoma unit.

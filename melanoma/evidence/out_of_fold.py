@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.config import MELANOMA_INDEX
 from melanoma.errors import SettingError
-from melanoma.evidence.metrics import FloatArray, IntArray, specificity_at_sensitivity
+from melanoma.evidence.metrics import specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
-BoolArray = NDArray[np.bool_]
 MIN_SENSITIVITY = 0.8  # of partial_auroc, as the ISIC 2024 challenge scored
 _KINDS = {"melanoma_recall": "specificity", "specificity": "sensitivity", "auroc": None, "partial_auroc": None}
 
@@ -39,7 +39,7 @@ class FoldScores:
 def choose_fold_scores(
     labels: IntArray, probabilities: FloatArray, groups: NDArray[np.str_], *, seed: int = 0
 ) -> FoldScores:
-    """Keep one seeded-random melanoma picture and one other picture per group; arrays are ``(N,)``, ``(N, C)`` and ``(N,)``."""
+    """Keep one seeded-random melanoma image and one other image per group; arrays are ``(N,)``, ``(N, C)`` and ``(N,)``."""
     melanomas, others = choose_units(labels, np.unique(groups, return_inverse=True)[1], seed=seed)
     chosen = np.concatenate([melanomas, others])
     return FoldScores(labels[chosen] == MELANOMA_INDEX, probabilities[chosen, MELANOMA_INDEX], groups[chosen])

@@ -36,8 +36,8 @@ def html_table(head: list[str], rows: list[list[str]]) -> str:
     return f"<table><thead><tr>{header}</tr></thead>{lines}</table>"
 
 
-def picture(description: str, png: bytes) -> str:
-    """Return a picture that the page carries within itself."""
+def image(description: str, png: bytes) -> str:
+    """Return an image that the page carries within itself."""
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 

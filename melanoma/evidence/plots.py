@@ -1,17 +1,16 @@
-"""The pictures of an evaluation; knows numbers, not bundles or files."""
+"""The images of an evaluation; knows numbers, not bundles or files."""
 
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.config import CLASSES
-from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson
+from melanoma.evidence.metrics import clopper_pearson
 
-BoolArray = NDArray[np.bool_]
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
 
@@ -70,7 +69,7 @@ def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold:
 
 
 def plot_reliability(is_melanoma: BoolArray, scores: FloatArray) -> Figure:
-    """Draw the reliability diagram of melanoma: ten bins with their Clopper-Pearson intervals and numbers of pictures; both arrays ``(N,)``."""
+    """Draw the reliability diagram of melanoma: ten bins with their Clopper-Pearson intervals and numbers of images; both arrays ``(N,)``."""
     figure, axes = new_axes(
         "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
     )

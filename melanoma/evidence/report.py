@@ -1,4 +1,4 @@
-"""report.json, its pictures and its page: what one bundle shows on one set of pictures. Knows nothing of how they were scored."""
+"""report.json, its images and its page: what one bundle shows on one set of images. Knows nothing of how they were scored."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,30 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma.bundle import Bundle
+from melanoma.arrays import FloatArray, IntArray
+from melanoma.bundle.bundle import Bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
-from melanoma.evidence.metrics import FloatArray, IntArray, clopper_pearson, confusion, group_bootstrap
+from melanoma.evidence.metrics import clopper_pearson, confusion, group_bootstrap
 from melanoma.evidence.operating_point import check_contract, choose_units, decide
 from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_reliability, plot_roc
-from melanoma.files import write_bytes, write_json, write_text
+from melanoma.io.files import write_bytes, write_json, write_text
 
 FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Predictions of a bundle on some pictures.
+    """Predictions of a bundle on some images.
 
     Attributes:
         bundle: what predicted.
         predictions: predictions.parquet's table.
         split: train, calibration, test or external.
-        population: words for what the pictures are.
-        accesses: every look at this test split so far, this one included.
-        same_splits: whether the bundle was trained on the splits of this data set; if not, test may hold training pictures.
+        population: words for what the images are.
+        accesses: every access to this test split so far, this one included.
+        same_splits: whether the bundle was trained on the splits of this data set; if not, test may hold training images.
         left_out: images that could not be judged, or were left out when the data set was prepared: reason -> class -> number.
     """
 
@@ -46,7 +47,7 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """Pictures, or lesions with the mean probability of their pictures.
+    """Images, or lesions with the mean probability of their images.
 
     Attributes:
         labels: ``(N,)``.
@@ -60,7 +61,7 @@ class _Level:
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
-    """Write predictions.parquet, report.json, report.html, report.pdf and the pictures; return report.json."""
+    """Write predictions.parquet, report.json, report.html, report.pdf and the images; return report.json."""
     evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
     images, lesions = _levels(evaluated.predictions)
     threshold = evaluated.bundle.operating_point.threshold
@@ -87,13 +88,13 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     report = _without_nan(report)
     write_json(folder / "report.json", report)
     is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
-    pictures = {
+    figures = {
         "roc.png": plot_roc(is_melanoma, scores, threshold),
         "precision_recall.png": plot_precision_recall(is_melanoma, scores, threshold),
         "reliability.png": plot_reliability(is_melanoma, scores),
         "confusion.png": plot_confusion(np.array(report["confusion"])),
     }
-    drawn = {name: to_png(figure) for name, figure in pictures.items()}
+    drawn = {name: to_png(figure) for name, figure in figures.items()}
     for name, png in drawn.items():
         write_bytes(folder / name, png)
     promise = evaluated.bundle.operating_point.contract.sentence()
@@ -133,7 +134,7 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
     """Return a proportion with its Clopper-Pearson interval over independent units.
 
-    Pictures of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2 (Survey Sampling, 1965),
+    Images of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2 (Survey Sampling, 1965),
     the number of groups where all are of one size.
     """
     if len(right) == 0:
@@ -155,7 +156,7 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
     status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised and unseen else "none"
     low, high = clopper_pearson(referred, len(melanomas), confidence=2 * point.contract.confidence - 1)
     words = (
-        f"{referred} of {len(melanomas)} melanomas were referred, one picture a group "
+        f"{referred} of {len(melanomas)} melanomas were referred, one image a group "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
     )
     return {
@@ -184,9 +185,9 @@ def _sentence(words: str, *, promised: bool, unseen: bool, split: str) -> str:
 
 
 def _is_unseen(evaluated: Evaluated) -> bool:
-    """Return whether these pictures can judge the contract: neither trained on, nor the ones its threshold was chosen on.
+    """Return whether these images can judge the contract: neither trained on, nor the ones its threshold was chosen on.
 
-    A folder of the name that the bundle's own pictures came from is taken to hold them.
+    A folder of the name that the bundle's own images came from is taken to hold them.
     """
     if evaluated.split == "external":
         own = evaluated.bundle.operating_point.contract.population
@@ -195,7 +196,7 @@ def _is_unseen(evaluated: Evaluated) -> bool:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, by null: a number that is undefined on these pictures."""
+    """Replace NaN, which JSON does not have, by null: a number that is undefined on these images."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

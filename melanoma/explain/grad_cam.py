@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melanoma.images import Uint8Array
-from melanoma.networks import features, head
-from melanoma.views import mirror, view_features
+from melanoma.arrays import Uint8Array
+from melanoma.imaging.tta import flip, tta_features
+from melanoma.training.networks import features, head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Explained:
     """Logits and heatmaps of one batch.
 
     Attributes:
-        logits: ``(N, C)`` float32, averaged over views.
-        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient, comparable between pictures.
+        logits: ``(N, C)`` float32, averaged over tta.
+        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient, comparable between images.
     """
 
     logits: Tensor
@@ -39,24 +39,24 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tup
     with torch.enable_grad():
         leaf = feature_map.detach().requires_grad_()
         logits = head(model, leaf)
-        # One sum over the batch: pictures do not meet in the head, so each gets its own gradient.
+        # One sum over the batch: images do not meet in the head, so each gets its own gradient.
         (gradient,) = torch.autograd.grad(logits[:, class_index].sum(), leaf)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
 
 
-def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, views: int = 1) -> Explained:
+def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, tta: int = 1) -> Explained:
     """Predict ``(N, 3, H, W)`` images and explain one class."""
     with torch.no_grad():
-        return explain_views(model, view_features(partial(features, model), images, views), class_index=class_index)
+        return explain_feature_maps(model, tta_features(partial(features, model), images, tta), class_index=class_index)
 
 
-def explain_views(model: nn.Module, feature_maps: Sequence[Tensor], *, class_index: int) -> Explained:
-    """Predict and explain from the feature maps ``(N, K, h, w)`` of some views: both are averaged, the maps mirrored back."""
+def explain_feature_maps(model: nn.Module, feature_maps: Sequence[Tensor], *, class_index: int) -> Explained:
+    """Predict and explain from the feature maps ``(N, K, h, w)`` of some tta: both are averaged, the maps mirrored back."""
     logits, heatmaps = zip(
         *(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True
     )
-    upright = [mirror(heatmap, view) for view, heatmap in enumerate(heatmaps)]
+    upright = [flip(heatmap, view) for view, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melanoma.errors import SettingError
-from melanoma.views import predict_views
+from melanoma.training.networks import tta_logits
 
 
 class GuidedNetwork:
@@ -32,12 +32,12 @@ class GuidedNetwork:
                 f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__} has none; ask for grad_cam."
             )
 
-    def gradients(self, images: Tensor, *, class_index: int, views: int = 1) -> Tensor:
-        """Return the guided gradient ``(N, 3, H, W)`` of a class's logit, averaged over views, for ``(N, 3, H, W)`` images."""
+    def gradients(self, images: Tensor, *, class_index: int, tta: int = 1) -> Tensor:
+        """Return the guided gradient ``(N, 3, H, W)`` of a class's logit, averaged over tta, for ``(N, 3, H, W)`` images."""
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
-            logits = predict_views(self._model, leaf, views)
-            # One sum over the batch: in evaluation mode pictures do not meet, so each gets its own gradient.
+            logits = tta_logits(self._model, leaf, tta)
+            # One sum over the batch: in evaluation mode images do not meet, so each gets its own gradient.
             (gradient,) = torch.autograd.grad(logits[:, class_index].sum(), leaf)
         return gradient
 

@@ -1,4 +1,4 @@
-// The reading page: one picture in, one reading out. Keeps nothing: no cookie, no storage; what is in memory goes with the page.
+// The reading page: one image in, one reading out. Keeps nothing: no cookie, no storage; what is in memory goes with the page.
 "use strict";
 
 const NAMES = {
@@ -9,7 +9,7 @@ const VERDICTS = { refer: "Refer", no_referral: "No referral", cannot_assess: "C
 const WARNINGS = {
   contract_not_met: "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
   uncontracted: "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
-  heatmap_empty: "The map is empty: nothing in the picture speaks for melanoma to this network.",
+  heatmap_empty: "The map is empty: nothing in the image speaks for melanoma to this network.",
 };
 const MEANINGS = {
   grad_cam: "Grad-CAM shows in coarse cells, each 32 px of the network's input, which regions raised the melanoma score.",
@@ -17,7 +17,7 @@ const MEANINGS = {
 };
 const NO_CLAIM = " No map here has been shown to mark lesions: do not read disease from it.";
 
-const NO_MAP = "This browser cannot lay the map over this picture; the PDF shows both.";
+const NO_MAP = "This browser cannot lay the map over this image; the PDF shows both.";
 
 const find = (id) => document.getElementById(id);
 const state = { file: null, address: null, answer: null, key: null, turn: 0 };
@@ -63,7 +63,7 @@ async function read() {
   show("key-form", false);
   find("map").width = 0;  // a map of another method must not stand under this one's name
   find("map-meaning").textContent = "";
-  find("status").textContent = "Reading the picture…";
+  find("status").textContent = "Reading the image…";
   try {
     const answer = await (await post(`v1/predict?explain=${method}`, state.file)).json();
     if (turn !== state.turn) return;
@@ -176,7 +176,7 @@ async function drawMap() {
   }
   if (turn !== state.turn) return;
   const [theirs, ours] = [find("image"), heat].map((image) => image.naturalWidth / image.naturalHeight);
-  if (Math.abs(theirs / ours - 1) > 0.05) {  // this browser turns the picture otherwise than the service does
+  if (Math.abs(theirs / ours - 1) > 0.05) {  // this browser turns the image otherwise than the service does
     find("map-meaning").textContent = NO_MAP;
     return;
   }
@@ -199,8 +199,8 @@ function colour(data, i, value) {
   data[i + 3] = Math.round(255 * Math.sqrt(value));
 }
 
-// As large as the panel and 70 % of the window's height allow: pictures may come small.
-function placePicture() {
+// As large as the panel and 70 % of the window's height allow: images may come small.
+function placeImage() {
   const image = find("image");
   if (image.naturalHeight) image.style.width = `min(100%, calc(70vh * ${image.naturalWidth / image.naturalHeight}))`;
 }
@@ -240,7 +240,7 @@ function again() {
   find("image").removeAttribute("src");
   find("drop").classList.remove("filled");
   for (const id of ["shown", "answer", "map-tools", "problem", "key-form"]) show(id, false);
-  find("status").textContent = "Waiting for a picture.";
+  find("status").textContent = "Waiting for an image.";
   find("model").textContent = "";
   find("file").focus();
 }
@@ -267,7 +267,7 @@ find("key-form").addEventListener("submit", (event) => {
   find("key").value = "";
   read();
 });
-find("image").addEventListener("load", placePicture);
+find("image").addEventListener("load", placeImage);
 new ResizeObserver(placeMap).observe(find("image"));
 find("prevalence").value = 55;  // 3 %
 explainPrevalence();

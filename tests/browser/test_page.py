@@ -67,7 +67,7 @@ def lesion(phantom_source: Path) -> Path:
 
 
 def _read(page: Page, service: Service, lesion: Path) -> None:
-    """Choose a picture and type the key that the page asks for."""
+    """Choose an image and type the key that the page asks for."""
     page.set_input_files("#file", lesion)
     page.get_by_label("API key").fill(service.key)
     page.get_by_role("button", name="Use this key").click()
@@ -126,7 +126,7 @@ def _map_pixels(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_the_map_lies_on_the_picture_and_can_be_faded(page: Page, service: Service, lesion: Path) -> None:
+def test_the_map_lies_on_the_image_and_can_be_faded(page: Page, service: Service, lesion: Path) -> None:
     answer = _answer(service, lesion.read_bytes())
     _read(page, service, lesion)
     heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
@@ -156,7 +156,7 @@ _DROP = """([data, name]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
+def test_a_image_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
     page.evaluate(_DROP, [base64.b64encode(lesion.read_bytes()).decode(), way])
     page.get_by_label("API key").fill(service.key)
     page.keyboard.press("Enter")
@@ -194,7 +194,7 @@ def test_the_pdf_is_saved_under_a_name_that_tells_nothing(page: Page, service: S
         assert len(document) == 1
 
 
-def test_a_wrong_key_and_a_bad_picture_are_said_in_words(page: Page, service: Service, lesion: Path) -> None:
+def test_a_wrong_key_and_a_bad_image_are_said_in_words(page: Page, service: Service, lesion: Path) -> None:
     page.set_input_files("#file", lesion)
     page.get_by_label("API key").fill("wrong")
     page.keyboard.press("Enter")
@@ -202,8 +202,8 @@ def test_a_wrong_key_and_a_bad_picture_are_said_in_words(page: Page, service: Se
     page.get_by_label("API key").fill(service.key)
     page.keyboard.press("Enter")
     expect(page.locator("#answer")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Another picture").click()
-    page.set_input_files("#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    page.get_by_role("button", name="Another image").click()
+    page.set_input_files("#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
     expect(page.get_by_role("alert")).to_contain_text("must be JPEG, PNG or WebP")
     expect(page.locator("#answer")).to_be_hidden()
 

@@ -115,23 +115,23 @@ def _ask(client: httpx.Client, image: bytes) -> float:
 
 @pytest.mark.timeout(900)
 def test_eight_clients_attack_for_two_minutes(
-    service: Service, client: httpx.Client, picture: bytes, record_property: Record
+    service: Service, client: httpx.Client, image: bytes, record_property: Record
 ) -> None:
     bodies = _bodies()
     attack = Attack(service, bodies)
     for name in bodies:  # caches fill first
         attack.send(name)
     for _ in range(20):
-        _ask(client, picture)
+        _ask(client, image)
     before, most, seconds = _megabytes(), 0.0, []
     with attack.going_on():
         ends = time.monotonic() + SECONDS
         while time.monotonic() < ends:
-            seconds.append(_ask(client, picture))
+            seconds.append(_ask(client, image))
             most = max(most, _megabytes())
             time.sleep(0.1)
     ended = time.monotonic()
-    while client.get("/readyz").status_code != 200 or _ask(client, picture) > 0.5:
+    while client.get("/readyz").status_code != 200 or _ask(client, image) > 0.5:
         assert time.monotonic() < ended + 30
     record_property("back_seconds", time.monotonic() - ended)
     grown = _megabytes() - before

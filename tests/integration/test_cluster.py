@@ -15,11 +15,11 @@ import httpx
 import pytest
 import yaml
 
-from melanoma.bundle import MANIFEST
-from melanoma.cache import CACHE
+from melanoma.bundle.bundle import MANIFEST
 from melanoma.data.dataset import open_prepared
-from melanoma.files import sha256_of
-from melanoma.storage import RemotePath, place, publish
+from melanoma.io.cache import CACHE
+from melanoma.io.files import sha256_of
+from melanoma.io.storage import RemotePath, publish, to_path
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND
 from serve.environment import ENVIRONMENT
 from tests import manifests
@@ -35,11 +35,11 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def bucket(phantom_source: Path) -> Iterator[str]:
-    """A bucket that holds the pictures; the query behind its addresses."""
+    """A bucket that holds the images; the query behind its addresses."""
     with pytest.MonkeyPatch.context() as patch, object_storage("melanoma") as query:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
-        source = place(f"s3://melanoma/source?{query}")
+        source = to_path(f"s3://melanoma/source?{query}")
         assert isinstance(source, RemotePath)
         publish(phantom_source, source)
         yield query
@@ -76,8 +76,8 @@ def dataset(head: Head, bucket: str) -> str:
     done = _melanoma(head, *words)
     assert done.returncode == DONE, done.stderr
     manifest = json.loads(done.stdout)  # the result alone: the log went to stderr
-    assert manifest == json.loads((place(out) / "manifest.json").read_text())
-    assert {path.name for path in place(out).iterdir()} == {
+    assert manifest == json.loads((to_path(out) / "manifest.json").read_text())
+    assert {path.name for path in to_path(out).iterdir()} == {
         "manifest.json",
         "records.parquet",
         "rejected.csv",
@@ -109,7 +109,7 @@ def test_a_data_set_is_refused_where_one_is(head: Head, bucket: str, dataset: st
 
 
 def test_a_run_in_object_storage_is_whole(trained_run: str) -> None:
-    run = place(trained_run)
+    run = to_path(trained_run)
     assert {"run.json", "history.jsonl", "checkpoints", "bundle", "result.json", "tensorboard"} <= {
         path.name for path in run.iterdir()
     }
@@ -121,7 +121,7 @@ def test_a_finished_run_is_only_reported(head: Head, bucket: str, dataset: str, 
     done = _melanoma(head, "train", dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
     assert done.returncode == DONE
     assert "nothing is left to do" in done.stderr
-    assert json.loads(done.stdout) == json.loads((place(trained_run) / "result.json").read_text())
+    assert json.loads(done.stdout) == json.loads((to_path(trained_run) / "result.json").read_text())
 
 
 def test_evidence_is_written_there_and_every_look_is_logged(
@@ -131,8 +131,8 @@ def test_evidence_is_written_there_and_every_look_is_logged(
     words = {"s3://melanoma/runs/cpu/bundle": bundle, "s3://melanoma/dataset": dataset, "s3://melanoma/evidence": out}
     done = _melanoma(head, *_entrypoint("cpu/evaluate", words))
     assert done.returncode in (DONE, FOUND), done.stderr
-    assert json.loads(done.stdout) == json.loads((place(out) / "report.json").read_text())
-    data = open_prepared(place(dataset))
+    assert json.loads(done.stdout) == json.loads((to_path(out) / "report.json").read_text())
+    data = open_prepared(to_path(dataset))
     assert (len(data.accesses("calibration")), len(data.accesses("test"))) == (1, 1)
 
 
@@ -149,7 +149,7 @@ def test_a_search_runs_where_it_is_told(cluster: str, head: Head, bucket: str, d
     words = _entrypoint(f"{cluster}/tune", replaced)
     done = _melanoma(head, *words, *QUICK, "--set", "optim.epochs=1", "--set", "loss.tau=0")
     assert done.returncode in (DONE, FOUND), done.stderr
-    run = place(_at(f"runs/{cluster}_tune", bucket))
+    run = to_path(_at(f"runs/{cluster}_tune", bucket))
     assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold.parquet"} <= {
         p.name for p in run.iterdir()
     }
@@ -163,7 +163,7 @@ def test_the_gpu_training_runs_where_it_is_told(head: Head, bucket: str, dataset
     )
     done = _melanoma(head, *words, *QUICK)
     assert done.returncode == DONE, done.stderr
-    assert (place(_at("runs/gpu/bundle", bucket)) / MANIFEST).is_file()
+    assert (to_path(_at("runs/gpu/bundle", bucket)) / MANIFEST).is_file()
 
 
 def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str) -> None:
@@ -176,7 +176,7 @@ def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str)
 @pytest.mark.parametrize(
     ("words", "environment", "told"),
     [
-        (["data", "prepare", "pictures", "/data/out"], {}, "must be an absolute path"),
+        (["data", "prepare", "images", "/data/out"], {}, "must be an absolute path"),
         (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN}, "must accept the token"),
         (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "it does not (RAY_AUTH_MODE is disabled)"),
         (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "it does not (/nowhere/token is not there)"),
@@ -244,7 +244,7 @@ def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, data
     _, told = process.communicate(timeout=60)
     assert process.returncode == FAILED
     assert f"ray job logs --follow {job}" in told
-    wait_for((place(_at("again", bucket)) / "manifest.json").is_file)
+    wait_for((to_path(_at("again", bucket)) / "manifest.json").is_file)
 
 
 def _asked(head: Head, path: str) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("cluster", ["cpu", pytest.param("gpu", marks=pytest.mark.drill)])
 def test_the_service_of_the_manifests_answers(
-    cluster: str, head: Head, trained_run: str, picture: bytes, tmp_path: Path
+    cluster: str, head: Head, trained_run: str, image: bytes, tmp_path: Path
 ) -> None:
     """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve deploy` as KubeRay would."""
     (service,) = manifests.of_kind(manifests.render(f"{cluster}/serve"), "RayService")
@@ -311,7 +311,7 @@ def test_the_service_of_the_manifests_answers(
     bundle = trained_run.replace("?", "/bundle?")
     config["http_options"] |= {"host": "127.0.0.1", "port": head.serve_port}
     config["applications"][0]["args"] |= {
-        "bundle": bundle, "manifest_sha256": sha256_of(place(bundle) / MANIFEST), "require_api_key": False,
+        "bundle": bundle, "manifest_sha256": sha256_of(to_path(bundle) / MANIFEST), "require_api_key": False,
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     subprocess.run(
@@ -320,6 +320,6 @@ def test_the_service_of_the_manifests_answers(
     )  # fmt: skip
     url = f"http://127.0.0.1:{head.serve_port}"
     wait_for(lambda: _runs(head, config) and _status(f"{url}/readyz") == 200, seconds=180)
-    answer = httpx.post(f"{url}/v1/predict?explain=guided_grad_cam", content=picture, timeout=60).json()
+    answer = httpx.post(f"{url}/v1/predict?explain=guided_grad_cam", content=image, timeout=60).json()
     assert answer["decision"] in ("refer", "no_referral")
     assert answer["explanation"]["method"] == "guided_grad_cam"

@@ -1,4 +1,4 @@
-"""The demonstration itself on a small folder of pictures: from files to an answered request, by the commands a person types."""
+"""The demonstration itself on a small folder of images: from files to an answered request, by the commands a person types."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from melanoma.data.dataset import open_prepared
 pytestmark = pytest.mark.ray
 
 
-def test_it_goes_from_pictures_to_an_answer(phantom_source: Path, tmp_path: Path) -> None:
+def test_it_goes_from_images_to_an_answer(phantom_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "ray_jobs.demo", "--data", str(phantom_source), "--out", str(out)]
     done = subprocess.run(command, env=os.environ | {"DEMO_EXIT": "1"}, capture_output=True, text=True, check=False)
@@ -24,12 +24,12 @@ def test_it_goes_from_pictures_to_an_answer(phantom_source: Path, tmp_path: Path
     assert answer["decision"] in ("refer", "no_referral", "cannot_assess")
     assert answer["disclaimer"] == DISCLAIMER
     assert answer["explanation"]["method"] == "grad_cam"
-    # It asked about a picture, not about its mask, and about one that nobody had learned from.
+    # It asked about an image, not about its mask, and about one that nobody had learned from.
     asked = next(line for line in done.stdout.splitlines() if "(test, labelled mel)" in line).split()[0]
     assert asked.endswith(".jpg")
     records = open_prepared(out / "dataset").records.set_index("image_id")
     assert records.loc[Path(asked).stem, "split"] == "test"
-    with Image.open(out / "overlay.png") as overlay, Image.open(phantom_source / "images" / asked) as picture:
-        assert overlay.size == picture.size
+    with Image.open(out / "overlay.png") as overlay, Image.open(phantom_source / "images" / asked) as image:
+        assert overlay.size == image.size
     assert (out / "evidence" / "report.html").is_file()
     assert (out / "runs" / "demo" / "bundle" / "model.safetensors").is_file()

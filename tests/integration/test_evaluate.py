@@ -27,7 +27,7 @@ def test_images_that_the_server_refuses_are_refused_without_a_report(
     _spoil(source)
     assert main(["evaluate", str(bundle_dir), str(source), str(tmp_path / "out")]) == BAD_INPUT
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "3 are not: 2 blank_image (2 mel); 1 picture_unreadable (1 nv)" in told
+    assert "3 are not: 2 blank_image (2 mel); 1 image_unreadable (1 nv)" in told
     assert "pass --skip-bad" in told
     assert not (tmp_path / "out").exists()
 
@@ -40,7 +40,7 @@ def test_what_is_left_out_is_said_everywhere(
     out = tmp_path / "out"
     assert main(["evaluate", str(bundle_dir), str(source), str(out), "--skip-bad", "--json"]) in (DONE, 1)
     shown = capsys.readouterr()
-    left_out = {"blank_image": {"mel": 2}, "picture_missing": {"mel": 1}, "picture_unreadable": {"nv": 1}}
+    left_out = {"blank_image": {"mel": 2}, "image_missing": {"mel": 1}, "image_unreadable": {"nv": 1}}
     sentence = "4 images were left out, 3 of them labelled as melanoma"
     assert json.loads(shown.out)["left_out"] == json.loads((out / "report.json").read_text())["left_out"] == left_out
     assert sentence in shown.err

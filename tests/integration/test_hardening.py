@@ -62,7 +62,7 @@ def _bilevel(side: int) -> bytes:
 def _zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("picture.jpg", b"\xff\xd8\xff")
+        archive.writestr("image.jpg", b"\xff\xd8\xff")
     return buffer.getvalue()
 
 
@@ -80,7 +80,7 @@ def _deep_dark() -> bytes:
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "nothing": (lambda _: b"", 400, "empty_image"),
     "body over the limit": (lambda jpeg: jpeg + bytes(21 * 2**20), 413, "body_too_large"),
-    "text": (lambda _: b"a picture of a lesion" * 9, 415, "unsupported_format"),
+    "text": (lambda _: b"an image of a lesion" * 9, 415, "unsupported_format"),
     "HTML": (lambda _: b"<!doctype html><script>alert(1)</script>", 415, "unsupported_format"),
     "SVG": (lambda _: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_format"),
     "PDF": (lambda _: b"%PDF-1.7\n" + bytes(90), 415, "unsupported_format"),
@@ -125,16 +125,16 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "900 megapixels in a header": (lambda _: _png_head(30_000, 30_000), 413, "image_too_large"),
     "88 megapixels in few bytes": (lambda _: _bilevel(9_400), 413, "image_too_large"),
     "100000 x 1": (lambda _: _png_head(100_000, 1), 422, "bad_dimensions"),
-    "an even page": (lambda _: _blank(640, 480), 422, "blank_picture"),
+    "an even page": (lambda _: _blank(640, 480), 422, "blank_image"),
     "1 x 1": (lambda _: _blank(1, 1), 422, "bad_dimensions"),
     "8 x 8": (lambda _: _blank(8, 8), 422, "bad_dimensions"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_picture_is_refused(name: str, client: httpx.Client, picture: bytes) -> None:
+def test_what_is_no_image_is_refused(name: str, client: httpx.Client, image: bytes) -> None:
     make, status, code = REFUSED[name]
-    is_problem(client.post(PREDICT, content=make(picture)), status, code)
+    is_problem(client.post(PREDICT, content=make(image)), status, code)
 
 
 def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:
@@ -151,7 +151,7 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
-        ({"files": {"picture": b"\xff\xd8\xff"}}, 422, "no_image_field"),
+        ({"files": {"image": b"\xff\xd8\xff"}}, 422, "no_image_field"),
         ({"files": {"other": ("", b"x")}, "data": {"image": "words"}}, 422, "no_image_field"),
         ({"json": {"image": "words"}}, 422, "no_image_field"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_request"),
@@ -178,52 +178,52 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
         "two files",
     ],
 )
-def test_a_form_that_holds_no_picture_is_refused(
+def test_a_form_that_holds_no_image_is_refused(
     client: httpx.Client, sent: dict[str, object], status: int, code: str
 ) -> None:
     is_problem(client.post(PREDICT, **sent), status, code)  # type: ignore[arg-type]
 
 
-def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, picture: bytes) -> None:
+def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, image: bytes) -> None:
     is_problem(client.get("/v1/nowhere"), 404, "not_found")
     is_problem(client.get("/v2/models/another"), 404, "not_found")
     is_problem(client.get("/page/%2e%2e/ingress.py"), 404, "not_found")
     is_problem(client.get(PREDICT), 405, "method_not_allowed")
     is_problem(client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}), 405, "method_not_allowed")
     for kind in ("image/png", "application/xml"):
-        is_problem(client.post(PREDICT, content=picture, headers={"Accept": kind}), 406, "not_acceptable")
+        is_problem(client.post(PREDICT, content=image, headers={"Accept": kind}), 406, "not_acceptable")
 
 
-def test_questions_the_service_does_not_know_are_refused(client: httpx.Client, picture: bytes) -> None:
-    wrong = is_problem(client.post(f"{PREDICT}?explain=everything", content=picture), 422, "invalid_request")
+def test_questions_the_service_does_not_know_are_refused(client: httpx.Client, image: bytes) -> None:
+    wrong = is_problem(client.post(f"{PREDICT}?explain=everything", content=image), 422, "invalid_request")
     assert "'guided_grad_cam'" in wrong["detail"]
     assert "everything" not in wrong["detail"]
-    wrong = is_problem(client.post(f"{PREDICT}?explian=grad_cam", content=picture), 422, "invalid_request")
+    wrong = is_problem(client.post(f"{PREDICT}?explian=grad_cam", content=image), 422, "invalid_request")
     assert "explian" not in wrong["detail"]
 
 
-def test_no_other_origin_is_let_in(client: httpx.Client, picture: bytes) -> None:
-    response = client.post(PREDICT, content=picture, headers={"Origin": "https://elsewhere.example"})
+def test_no_other_origin_is_let_in(client: httpx.Client, image: bytes) -> None:
+    response = client.post(PREDICT, content=image, headers={"Origin": "https://elsewhere.example"})
     assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_only_keys_open_the_service(service: Service, picture: bytes) -> None:
+def test_only_keys_open_the_service(service: Service, image: bytes) -> None:
     with httpx.Client(base_url=service.url, timeout=60) as stranger:
-        no_key = stranger.post(PREDICT, content=picture)
+        no_key = stranger.post(PREDICT, content=image)
         is_problem(no_key, 401, "no_key")
         assert no_key.headers["www-authenticate"] == "Bearer"
-        is_problem(stranger.post(f"{PREDICT}?key={service.key}", content=picture), 401, "no_key")
+        is_problem(stranger.post(f"{PREDICT}?key={service.key}", content=image), 401, "no_key")
         is_problem(stranger.post(PREDICT, headers={"Authorization": "Bearer wrong"}), 403, "wrong_key")
         for path in ("/v1/model", "/v2/models/melanoma"):
             is_problem(stranger.get(path), 401, "no_key")
         for path in ("/v1/report", "/v2/models/melanoma/infer"):
-            is_problem(stranger.post(path, content=picture), 401, "no_key")
+            is_problem(stranger.post(path, content=image), 401, "no_key")
         for path in ("//v1/model", "/V1/model", "/page/%2e%2e/v1/model", "/docs/assets/../../v1/model"):
             assert stranger.get(path).status_code in (401, 404), path
         for path in ("/", "/healthz", "/readyz", "/page/page.js", "/openapi.json", "/docs"):
             assert stranger.get(path).status_code == 200, path
-        assert stranger.post(PREDICT, content=picture, headers={"X-API-Key": service.key}).status_code == 200
+        assert stranger.post(PREDICT, content=image, headers={"X-API-Key": service.key}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example/..", "a b", "evil@melanoma", "<script>"])
@@ -232,8 +232,8 @@ def test_a_host_that_is_none_is_refused(client: httpx.Client, host: str) -> None
 
 
 @pytest.mark.parametrize("client_id", ["<script>evil</script>", "x" * 10_000])
-def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_id: str, picture: bytes) -> None:
-    answer = client.post(PREDICT, content=picture, headers={"X-Request-ID": client_id}).json()
+def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_id: str, image: bytes) -> None:
+    answer = client.post(PREDICT, content=image, headers={"X-Request-ID": client_id}).json()
     assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
 
 
@@ -270,8 +270,8 @@ def _first_line(service: Service, sent: bytes, *, timeout: float = 20) -> bytes:
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a\r\nX-Evil: 1", "nul\0.jpg", "x" * 4096, "\u202egpj.exe", "<script>"]
 )
-def test_a_file_name_is_ignored(client: httpx.Client, name: str, picture: bytes) -> None:
-    response = client.post(PREDICT, files={"image": (name, picture, "text/plain")})
+def test_a_file_name_is_ignored(client: httpx.Client, name: str, image: bytes) -> None:
+    response = client.post(PREDICT, files={"image": (name, image, "text/plain")})
     assert response.status_code == 200, response.text
     assert "x-evil" not in response.headers
     assert "passwd" not in response.text
@@ -285,9 +285,9 @@ def _probabilities(client: httpx.Client, data: bytes, **headers: str) -> np.ndar
 
 
 @pytest.fixture(scope="module")
-def upright(picture: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(picture)) as image:
-        return image.convert("RGB")
+def upright(image: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(image)) as opened:
+        return opened.convert("RGB")
 
 
 def test_the_first_bytes_decide_the_format(client: httpx.Client, upright: Image.Image) -> None:
@@ -333,12 +333,12 @@ TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], I
         lambda im: _encoded(im, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", im.size)]),
         lambda im: im,
     ),
-    "ZIP behind the picture": (lambda im: _encoded(im) + _zip(), lambda im: im),
+    "ZIP behind the image": (lambda im: _encoded(im) + _zip(), lambda im: im),
 }
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_unusual_pictures_answer_as_their_twins(name: str, client: httpx.Client, upright: Image.Image) -> None:
+def test_unusual_images_answer_as_their_twins(name: str, client: httpx.Client, upright: Image.Image) -> None:
     unusual, twin = TWINS[name]
     answer = _probabilities(client, unusual(upright))
     assert np.abs(answer - _probabilities(client, _encoded(twin(upright)))).max() < 1e-6
@@ -391,14 +391,14 @@ def _infer(client: httpx.Client, data: list[str]) -> httpx.Response:
     return client.post("/v2/models/melanoma/infer", content=json.dumps(asked))
 
 
-def test_pictures_inside_json_are_held_to_the_same_rules(client: httpx.Client, picture: bytes) -> None:
-    whole = base64.b64encode(picture).decode()
+def test_images_inside_json_are_held_to_the_same_rules(client: httpx.Client, image: bytes) -> None:
+    whole = base64.b64encode(image).decode()
     assert _infer(client, [whole]).status_code == 200
     is_problem(_infer(client, [whole[:-3]]), 400, "invalid_inference_request")
     is_problem(_infer(client, ["data:image/jpeg;base64," + whole]), 400, "invalid_inference_request")
     bomb = base64.b64encode(_png_head(30_000, 30_000)).decode()
     assert "Image 2 of 3" in is_problem(_infer(client, [whole, bomb, whole]), 413, "image_too_large")["error"]
-    damaged = base64.b64encode(picture[: len(picture) // 2] + b"\xff\xd9").decode()
+    damaged = base64.b64encode(image[: len(image) // 2] + b"\xff\xd9").decode()
     assert "Image 3 of 3" in is_problem(_infer(client, [whole, whole, damaged]), 422, "image_truncated")["error"]
     is_problem(client.post("/v2/models/melanoma/infer", content="[" * 100_000), 400, "invalid_inference_request")
 
@@ -409,17 +409,17 @@ def test_the_images_of_one_request_have_a_limit_together(client: httpx.Client) -
     assert "50 megapixels" in is_problem(_infer(client, [large] * 32), 413, "image_too_large")["error"]
 
 
-def test_broken_exif_says_nothing_against_the_pixels(client: httpx.Client, picture: bytes) -> None:
-    expected = _probabilities(client, picture)
+def test_broken_exif_says_nothing_against_the_pixels(client: httpx.Client, image: bytes) -> None:
+    expected = _probabilities(client, image)
     for block in (b"", b"This is not valid EXIF", b"II\0\0\x08\0\0\0", b"MM\0*\0\0\0\x08\xff\xff"):
-        broken = picture[:2] + segment(0xE1, b"Exif\0\0" + block) + picture[2:]
+        broken = image[:2] + segment(0xE1, b"Exif\0\0" + block) + image[2:]
         assert np.array_equal(_probabilities(client, broken), expected)
 
 
 def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:
     """Schemathesis finds nothing: every answer to what it makes up is one that /openapi.json describes.
 
-    One check is left out, that what fits the schema is accepted: no schema can say which bytes are a picture.
+    One check is left out, that what fits the schema is accepted: no schema can say which bytes are an image.
     """
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--max-examples=8", "--seed=1", "--no-color",
@@ -479,7 +479,7 @@ def seeds(upright: Image.Image) -> list[bytes]:
     ]  # fmt: skip
 
 
-def test_mutated_pictures_are_answered(client: httpx.Client, seeds: list[bytes]) -> None:
+def test_mutated_images_are_answered(client: httpx.Client, seeds: list[bytes]) -> None:
     counts = _fuzz(client, seeds, 400)
     assert counts[422] > 50
     assert client.get("/readyz").status_code == 200
@@ -487,12 +487,12 @@ def test_mutated_pictures_are_answered(client: httpx.Client, seeds: list[bytes])
 
 @pytest.mark.drill
 @pytest.mark.timeout(3600)
-def test_ten_thousand_mutated_pictures_leave_memory_flat(client: httpx.Client, seeds: list[bytes]) -> None:
+def test_ten_thousand_mutated_images_leave_memory_flat(client: httpx.Client, seeds: list[bytes]) -> None:
     _fuzz(client, seeds, 1_000)  # caches fill first
     before = _resident_megabytes()
     counts = _fuzz(client, seeds, 10_000)
     grown = _resident_megabytes() - before
-    print(f"\n10,000 mutated pictures: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB")
+    print(f"\n10,000 mutated images: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB")
     assert before > 100
     assert grown < 0.1 * before
     assert client.get("/readyz").status_code == 200

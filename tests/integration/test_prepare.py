@@ -12,9 +12,10 @@ import pytest
 import ray.data
 from PIL import Image
 
-from melanoma.data.dataset import PictureDataset, open_prepared
+from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.errors import DataError, LeakageError
-from melanoma.images import decode_image, to_canvas
+from melanoma.imaging.decode import decode_image
+from melanoma.imaging.letterbox import letterbox
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, main
 from ray_jobs.cluster import collect
 from ray_jobs.prepare import PrepareConfig, _shard_rows, prepare
@@ -27,7 +28,7 @@ def _spoil(source: Path) -> None:
     """Plant one fault of every kind that only decoding shows, and one of the metadata."""
     data = (source / "images" / "IMG_000_0.jpg").read_bytes()
     (source / "images" / "IMG_000_0.jpg").write_bytes(data[: len(data) // 2])
-    (source / "images" / "IMG_002_0.jpg").write_bytes(b"not a picture")
+    (source / "images" / "IMG_002_0.jpg").write_bytes(b"not an image")
     (source / "images" / "IMG_005_1.jpg").unlink()
     # The same pixels under two names and two labels.
     (source / "images" / "IMG_007_0.jpg").write_bytes((source / "images" / "IMG_008_0.jpg").read_bytes())
@@ -37,11 +38,11 @@ def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> Non
     manifest = prepare(source, tmp_path / "out", CONFIG)
     data = open_prepared(tmp_path / "out", verify=True)
     assert manifest["num_images"] == len(data.records) == 48
-    dataset = PictureDataset(data, data.records)
+    dataset = ImageDataset(data, data.records)
     for index in (0, 17, 47):
-        picture, label, image_id = dataset[index]
+        image, label, image_id = dataset[index]
         encoded = (source / "images" / f"{image_id}.jpg").read_bytes()
-        assert np.array_equal(picture.numpy(), to_canvas(decode_image(encoded), data.canvas))
+        assert np.array_equal(image.numpy(), letterbox(decode_image(encoded), data.stored_shape))
         assert label == data.records["label"][index]
 
 
@@ -52,9 +53,9 @@ def test_each_split_has_shards_of_its_own(source: Path, tmp_path: Path) -> None:
         if not shard.name.startswith("train"):
             shard.unlink()
     data = open_prepared(tmp_path / "out")
-    assert len(PictureDataset(data, data.rows("train"))) > 0
+    assert len(ImageDataset(data, data.rows("train"))) > 0
     with pytest.raises(DataError, match="missing"):
-        PictureDataset(data, data.rows("test"))
+        ImageDataset(data, data.rows("test"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "manifest.json", "records.parquet", "rejected.csv", "shards",
     }  # fmt: skip
@@ -64,21 +65,21 @@ def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys
     _spoil(source)
     out = tmp_path / "out"
     assert main(["data", "prepare", str(source), str(out), "--size", "64", "--folds", "2"]) == BAD_INPUT
-    assert "2 picture_unreadable" in capsys.readouterr().err
+    assert "2 image_unreadable" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["rejected.csv"]
     rejected = pd.read_csv(out / "rejected.csv")
     assert set(zip(rejected["image_id"], rejected["reason"], strict=True)) == {
-        ("IMG_000_0", "picture_unreadable"),
-        ("IMG_002_0", "picture_unreadable"),
-        ("IMG_005_1", "picture_missing"),
-        ("IMG_007_0", "picture_with_two_labels"),
-        ("IMG_008_0", "picture_with_two_labels"),
+        ("IMG_000_0", "image_unreadable"),
+        ("IMG_002_0", "image_unreadable"),
+        ("IMG_005_1", "image_missing"),
+        ("IMG_007_0", "image_with_two_labels"),
+        ("IMG_008_0", "image_with_two_labels"),
     }
 
 
-def test_metadata_without_any_picture_are_refused(source: Path, tmp_path: Path) -> None:
-    for picture in (source / "images").iterdir():
-        picture.unlink()
+def test_metadata_without_any_image_are_refused(source: Path, tmp_path: Path) -> None:
+    for image in (source / "images").iterdir():
+        image.unlink()
     with pytest.raises(DataError, match=r"none of 48 was found.*no image lies there"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, skip_bad=True))
 
@@ -119,21 +120,21 @@ def test_one_lesion_has_one_label_though_known_by_a_pair_alone(source: Path, tmp
         prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
 
 
-def test_a_folder_named_like_a_picture_is_none(source: Path, tmp_path: Path) -> None:
+def test_a_folder_named_like_a_image_is_none(source: Path, tmp_path: Path) -> None:
     (source / "images" / "IMG_003_0.jpg").unlink()
     (source / "images" / "IMG_003_0.jpg").mkdir()
-    with pytest.raises(DataError, match="1 picture_missing"):
+    with pytest.raises(DataError, match="1 image_missing"):
         prepare(source, tmp_path / "out", CONFIG)
 
 
-def test_large_pictures_lie_in_smaller_shards() -> None:
+def test_large_images_lie_in_smaller_shards() -> None:
     assert _shard_rows(256) == 512
     assert _shard_rows(2048) * 2048 * 1536 * 3 <= 96 * 2**20
 
 
-def test_groups_hold_though_the_picture_that_joins_them_is_left_out(source: Path, tmp_path: Path) -> None:
-    """A known pair joins two lesions; that one of its pictures cannot be read does not part them again."""
-    (source / "images" / "IMG_003_1.jpg").write_bytes(b"not a picture")
+def test_groups_hold_though_the_image_that_joins_them_is_left_out(source: Path, tmp_path: Path) -> None:
+    """A known pair joins two lesions; that one of its images cannot be read does not part them again."""
+    (source / "images" / "IMG_003_1.jpg").write_bytes(b"not an image")
     (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
     config = PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv", skip_bad=True)
     prepare(source, tmp_path / "out", config)
@@ -154,14 +155,14 @@ def test_grouping_is_never_guessed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lack patient_id"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, group_by=("patient_id",)))
     pd.read_csv(source / "metadata.csv").drop(columns="lesion_id").to_csv(source / "metadata.csv", index=False)
-    with pytest.raises(DataError, match="give no picture a patient_id or lesion_id"):
+    with pytest.raises(DataError, match="give no image a patient_id or lesion_id"):
         prepare(source, tmp_path / "out", CONFIG)
 
 
 def test_a_column_of_blanks_groups_nothing(source: Path, tmp_path: Path) -> None:
     table = pd.read_csv(source / "metadata.csv").assign(patient_id="", lesion_id="")
     table.to_csv(source / "metadata.csv", index=False)
-    with pytest.raises(DataError, match="give no picture a patient_id or lesion_id"):
+    with pytest.raises(DataError, match="give no image a patient_id or lesion_id"):
         prepare(source, tmp_path / "out", CONFIG)
     table.loc[:39, "lesion_id"] = [f"L{row // 2}" for row in range(40)]
     table.to_csv(source / "metadata.csv", index=False)
@@ -200,7 +201,7 @@ def test_a_large_group_and_what_was_left_out_are_said(
     shown = capsys.readouterr()
     manifest = json.loads(shown.out)
     assert manifest["left_out"] == {
-        "picture_missing": {"nv": 1}, "picture_unreadable": {"mel": 2}, "picture_with_two_labels": {"mel": 1, "nv": 1},
+        "image_missing": {"nv": 1}, "image_unreadable": {"mel": 2}, "image_with_two_labels": {"mel": 1, "nv": 1},
     }  # fmt: skip
     assert "5 images were left out, 3 of them labelled as melanoma" in shown.err
     assert "12 images have patient_id 'nan', taken as not known" in shown.err
@@ -268,5 +269,5 @@ def test_public_photographs_with_patients_are_prepared(shared: Path, tmp_path: P
     rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
     assert manifest["group_columns"] == ["patient_id", "lesion_id"]
     # Squamous cell carcinoma has no counterpart; four originals lie beside their copies.
-    assert rejected["reason"].value_counts().to_dict() == {"unknown_dx": 6, "picture_twice": 4}
+    assert rejected["reason"].value_counts().to_dict() == {"unknown_dx": 6, "image_twice": 4}
     assert manifest["num_images"] == 125 - rejected["image_id"].nunique()

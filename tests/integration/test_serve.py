@@ -18,11 +18,11 @@ import tritonclient.http as triton
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from melanoma.bundle import load_bundle
-from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.predictor import GuidedExplainer, Predictor
+from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.overlay import heatmap_on
-from melanoma.images import decode_image
-from melanoma.predictor import GuidedExplainer, Predictor
+from melanoma.imaging.decode import decode_image
 from tests import manifests
 from tests.manifests import series_asked_for
 from tests.serving import Service
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.ray
 def test_the_server_answers_what_evaluation_computes(
     client: httpx.Client, bundle_dir: Path, prepared: PreparedData, phantom_source: Path
 ) -> None:
-    """One picture through the shards and through HTTP: the same probabilities and the same decision."""
+    """One image through the shards and through HTTP: the same probabilities and the same decision."""
     rows = prepared.rows("test").iloc[:8].reset_index(drop=True)
-    stored = PictureDataset(prepared, rows).pictures(range(len(rows))).numpy()
+    stored = ImageDataset(prepared, rows).images(range(len(rows))).numpy()
     expected = Predictor(load_bundle(bundle_dir)).predict(list(stored))
     sources = [(phantom_source / "images" / f"{image_id}.jpg").read_bytes() for image_id in rows["image_id"]]
     with ThreadPoolExecutor(8) as pool:  # at once, so that they travel in batches
@@ -47,8 +47,8 @@ def test_the_server_answers_what_evaluation_computes(
         assert answer["decision"] == prediction.decision
 
 
-def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bundle_dir: Path, picture: bytes) -> None:
-    answer = client.post("/v1/predict", content=picture, headers={"Content-Type": "image/jpeg"}).json()
+def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bundle_dir: Path, image: bytes) -> None:
+    answer = client.post("/v1/predict", content=image, headers={"Content-Type": "image/jpeg"}).json()
     bundle = load_bundle(bundle_dir)
     assert answer["model"] == {"name": "melanoma", "version": bundle.version, "weights_sha256": bundle.weights_sha256}
     assert list(answer["probabilities"]) == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
@@ -59,48 +59,48 @@ def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bu
     assert "Not a medical device" in answer["disclaimer"]
 
 
-def test_a_heatmap_lies_in_the_frame_of_the_picture(client: httpx.Client, picture: bytes) -> None:
-    answer = client.post("/v1/predict?explain=grad_cam", content=picture).json()
+def test_a_heatmap_lies_in_the_frame_of_the_image(client: httpx.Client, image: bytes) -> None:
+    answer = client.post("/v1/predict?explain=grad_cam", content=image).json()
     explanation = answer["explanation"]
     assert (explanation["method"], explanation["class"], explanation["lesion_claim"]) == ("grad_cam", "mel", "none")
-    size = Image.open(io.BytesIO(picture)).size
+    size = Image.open(io.BytesIO(image)).size
     for name in ("heatmap_png", "overlay_png"):
-        image = Image.open(io.BytesIO(base64.b64decode(explanation[name])))
-        assert image.size == size
-        assert not image.info
+        sent = Image.open(io.BytesIO(base64.b64decode(explanation[name])))
+        assert sent.size == size
+        assert not sent.info
     if explanation["peak"] == 0:
         assert "heatmap_empty" in answer["warnings"]
 
 
-def test_a_guided_heatmap_is_the_explainers(client: httpx.Client, bundle_dir: Path, picture: bytes) -> None:
+def test_a_guided_heatmap_is_the_explainers(client: httpx.Client, bundle_dir: Path, image: bytes) -> None:
     bundle = load_bundle(bundle_dir)
-    image = decode_image(picture)
-    stored = bundle.preprocess.stored(image)
+    decoded = decode_image(image)
+    stored = bundle.preprocess.stored(decoded)
     (prediction,) = Predictor(bundle).predict([stored], explain=True)
     assert prediction.heatmap is not None
     expected = GuidedExplainer(bundle).explain([stored], [prediction.heatmap])[0]
-    answer = client.post("/v1/predict?explain=guided_grad_cam", content=picture).json()
+    answer = client.post("/v1/predict?explain=guided_grad_cam", content=image).json()
     explanation = answer["explanation"]
     assert (explanation["method"], explanation["lesion_claim"]) == ("guided_grad_cam", "none")
     assert explanation["peak"] == pytest.approx(float(expected.max()), rel=1e-4)
     with Image.open(io.BytesIO(base64.b64decode(explanation["heatmap_png"]))) as sent:
-        assert sent.size == image.size
-        _, shown = heatmap_on(image, expected, bundle.preprocess)
+        assert sent.size == decoded.size
+        _, shown = heatmap_on(decoded, expected, bundle.preprocess)
         assert np.abs(np.asarray(sent).astype(int) - shown.values).max() <= 3  # uint8 twice on the way
-    assert answer["probabilities"] == client.post("/v1/predict", content=picture).json()["probabilities"]
+    assert answer["probabilities"] == client.post("/v1/predict", content=image).json()["probabilities"]
 
 
-def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, picture: bytes) -> None:
-    raw = client.post("/v1/predict", content=picture).json()
-    form = client.post("/v1/predict", files={"image": ("../../etc/passwd\r\n.jpg", picture, "text/plain")}).json()
+def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, image: bytes) -> None:
+    raw = client.post("/v1/predict", content=image).json()
+    form = client.post("/v1/predict", files={"image": ("../../etc/passwd\r\n.jpg", image, "text/plain")}).json()
     assert raw["probabilities"] == pytest.approx(form["probabilities"], abs=1e-6)
     assert raw["request_id"] != form["request_id"]
 
 
-def test_a_bad_picture_does_not_fail_its_neighbours(client: httpx.Client, picture: bytes) -> None:
+def test_a_bad_image_does_not_fail_its_neighbours(client: httpx.Client, image: bytes) -> None:
     with ThreadPoolExecutor(12) as pool:
         answers = list(
-            pool.map(lambda i: client.post("/v1/predict", content=picture if i % 3 else picture[:300]), range(12))
+            pool.map(lambda i: client.post("/v1/predict", content=image if i % 3 else image[:300]), range(12))
         )
     assert [answer.status_code for answer in answers] == [200 if i % 3 else 422 for i in range(12)]
 
@@ -117,15 +117,15 @@ def test_it_is_alive_and_ready(client: httpx.Client) -> None:
     assert "/v1/predict" in client.get("/openapi.json").json()["paths"]
 
 
-def test_the_report_is_one_page_of_the_same_prediction(client: httpx.Client, picture: bytes) -> None:
-    response = client.post("/v1/report", content=picture)
+def test_the_report_is_one_page_of_the_same_prediction(client: httpx.Client, image: bytes) -> None:
+    response = client.post("/v1/report", content=image)
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/pdf"
     with pdfium.PdfDocument(response.content) as document:
         assert len(document) == 1
         text = document[0].get_textpage().get_text_range()
         assert len(list(document[0].get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]))) == 2
-    answer = client.post("/v1/predict", content=picture).json()
+    answer = client.post("/v1/predict", content=image).json()
     words = " ".join(text.split())
     for expected in (
         {"refer": "Refer", "no_referral": "No referral"}[answer["decision"]],
@@ -151,11 +151,11 @@ def _triton(service: Service) -> triton.InferenceServerClient:
     return triton.InferenceServerClient(url=service.url.removeprefix("http://"))
 
 
-def test_the_triton_client_works_unchanged(service: Service, client: httpx.Client, picture: bytes) -> None:
-    """Encoded pictures as binary data; pixels as binary data and as JSON: all of them answer as /v1/predict does."""
+def test_the_triton_client_works_unchanged(service: Service, client: httpx.Client, image: bytes) -> None:
+    """Encoded images as binary data; pixels as binary data and as JSON: all of them answer as /v1/predict does."""
     headers = service.authorization
-    with Image.open(io.BytesIO(picture)) as image:
-        pixels = np.asarray(image.convert("RGB"))[None]
+    with Image.open(io.BytesIO(image)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))[None]
     png = io.BytesIO()
     Image.fromarray(pixels[0]).save(png, "PNG")
     expected = client.post("/v1/predict", content=png.getvalue()).json()
@@ -187,8 +187,8 @@ def _metrics() -> str:
     return httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=20).text
 
 
-def test_the_service_counts_itself(client: httpx.Client, picture: bytes) -> None:
-    client.post("/v1/predict?explain=guided_grad_cam", content=picture)
+def test_the_service_counts_itself(client: httpx.Client, image: bytes) -> None:
+    client.post("/v1/predict?explain=guided_grad_cam", content=image)
     client.post("/v1/predict", content=b"GIF89a")
     wanted = [
         r'ray_melanoma_decisions_total\{.*decision="(refer|no_referral)"',
@@ -207,9 +207,9 @@ def test_the_service_counts_itself(client: httpx.Client, picture: bytes) -> None
         time.sleep(1)
 
 
-def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, picture: bytes) -> None:
+def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, image: bytes) -> None:
     """By the very names and labels: Prometheus takes a series that does not exist for one that is quiet."""
-    client.post("/v1/predict", content=picture)
+    client.post("/v1/predict", content=image)
     client.post("/v1/predict", content=b"GIF89a")  # the proxy counts refusals too
     asked = list(series_asked_for(manifests.render("cpu/serve")))
     assert len({name for name, _ in asked}) >= 8
@@ -232,8 +232,8 @@ def _log_lines() -> list[str]:
     ]
 
 
-def test_the_log_is_json_with_the_id_and_nothing_of_the_request(client: httpx.Client, picture: bytes) -> None:
-    answer = client.post("/v1/predict?explain=grad_cam", content=picture, headers={"User-Agent": "secret-agent"}).json()
+def test_the_log_is_json_with_the_id_and_nothing_of_the_request(client: httpx.Client, image: bytes) -> None:
+    answer = client.post("/v1/predict?explain=grad_cam", content=image, headers={"User-Agent": "secret-agent"}).json()
     client.get("/nowhere/secret-place?secret=question")
     deadline = time.monotonic() + 20
     while not (found := [line for line in _log_lines() if answer["request_id"] in line]):
@@ -261,7 +261,7 @@ def _files_with(needles: list[bytes], since: float) -> list[str]:
     return found
 
 
-def _canary_picture(canary: bytes, side: int) -> bytes:
+def _canary_image(canary: bytes, side: int) -> bytes:
     """Return a PNG that holds a canary in its pixels, uncompressed, and in its EXIF."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -272,13 +272,13 @@ def _canary_picture(canary: bytes, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_nothing_of_a_picture_is_ever_written(client: httpx.Client, tmp_path: Path) -> None:
+def test_nothing_of_a_image_is_ever_written(client: httpx.Client, tmp_path: Path) -> None:
     """A canary in pixels, EXIF and file name, in bodies small and large: no file and no metric holds it afterwards."""
     started = time.time() - 1
     canary = secrets.token_hex(24).encode()
     needles = [canary, base64.b64encode(canary), base64.b64encode(b"\0" + canary)[4:-4], canary[:24]]
     for side in (80, 2400):  # 20 KB, and 17 MB, which would not stay in memory by itself in starlette's forms
-        data = _canary_picture(canary, side)
+        data = _canary_image(canary, side)
         assert canary in data
         name = f"{canary.decode()}.png"
         for response in (

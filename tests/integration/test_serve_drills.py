@@ -23,8 +23,8 @@ import pytest
 import yaml
 
 from benchmarks.random_bundle import other_canvas
-from melanoma.bundle import MANIFEST, load_bundle
-from melanoma.files import sha256_of
+from melanoma.bundle.bundle import MANIFEST, load_bundle
+from melanoma.io.files import sha256_of
 from serve.api_keys import VARIABLE
 from serve.environment import ENVIRONMENT
 from tests import manifests
@@ -104,8 +104,8 @@ def _seconds(told: str) -> float:
 class Balancer:
     """Sends to machines that say they are well; state: which missed probes, and what came of every request."""
 
-    def __init__(self, service: Service, picture: bytes) -> None:
-        self._service, self._picture = service, picture
+    def __init__(self, service: Service, image: bytes) -> None:
+        self._service, self._image = service, image
         self._stop = threading.Event()
         self.answers: collections.Counter[str] = collections.Counter()
         self.versions: set[str] = set()
@@ -130,7 +130,7 @@ class Balancer:
 
     def _post(self, client: httpx.Client, address: str) -> str:
         try:
-            answer = client.post(f"http://{address}:{PORT}/v1/predict", content=self._picture)
+            answer = client.post(f"http://{address}:{PORT}/v1/predict", content=self._image)
         except httpx.TransportError as error:
             return type(error).__name__
         if answer.status_code == 200:
@@ -195,9 +195,9 @@ def service(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def balancer(service: Service, picture: bytes) -> Balancer:
+def balancer(service: Service, image: bytes) -> Balancer:
     service.wait_until_whole()
-    return Balancer(service, picture)
+    return Balancer(service, image)
 
 
 def _kill_one(service: Service, title: str) -> tuple[str, int]:
@@ -238,7 +238,7 @@ def test_a_bad_bundle_is_rolled_out_and_back(
 
 
 def test_the_head_is_lost_and_starts_again_from_redis(
-    service: Service, balancer: Balancer, bundle_dir: Path, picture: bytes, tmp_path: Path, record_property: Record
+    service: Service, balancer: Balancer, bundle_dir: Path, image: bytes, tmp_path: Path, record_property: Record
 ) -> None:
     """Machines serve on while it is away; afterwards it can do what a head does: roll out another bundle."""
     other = other_canvas(bundle_dir, tmp_path / "bundle")
@@ -257,7 +257,7 @@ def test_the_head_is_lost_and_starts_again_from_redis(
     service.deploy(other)
     wait_for(lambda: service.application().get("status") == "DEPLOYING", 60)
     service.wait_until_whole()
-    after = Balancer(service, picture)
+    after = Balancer(service, image)
     after.during(lambda: None)
     assert after.versions == {load_bundle(other).version}
     service.deploy(bundle_dir)

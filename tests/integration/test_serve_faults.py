@@ -17,7 +17,7 @@ import pytest
 from ray import serve
 
 from benchmarks.random_bundle import other_canvas
-from melanoma.bundle import WEIGHTS, load_bundle
+from melanoma.bundle.bundle import WEIGHTS, load_bundle
 from tests.clusters import wait_for
 from tests.problems import is_problem
 from tests.serving import Deployer, Service, local_serve
@@ -44,7 +44,7 @@ def _replicas(scale: int) -> dict[str, Any]:
 
 
 def _steadily(
-    service: Service, picture: bytes, act: Callable[[], object], *, clients: int = 3
+    service: Service, image: bytes, act: Callable[[], object], *, clients: int = 3
 ) -> list[httpx.Response | httpx.TransportError]:
     """Ask again and again while something is done, and a little longer; return every answer."""
     stop = threading.Event()
@@ -54,7 +54,7 @@ def _steadily(
         with httpx.Client(base_url=service.url, timeout=60, headers=service.authorization) as client:
             while not stop.is_set():
                 try:
-                    found.append(client.post("/v1/predict", content=picture))
+                    found.append(client.post("/v1/predict", content=image))
                 except httpx.TransportError as error:
                     found.append(error)
                 time.sleep(0.02)
@@ -77,11 +77,11 @@ def _statuses(answers: list[httpx.Response | httpx.TransportError]) -> dict[obje
     )
 
 
-def _ask(service: Service, picture: bytes) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/predict", content=picture, headers=service.authorization, timeout=60)
+def _ask(service: Service, image: bytes) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/predict", content=image, headers=service.authorization, timeout=60)
 
 
-def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bundle_dir: Path, picture: bytes) -> None:
+def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bundle_dir: Path, image: bytes) -> None:
     narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
     service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
     probes: list[int] = []
@@ -89,7 +89,7 @@ def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bu
         httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=64)) as client,
         ThreadPoolExecutor(64) as pool,
     ):
-        asked = pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=picture), range(288))
+        asked = pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=image), range(288))
         for _ in range(10):  # a gateway must not take a busy service for a broken one
             probes.append(httpx.get(f"{service.url}/-/healthz", timeout=30).status_code)
         answers = list(asked)
@@ -103,25 +103,25 @@ def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bu
     for answer in in_words:
         is_problem(answer, 503, "overloaded")
     assert in_words
-    assert _ask(service, picture).status_code == 200
+    assert _ask(service, image).status_code == 200
 
 
 @pytest.mark.fault
 def test_a_new_bundle_is_rolled_out_under_load(
-    deploy: Deployer, bundle_dir: Path, other_bundle: Path, picture: bytes, record_property: Record
+    deploy: Deployer, bundle_dir: Path, other_bundle: Path, image: bytes, record_property: Record
 ) -> None:
     service = deploy(bundle_dir, Classifier=_replicas(2))
-    answers = _steadily(service, picture, lambda: deploy(other_bundle, Classifier=_replicas(2)))
+    answers = _steadily(service, image, lambda: deploy(other_bundle, Classifier=_replicas(2)))
     assert set(_statuses(answers)) == {200}, _statuses(answers)
     told = [answer.json()["model"]["version"] for answer in answers if isinstance(answer, httpx.Response)]
     assert set(told) == {load_bundle(bundle_dir).version, load_bundle(other_bundle).version}
-    assert _ask(service, picture).json()["model"]["version"] == load_bundle(other_bundle).version
+    assert _ask(service, image).json()["model"]["version"] == load_bundle(other_bundle).version
     record_property("lost", f"nothing of {len(answers)}")
 
 
 @pytest.mark.fault
 def test_a_classifier_is_killed_under_load(
-    deploy: Deployer, bundle_dir: Path, picture: bytes, record_property: Record
+    deploy: Deployer, bundle_dir: Path, image: bytes, record_property: Record
 ) -> None:
     """It costs what it was computing, which is answered 503, and no more."""
     service = deploy(bundle_dir, Classifier=_replicas(2))
@@ -133,7 +133,7 @@ def test_a_classifier_is_killed_under_load(
         wait_for(lambda: len(_classifiers()) >= 2 and kept[0] not in _classifiers(), seconds=60)
         record_property("back_seconds", time.monotonic() - started)
 
-    answers = _steadily(service, picture, kill)
+    answers = _steadily(service, image, kill)
     lost = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
     assert len(lost) <= 3, _statuses(answers)  # each of three clients waits for one answer at a time
     for answer in lost:
@@ -157,7 +157,7 @@ def _classifiers() -> list[int]:
 
 @pytest.mark.fault
 def test_a_bad_bundle_is_rolled_out_under_load(
-    deploy: Deployer, bundle_dir: Path, other_bundle: Path, picture: bytes, record_property: Record
+    deploy: Deployer, bundle_dir: Path, other_bundle: Path, image: bytes, record_property: Record
 ) -> None:
     """The old one goes on serving."""
     service = deploy(bundle_dir, Classifier=_replicas(1))
@@ -166,7 +166,7 @@ def test_a_bad_bundle_is_rolled_out_under_load(
         with pytest.raises(RuntimeError):
             deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(1))
 
-    answers = _steadily(service, picture, roll_out)
+    answers = _steadily(service, image, roll_out)
     assert set(_statuses(answers)) == {200}, _statuses(answers)
     assert {a.json()["model"]["version"] for a in answers if isinstance(a, httpx.Response)} == {
         load_bundle(bundle_dir).version
@@ -175,7 +175,7 @@ def test_a_bad_bundle_is_rolled_out_under_load(
 
 
 def test_missing_weights_are_not_ready_and_say_so(
-    deploy: Deployer, bundle_dir: Path, picture: bytes, tmp_path: Path
+    deploy: Deployer, bundle_dir: Path, image: bytes, tmp_path: Path
 ) -> None:
     serve.delete("melanoma")
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
@@ -183,6 +183,6 @@ def test_missing_weights_are_not_ready_and_say_so(
     with pytest.raises(RuntimeError):
         deploy(folder, Classifier=_replicas(1))
     service = deploy.service
-    is_problem(_ask(service, picture), 503, "not_ready")
+    is_problem(_ask(service, image), 503, "not_ready")
     is_problem(httpx.get(f"{service.url}/readyz", timeout=30), 503, "not_ready")
     assert httpx.get(f"{service.url}/healthz", timeout=30).status_code == 200

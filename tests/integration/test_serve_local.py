@@ -145,14 +145,14 @@ def _spill_folders() -> set[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.drill)])
-def test_it_ends_well_under_load(number: signal.Signals, bundle_dir: Path, picture: bytes, tmp_path: Path) -> None:
+def test_it_ends_well_under_load(number: signal.Signals, bundle_dir: Path, image: bytes, tmp_path: Path) -> None:
     before = _spill_folders()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     with serving(tmp_path, str(bundle_dir), env=env) as server:
         server.wait_until_serving()
         family = psutil.Process(server.pid()).children(recursive=True)
         _no_port_runs_what_a_stranger_sends(family, tmp_path / "run-by-a-stranger")
-        later = _stop_under_load(server, picture, number)
+        later = _stop_under_load(server, image, number)
         # New requests are refused in words a client may retry on, until nobody listens any more.
         assert "503 stopping" in {came for _, _, came in later}
         assert not [came for _, _, came in later if came.startswith(("404", "500"))]
@@ -181,7 +181,7 @@ def _as_nobody() -> list[str]:
 
 
 def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
-    readable_bundle: Path, picture: bytes, tmp_path: Path
+    readable_bundle: Path, image: bytes, tmp_path: Path
 ) -> None:
     """As `docker run --user` and OpenShift start it, in a network with a proxy, at an address of IPv6."""
     folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: the names of Ray's sockets must fit into 107 letters
@@ -192,7 +192,7 @@ def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
         server.wait_until_serving()
         assert f"serving {readable_bundle} at {server.url}\n" in server.said
         assert re.search(r"the log is in \S+/logs/serve", server.said)
-        answer = httpx.post(f"{server.url}/v1/predict", content=picture, trust_env=False, timeout=60)
+        answer = httpx.post(f"{server.url}/v1/predict", content=image, trust_env=False, timeout=60)
         assert answer.status_code == 200
         (logs,) = re.findall(r"the log is in (\S+)", server.said)
         assert list(Path(logs).glob("*.log"))
@@ -201,7 +201,7 @@ def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
     shutil.rmtree(folder)
 
 
-def test_nothing_calls_home(bundle_dir: Path, picture: bytes, tmp_path: Path) -> None:
+def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> None:
     """No name is looked up, nobody outside is called, and nothing is left in HOME; libraries that count their users do all of that."""
     if shutil.which("strace") is None:
         pytest.skip("system calls are watched with strace, which is not here")
@@ -224,7 +224,7 @@ def test_nothing_calls_home(bundle_dir: Path, picture: bytes, tmp_path: Path) ->
         server.wait_until_serving()
         for explain in ("grad_cam", "guided_grad_cam"):
             answer = httpx.post(
-                f"{server.url}/v1/predict?explain={explain}", content=picture, trust_env=False, timeout=60
+                f"{server.url}/v1/predict?explain={explain}", content=image, trust_env=False, timeout=60
             )
             assert answer.status_code == 200
         time.sleep(12)  # ONNX Runtime sends after ten seconds
@@ -243,7 +243,7 @@ def test_nothing_calls_home(bundle_dir: Path, picture: bytes, tmp_path: Path) ->
 
 
 def test_every_process_is_told_not_to_call_home() -> None:
-    script = "import melanoma.backend, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    script = "import melanoma.bundle.backend, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=env)
     assert done.stdout == "1\n"

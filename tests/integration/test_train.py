@@ -79,7 +79,7 @@ def test_evidence_is_written_and_follows_from_the_predictions(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Run, source: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_scored_as_external_data(undisturbed: Run, source: Path, tmp_path: Path) -> None:
     from ray_jobs.evaluate import evaluate
 
     report = evaluate(undisturbed.folder / "bundle", source, tmp_path / "evidence")
@@ -95,7 +95,7 @@ def test_a_folder_of_pictures_is_scored_as_external_data(undisturbed: Run, sourc
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_pictures_a_bundle_came_from_cannot_judge_it(undisturbed: Run, source: Path, tmp_path: Path) -> None:
+def test_the_images_a_bundle_came_from_cannot_judge_it(undisturbed: Run, source: Path, tmp_path: Path) -> None:
     from ray_jobs.evaluate import evaluate
 
     own = source.rename(tmp_path / "phantom")  # the name of the data the bundle was trained on

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.storage import Place, place
+from melanoma.io.storage import AnyPath, to_path
 from ray_jobs.checkpoints import SNAPSHOT, STATE
 from ray_jobs.cli import BAD_INPUT, FAILED
 from tests.clusters import CREDENTIALS, wait_for
@@ -91,24 +91,24 @@ def test_a_training_ended_before_its_bundle_was_made(run: Run, undisturbed: Run,
     record_property("back_seconds", time.monotonic() - started)
 
 
-def _half(folder: Place) -> None:
+def _half(folder: AnyPath) -> None:
     """Leave half of Ray's list of checkpoints, which it writes in place."""
     (folder / SNAPSHOT).write_bytes((folder / SNAPSHOT).read_bytes()[:40])
 
 
-def _flip(folder: Place) -> None:
+def _flip(folder: AnyPath) -> None:
     """Flip the bits of a byte in the middle of every checkpoint, which torch would load without a word."""
     for checkpoint in folder.iterdir():
         if (checkpoint / STATE).is_file():
             _flip_one(checkpoint)
 
 
-def _flip_latest(folder: Place) -> None:
+def _flip_latest(folder: AnyPath) -> None:
     """Flip them in the latest checkpoint only, beside which the best one stays."""
     _flip_one(folder / json.loads((folder / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"])
 
 
-def _flip_one(checkpoint: Place) -> None:
+def _flip_one(checkpoint: AnyPath) -> None:
     data = bytearray((checkpoint / STATE).read_bytes())
     data[len(data) // 2] ^= 0xFF
     (checkpoint / STATE).write_bytes(bytes(data))
@@ -131,7 +131,9 @@ def test_every_checkpoint_is_damaged(run: Run, undisturbed: Run, tmp_path: Path,
     _damaged(_flip, run, undisturbed, tmp_path / "log", record_property, "the run starts again")
 
 
-def _damaged(damage: Callable[[Place], None], run: Run, undisturbed: Run, log: Path, record: Record, told: str) -> None:
+def _damaged(
+    damage: Callable[[AnyPath], None], run: Run, undisturbed: Run, log: Path, record: Record, told: str
+) -> None:
     """Kill a run, damage what it left, and start it again: what is damaged stays, and the end is the same."""
     process = run.start()
     wait_for(lambda: len(run.history()) >= 2 and (run.folder / "checkpoints" / SNAPSHOT).is_file())
@@ -203,7 +205,7 @@ def remote(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with unreliable_storage("melanoma") as (good, bad, trouble):
-        yield Run(prepared, f"s3://melanoma/runs?{bad}", place(f"s3://melanoma/runs?{good}")), trouble
+        yield Run(prepared, f"s3://melanoma/runs?{bad}", to_path(f"s3://melanoma/runs?{good}")), trouble
 
 
 @pytest.mark.drill

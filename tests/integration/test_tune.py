@@ -13,7 +13,7 @@ import torch
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.evidence.out_of_fold import Objective
-from melanoma.files import write_json
+from melanoma.io.files import write_json
 from ray_jobs.cli import BAD_INPUT, DONE, main
 from tune.compare import train_all_folds
 from tune.search import Search, run_search
@@ -28,7 +28,7 @@ SETTINGS = [
 
 
 def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
-    quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.views=1"])
+    quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.tta=1"])
     (folder / "folds").mkdir(parents=True)
     return Study(data.folder, folder / "folds", quick, data.manifest["num_folds"], at_once=2)
 
@@ -61,7 +61,7 @@ def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
     assert trials["lead"][0] == 0
     best = trials[trials["status"] == "finished"].sort_values("objective", ascending=False, kind="stable").iloc[0]
     winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
-    found = {"gamma": winner.loss.gamma, "tau": winner.loss.tau, "melanoma_factor": winner.loss.melanoma_factor}
+    found = {"gamma": winner.loss.gamma, "tau": winner.loss.tau, "target_factor": winner.loss.target_factor}
     assert found == best[list(found)].to_dict()
     assert {*OBJECTIVES, "objective", "lead", "spread", "epochs"} <= set(trials)
     assert len(result["arms"]["winner"]["by_seed"]) == 3
@@ -84,7 +84,7 @@ def test_a_trial_may_be_several_workers(prepared: PreparedData, tiny_config: Tra
     train_all_folds(alone, list(search.anchors().values()))  # a fold is the same by however many it was trained
     together = dataclasses.replace(alone, num_workers=2, at_once=1)
     trials = run_search(dataclasses.replace(search, study=together))
-    assert trials["status"][2] in ("finished", "dropped")
+    assert trials["status"][2] in ("finished", "pruned")
     assert trials["folds"][2] >= 2
 
 
@@ -120,7 +120,7 @@ def test_a_failed_trial_is_reported_and_the_others_go_on(
     study = _study(prepared, tiny_config, tmp_path)
     search = _search(study, tmp_path, num_trials=4)
     # The first sample is known to have failed on its first fold; the second is one like any other.
-    samples = [{"gamma": 2.0, "tau": 0.5, "melanoma_factor": 2.0}, {"gamma": 0.5, "tau": 1.0, "melanoma_factor": 1.0}]
+    samples = [{"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}, {"gamma": 0.5, "tau": 1.0, "target_factor": 1.0}]
     write_json(tmp_path / "samples.json", samples)
     broken = study.fold_dir(to_config(samples[0], study.base), 0)
     broken.mkdir()
@@ -130,7 +130,7 @@ def test_a_failed_trial_is_reported_and_the_others_go_on(
     assert trials["status"][2] == "failed"
     assert "must stay finite" in trials["error"][2]
     assert math.isnan(trials["objective"][2])
-    assert trials["status"][3] in ("finished", "dropped")
+    assert trials["status"][3] in ("finished", "pruned")
     assert (trials["gamma"][3], trials["gamma_drawn"][3]) == (0, 0.5)
 
 

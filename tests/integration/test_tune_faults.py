@@ -22,7 +22,7 @@ SETTINGS = [
     "--set", "min_specificity=0", "--trials", "12", "--name", "search",  # TPE draws from the sixth on
 ]  # fmt: skip
 Record = Callable[[str, object], None]
-OF_A_TRIAL = ["gamma", "tau", "melanoma_factor", "status", "folds", "objective", "auroc"]
+OF_A_TRIAL = ["gamma", "tau", "target_factor", "status", "folds", "objective", "auroc"]
 
 
 def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":

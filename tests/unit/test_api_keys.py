@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from melanoma.errors import SettingError
 from serve import frame
 from serve.api_keys import VARIABLE, ApiKeys, check_keys, key_of, keys_of_environment
-from serve.frame import install_frame
 from serve.metrics import request_metrics
+from serve.middleware import install_middleware
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
@@ -178,7 +178,7 @@ def client(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     frame._keys.cache_clear()
     app = FastAPI()
     install_problem_handlers(app)
-    install_frame(app, max_body_bytes=1000)
+    install_middleware(app, max_body_bytes=1000)
 
     @app.post("/read")
     async def read(request: Request) -> int:

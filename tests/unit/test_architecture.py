@@ -45,7 +45,7 @@ def test_the_command_imports_lazily() -> None:
     light = {
         "melanoma",
         "melanoma.errors",
-        "melanoma.storage",
+        "melanoma.io.storage",
         "ray_jobs.arguments",
     }  # the standard library, and nothing else until it is called
     for path in (COMPOSITION_ROOT, ROOT / "ray_jobs" / "arguments.py"):

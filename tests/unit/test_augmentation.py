@@ -1,25 +1,25 @@
 import numpy as np
 import torch
 
-from melanoma.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 from melanoma.config import AugmentConfig
+from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 
 IDS = [f"ISIC_{number:07d}" for number in range(4000)]
 
 
-def _pictures(num: int) -> torch.Tensor:
+def _images(num: int) -> torch.Tensor:
     return torch.randint(0, 256, (num, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_a_picture_is_changed_alike_in_any_batch() -> None:
-    keys, pictures = image_keys(IDS[:8]), _pictures(8)
+def test_a_image_is_changed_alike_in_any_batch() -> None:
+    keys, images = image_keys(IDS[:8]), _images(8)
     draws = uniform_draws(keys, seed=1, epoch=2)
-    whole = augment(pictures, draws, AugmentConfig(), (24, 32))
-    alone = augment(pictures[5:6], uniform_draws(keys[5:6], seed=1, epoch=2), AugmentConfig(), (24, 32))
+    whole = augment(images, draws, AugmentConfig(), (24, 32))
+    alone = augment(images[5:6], uniform_draws(keys[5:6], seed=1, epoch=2), AugmentConfig(), (24, 32))
     assert torch.allclose(whole[5], alone[0], atol=1e-6)
 
 
-def test_seed_epoch_and_picture_each_change_the_draws() -> None:
+def test_seed_epoch_and_image_each_change_the_draws() -> None:
     keys = image_keys(IDS[:2])
     base = uniform_draws(keys, seed=1, epoch=2)
     assert not torch.equal(base, uniform_draws(keys, seed=1, epoch=3))
@@ -36,11 +36,11 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
 
 
 def test_turning_keeps_shapes_round() -> None:
-    """Turning must happen in pixels, not in the stretched coordinates of a 4:3 picture."""
+    """Turning must happen in pixels, not in the stretched coordinates of a 4:3 image."""
     y, x = np.mgrid[0:96, 0:128]
     disc = np.where(np.hypot(x - 63.5, y - 47.5) < 30, 255, 0).astype(np.uint8)
-    pictures = torch.from_numpy(disc)[None, :, :, None].repeat(16, 1, 1, 3)
+    images = torch.from_numpy(disc)[None, :, :, None].repeat(16, 1, 1, 3)
     plain = AugmentConfig(zoom=1, shift=0, brightness=0, contrast=0, saturation=0, tint=0)
-    turned = augment(pictures, uniform_draws(image_keys(IDS[:16]), seed=0, epoch=0), plain, (96, 128))
+    turned = augment(images, uniform_draws(image_keys(IDS[:16]), seed=0, epoch=0), plain, (96, 128))
     centre = np.hypot(x - 63.5, y - 47.5) < 40  # beyond it the reflected border comes in
-    assert (turned[:, 0] - pictures[:, :, :, 0] / 255).abs()[:, centre].mean() < 0.02
+    assert (turned[:, 0] - images[:, :, :, 0] / 255).abs()[:, centre].mean() < 0.02

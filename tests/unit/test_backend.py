@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma.backend import OnnxFeatures, export_features
-from melanoma.bundle import load_bundle, verify_bundle
+from melanoma.bundle.backend import OnnxFeatures, export_features
+from melanoma.bundle.bundle import load_bundle, verify_bundle
+from melanoma.bundle.packing import MAX_DIFFERENCE, compare_backend, pack
+from melanoma.bundle.predictor import Predictor
 from melanoma.config import MELANOMA_INDEX, ModelConfig, TrainConfig
-from melanoma.data.dataset import PictureDataset, PreparedData
-from melanoma.explain.grad_cam import explain_views
-from melanoma.images import Preprocess
-from melanoma.networks import build_model, features
-from melanoma.packing import MAX_DIFFERENCE, compare_backend, pack
-from melanoma.predictor import Predictor
-from melanoma.views import view_features
+from melanoma.data.dataset import ImageDataset, PreparedData
+from melanoma.explain.grad_cam import explain_feature_maps
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.tta import tta_features
+from melanoma.training.networks import build_model, features
 
 
 @pytest.fixture(scope="module")
 def images(prepared: PreparedData, tiny_config: TrainConfig) -> torch.Tensor:
-    pictures = PictureDataset(prepared, prepared.rows("test")).pictures(range(9))
-    return Preprocess(prepared.canvas, tiny_config.data)(pictures)
+    images = ImageDataset(prepared, prepared.rows("test")).images(range(9))
+    return Preprocess(prepared.stored_shape, tiny_config.data)(images)
 
 
 def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) -> None:
@@ -31,7 +31,7 @@ def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) 
     extract = OnnxFeatures(bundle.features_onnx, num_threads=2)
     with torch.no_grad():
         theirs, ours = (
-            explain_views(bundle.model, view_features(way, images, 4), class_index=MELANOMA_INDEX)
+            explain_feature_maps(bundle.model, tta_features(way, images, 4), class_index=MELANOMA_INDEX)
             for way in (partial(features, bundle.model), extract)
         )
     assert torch.allclose(theirs.logits, ours.logits, atol=1e-4)
@@ -39,7 +39,7 @@ def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) 
     assert float(theirs.heatmaps.max()) > 0
 
 
-def test_a_picture_is_the_same_in_whatever_batch(bundle_dir: Path, images: torch.Tensor) -> None:
+def test_a_image_is_the_same_in_whatever_batch(bundle_dir: Path, images: torch.Tensor) -> None:
     bundle = load_bundle(bundle_dir)
     assert bundle.features_onnx is not None
     extract = OnnxFeatures(bundle.features_onnx, num_threads=2)
@@ -65,7 +65,7 @@ def test_the_bundle_says_how_far_the_backends_lie_apart(bundle_dir: Path) -> Non
     assert backend["name"] == "onnxruntime"
     assert 0 < backend["max_probability_difference"] <= MAX_DIFFERENCE
     assert backend["num_other_decisions"] == 0
-    assert backend["num_pictures"] > 100
+    assert backend["num_images"] > 100
 
 
 def test_a_backend_that_changes_a_decision_or_too_much_is_not_used() -> None:
@@ -88,7 +88,7 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
     def fail(*_: object) -> bytes:
         raise torch.onnx.OnnxExporterError("no such operator")
 
-    monkeypatch.setattr("melanoma.packing.export_features", fail)
+    monkeypatch.setattr("melanoma.bundle.packing.export_features", fail)
     pack(trained, tiny_config, prepared, tmp_path / "bundle", best_epoch=1)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.features_onnx is None
@@ -99,8 +99,8 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
 
 def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
     """Signed by a forger, so that only its answers can give it away: to whoever verifies and to the replica that loads it."""
-    from melanoma.bundle import version_of
-    from melanoma.files import sha256_of
+    from melanoma.bundle.bundle import version_of
+    from melanoma.io.files import sha256_of
 
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
     assert Predictor(load_bundle(folder)).replay_probes() == []

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
+from serve.answers import image_bytes
 from serve.bodies import MAX_BODY_BYTES
-from serve.frame import install_frame
-from serve.pictures import picture_bytes
+from serve.middleware import install_middleware
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
@@ -20,11 +20,11 @@ from tests.problems import is_problem
 def client() -> TestClient:
     app = FastAPI()
     install_problem_handlers(app)
-    install_frame(app, max_body_bytes=MAX_BODY_BYTES)
+    install_middleware(app, max_body_bytes=MAX_BODY_BYTES)
 
     @app.post("/read")
     async def read(request: Request) -> dict[str, Any]:
-        data = await picture_bytes(request)
+        data = await image_bytes(request)
         return {"size": len(data), "begins": data[:8].hex()}
 
     return TestClient(app)
@@ -45,14 +45,14 @@ def _raw_deflate(data: bytes) -> bytes:
         ("deflate", _raw_deflate),
     ],
 )
-def test_a_packed_body_is_unpacked(client: TestClient, picture: bytes, encoding: str, pack: Any) -> None:
-    answer = client.post("/read", content=pack(picture), headers={"Content-Encoding": encoding})
-    assert answer.json() == {"size": len(picture), "begins": picture[:8].hex()}
+def test_a_packed_body_is_unpacked(client: TestClient, image: bytes, encoding: str, pack: Any) -> None:
+    answer = client.post("/read", content=pack(image), headers={"Content-Encoding": encoding})
+    assert answer.json() == {"size": len(image), "begins": image[:8].hex()}
 
 
-def test_a_body_packed_in_parts_is_read_whole(client: TestClient, picture: bytes) -> None:
-    parts = gzip.compress(picture[:1000]) + gzip.compress(picture[1000:])
-    assert client.post("/read", content=parts, headers={"Content-Encoding": "gzip"}).json()["size"] == len(picture)
+def test_a_body_packed_in_parts_is_read_whole(client: TestClient, image: bytes) -> None:
+    parts = gzip.compress(image[:1000]) + gzip.compress(image[1000:])
+    assert client.post("/read", content=parts, headers={"Content-Encoding": "gzip"}).json()["size"] == len(image)
     is_problem(client.post("/read", content=parts + b"x", headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
 
 
@@ -67,8 +67,8 @@ def test_a_broken_packed_body_is_refused(client: TestClient, data: bytes) -> Non
     is_problem(client.post("/read", content=data, headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
 
 
-def test_another_encoding_is_refused_and_the_known_ones_named(client: TestClient, picture: bytes) -> None:
-    refused = client.post("/read", content=picture, headers={"Content-Encoding": "br"})
+def test_another_encoding_is_refused_and_the_known_ones_named(client: TestClient, image: bytes) -> None:
+    refused = client.post("/read", content=image, headers={"Content-Encoding": "br"})
     is_problem(refused, 415, "unsupported_encoding")
     assert "gzip" in refused.headers["accept-encoding"]
 
@@ -81,32 +81,32 @@ def test_a_body_that_an_upgrade_has_lost_is_told(client: TestClient) -> None:
     assert refused.headers["connection"] == "close"
 
 
-def test_an_offered_upgrade_with_a_body_is_no_fault(client: TestClient, picture: bytes) -> None:
-    assert client.post("/read", content=picture, headers={"Upgrade": "h2c"}).json()["size"] == len(picture)
+def test_an_offered_upgrade_with_a_body_is_no_fault(client: TestClient, image: bytes) -> None:
+    assert client.post("/read", content=image, headers={"Upgrade": "h2c"}).json()["size"] == len(image)
 
 
-def test_the_picture_of_a_form_needs_no_file_name(client: TestClient, picture: bytes) -> None:
-    for sent in ((None, picture), ("a.jpg", picture), ("ü\u202e.jpg", picture)):
-        assert client.post("/read", files={"image": sent}).json()["size"] == len(picture)
+def test_the_image_of_a_form_needs_no_file_name(client: TestClient, image: bytes) -> None:
+    for sent in ((None, image), ("a.jpg", image), ("ü\u202e.jpg", image)):
+        assert client.post("/read", files={"image": sent}).json()["size"] == len(image)
 
 
-def test_text_beside_the_picture_does_no_harm(client: TestClient, picture: bytes) -> None:
+def test_text_beside_the_image_does_no_harm(client: TestClient, image: bytes) -> None:
     fields = {f"field{number}": "x" for number in range(20)}
-    assert client.post("/read", files={"image": picture}, data=fields).status_code == 200
+    assert client.post("/read", files={"image": image}, data=fields).status_code == 200
 
 
-def test_a_question_in_a_form_is_not_passed_over(client: TestClient, picture: bytes) -> None:
-    refused = client.post("/read", files={"image": picture}, data={"explain": "grad_cam"})
+def test_a_question_in_a_form_is_not_passed_over(client: TestClient, image: bytes) -> None:
+    refused = client.post("/read", files={"image": image}, data={"explain": "grad_cam"})
     assert "?explain=grad_cam" in is_problem(refused, 422, "invalid_request")["detail"]
 
 
-def test_words_are_no_picture(client: TestClient) -> None:
+def test_words_are_no_image(client: TestClient) -> None:
     is_problem(client.post("/read", files={"image": (None, "grüße €")}), 422, "no_image_field")
     is_problem(client.post("/read", files={"image": (None, "words")}), 422, "no_image_field")
 
 
-def test_a_cut_form_is_told_from_one_without_a_picture(client: TestClient, picture: bytes) -> None:
-    whole = httpx.Request("POST", "http://testserver/read", files={"image": ("a.jpg", picture)})
+def test_a_cut_form_is_told_from_one_without_a_image(client: TestClient, image: bytes) -> None:
+    whole = httpx.Request("POST", "http://testserver/read", files={"image": ("a.jpg", image)})
     body = whole.read()
     headers = {"Content-Type": whole.headers["Content-Type"]}
     assert client.post("/read", content=body, headers=headers).status_code == 200

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from melanoma.bundle import load_bundle, verify_bundle, version_of
+from melanoma.bundle.bundle import load_bundle, verify_bundle, version_of
+from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
+from melanoma.bundle.probes import probe_images
 from melanoma.config import CLASSES, MELANOMA_INDEX
-from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import BundleError
-from melanoma.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
-from melanoma.probes import probe_pictures
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_calibration_table_leads_back_to_nobody(bundle_dir: Path) -> None:
     assert table.sort_values(["label", "score"]).equals(table)  # nor does its order
 
 
-def test_the_contract_counts_one_picture_a_group(bundle_dir: Path, prepared: PreparedData) -> None:
+def test_the_contract_counts_one_image_a_group(bundle_dir: Path, prepared: PreparedData) -> None:
     contract = load_bundle(bundle_dir).operating_point.contract
     calibration = prepared.rows("calibration")
     assert contract.num_melanoma == calibration.loc[calibration["dx"] == "mel", "group"].nunique()
@@ -121,18 +121,18 @@ def test_the_contract_counts_one_picture_a_group(bundle_dir: Path, prepared: Pre
 
 def test_batches_do_not_change_an_answer(bundle_dir: Path, prepared: PreparedData) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
-    pictures = list(PictureDataset(prepared, prepared.rows("test")).pictures(range(9)).numpy())
-    together = predictor.predict(pictures)
-    for picture, expected in zip(pictures, together, strict=True):
-        (alone,) = predictor.predict([picture])
+    images = list(ImageDataset(prepared, prepared.rows("test")).images(range(9)).numpy())
+    together = predictor.predict(images)
+    for image, expected in zip(images, together, strict=True):
+        (alone,) = predictor.predict([image])
         assert np.abs(alone.probabilities - expected.probabilities).max() < 1e-6
         assert alone.decision == expected.decision
 
 
 def test_explaining_does_not_change_an_answer(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
-    pictures = probe_pictures(predictor.bundle.preprocess.canvas)
-    plain, explained = predictor.predict(pictures), predictor.predict(pictures, explain=True)
+    images = probe_images(predictor.bundle.preprocess.stored_shape)
+    plain, explained = predictor.predict(images), predictor.predict(images, explain=True)
     for a, b in zip(plain, explained, strict=True):
         assert np.abs(a.probabilities - b.probabilities).max() < 1e-6
         assert a.heatmap is None
@@ -149,11 +149,9 @@ def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
         point, contract=dataclasses.replace(point.contract, status="unmet", reason="uninformative")
     )
     bundle = dataclasses.replace(bundle, operating_point=unmet)
-    pictures = probe_pictures(bundle.preprocess.canvas)
-    assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(pictures)} == {
-        ("cannot_assess", (NO_CONTRACT,))
-    }
-    allowed = Predictor(bundle, allow_uncontracted=True).predict(pictures)
+    images = probe_images(bundle.preprocess.stored_shape)
+    assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(images)} == {("cannot_assess", (NO_CONTRACT,))}
+    allowed = Predictor(bundle, allow_uncontracted=True).predict(images)
     assert all(p.warnings == (UNCONTRACTED,) and p.decision != "cannot_assess" for p in allowed)
 
 
@@ -186,7 +184,7 @@ def test_another_library_version_only_warns(copied: Path) -> None:
     [
         lambda m: m.update(probes=[]),
         lambda m: m["probes"][0].pop("logits"),
-        lambda m: m["probes"][0].update(picture_png="bm90IGEgcGljdHVyZQ=="),
+        lambda m: m["probes"][0].update(image_png="bm90IGEgcGljdHVyZQ=="),
         lambda m: m["probes"][0].update(logits=[1.0]),
     ],
 )

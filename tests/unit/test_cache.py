@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from melanoma import cache, files
-from melanoma.bundle import MANIFEST, WEIGHTS, load_bundle
-from melanoma.cache import CACHE, cache_folder, local_file, local_folder
-from melanoma.data.dataset import PictureDataset, PreparedData, open_prepared
+from melanoma.bundle.bundle import MANIFEST, WEIGHTS, load_bundle
+from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.errors import BundleError, DataError
-from melanoma.files import read_json, sha256_of, write_json, write_text
-from melanoma.storage import RemotePath, place, publish
+from melanoma.io.cache import CACHE, cache_folder, local_file, local_folder
+from melanoma.io.files import read_json, sha256_of, write_json, write_text
+from melanoma.io.storage import RemotePath, publish, to_path
 from tests.clusters import CREDENTIALS
 from tests.unreliable import unreliable_storage
 
@@ -30,7 +30,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _remote() -> RemotePath:
-    made = place(f"memory://bucket/{uuid.uuid4().hex}")
+    made = to_path(f"memory://bucket/{uuid.uuid4().hex}")
     assert isinstance(made, RemotePath)
     return made
 
@@ -168,7 +168,7 @@ def test_of_a_bundle_only_its_own_files_are_fetched(bundle_dir: Path, kept: Path
 def test_a_bundle_that_lists_anything_else_is_refused(
     files: object, bundle_dir: Path, tmp_path: Path, kept: Path
 ) -> None:
-    from melanoma.bundle import version_of
+    from melanoma.bundle.bundle import version_of
 
     copied, remote = Path(shutil.copytree(bundle_dir, tmp_path / "copied")), _remote()
     manifest = read_json(copied / MANIFEST)
@@ -198,7 +198,7 @@ def test_a_key_that_leads_out_of_its_folder_writes_nothing(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with unreliable_storage("melanoma") as (query, _, _):
-        remote = place(f"s3://melanoma/runs/cpu/bundle?{query}")
+        remote = to_path(f"s3://melanoma/runs/cpu/bundle?{query}")
         assert isinstance(remote, RemotePath)
         publish(bundle_dir, remote, last=MANIFEST)
         address = query.partition("=")[2].partition("&")[0]
@@ -241,6 +241,6 @@ def test_a_data_set_in_object_storage_is_read_through_the_cache(prepared: Prepar
     assert isinstance(prepared.folder, Path)
     publish(prepared.folder, remote)
     data = open_prepared(remote)
-    pictures = PictureDataset(data, data.rows("calibration"))
-    assert (pictures[0][0] == PictureDataset(prepared, prepared.rows("calibration"))[0][0]).all()
+    images = ImageDataset(data, data.rows("calibration"))
+    assert (images[0][0] == ImageDataset(prepared, prepared.rows("calibration"))[0][0]).all()
     assert _written(kept) == [data.manifest["shards"]["calibration.arrow"]]

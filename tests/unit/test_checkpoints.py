@@ -12,8 +12,8 @@ from ray.train import Checkpoint, CheckpointConfig
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from melanoma.engine import SELECTION
-from melanoma.storage import Place, place
+from melanoma.io.storage import AnyPath, to_path
+from melanoma.training.engine import SELECTION
 from ray_jobs import checkpoints
 from ray_jobs.checkpoints import HASH, SNAPSHOT, STATE, load_state, mend, reported, save_state
 
@@ -66,7 +66,7 @@ def _aside(folder: Path, number: int = 1) -> set[str]:
     return {path.name for path in aside.iterdir()} if aside.is_dir() else set()
 
 
-def _flip(folder: Place, epoch: int) -> None:
+def _flip(folder: AnyPath, epoch: int) -> None:
     """Flip a bit in a tensor, which torch would load without a word."""
     path = folder / f"checkpoint_{epoch}" / STATE
     data = bytearray(path.read_bytes())
@@ -168,10 +168,10 @@ def test_another_version_of_ray_costs_time_and_no_data(folder: Path, monkeypatch
         (lambda folder: _flip(folder, 2), "starts again"),
     ],
 )
-def test_in_object_storage_it_is_the_same(damage: Callable[[Place], object], told: str, folder: Path) -> None:
-    from melanoma.storage import RemotePath, publish, remove_folder
+def test_in_object_storage_it_is_the_same(damage: Callable[[AnyPath], object], told: str, folder: Path) -> None:
+    from melanoma.io.storage import RemotePath, publish, remove_folder
 
-    remote = place("memory://bucket/mend/checkpoints")
+    remote = to_path("memory://bucket/mend/checkpoints")
     assert isinstance(remote, RemotePath)
     remove_folder(remote.parent)
     publish(folder, remote)

@@ -214,12 +214,12 @@ def test_describe_counts(prepared: PreparedData, capsys: pytest.CaptureFixture[s
 def test_predict_decides_and_explains(
     bundle_dir: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [str(path) for path in sorted((phantom_source / "images").iterdir())[:2]]
+    images = [str(path) for path in sorted((phantom_source / "images").iterdir())[:2]]
     assert (
-        main(["predict", str(bundle_dir), *pictures, "--explain", "grad_cam", "--out", str(tmp_path), "--json"]) == DONE
+        main(["predict", str(bundle_dir), *images, "--explain", "grad_cam", "--out", str(tmp_path), "--json"]) == DONE
     )
     results = json.loads(capsys.readouterr().out)["results"]
-    assert [r["image"] for r in results] == pictures
+    assert [r["image"] for r in results] == images
     assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
 
 
@@ -246,18 +246,18 @@ def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -
 
 
 def test_a_guided_heatmap_is_another_one(bundle_dir: Path, phantom_source: Path, tmp_path: Path) -> None:
-    picture = str(sorted((phantom_source / "images").iterdir())[0])
+    image = str(sorted((phantom_source / "images").iterdir())[0])
     for method in ("grad_cam", "guided_grad_cam"):
-        assert main(["predict", str(bundle_dir), picture, "--explain", method, "--out", str(tmp_path)]) == DONE
+        assert main(["predict", str(bundle_dir), image, "--explain", method, "--out", str(tmp_path)]) == DONE
     coarse, guided = sorted(tmp_path.iterdir())
     assert coarse.read_bytes() != guided.read_bytes()
 
 
-def test_an_unusable_picture_costs_no_other_its_answer(
+def test_an_unusable_image_costs_no_other_its_answer(
     bundle_dir: Path, phantom_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = sorted((phantom_source / "images").iterdir())[:2]
-    twin = tmp_path / first.name  # another picture of the same file name
+    twin = tmp_path / first.name  # another image of the same file name
     shutil.copy(second, twin)
     third = tmp_path / f"{first.stem}_2.jpg"  # named as the second of one name would be
     shutil.copy(second, third)
@@ -265,7 +265,7 @@ def test_an_unusable_picture_costs_no_other_its_answer(
     assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
     shown = capsys.readouterr()
     assert "JPEG, PNG or WebP" in shown.err
-    assert "none.jpg: IMAGE must be a picture" in shown.err
+    assert "none.jpg: IMAGE must be an image" in shown.err
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         f"{first.stem}_2_2_grad_cam.png",
         f"{first.stem}_2_grad_cam.png",

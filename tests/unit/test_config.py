@@ -19,13 +19,14 @@ def test_gamma_outside_its_range_is_refused(gamma: float) -> None:
         LossConfig(gamma=gamma)
 
 
-def test_pictures_may_not_be_squashed() -> None:
+def test_images_may_not_be_squashed() -> None:
     with pytest.raises(SettingError, match="4:3"):
         DataConfig(input_height=224, input_width=224)
 
 
 @pytest.mark.parametrize(
-    "override", ["optim.epochs=0", "optim.lr=true", "optim.small_until=[[0.9,0.5],[0.2,0.5]]", "model=1", "seed=-1"]
+    "override",
+    ["optim.epochs=0", "optim.lr=true", "optim.progressive_resizing=[[0.9,0.5],[0.2,0.5]]", "model=1", "seed=-1"],
 )
 def test_values_that_break_their_rule_are_refused(override: str) -> None:
     with pytest.raises(SettingError, match="must be"):

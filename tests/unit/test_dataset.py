@@ -10,24 +10,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma.data.dataset import ACCESS_LOG, PictureDataset, PreparedData, open_prepared
+from melanoma.data.dataset import ACCESS_LOG, ImageDataset, PreparedData, open_prepared
 from melanoma.errors import DataError, LeakageError
-from melanoma.files import claim_folder, locked, new_folder, write_text
-from melanoma.images import decode_image, to_canvas
+from melanoma.imaging.decode import decode_image
+from melanoma.imaging.letterbox import letterbox
+from melanoma.io.files import claim_folder, locked, new_folder, write_text
 
 
 @pytest.fixture
 def copied(prepared: PreparedData, tmp_path: Path) -> Path:
-    """A copy that nobody has looked into: other tests log their looks at the shared one."""
+    """A copy that nobody has looked into: other tests log their accesses to the shared one."""
     return Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)))
 
 
-def test_pictures_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
+def test_images_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
     rows = prepared.rows("test")
-    dataset = PictureDataset(prepared, rows)
-    picture, label, image_id = dataset[3]
+    dataset = ImageDataset(prepared, rows)
+    image, label, image_id = dataset[3]
     data = (phantom_source / "images" / f"{image_id}.jpg").read_bytes()
-    assert np.array_equal(picture.numpy(), to_canvas(decode_image(data), prepared.canvas))
+    assert np.array_equal(image.numpy(), letterbox(decode_image(data), prepared.stored_shape))
     assert label == rows["label"][3]
 
 

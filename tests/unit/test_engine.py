@@ -12,8 +12,9 @@ import torch.multiprocessing as mp
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.distributed import World
-from melanoma.engine import (
+from melanoma.errors import SettingError
+from melanoma.training.distributed import World
+from melanoma.training.engine import (
     Training,
     TrainState,
     epoch_order,
@@ -23,8 +24,7 @@ from melanoma.engine import (
     predict,
     start_state,
 )
-from melanoma.errors import SettingError
-from melanoma.networks import build_model
+from melanoma.training.networks import build_model
 
 # Largest difference of any weight: sums are made in another order, and Muon raises small singular values of what it is given.
 PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
@@ -180,7 +180,7 @@ def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_co
         _fit(prepared, _config(tiny_config, "optim.batch_size=100000"))
 
 
-def test_every_epoch_shows_every_picture_once_in_another_order() -> None:
+def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     first, second = epoch_order(50, seed=0, epoch=0), epoch_order(50, seed=0, epoch=1)
     assert sorted(first) == sorted(second) == list(range(50))
     assert not np.array_equal(first, second)
@@ -195,7 +195,9 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
-def test_pictures_grow_to_the_input_size(tiny_config: TrainConfig) -> None:
-    config = copy.deepcopy(tiny_config).with_overrides(["optim.epochs=10", "optim.small_until=[[0.5,0.5],[0.8,0.75]]"])
+def test_images_grow_to_the_input_size(tiny_config: TrainConfig) -> None:
+    config = copy.deepcopy(tiny_config).with_overrides(
+        ["optim.epochs=10", "optim.progressive_resizing=[[0.5,0.5],[0.8,0.75]]"]
+    )
     sizes = [input_size(config, epoch) for epoch in range(10)]
     assert sizes == [(24, 32)] * 5 + [(36, 48)] * 3 + [(48, 64)] * 2

@@ -24,7 +24,7 @@ def _untidy(folder: Path) -> Path:
 
 def test_bad_rows_are_refused_with_reason_and_class(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"5 are not: 3 picture_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad"
+        DataError, match=r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad"
     ):
         read_external(_untidy(tmp_path), [], skip_bad=False)
 
@@ -32,7 +32,7 @@ def test_bad_rows_are_refused_with_reason_and_class(tmp_path: Path) -> None:
 def test_bad_rows_may_be_left_out_and_are_counted(tmp_path: Path) -> None:
     external = read_external(_untidy(tmp_path), [], skip_bad=True)
     assert len(external.rows) == 19
-    counted = {"picture_missing": {"mel": 3}, "picture_without_row": {"(no row)": 1}, "unknown_dx": {"unknown": 2}}
+    counted = {"image_missing": {"mel": 3}, "image_without_row": {"(no row)": 1}, "unknown_dx": {"unknown": 2}}
     assert external.left_out([], skip_bad=True) == counted
     unreadable = [Rejection("ISIC_0012", "blank_image", "blank")]
     assert external.left_out(unreadable, skip_bad=True) == {**counted, "blank_image": {"mel": 1}}
@@ -44,7 +44,7 @@ def test_images_without_a_row_are_no_fault_of_a_row(tmp_path: Path) -> None:
     source = write_source(tmp_path, rows(4))
     draw(source / "images" / "stray.jpg", 99)
     assert read_external(source, [], skip_bad=False).left_out([], skip_bad=False) == {
-        "picture_without_row": {"(no row)": 1}
+        "image_without_row": {"(no row)": 1}
     }
 
 

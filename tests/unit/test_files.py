@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from melanoma.errors import DataError
-from melanoma.files import (
+from melanoma.io.files import (
     claim_folder,
     locked,
     new_file,

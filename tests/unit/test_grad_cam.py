@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from melanoma.config import MELANOMA_INDEX
-from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.grad_cam import explain_batch, render_heatmap
-from melanoma.images import Preprocess
-from melanoma.views import mirror, predict_views
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.tta import flip
+from melanoma.training.networks import tta_logits
 
 
 @pytest.fixture(scope="module")
 def images(prepared: PreparedData, tiny_config) -> torch.Tensor:  # type: ignore[no-untyped-def]
     rows = prepared.rows("test").iloc[:6].reset_index(drop=True)
-    return Preprocess(prepared.canvas, tiny_config.data)(PictureDataset(prepared, rows).pictures(range(6)))
+    return Preprocess(prepared.stored_shape, tiny_config.data)(ImageDataset(prepared, rows).images(range(6)))
 
 
 def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: torch.Tensor) -> None:
@@ -44,9 +45,9 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
     assert np.abs(ours.heatmaps.numpy() - expected).max() < 1e-5
 
 
-def test_a_picture_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
-    whole = explain_batch(trained, images, class_index=MELANOMA_INDEX, views=4).heatmaps
-    alone = explain_batch(trained, images[2:3], class_index=MELANOMA_INDEX, views=4).heatmaps
+def test_a_image_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
+    whole = explain_batch(trained, images, class_index=MELANOMA_INDEX, tta=4).heatmaps
+    alone = explain_batch(trained, images[2:3], class_index=MELANOMA_INDEX, tta=4).heatmaps
     assert torch.allclose(whole[2], alone[0], atol=1e-5)
 
 
@@ -58,26 +59,26 @@ def test_it_leaves_no_trace_on_the_network(trained: torch.nn.Module, images: tor
 
 def test_its_logits_are_those_of_prediction(trained: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
-        expected = predict_views(trained, images, 4)
-    assert torch.allclose(explain_batch(trained, images, class_index=0, views=4).logits, expected, atol=1e-6)
+        expected = tta_logits(trained, images, 4)
+    assert torch.allclose(explain_batch(trained, images, class_index=0, tta=4).logits, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("view", range(4))
 def test_maps_are_mirrored_back_into_the_upright_frame(view: int) -> None:
     images = torch.arange(24.0).view(1, 4, 6)
-    assert torch.equal(mirror(mirror(images, view), view), images)
+    assert torch.equal(flip(flip(images, view), view), images)
 
 
 def test_the_four_views_differ() -> None:
     images = torch.arange(24.0).view(4, 6)
-    assert len({tuple(mirror(images, view).flatten().tolist()) for view in range(4)}) == 4
+    assert len({tuple(flip(images, view).flatten().tolist()) for view in range(4)}) == 4
 
 
-def test_a_mirrored_picture_gets_the_mirrored_map(trained: torch.nn.Module, images: torch.Tensor) -> None:
-    """Over all four views the map does not depend on how the picture was held."""
-    upright = explain_batch(trained, images, class_index=MELANOMA_INDEX, views=4).heatmaps
-    mirrored = explain_batch(trained, mirror(images, 3), class_index=MELANOMA_INDEX, views=4).heatmaps
-    assert torch.allclose(mirror(mirrored, 3), upright, atol=1e-5)
+def test_a_mirrored_image_gets_the_mirrored_map(trained: torch.nn.Module, images: torch.Tensor) -> None:
+    """Over all four tta the map does not depend on how the image was held."""
+    upright = explain_batch(trained, images, class_index=MELANOMA_INDEX, tta=4).heatmaps
+    mirrored = explain_batch(trained, flip(images, 3), class_index=MELANOMA_INDEX, tta=4).heatmaps
+    assert torch.allclose(flip(mirrored, 3), upright, atol=1e-5)
 
 
 def test_an_empty_map_is_said_to_be_empty() -> None:

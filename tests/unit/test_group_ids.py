@@ -122,7 +122,7 @@ def test_any_column_of_the_table_groups(tmp_path: Path) -> None:
         for i, row in enumerate(rows())
     ]
     source = read_source(write_source(tmp_path, table, names=[f"{row['Image']}.jpg" for row in table]))
-    with pytest.raises(DataError, match=r"give no picture a patient_id or lesion_id.*the columns Image, dx, Patient"):
+    with pytest.raises(DataError, match=r"give no image a patient_id or lesion_id.*the columns Image, dx, Patient"):
         source.group_by(None)
     with pytest.raises(DataError, match=r"they lack ward; the metadata have the columns Image, dx, Patient"):
         source.group_by(("ward",))

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from melanoma.config import MELANOMA_INDEX
-from melanoma.data.dataset import PictureDataset, PreparedData
+from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.explain.grad_cam import explain_batch
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
-from melanoma.images import Preprocess
-from melanoma.views import mirror
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.tta import flip
 
 
 @pytest.fixture(scope="module")
 def images(prepared: PreparedData, tiny_config) -> Tensor:  # type: ignore[no-untyped-def]
     rows = prepared.rows("test").iloc[:4].reset_index(drop=True)
-    return Preprocess(prepared.canvas, tiny_config.data)(PictureDataset(prepared, rows).pictures(range(4)))
+    return Preprocess(prepared.stored_shape, tiny_config.data)(ImageDataset(prepared, rows).images(range(4)))
 
 
 def _plain(model: nn.Module, images: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _gelu_slope(x: Tensor, *, tanh: bool) -> Tensor:
 
 
 def _by_hooks(model: nn.Module, image: Tensor) -> Tensor:
-    """The same rule, written another way: backward hooks and closed-form derivatives, a picture at a time."""
+    """The same rule, written another way: backward hooks and closed-form derivatives, an image at a time."""
     model, inputs = copy.deepcopy(model), {}
     for module in model.modules():
         if "GELU" in type(module).__name__:
@@ -114,7 +114,7 @@ def test_it_leaves_the_network_as_it_was(trained: nn.Module, images: Tensor) -> 
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     kinds = [type(module) for module in trained.modules()]
     wanted = [parameter.requires_grad for parameter in trained.parameters()]
-    GuidedNetwork(trained).gradients(images, class_index=MELANOMA_INDEX, views=4)
+    GuidedNetwork(trained).gradients(images, class_index=MELANOMA_INDEX, tta=4)
     assert [type(module) for module in trained.modules()] == kinds
     assert [parameter.requires_grad for parameter in trained.parameters()] == wanted
     assert all(parameter.grad is None for parameter in trained.parameters())
@@ -124,20 +124,20 @@ def test_it_leaves_the_network_as_it_was(trained: nn.Module, images: Tensor) -> 
 
 def test_alone_in_a_batch_and_in_threads_it_is_the_same(trained: nn.Module, images: Tensor) -> None:
     network = GuidedNetwork(trained)
-    whole = network.gradients(images, class_index=MELANOMA_INDEX, views=2)
+    whole = network.gradients(images, class_index=MELANOMA_INDEX, tta=2)
     with ThreadPoolExecutor(4) as pool:
         alone = pool.map(
-            lambda i: network.gradients(images[i : i + 1], class_index=MELANOMA_INDEX, views=2), [0, 1, 2, 3] * 3
+            lambda i: network.gradients(images[i : i + 1], class_index=MELANOMA_INDEX, tta=2), [0, 1, 2, 3] * 3
         )
         for number, one in enumerate(alone):
             assert torch.allclose(one[0], whole[number % 4], atol=1e-5 * float(whole.abs().max()))
 
 
-def test_a_mirrored_picture_gets_the_mirrored_map(trained: nn.Module, images: Tensor) -> None:
+def test_a_mirrored_image_gets_the_mirrored_map(trained: nn.Module, images: Tensor) -> None:
     network = GuidedNetwork(trained)
-    upright = network.gradients(images, class_index=MELANOMA_INDEX, views=4)
-    mirrored = network.gradients(mirror(images, 3), class_index=MELANOMA_INDEX, views=4)
-    assert torch.allclose(mirror(mirrored, 3), upright, atol=1e-5 * float(upright.abs().max()))
+    upright = network.gradients(images, class_index=MELANOMA_INDEX, tta=4)
+    mirrored = network.gradients(flip(images, 3), class_index=MELANOMA_INDEX, tta=4)
+    assert torch.allclose(flip(mirrored, 3), upright, atol=1e-5 * float(upright.abs().max()))
 
 
 def test_the_map_is_empty_where_grad_cam_is(trained: nn.Module, images: Tensor) -> None:

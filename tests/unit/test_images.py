@@ -19,15 +19,8 @@ from benchmarks.hostile_files import (
     segment,
 )
 from melanoma.errors import InvalidImageError
-from melanoma.images import (
-    PADDING_RGB,
-    announced_size,
-    canvas_shape,
-    check_content,
-    decode_image,
-    decoding_work,
-    to_canvas,
-)
+from melanoma.imaging.decode import announced_size, check_content, decode_image, decoding_work
+from melanoma.imaging.letterbox import PADDING_RGB, letterbox, letterbox_shape
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -36,7 +29,7 @@ def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(mode: str = "RGB", size: tuple[int, int] = (80, 60)) -> Image.Image:
+def _image(mode: str = "RGB", size: tuple[int, int] = (80, 60)) -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
 
@@ -50,26 +43,26 @@ def _riff(body: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
-JPEG = _encode(_picture(), "JPEG")
-WEBP = _encode(_picture(), "WEBP", exif=b"Exif\0\0")
+JPEG = _encode(_image(), "JPEG")
+WEBP = _encode(_image(), "WEBP", exif=b"Exif\0\0")
 BAD = {
     "empty": (b"", 400, "empty_image"),
     "text": (b"<svg></svg>", 415, "unsupported_format"),
-    "gif": (_encode(_picture("P"), "GIF"), 415, "unsupported_format"),
-    "bmp": (_encode(_picture(), "BMP"), 415, "unsupported_format"),
+    "gif": (_encode(_image("P"), "GIF"), 415, "unsupported_format"),
+    "bmp": (_encode(_image(), "BMP"), 415, "unsupported_format"),
     "riff but not webp": (b"RIFF\0\0\0\0WAVE" + b"\0" * 40, 415, "unsupported_format"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], 422, "image_truncated"),
     "jpeg header": (JPEG[:20], 422, "image_truncated"),
-    "damaged png": (_encode(_picture())[:200] + b"\0" * 99, 422, "image_truncated"),
+    "damaged png": (_encode(_image())[:200] + b"\0" * 99, 422, "image_truncated"),
     "bomb": (_png_header(30000, 30000), 413, "image_too_large"),
     "just too large": (_png_header(9400, 9400), 413, "image_too_large"),
     "thread": (_png_header(9000, 1), 422, "bad_dimensions"),
-    "dot": (_encode(_picture(size=(8, 8))), 422, "bad_dimensions"),
+    "dot": (_encode(_image(size=(8, 8))), 422, "bad_dimensions"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_refused_with_their_status(name: str) -> None:
+def test_bad_images_are_refused_with_their_status(name: str) -> None:
     data, status, code = BAD[name]
     with pytest.raises(InvalidImageError) as caught:
         decode_image(data)
@@ -78,12 +71,12 @@ def test_bad_pictures_are_refused_with_their_status(name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_other_modes_give_what_their_rgb_twin_gives(mode: str) -> None:
-    image = _picture("L").convert(mode)
+    image = _image("L").convert(mode)
     assert np.array_equal(np.asarray(decode_image(_encode(image))), np.asarray(image.convert("RGBA").convert("RGB")))
 
 
 def test_transparency_is_composed_on_white() -> None:
-    image = _picture("RGBA")
+    image = _image("RGBA")
     image.putalpha(0)
     assert np.asarray(decode_image(_encode(image))).min() == 255
 
@@ -96,7 +89,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    image = _picture()
+    image = _image()
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = decode_image(_encode(image, "PNG", exif=exif))
@@ -108,8 +101,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 
 def test_an_xmp_packet_turns_nothing() -> None:
-    """A browser does not obey it either, and the map must lie on the picture that the page shows."""
-    image, text = _picture(), PngImagePlugin.PngInfo()
+    """A browser does not obey it either, and the map must lie on the image that the page shows."""
+    image, text = _image(), PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
     assert np.array_equal(np.asarray(decode_image(_encode(image, "PNG", pnginfo=text))), np.asarray(image))
 
@@ -139,7 +132,7 @@ def test_scans_are_counted_whatever_stands_before_them(name: str) -> None:
 
 def test_scans_behind_the_end_do_not_count() -> None:
     film = b"\xff\xda" * 5000  # as phones put one there
-    assert decode_image(JPEG + film).size == _picture().size
+    assert decode_image(JPEG + film).size == _image().size
 
 
 def test_the_larger_the_image_the_fewer_scans() -> None:
@@ -195,14 +188,14 @@ def test_coders_that_no_camera_uses_are_refused() -> None:
 def test_announced_sizes_are_read_without_the_pixels() -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         for options in ({}, {"lossless": True}, {"exif": Image.Exif()}):
-            assert announced_size(_encode(_picture(), kind, **options)[:600]) == (80, 60)
-    frames = _encode(_picture(), "WEBP", save_all=True, append_images=[_picture("L")])
+            assert announced_size(_encode(_image(), kind, **options)[:600]) == (80, 60)
+    frames = _encode(_image(), "WEBP", save_all=True, append_images=[_image("L")])
     assert announced_size(frames) == (80, 60)
 
 
 def _smooth(size: tuple[int, int] = (400, 300)) -> Image.Image:
     """Return what compresses as a photograph does."""
-    return _picture(size=(size[0] // 8, size[1] // 8)).resize(size, Image.Resampling.BICUBIC)
+    return _image(size=(size[0] // 8, size[1] // 8)).resize(size, Image.Resampling.BICUBIC)
 
 
 def _half(data: bytes) -> bytes:
@@ -269,7 +262,7 @@ def test_an_even_part_may_be_coded_in_zeros() -> None:
 
 
 def test_what_stands_behind_the_end_is_no_damage() -> None:
-    for whole in (JPEG, _encode(_picture())):
+    for whole in (JPEG, _encode(_image())):
         for behind in (b"\r\n", b"\0" * 4096, b"PK\3\4 and more"):
             assert np.array_equal(np.asarray(decode_image(whole + behind)), np.asarray(decode_image(whole)))
 
@@ -344,13 +337,13 @@ EXIF = {
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_that_cannot_be_read_turns_nothing(kind: str, name: str) -> None:
     block, turned = EXIF[name]
-    whole = _encode(_picture(), kind)
+    whole = _encode(_image(), kind)
     if kind == "JPEG":
         data = whole[:2] + segment(0xE1, b"Exif\0\0" + block) + whole[2:]
     elif kind == "PNG":
         data = whole[:33] + chunk(b"eXIf", block) + whole[33:]
     else:
-        data = _encode(_picture(), kind, exif=b"Exif\0\0" + block)
+        data = _encode(_image(), kind, exif=b"Exif\0\0" + block)
     expected = decode_image(whole)
     turn = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(turned)
     expected = expected if turn is None else expected.transpose(turn)
@@ -383,14 +376,14 @@ def test_a_size_that_is_told_twice_must_be_the_same() -> None:
     """Else the limit on pixels would be that of the one, and the decoder's work that of the other."""
     assert _refusal(png_of_two_sizes(64, 100)) == (422, "image_truncated")
     assert _refusal(png_of_two_sizes(100, 64)) == (422, "image_truncated")
-    inner = _encode(_picture(size=(200, 150)), "WEBP")[12:]
+    inner = _encode(_image(size=(200, 150)), "WEBP")[12:]
     canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (63).to_bytes(3, "little") * 2
     assert _refusal(_riff(canvas + inner)) == (422, "image_truncated")
 
 
 @pytest.mark.parametrize("name", BAD_PNG)
 def test_png_pixels_must_be_as_many_as_announced(name: str) -> None:
-    whole = _encode(_picture())
+    whole = _encode(_image())
     raw = zlib.decompress(_pixels_of(whole))
     assert decode_image(_replaced(whole, b"IDAT", chunk(b"IDAT", zlib.compress(raw)))).size == (80, 60)
     assert _refusal(_replaced(whole, b"IDAT", chunk(b"IDAT", BAD_PNG[name](raw)))) == (422, "image_truncated")
@@ -399,7 +392,7 @@ def test_png_pixels_must_be_as_many_as_announced(name: str) -> None:
 def test_every_sum_of_a_png_counts() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "words")
-    whole = _encode(_picture(), pnginfo=text)
+    whole = _encode(_image(), pnginfo=text)
     place = whole.index(b"words")
     assert _refusal(whole[:place] + b"WORDS" + whole[place + 5 :]) == (422, "image_truncated")
     assert _refusal(whole[: whole.index(b"IEND") - 4]) == (422, "image_truncated")
@@ -446,7 +439,7 @@ def test_twelve_bits_in_sixteen_are_refused(colour: int, channels: int) -> None:
 
 
 def test_a_wholly_transparent_image_shows_nothing() -> None:
-    image = _picture("RGBA")
+    image = _image("RGBA")
     image.putalpha(0)
     for kind in ("PNG", "WEBP"):
         with pytest.raises(InvalidImageError, match="show something"):
@@ -456,7 +449,7 @@ def test_a_wholly_transparent_image_shows_nothing() -> None:
 @pytest.mark.parametrize("size", [(80, 60), (60, 80), (90, 90), (200, 50)])
 def test_the_canvas_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     white = Image.new("RGB", size, (255, 255, 255))
-    canvas = to_canvas(white, canvas_shape(128))
+    canvas = letterbox(white, letterbox_shape(128))
     assert canvas.shape == (96, 128, 3)
     inside = (canvas == 255).all(axis=2)
     height, width = inside.any(axis=1).sum(), inside.any(axis=0).sum()
@@ -464,13 +457,13 @@ def test_the_canvas_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     assert (canvas[~inside] == PADDING_RGB).all()
 
 
-def test_a_picture_of_nothing_is_told_from_a_faint_one() -> None:
+def test_a_image_of_nothing_is_told_from_a_faint_one() -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(-20, 21, (600, 800, 3))
     covered = Image.fromarray((120 + noise).astype(np.uint8))
     with pytest.raises(InvalidImageError) as refused:
         check_content(covered)
-    assert (refused.value.status, refused.value.code) == (422, "blank_picture")
+    assert (refused.value.status, refused.value.code) == (422, "blank_image")
     faint = np.asarray(covered).astype(int)
     faint[200:400, 300:500] += 12
     check_content(Image.fromarray(faint.astype(np.uint8)))

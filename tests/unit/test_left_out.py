@@ -15,21 +15,21 @@ RECORDS = pd.DataFrame(
 
 def test_images_are_counted_by_their_first_reason_and_class() -> None:
     rejected = [
-        ("A", "picture_missing"),
-        ("A", "picture_twice"),
-        ("B", "picture_missing"),
+        ("A", "image_missing"),
+        ("A", "image_twice"),
+        ("B", "image_missing"),
         ("C", "unknown_dx"),
         ("D", "unknown_dx"),
         ("X", "stray"),
     ]
     left_out = count_left_out(rejected, RECORDS)
     assert left_out == {
-        "picture_missing": {"mel": 1, "nv": 1},
+        "image_missing": {"mel": 1, "nv": 1},
         "stray": {"(no row)": 1},
         "unknown_dx": {"Nodular melanoma": 1, "(blank)": 1},
     }
     assert left_out_sentence(left_out).startswith(
-        "5 images were left out, 2 of them labelled as melanoma: 2 picture_missing (1 mel, 1 nv); "
+        "5 images were left out, 2 of them labelled as melanoma: 2 image_missing (1 mel, 1 nv); "
     )
 
 

@@ -143,7 +143,7 @@ def test_the_serving_image_keeps_all_that_serving_imports() -> None:
     left_out = {part for part in listed[1].split() if part != "\\"}
     assert all((ROOT / part).exists() for part in left_out)
     needed = {str(path.relative_to(ROOT)) for path in _closure("serve")}
-    assert {"melanoma/predictor.py", "serve/ingress.py"} <= needed
+    assert {"melanoma/bundle/predictor.py", "serve/ingress.py"} <= needed
     assert not {path for path in needed if any(path == part or path.startswith(f"{part}/") for part in left_out)}
 
 

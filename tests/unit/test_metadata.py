@@ -6,7 +6,7 @@ import pytest
 
 from melanoma.data.metadata import KEY, Metadata, read_metadata
 from melanoma.errors import DataError
-from melanoma.storage import files_below
+from melanoma.io.storage import files_below
 
 LABELS = "image_id,dx,age\nA,mel,40\nB,nv,50\n"
 

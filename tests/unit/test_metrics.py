@@ -51,7 +51,7 @@ def test_nothing_observed_leaves_everything_open() -> None:
     assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
-def test_copies_of_a_picture_do_not_narrow_its_interval() -> None:
+def test_copies_of_a_image_do_not_narrow_its_interval() -> None:
     labels, probabilities = _predictions(num=120)
     once = group_bootstrap(labels, probabilities, np.arange(120), num_draws=200)
     thrice = group_bootstrap(
@@ -61,7 +61,7 @@ def test_copies_of_a_picture_do_not_narrow_its_interval() -> None:
 
 
 def _coverage(num_trials: int, num_draws: int) -> dict[str, float]:
-    """Return how often each metric's bootstrap interval holds its true value, for groups of one to three alike pictures."""
+    """Return how often each metric's bootstrap interval holds its true value, for groups of one to three alike images."""
     big_labels, big = _predictions(seed=999, num=200_000)
     truth = {name: metric(big_labels, big, np.ones(len(big_labels))) for name, metric in METRICS.items()}
     covered = dict.fromkeys(METRICS, 0)

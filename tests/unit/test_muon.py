@@ -6,8 +6,8 @@ import timm.optim.muon
 import torch
 
 from melanoma.config import ModelConfig, OptimConfig
-from melanoma.muon import Muon, is_matrix, share_out
-from melanoma.networks import build_model, parameter_groups
+from melanoma.training.muon import Muon, is_matrix, share_out
+from melanoma.training.networks import build_model, parameter_groups
 
 
 def _gradients(model: torch.nn.Module, seed: int) -> None:
@@ -45,7 +45,7 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
         kinds.add(dtype)
         return momentum
 
-    monkeypatch.setattr("melanoma.muon.zeropower_via_newtonschulz", watched)
+    monkeypatch.setattr("melanoma.training.muon.zeropower_via_newtonschulz", watched)
     model = build_model(ModelConfig(backbone="test_convnext"))
     _gradients(model, 0)
     Muon(model.parameters(), lr=0.01).step()

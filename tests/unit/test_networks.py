@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
 from melanoma.errors import SettingError
-from melanoma.networks import build_model, check_feature_map, features, freeze, head, parameter_groups
-from melanoma.weights import load_weights
+from melanoma.training.networks import build_model, check_feature_map, features, freeze, head, parameter_groups
+from melanoma.training.weights import load_weights
 
 TINY = ModelConfig(backbone="test_convnext")
 

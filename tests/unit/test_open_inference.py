@@ -15,11 +15,11 @@ DESCRIBED = {
     "manifest": {"version": "v", "operating_point": {"threshold": 0.5, "contract": {"status": "unmet"}}},
     "contract_sentence": "No promise.",
 }
-PICTURE = b"\xff\xd8\xffpicture"
+IMAGE = b"\xff\xd8\xffimage"
 
 
 def _json(**changes: Any) -> dict[str, Any]:
-    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PICTURE).decode()]}
+    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(IMAGE).decode()]}
     return {"id": "7", "inputs": [asked | changes]}
 
 
@@ -28,16 +28,16 @@ def _read(header: Any, tail: bytes = b"") -> Any:
     return read_request(body + tail, str(len(body)) if tail else None)
 
 
-def _binary(*pictures: bytes) -> tuple[dict[str, Any], bytes]:
-    tail = b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures)
-    header = _json(shape=[len(pictures)], parameters={"binary_data_size": len(tail)})
+def _binary(*images: bytes) -> tuple[dict[str, Any], bytes]:
+    tail = b"".join(struct.pack("<I", len(image)) + image for image in images)
+    header = _json(shape=[len(images)], parameters={"binary_data_size": len(tail)})
     del header["inputs"][0]["data"]
     return header, tail
 
 
-def test_json_and_binary_give_the_same_pictures() -> None:
-    assert _read(_json()).pictures == [PICTURE]
-    assert _read(*_binary(PICTURE, b"")).pictures == [PICTURE, b""]
+def test_json_and_binary_give_the_same_images() -> None:
+    assert _read(_json()).images == [IMAGE]
+    assert _read(*_binary(IMAGE, b"")).images == [IMAGE, b""]
 
 
 def test_pixels_come_as_numbers_or_as_bytes() -> None:
@@ -46,8 +46,8 @@ def test_pixels_come_as_numbers_or_as_bytes() -> None:
     as_numbers = _read({"inputs": [head | {"data": pixels.ravel().tolist()}]})
     as_bytes = _read({"inputs": [head | {"parameters": {"binary_data_size": pixels.nbytes}}]}, pixels.tobytes())
     for asked in (as_numbers, as_bytes):
-        assert all(isinstance(picture, Image.Image) for picture in asked.pictures)
-        assert np.array_equal(np.stack([np.asarray(picture) for picture in asked.pictures]), pixels)
+        assert all(isinstance(image, Image.Image) for image in asked.images)
+        assert np.array_equal(np.stack([np.asarray(image) for image in asked.images]), pixels)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_pixels_come_as_numbers_or_as_bytes() -> None:
         (lambda h: h["inputs"][0].update(shape=[True]), "whole numbers"),
         (lambda h: h["inputs"][0].update(shape=[0]), r"\[N\]"),
         (lambda h: h["inputs"][0].update(shape=[33]), r"\[N\]"),
-        (lambda h: h["inputs"][0].update(shape=[2]), "as many pictures"),
+        (lambda h: h["inputs"][0].update(shape=[2]), "as many images"),
         (lambda h: h["inputs"][0].update(data="abc"), "base64"),
         (lambda h: h["inputs"][0].update(data=["%%%"]), "base64"),
         (lambda h: h["inputs"][0].update(data=[{"a": [1]}]), "base64"),
@@ -89,14 +89,14 @@ def test_a_length_outside_the_body_is_refused(length: str) -> None:
 
 
 def test_elements_must_have_their_lengths() -> None:
-    header, tail = _binary(PICTURE)
+    header, tail = _binary(IMAGE)
     for cut in (tail[:2], tail[:-1], tail + b"\1"):
         header["inputs"][0]["parameters"]["binary_data_size"] = len(cut)
         with pytest.raises(InferenceRequestError, match="length"):
             _read(header, cut)
 
 
-def test_pixels_are_limited_like_pictures() -> None:
+def test_pixels_are_limited_like_images() -> None:
     head = {"name": "pixels", "datatype": "UINT8", "data": [0]}
     with pytest.raises(InvalidImageError) as caught:
         _read({"inputs": [head | {"shape": [1, 9999, 9999, 3]}]})

@@ -99,7 +99,7 @@ def test_undefined_scores_are_refused(melanomas: np.ndarray, error: type[Excepti
         _select(melanomas, np.array([0.1]))
 
 
-def test_units_are_one_picture_a_group() -> None:
+def test_units_are_one_image_a_group() -> None:
     labels = np.array([4, 4, 4, 5, 5, 4])
     groups = np.array([0, 0, 1, 1, 2, 3])
     melanomas, others = choose_units(labels, groups, seed=0)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
-from melanoma.packing import pack
 
 
 def _manifest(model: torch.nn.Module, config: TrainConfig, data: PreparedData, folder: Path) -> dict:  # type: ignore[type-arg]
@@ -18,7 +18,7 @@ def _manifest(model: torch.nn.Module, config: TrainConfig, data: PreparedData, f
 
 
 def _shuffle_labels(data: PreparedData, chosen: pd.Series) -> PreparedData:
-    """Give the pictures of some rows each other's labels."""
+    """Give the images of some rows each other's labels."""
     records = data.records.copy()
     order = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
     records.loc[chosen, ["label", "dx"]] = data.records.loc[order, ["label", "dx"]].to_numpy()
@@ -37,7 +37,7 @@ def test_calibration_moves_the_operating_point_and_nothing_else(
     assert moved["operating_point"]["threshold"] != plain["operating_point"]["threshold"]
 
 
-def test_validation_moves_the_probability_map_and_test_moves_nothing(
+def test_validation_moves_the_calibrator_and_test_moves_nothing(
     trained: torch.nn.Module, tiny_config: TrainConfig, prepared: PreparedData, tmp_path: Path
 ) -> None:
     plain = _manifest(trained, tiny_config, prepared, tmp_path / "plain")

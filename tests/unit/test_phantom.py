@@ -10,12 +10,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from melanoma.data.phantom import PhantomConfig, class_counts, lay_out, write_phantom
-from melanoma.data.phantom_camera import Camera
-from melanoma.data.phantom_drawing import Lesion, draw
+from melanoma.data.phantom.camera import Camera
+from melanoma.data.phantom.drawing import Lesion, draw
+from melanoma.data.phantom.layout import PhantomConfig, class_counts, lay_out, write_phantom
 from melanoma.data.records import read_source
 from melanoma.errors import DataError, SettingError
-from melanoma.images import decode_image
+from melanoma.imaging.decode import decode_image
 
 
 def _metadata(source: Path) -> pd.DataFrame:
@@ -31,12 +31,12 @@ def test_it_reads_like_ham10000(phantom_source: Path) -> None:
     )
 
 
-def test_every_picture_has_a_true_mask_and_says_that_it_is_synthetic(phantom_source: Path) -> None:
+def test_every_image_has_a_true_mask_and_says_that_it_is_synthetic(phantom_source: Path) -> None:
     for image_id in _metadata(phantom_source)["image_id"]:
-        with Image.open(phantom_source / "images" / f"{image_id}.jpg") as picture:
-            size, description = picture.size, picture.getexif()[0x010E]
-        with Image.open(phantom_source / "masks" / f"{image_id}.png") as image:
-            mask = np.asarray(image)
+        with Image.open(phantom_source / "images" / f"{image_id}.jpg") as image:
+            size, description = image.size, image.getexif()[0x010E]
+        with Image.open(phantom_source / "masks" / f"{image_id}.png") as drawn:
+            mask = np.asarray(drawn)
         assert mask.shape == size[::-1]
         assert 0.01 < (mask > 0).mean() < 0.8
         assert "SYNTHETIC" in description
@@ -83,7 +83,7 @@ def test_large_sets_have_the_balance_of_ham10000() -> None:
     )
 
 
-def test_the_same_seed_draws_the_same_picture() -> None:
+def test_the_same_seed_draws_the_same_image() -> None:
     lesion, camera = Lesion("mel", 0.7, 0.3, 5), Camera((1, 1, 1), 0.2)
     (first, _), (again, _), (other, _) = draw(lesion, camera, 0), draw(lesion, camera, 0), draw(lesion, camera, 1)
     assert np.array_equal(first, again)

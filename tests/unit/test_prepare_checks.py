@@ -38,7 +38,7 @@ def _splits(path: Path, names: Callable[[int], str]) -> Path:
         ({"test_fraction": 0.6, "calibration_fraction": 0.4}, "below 1 together"),
         ({"size": 32}, "--size"),
         ({"group_by": ("ward",)}, "they lack ward"),
-        ({"same_lesion": "pairs.csv"}, "--same-lesion must name pictures"),
+        ({"same_lesion": "pairs.csv"}, "--same-lesion must name images"),
         ({"splits": "typo.csv"}, "got tset"),
         ({"splits": "short.csv"}, "12 of 24 are missing"),
     ],

@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
-from melanoma.files import write_text
-from melanoma.storage import RemotePath
+from melanoma.io.files import write_text
+from melanoma.io.storage import RemotePath
 from ray_jobs.progress import training_progress
 
 

@@ -45,11 +45,11 @@ TABLES = {
 }
 
 
-def _write(folder: Path, table: str, pictures: tuple[str, ...] = ("A", "B")) -> Path:
-    (folder / "pictures" / "deep").mkdir(parents=True)
+def _write(folder: Path, table: str, images: tuple[str, ...] = ("A", "B")) -> Path:
+    (folder / "images" / "deep").mkdir(parents=True)
     (folder / "labels.csv").write_text(table)
-    for name in pictures:
-        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "pictures" / "deep" / f"{name}.jpg")
+    for name in images:
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "images" / "deep" / f"{name}.jpg")
     return folder
 
 
@@ -83,7 +83,7 @@ def test_an_age_of_zero_is_unknown(tmp_path: Path) -> None:
 def test_every_fault_is_found_in_one_reading(source: Path) -> None:
     table = pd.read_csv(source / "metadata.csv", dtype=str)
     table.loc[0, "dx"] = "wart"
-    table.loc[2, "dx"] = "df"  # its lesion's other picture says mel
+    table.loc[2, "dx"] = "df"  # its lesion's other image says mel
     table = pd.concat(
         [table, table.iloc[[8]].assign(age="41"), table.iloc[[9]]]
     )  # a row that is equal to another counts once
@@ -96,13 +96,13 @@ def test_every_fault_is_found_in_one_reading(source: Path) -> None:
         ("IMG_001_0", "lesion_with_two_labels"),
         ("IMG_001_1", "lesion_with_two_labels"),
         ("IMG_004_0", "image_id_twice"),
-        ("IMG_005_0", "picture_missing"),
-        ("IMG_006_0", "picture_missing"),
-        ("STRAY", "picture_without_row"),
+        ("IMG_005_0", "image_missing"),
+        ("IMG_006_0", "image_missing"),
+        ("STRAY", "image_without_row"),
     }
 
 
-def test_masks_are_no_pictures(source: Path) -> None:
+def test_masks_are_no_images(source: Path) -> None:
     (source / "masks").mkdir()
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(source / "masks" / "IMG_000_0.png")
     assert not read_source(source).rejections

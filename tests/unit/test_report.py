@@ -7,7 +7,7 @@ import pandas as pd
 import pypdfium2
 import pytest
 
-from melanoma.bundle import Bundle, load_bundle
+from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.metrics import clopper_pearson
 from melanoma.evidence.report import Evaluated, write_report
@@ -52,11 +52,11 @@ def test_its_numbers_are_those_of_the_table(bundle: Bundle, tmp_path: Path) -> N
     assert (lesion["num"], lesion["num_melanoma"]) == (6, 2)
     assert image["sensitivity"]["value"] == pytest.approx(1 / 3)
     assert image["specificity"]["value"] == pytest.approx(3 / 4)
-    assert lesion["sensitivity"]["value"] == pytest.approx(1 / 2)  # the mean of M0's pictures is 0.55
-    # Ranked above a nevus: of 12 pairs of pictures 4 + 2 + 3, of 8 pairs of lesions 3 + 3.
+    assert lesion["sensitivity"]["value"] == pytest.approx(1 / 2)  # the mean of M0's images is 0.55
+    # Ranked above a nevus: of 12 pairs of images 4 + 2 + 3, of 8 pairs of lesions 3 + 3.
     assert image["auroc"]["value"] == pytest.approx(9 / 12)
     assert lesion["auroc"]["value"] == pytest.approx(6 / 8)
-    # Two pictures of one lesion and one of another are worth (2 + 1)^2 / (4 + 1) independent ones.
+    # Two images of one lesion and one of another are worth (2 + 1)^2 / (4 + 1) independent ones.
     worth = 9 / 5
     assert (image["sensitivity"]["low"], image["sensitivity"]["high"]) == pytest.approx(
         clopper_pearson(worth / 3, worth)
@@ -83,14 +83,14 @@ def test_the_contract_is_judged_by_referred_melanomas(
 
 
 @pytest.mark.parametrize(("split", "same_splits"), [("calibration", True), ("train", True), ("test", False)])
-def test_pictures_it_may_know_cannot_judge_it(split: str, same_splits: bool, bundle: Bundle, tmp_path: Path) -> None:
+def test_images_it_may_know_cannot_judge_it(split: str, same_splits: bool, bundle: Bundle, tmp_path: Path) -> None:
     table = _table([(f"M{i}", f"M{i}", MELANOMA_INDEX, 0.8) for i in range(60)] + [("N0", "N0", NEVUS, 0.2)])
     contract = _report(bundle, table, tmp_path, split=split, same_splits=same_splits)["contract"]
     assert contract["status"] == "none"
     assert contract["sentence"].startswith("No verdict")
 
 
-def test_two_pictures_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle, tmp_path: Path) -> None:
+def test_two_images_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle, tmp_path: Path) -> None:
     rows = [(f"M{i}", f"G{i // 2}", MELANOMA_INDEX, 0.8) for i in range(60)]
     report = _report(bundle, _table([*rows, ("N0", "N0", NEVUS, 0.2)]), tmp_path)
     assert report["contract"]["num_melanoma"] == 30
@@ -99,14 +99,14 @@ def test_two_pictures_of_one_group_are_one_melanoma_of_the_contract(bundle: Bund
 @pytest.mark.parametrize("split", ["external", "test"])
 def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_path: Path) -> None:
     table = _table([("M0", "M0", MELANOMA_INDEX, 0.9), ("N0", "N0", NEVUS, 0.2)])
-    left_out = {"picture_missing": {"mel": 3}, "unknown_dx": {"un<known": 4}}
+    left_out = {"image_missing": {"mel": 3}, "unknown_dx": {"un<known": 4}}
     evaluated = Evaluated(
         bundle, table, split=split, population="some", accesses=[], same_splits=False, left_out=left_out
     )
     assert write_report(evaluated, tmp_path)["left_out"] == left_out
     page = (tmp_path / "report.html").read_text()
     assert (
-        "7 images were left out, 3 of them labelled as melanoma: 4 unknown_dx (4 un&lt;known); 3 picture_missing (3 mel)."
+        "7 images were left out, 3 of them labelled as melanoma: 4 unknown_dx (4 un&lt;known); 3 image_missing (3 mel)."
         in page
     )
     assert ("When the data set was prepared" in page) == (split == "test")

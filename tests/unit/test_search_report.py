@@ -31,8 +31,8 @@ def _trials() -> pd.DataFrame:
         rows.append(
             {
                 "trial": ("base", "plain")[number] if number < 2 else f"run_{number}",
-                "gamma": gamma, "gamma_drawn": gamma, "tau": rng.random(), "melanoma_factor": 1 + 7 * rng.random(),
-                "status": "finished" if number % 3 < 2 else "dropped", "error": "", "folds": 3, "epochs": 6,
+                "gamma": gamma, "gamma_drawn": gamma, "tau": rng.random(), "target_factor": 1 + 7 * rng.random(),
+                "status": "finished" if number % 3 < 2 else "pruned", "error": "", "folds": 3, "epochs": 6,
                 "objective": value, "lead": value - 0.6,
             }
         )  # fmt: skip
@@ -43,9 +43,9 @@ def _trials() -> pd.DataFrame:
 def _findings() -> Findings:
     trials = _trials()
     difference = {"value": 0.02, "low": -0.01, "high": 0.05, "by_seed": [0.01, 0.03]}
-    loss = {"gamma": 2.0, "tau": 0.5, "melanoma_factor": 2.0}
+    loss = {"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}
     result = {
-        "objective": "auroc", "by_status": trials["status"].value_counts().to_dict(), "winner_is_base": False, "num_test_looks": 2,
+        "objective": "auroc", "by_status": trials["status"].value_counts().to_dict(), "winner_is_base": False, "num_test_accesses": 2,
         "verdict": "No difference shown",
         "loss": {"winner": loss, "base": loss}, "arms": {name: {"by_seed": [0.6, 0.7], "by_fold": [0.5, 0.6, 0.7]} for name in ("winner", "base")},
         "out_of_fold_difference": difference, "test_difference": difference, "epochs_of_search": 54, "epochs_of_comparison": 12,

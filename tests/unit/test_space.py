@@ -8,13 +8,13 @@ BASE = smoke()
 
 
 def test_a_sample_changes_the_loss_and_nothing_else() -> None:
-    config = to_config({"gamma": 2.5, "tau": 0.75, "melanoma_factor": 3.0}, BASE)
-    assert (config.loss.gamma, config.loss.tau, config.loss.melanoma_factor) == (2.5, 0.75, 3.0)
-    assert config.with_overrides(["loss.gamma=0", "loss.tau=0.5", "loss.melanoma_factor=1"]) == BASE
+    config = to_config({"gamma": 2.5, "tau": 0.75, "target_factor": 3.0}, BASE)
+    assert (config.loss.gamma, config.loss.tau, config.loss.target_factor) == (2.5, 0.75, 3.0)
+    assert config.with_overrides(["loss.gamma=0", "loss.tau=0.5", "loss.target_factor=1"]) == BASE
 
 
 def test_below_one_gamma_is_zero() -> None:
-    assert to_config({"gamma": 0.99, "tau": 0.5, "melanoma_factor": 1.0}, BASE).loss.gamma == 0
+    assert to_config({"gamma": 0.99, "tau": 0.5, "target_factor": 1.0}, BASE).loss.gamma == 0
 
 
 def test_every_corner_of_the_space_is_a_valid_setting() -> None:

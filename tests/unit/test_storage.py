@@ -7,65 +7,65 @@ from pathlib import Path
 import pytest
 
 from melanoma.errors import DataError, SettingError, UserError
-from melanoma.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
-from melanoma.storage import (
-    Mirror,
-    Place,
+from melanoma.io.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
+from melanoma.io.storage import (
+    AnyPath,
     RemotePath,
+    SyncedFolder,
     as_file_system,
     files_below,
     is_plain_name,
-    place,
     redacted,
     remove_folder,
+    to_path,
 )
 from ray_jobs.prepare import REJECTED, _work_folder
 
 
 @pytest.fixture(params=["disk", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
     """An empty folder on a disk and one in object storage: all that is written for one must hold for the other."""
     return tmp_path / "folder" if request.param == "disk" else _remote()
 
 
 def _remote() -> RemotePath:
-    made = place(f"memory://bucket/{uuid.uuid4().hex}")
+    made = to_path(f"memory://bucket/{uuid.uuid4().hex}")
     assert isinstance(made, RemotePath)
     return made
 
 
-def test_a_place_is_named_by_its_address() -> None:
+def test_a_path_is_named_by_its_address() -> None:
     address = "s3://bucket/runs/one?endpoint_override=127.0.0.1:9000&scheme=http"
-    found = place(address)
+    found = to_path(address)
     assert isinstance(found, RemotePath)
     assert str(found) == address
     assert str(found / "bundle" / "manifest.json") == address.replace("one?", "one/bundle/manifest.json?")
     assert (found / "bundle").parent == found
     assert (found.name, (found / "a.csv").suffix, (found / "a.csv").stem) == ("one", ".csv", "a")
-    assert isinstance(place("/data/one"), Path)
+    assert isinstance(to_path("/data/one"), Path)
 
 
 @pytest.mark.parametrize("name", ["one", "one#2", "one #2.jpg", "what?.jpg", "100%25.jpg", "a?b=c.jpg"])
-def test_a_name_may_hold_what_means_something_in_addresses(name: str, folder: Place) -> None:
-    """Pictures are named by others."""
+def test_a_name_may_hold_what_means_something_in_addresses(name: str, folder: AnyPath) -> None:
+    """Images are named by others."""
     claim_folder(folder, {})
     path = folder / name
     write_text(path, "x")
-    for there in (pickle.loads(pickle.dumps(path)), place(str(path))):  # the ways from process to process
+    for there in (pickle.loads(pickle.dumps(path)), to_path(str(path))):  # the ways from process to process
         assert (there, there.name, there.read_text()) == (path, name, "x")
     assert [each.name for each in files_below(folder, {path.suffix})] == [name]
 
 
 @pytest.mark.parametrize("end", ["one#2", "one#2?scheme=http", "one#2?scheme=http&region=x"])
 def test_an_address_may_hold_a_hash_sign(end: str) -> None:
-    found = place(f"s3://bucket/{end}")
+    found = to_path(f"s3://bucket/{end}")
     assert isinstance(found, RemotePath)
     assert (found.key, str(found)) == ("bucket/one#2", f"s3://bucket/{end}")
 
 
 def test_settings_of_the_storage_are_kept_beside_a_question_mark_in_a_name() -> None:
-    picture = place("s3://bucket/source?scheme=http") / "what?.jpg"
-    assert str(place(str(picture)).parent) == "s3://bucket/source?scheme=http"
+    image = to_path("s3://bucket/source?scheme=http") / "what?.jpg"
+    assert str(to_path(str(image)).parent) == "s3://bucket/source?scheme=http"
 
 
 SECRETS = [
@@ -86,7 +86,7 @@ SECRETS = [
 @pytest.mark.parametrize("address", SECRETS)
 def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(SettingError, match="AWS_SECRET_ACCESS_KEY, or use the workload identity") as caught:
-        place(address)
+        to_path(address)
     assert "SECRETWORD" not in str(caught.value)
 
 
@@ -108,13 +108,13 @@ def test_a_secret_in_a_text_is_hidden_and_nothing_else(address: str) -> None:
     ],
 )
 def test_an_address_without_a_secret_is_taken_as_it_is(address: str) -> None:
-    assert str(place(address)) == address
+    assert str(to_path(address)) == address
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/../other/file", "memory://bucket/a/../../b", "s3://../bucket"])
 def test_an_address_does_not_lead_out_of_its_folder(address: str) -> None:
     with pytest.raises(UserError, match=r"\.\."):
-        place(address) / "file"
+        to_path(address) / "file"
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "a/../../b"])
@@ -144,7 +144,7 @@ def test_a_plain_name_is_a_file_in_a_folder(name: object, plain: bool) -> None:
 
 def test_what_is_no_storage_is_told() -> None:
     with pytest.raises(DataError, match="nowhere://"):
-        place("nowhere://bucket/file").is_file()
+        to_path("nowhere://bucket/file").is_file()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_wrong_address_is_told_from_storage_that_is_away(
         RemotePath("s3://bucket/runs").is_file()
 
 
-def test_files_and_folders_are_there_once_written(folder: Place) -> None:
+def test_files_and_folders_are_there_once_written(folder: AnyPath) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     assert not (folder / "one.txt").is_file()
     write_text(folder / "one.txt", "first")
@@ -189,14 +189,14 @@ def test_files_and_folders_are_there_once_written(folder: Place) -> None:
     assert not folder.exists()
 
 
-def test_a_run_keeps_its_folder(folder: Place) -> None:
+def test_a_run_keeps_its_folder(folder: AnyPath) -> None:
     assert not claim_folder(folder, {"seed": 1})
     assert claim_folder(folder, {"seed": 1})
     with pytest.raises(DataError, match="differs in seed"):
         claim_folder(folder, {"seed": 2})
 
 
-def test_a_new_folder_is_there_whole_or_not_at_all(folder: Place) -> None:
+def test_a_new_folder_is_there_whole_or_not_at_all(folder: AnyPath) -> None:
     def write(text: str) -> None:
         with new_folder(folder, replace_if="manifest.json") as work:
             write_text(work / "data", text)
@@ -232,13 +232,13 @@ def test_what_is_another_s_in_object_storage_stays(replace_if: str | None) -> No
         pass
     with pytest.raises(DataError, match="new or empty"), shared_folder(target):
         pass
-    bucket = place("memory://bucket")
+    bucket = to_path("memory://bucket")
     with pytest.raises(DataError, match="new or empty"), new_folder(bucket, replace_if=replace_if):
         pass
     assert (target / "runs" / "one").read_text() == "a year's work"
 
 
-def test_why_a_source_was_refused_makes_room_for_the_next_try(folder: Place) -> None:
+def test_why_a_source_was_refused_makes_room_for_the_next_try(folder: AnyPath) -> None:
     for _ in range(2):
         with _work_folder(folder) as work:
             write_text(work / REJECTED, "image_id,reason")
@@ -262,8 +262,8 @@ def test_a_shared_folder_that_is_given_up_leaves_nothing() -> None:
     assert not (target / "half").exists()
 
 
-def test_a_library_that_writes_plain_files_writes_there_too(folder: Place) -> None:
-    mirror = Mirror(folder)
+def test_a_library_that_writes_plain_files_writes_there_too(folder: AnyPath) -> None:
+    mirror = SyncedFolder(folder)
     mirror.folder.mkdir(parents=True, exist_ok=True)
     (mirror.folder / "events").write_text("1")
     mirror.push()
@@ -290,7 +290,7 @@ HIDDEN = [
 ]
 
 
-def test_what_other_programs_leave_is_passed_over(folder: Place) -> None:
+def test_what_other_programs_leave_is_passed_over(folder: AnyPath) -> None:
     for name in (*HIDDEN, "a.csv", "images/b.csv"):
         path = folder
         for part in name.split("/"):

@@ -7,8 +7,8 @@ import torch
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
-from melanoma.files import locked
-from melanoma.networks import build_model
+from melanoma.io.files import locked
+from melanoma.training.networks import build_model
 from ray_jobs.cli import BAD_INPUT, main
 from ray_jobs.train import TrainJob, check_data, check_network
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from melanoma.config import ModelConfig
 from melanoma.errors import SettingError
-from melanoma.networks import build_model
-from melanoma.weights import load_weights
+from melanoma.training.networks import build_model
+from melanoma.training.weights import load_weights
 
 TINY = ModelConfig(backbone="test_convnext", layer_scale=0.5)
 State = dict[str, Tensor]

@@ -1,20 +1,15 @@
-"""From bytes to the image the network sees: THE definition, for shards, evaluation and server alike.
+"""From the bytes of a file to an upright RGB image, with every limit on hostile and damaged input.
 
-Every image takes two steps: `decode_image` and `to_canvas` give the stored uint8 image, `Preprocess` turns a batch of
-those into network input. Knows nothing of networks, data sets or HTTP.
+Shards, evaluation and server decode here and nowhere else. Knows nothing of networks, data sets or HTTP.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from melanoma.config import DataConfig
+from melanoma.arrays import Uint8Array
 from melanoma.errors import InvalidImageError
 from melanoma.imaging import png
 from melanoma.imaging.container import Container
@@ -41,8 +36,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-Uint8Array = NDArray[np.uint8]
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -152,7 +145,7 @@ def check_content(image: Image.Image) -> None:
         raise InvalidImageError(
             f"The image must show something, its parts differ by less than {MIN_CONTRAST} of 255 in brightness; take it again.",
             status=422,
-            code="blank_picture",
+            code="blank_image",
         )
 
 
@@ -188,78 +181,3 @@ def _to_8_bits(values: NDArray[Any]) -> Uint8Array:
     for top in range(0, len(values), _BAND_ROWS):
         scaled[top : top + _BAND_ROWS] = (values[top : top + _BAND_ROWS] / 65535 * 255).round()
     return scaled
-
-
-def canvas_shape(size: int) -> tuple[int, int]:
-    """Return (height, width) in px of the stored picture whose long side is ``size``: 4:3, dermoscopy's shape."""
-    return round(size * 3 / 4), size
-
-
-def to_canvas(image: Image.Image, shape: tuple[int, int]) -> Uint8Array:
-    """Fit a picture into a canvas, its aspect ratio kept, centred on neutral padding.
-
-    Args:
-        image: upright RGB.
-        shape: (H, W) of the canvas, px.
-
-    Returns:
-        ``(H, W, 3)`` uint8.
-    """
-    height, width = shape
-    scale = min(width / image.width, height / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = Image.new("RGB", (width, height), PADDING_RGB)
-    canvas.paste(image.resize(size, Image.Resampling.BILINEAR), canvas_box(image.size, shape)[:2])
-    return np.asarray(canvas)
-
-
-def canvas_box(image_size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return where (left, top, right, bottom; px) a picture of (width, height) lies on a canvas of (H, W)."""
-    height, width = shape
-    scale = min(width / image_size[0], height / image_size[1])
-    fitted = max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
-    left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
-    return left, top, left + fitted[0], top + fitted[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """Turns stored pictures into network input.
-
-    Attributes:
-        canvas: (H, W) of the stored picture, px.
-        data: input size, mean and deviation.
-    """
-
-    canvas: tuple[int, int]
-    data: DataConfig
-
-    def stored(self, image: Image.Image) -> Uint8Array:
-        """Return the ``(H, W, 3)`` uint8 picture that `__call__` takes, as prepare would have stored it."""
-        return to_canvas(image, self.canvas)
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Resize and normalise ``(N, H, W, 3)`` uint8 pictures to ``(N, 3, h, w)`` float32 network input."""
-        if tuple(pictures.shape[1:]) != (*self.canvas, 3):
-            raise ValueError(
-                f"pictures must be (N, {self.canvas[0]}, {self.canvas[1]}, 3), got {tuple(pictures.shape)}."
-            )
-        return self.normalise(resize(to_float(pictures), (self.data.input_height, self.data.input_width)))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalise ``(N, 3, H, W)`` images in [0, 1]."""
-        mean = torch.tensor(self.data.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.data.std, device=images.device).view(1, 3, 1, 1)
-        return (images - mean) / std
-
-
-def to_float(pictures: Tensor) -> Tensor:
-    """Turn ``(N, H, W, 3)`` uint8 into ``(N, 3, H, W)`` float32 in [0, 1]."""
-    return pictures.permute(0, 3, 1, 2).float() / 255
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize ``(N, 3, H, W)`` images to (h, w), antialiased."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from melanoma.images import Uint8Array
+from melanoma.arrays import Uint8Array
 
 HEIGHT_PX, WIDTH_PX = 150, 200
 Field = NDArray[np.floating]
@@ -17,7 +17,7 @@ Y_PX, X_PX = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """What one source does to its pictures: a gain a channel, and how dark the corners get, in [0, 1]."""
+    """What one source does to its images: a gain a channel, and how dark the corners get, in [0, 1]."""
 
     tint: tuple[float, float, float]
     vignette: float
@@ -36,7 +36,7 @@ def blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
 
 
 def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
-    """Add what is on real pictures and means nothing: hair, a ruler, ink, gel bubbles."""
+    """Add what is on real images and means nothing: hair, a ruler, ink, gel bubbles."""
     if rng.random() < 0.45:
         for _ in range(rng.integers(1, 14)):
             pixels = blend(pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng))

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from melanoma.errors import DataError
-from melanoma.storage import Place, RemotePath, publish, remove_folder
+from melanoma.io.storage import AnyPath, RemotePath, publish, remove_folder
 
 INCOMPLETE = ".incomplete"
 """In object storage, where a folder has no name to change: it is being written, or was when its writer was killed."""
@@ -26,7 +26,7 @@ _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR
 """Why a folder cannot be made where somebody wants it, whatever is done about the disk."""
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Write a text file atomically."""
     write_bytes(path, text.encode())
 
@@ -51,7 +51,7 @@ def _hidden(name: str) -> str:
     return f".{name[:200]}.{secrets.token_hex(8)}"
 
 
-def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
+def write_bytes(path: AnyPath, data: bytes | pa.Buffer) -> None:
     """Write a file atomically: into a neighbour, flushed to disk, renamed over it; in object storage as one object."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
@@ -60,12 +60,12 @@ def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
         file.write(data)
 
 
-def write_json(path: Place, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Write a JSON file atomically; NaN is refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Place) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Read a JSON file of this product.
 
     Raises:
@@ -77,14 +77,14 @@ def read_json(path: Place) -> Any:
         raise DataError(f"{path} must be JSON, it is damaged ({error}).") from error
 
 
-def write_parquet(path: Place, table: pd.DataFrame) -> None:
+def write_parquet(path: AnyPath, table: pd.DataFrame) -> None:
     """Write a table as parquet atomically."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
 
 
-def read_parquet(path: Place) -> pd.DataFrame:
+def read_parquet(path: AnyPath) -> pd.DataFrame:
     """Read a parquet table.
 
     Raises:
@@ -97,7 +97,7 @@ def read_parquet(path: Place) -> pd.DataFrame:
         raise DataError(f"{path} must be a parquet table, it is damaged ({error}).") from error
 
 
-def claim_folder(folder: Place, described: Any) -> bool:
+def claim_folder(folder: AnyPath, described: Any) -> bool:
     """Tie a run's folder to its settings, so that another run never goes on from what lies there.
 
     Args:
@@ -138,7 +138,7 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
-def _made_there(folder: Place) -> Iterator[None]:
+def _made_there(folder: AnyPath) -> Iterator[None]:
     """Raise DataError where a folder cannot be made in its place, and leave a disk that is full alone."""
     try:
         yield
@@ -151,7 +151,7 @@ def _made_there(folder: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Place) -> Iterator[None]:
+def locked(folder: AnyPath) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other process until the block ends.
 
     Object storage has no locks that end with their holder: there it is the caller's business not to run two commands at once.
@@ -164,7 +164,7 @@ def locked(folder: Place) -> Iterator[None]:
         return
     with _made_there(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")  # not "w": a look at a finished run changes nothing
+        file = (folder / ".lock").open("a")  # not "w": a access to a finished run changes nothing
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,7 +176,7 @@ def locked(folder: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Place, *, replace_if: str | None = None) -> Iterator[Path]:
+def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path]:
     """Give a folder of this node to write into, which takes its place only when the block ends well.
 
     Args:
@@ -245,11 +245,11 @@ def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
         raise _occupied(path)
 
 
-def _occupied(path: Place) -> DataError:
+def _occupied(path: AnyPath) -> DataError:
     return DataError(f"the output folder must be new or empty, {path} is not; name another one or remove it.")
 
 
-def sha256_of(path: Place) -> str:
+def sha256_of(path: AnyPath) -> str:
     """Return the sha256 of a file."""
     if isinstance(path, RemotePath):
         return hashlib.sha256(path.read_bytes()).hexdigest()

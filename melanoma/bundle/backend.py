@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from melanoma.networks import features
+from melanoma.training.networks import features
 
 # Read when the library is loaded: without it an id of this machine is written to HOME and a host of Microsoft's is asked for.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

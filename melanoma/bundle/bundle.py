@@ -23,18 +23,18 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import melanoma
-from melanoma.backend import OnnxFeatures
-from melanoma.cache import local_folder
+from melanoma.bundle.backend import OnnxFeatures
+from melanoma.bundle.drift import FeatureReference
+from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
-from melanoma.drift import FeatureReference
 from melanoma.errors import BundleError, DataError
-from melanoma.evidence.calibration import ProbabilityMap
+from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
-from melanoma.files import new_folder, sha256_of, write_bytes, write_json, write_text
-from melanoma.images import Preprocess
-from melanoma.networks import build_model
-from melanoma.probes import record_probes, replay_probes
-from melanoma.storage import Place, is_sha256
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.io.cache import local_folder
+from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, write_text
+from melanoma.io.storage import AnyPath, is_sha256
+from melanoma.training.networks import build_model
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
@@ -61,11 +61,11 @@ class Bundle:
     Attributes:
         manifest: as written.
         model: the network in eval mode, on the CPU.
-        preprocess: from stored pictures to its input.
-        views: mirrored copies averaged.
-        probability_map: from logits to probabilities.
+        preprocess: from stored images to its input.
+        tta: mirrored copies averaged.
+        calibrator: from logits to probabilities.
         operating_point: threshold and contract.
-        features: of the validation pictures, to measure how far served ones drift.
+        features: of the validation images, to measure how far served ones drift.
         features_onnx: the file that gives the network's feature maps on a CPU, or None where torch does.
         model_card: MODEL_CARD.md.
     """
@@ -73,8 +73,8 @@ class Bundle:
     manifest: dict[str, Any]
     model: nn.Module
     preprocess: Preprocess
-    views: int
-    probability_map: ProbabilityMap
+    tta: int
+    calibrator: Calibrator
     operating_point: OperatingPoint
     features: FeatureReference
     features_onnx: Path | None
@@ -87,7 +87,7 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """The bundle's version: changes with weights, probability map or operating point."""
+        """The bundle's version: changes with weights, calibrator or operating point."""
         return str(self.manifest["version"])
 
 
@@ -98,8 +98,8 @@ class BundleParts:
     Attributes:
         model: the trained network, on the CPU.
         config: the run's settings.
-        canvas: (H, W) of stored pictures, px.
-        probability_map: fitted on the validation fold.
+        stored_shape: (H, W) of stored images, px.
+        calibrator: fitted on the validation fold.
         operating_point: selected on the calibration split.
         features: of the validation fold.
         cpu_backend: what computes feature maps on a CPU, and how it was found to differ from torch.
@@ -112,8 +112,8 @@ class BundleParts:
 
     model: nn.Module
     config: TrainConfig
-    canvas: tuple[int, int]
-    probability_map: ProbabilityMap
+    stored_shape: tuple[int, int]
+    calibrator: Calibrator
     operating_point: OperatingPoint
     features: FeatureReference
     cpu_backend: dict[str, Any]
@@ -124,9 +124,9 @@ class BundleParts:
     model_card: str
 
 
-def save_bundle(parts: BundleParts, folder: Place) -> None:
+def save_bundle(parts: BundleParts, folder: AnyPath) -> None:
     """Write a bundle folder atomically, in place of an older bundle."""
-    preprocess = Preprocess(parts.canvas, parts.config.data)
+    preprocess = Preprocess(parts.stored_shape, parts.config.data)
     with new_folder(folder, replace_if=MANIFEST) as work:
         write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in parts.model.state_dict().items()}))
         parts.calibration_rows[["label", "score"]].sort_values(["label", "score"]).to_parquet(
@@ -142,8 +142,8 @@ def save_bundle(parts: BundleParts, folder: Place) -> None:
             "name": "melanoma",
             "classes": list(CLASSES),
             "architecture": dataclasses.asdict(parts.config.model),
-            "preprocessing": {**dataclasses.asdict(parts.config.data), "canvas": list(parts.canvas)},
-            "calibration": parts.probability_map.as_dict(),
+            "preprocessing": {**dataclasses.asdict(parts.config.data), "stored_shape": list(parts.stored_shape)},
+            "calibration": parts.calibrator.as_dict(),
             "operating_point": parts.operating_point.as_dict(),
             "features": parts.features.as_dict(),
             "cpu_backend": parts.cpu_backend,
@@ -152,7 +152,7 @@ def save_bundle(parts: BundleParts, folder: Place) -> None:
             "training_config": dataclasses.asdict(parts.config),
             "versions": _versions(),
             "files": files,
-            "probes": record_probes(parts.model, preprocess, parts.config.data.views),
+            "probes": record_probes(parts.model, preprocess, parts.config.data.tta),
         }
         manifest["version"] = version_of(manifest)
         write_json(work / MANIFEST, manifest)
@@ -173,7 +173,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def read_manifest(folder: Place) -> dict[str, Any]:
+def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """Read and check a bundle's manifest.
 
     Raises:
@@ -182,7 +182,7 @@ def read_manifest(folder: Place) -> dict[str, Any]:
     return _parse_manifest(_manifest_bytes(folder))
 
 
-def _manifest_bytes(folder: Place) -> bytes:
+def _manifest_bytes(folder: AnyPath) -> bytes:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}.")
@@ -227,7 +227,7 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     return manifest
 
 
-def fetch_bundle(folder: Place, *, manifest_sha256: str | None = None) -> Path:
+def fetch_bundle(folder: AnyPath, *, manifest_sha256: str | None = None) -> Path:
     """Return a bundle's folder on this node; from object storage its manifest is read first, and then the files it names.
 
     Args:
@@ -240,7 +240,7 @@ def fetch_bundle(folder: Place, *, manifest_sha256: str | None = None) -> Path:
     return _fetch(folder, manifest_sha256)[0]
 
 
-def _fetch(folder: Place, manifest_sha256: str | None) -> tuple[Path, dict[str, Any]]:
+def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, dict[str, Any]]:
     try:
         data = _manifest_bytes(folder)
         if manifest_sha256 is not None and hashlib.sha256(data).hexdigest() != manifest_sha256:
@@ -256,7 +256,7 @@ def _fetch(folder: Place, manifest_sha256: str | None) -> tuple[Path, dict[str, 
         raise BundleError(str(error)) from error
 
 
-def load_bundle(place: Place, *, manifest_sha256: str | None = None) -> Bundle:
+def load_bundle(place: AnyPath, *, manifest_sha256: str | None = None) -> Bundle:
     """Load a bundle, checking every file against its hash and the contract against its scores.
 
     Args:
@@ -292,7 +292,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> Bundle:
             stacklevel=3,
         )
     settings = dict(manifest["preprocessing"])
-    canvas = tuple(int(side) for side in settings.pop("canvas"))
+    stored_shape = tuple(int(side) for side in settings.pop("stored_shape"))
     data = DataConfig.from_dict(settings)
     model = build_model(ModelConfig.from_dict(manifest["architecture"]))
     try:
@@ -305,9 +305,9 @@ def _load(folder: Path, manifest: dict[str, Any]) -> Bundle:
     bundle = Bundle(
         manifest=manifest,
         model=model.to(memory_format=torch.channels_last),
-        preprocess=Preprocess((canvas[0], canvas[1]), data),
-        views=data.views,
-        probability_map=ProbabilityMap.from_dict(manifest["calibration"]),
+        preprocess=Preprocess((stored_shape[0], stored_shape[1]), data),
+        tta=data.tta,
+        calibrator=Calibrator.from_dict(manifest["calibration"]),
         operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
         features=FeatureReference.from_dict(manifest["features"]),
         features_onnx=folder / FEATURES if has_onnx else None,
@@ -332,7 +332,7 @@ def _content(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return data
 
 
-def verify_bundle(folder: Place) -> list[str]:
+def verify_bundle(folder: AnyPath) -> list[str]:
     """Check all that can be checked of a bundle; return a sentence for each reason not to serve it, none if it may be served."""
     try:
         bundle = load_bundle(folder)
@@ -343,10 +343,10 @@ def verify_bundle(folder: Place) -> list[str]:
     if contract.status != "met":
         findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
     probes = bundle.manifest["probes"]
-    findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.views)
+    findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.tta)
     if bundle.features_onnx is not None:
         extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
-        findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.views, extract=extract)
+        findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.tta, extract=extract)
     return findings
 
 

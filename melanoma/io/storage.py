@@ -2,7 +2,7 @@
 
 An address is scheme://bucket/folder, with settings of the storage behind the last question mark as pyarrow takes them:
 s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and gs; any other scheme is asked of fsspec, which tests do for
-memory:// only. Writing one object is atomic; of a folder the file that makes it whole is written last (melanoma/files.py). Knows nothing of
+memory:// only. Writing one object is atomic; of a folder the file that makes it whole is written last (melanoma/io/files.py). Knows nothing of
 what the files hold.
 """
 
@@ -48,7 +48,7 @@ def redacted(text: str) -> str:
     return _SECRET.sub(lambda found: f"{found[1]}{_HIDDEN}", text)
 
 
-def place(text: str) -> "Place":
+def to_path(text: str) -> "AnyPath":
     """Return the path, or the place in object storage, that a text names.
 
     Raises:
@@ -83,7 +83,7 @@ class RemotePath:
     """A file or folder in object storage; a value, like a path."""
 
     def __init__(self, address: str) -> None:
-        # Anything may stand in a name, a # and a ? too: pictures are named by others. The settings are behind the last ?.
+        # Anything may stand in a name, a # and a ? too: images are named by others. The settings are behind the last ?.
         name, _, self._query = address.rpartition("?") if "?" in address else (address, "", "")
         self._scheme, _, name = name.partition("://")
         self._bucket, _, path = name.partition("/")
@@ -269,7 +269,7 @@ def _checked(path: PurePosixPath) -> PurePosixPath:
     return path
 
 
-Place = Path | RemotePath
+AnyPath = Path | RemotePath
 
 
 def is_plain_name(name: object) -> bool:
@@ -295,14 +295,14 @@ _NOT_OURS = {
 """What other programs leave in folders; with every name that starts with a dot it is passed over."""
 
 
-def files_below(folder: Place, suffixes: Collection[str] | None = None) -> list[Place]:
+def files_below(folder: AnyPath, suffixes: Collection[str] | None = None) -> list[AnyPath]:
     """Return the files anywhere below a folder, in order; hidden files and folders are passed over, links are followed.
 
     Args:
         folder: where to look.
         suffixes: endings of names in small letters, "" for none; None takes every file.
     """
-    found: Iterable[Place] = _walk(folder) if isinstance(folder, Path) else _shown_files(folder)
+    found: Iterable[AnyPath] = _walk(folder) if isinstance(folder, Path) else _shown_files(folder)
     return sorted((path for path in found if suffixes is None or path.suffix.lower() in suffixes), key=str)
 
 
@@ -346,10 +346,10 @@ def _below(folder: RemotePath, relative: PurePath) -> RemotePath:
     return folder
 
 
-class Mirror:
+class SyncedFolder:
     """A folder of this node for a library that writes plain files; `push` brings them to the place they are meant for."""
 
-    def __init__(self, target: Place) -> None:
+    def __init__(self, target: AnyPath) -> None:
         self._target = target
         self._scratch = tempfile.TemporaryDirectory(prefix="melanoma-") if isinstance(target, RemotePath) else None
         self.folder = target if isinstance(target, Path) else Path(self._scratch.name if self._scratch else "")
@@ -360,12 +360,12 @@ class Mirror:
             publish(self.folder, self._target)
 
 
-def as_file_system(path: Place) -> "tuple[str, pyarrow.fs.FileSystem | None]":
+def as_file_system(path: AnyPath) -> "tuple[str, pyarrow.fs.FileSystem | None]":
     """Return a place as libraries take it that write to object storage themselves: a path, and the storage it lies in unless it is this machine's."""
     return (str(path.resolve()), None) if isinstance(path, Path) else (path.key, path.file_system)
 
 
-def remove_folder(folder: Place) -> None:
+def remove_folder(folder: AnyPath) -> None:
     """Remove a folder and everything below it, if it is there."""
     if isinstance(folder, RemotePath):
         folder.remove_folder()
@@ -373,7 +373,7 @@ def remove_folder(folder: Place) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def rename(path: Place, target: Place) -> None:
+def rename(path: AnyPath, target: AnyPath) -> None:
     """Move a file or a folder to a new name in the same storage."""
     if isinstance(path, RemotePath):
         assert isinstance(target, RemotePath)

@@ -1,6 +1,6 @@
-"""How far a picture lies from those a network was chosen on, in its own features: what a change of camera or clinic moves first.
+"""How far an image lies from those a network was chosen on, in its own features: what a change of camera or clinic moves first.
 
-A figure to watch over many pictures, not a verdict on one: tried as a gate, it let photographs and noise pass, which lie no farther than
+A figure to watch over many images, not a verdict on one: tried as a gate, it let photographs and noise pass, which lie no farther than
 lesions do.
 """
 
@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from melanoma.data.dataset import PictureDataset
-from melanoma.evidence.metrics import FloatArray
-from melanoma.images import Preprocess
-from melanoma.networks import features
+from melanoma.arrays import FloatArray
+from melanoma.data.dataset import ImageDataset
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.training.networks import features
 
-MAX_PICTURES = 1024
+MAX_IMAGES = 1024
 _BATCH = 64
 _FAR = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureReference:
-    """Mean and deviation of each pooled feature over reference pictures, and how far the farthest 5 % of those lie.
+    """Mean and deviation of each pooled feature over reference images, and how far the farthest 5 % of those lie.
 
     Attributes:
         mean: ``(K,)`` float64.
         deviation: ``(K,)`` float64, above 0.
-        far: root mean square of the standardised features that 95 % of the reference pictures stay below.
+        far: root mean square of the standardised features that 95 % of the reference images stay below.
     """
 
     mean: FloatArray
@@ -36,7 +36,7 @@ class FeatureReference:
     far: float
 
     def distance(self, feature_map: Tensor) -> FloatArray:
-        """Return the distance ``(N,)`` of pictures by their feature map ``(N, K, h, w)``, in units of `far`."""
+        """Return the distance ``(N,)`` of images by their feature map ``(N, K, h, w)``, in units of `far`."""
         return self._root_mean_square(pooled(feature_map)) / self.far
 
     def _root_mean_square(self, values: FloatArray) -> FloatArray:
@@ -77,14 +77,14 @@ def fit_reference(values: FloatArray) -> FeatureReference:
     return dataclasses.replace(reference, far=max(float(np.quantile(distances, _FAR)), 1e-6))
 
 
-def reference_of(model: nn.Module, dataset: PictureDataset, preprocess: Preprocess, *, seed: int) -> FeatureReference:
-    """Fit the reference to at most 1,024 pictures of a data set, drawn by a seed; on the device of the network."""
+def reference_of(model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int) -> FeatureReference:
+    """Fit the reference to at most 1,024 images of a data set, drawn by a seed; on the device of the network."""
     device = next(model.parameters()).device
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_PICTURES].tolist()
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_IMAGES].tolist()
     model.eval()
     with torch.no_grad():
         values = [
-            pooled(features(model, preprocess(dataset.pictures(chosen[start : start + _BATCH]).to(device))))
+            pooled(features(model, preprocess(dataset.images(chosen[start : start + _BATCH]).to(device))))
             for start in range(0, len(chosen), _BATCH)
         ]
     return fit_reference(np.concatenate(values))

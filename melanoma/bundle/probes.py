@@ -1,4 +1,4 @@
-"""A few made-up pictures with a network's outputs, recorded to find out elsewhere whether it still computes the same."""
+"""A few made-up images with a network's outputs, recorded to find out elsewhere whether it still computes the same."""
 
 import base64
 import io
@@ -9,48 +9,50 @@ import torch
 from PIL import Image
 from torch import nn
 
-from melanoma.images import Preprocess, Uint8Array
-from melanoma.views import FeatureExtractor, predict_views
+from melanoma.arrays import Uint8Array
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.tta import FeatureExtractor
+from melanoma.training.networks import tta_logits
 
 NUM_PROBES = 3
 PROBE_TOLERANCE = 1e-3
 
 
-def probe_pictures(canvas: tuple[int, int]) -> list[Uint8Array]:
-    """Return smooth made-up pictures, ``(H, W, 3)`` uint8, that any decoder and resizer reproduces."""
+def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
+    """Return smooth made-up images, ``(H, W, 3)`` uint8, that any decoder and resizer reproduces."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (NUM_PROBES, 6, 8, 3), dtype=np.uint8)
-    size = (canvas[1], canvas[0])
+    size = (stored_shape[1], stored_shape[0])
     return [np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)) for cells in coarse]
 
 
-def record_probes(model: nn.Module, preprocess: Preprocess, views: int) -> list[dict[str, Any]]:
-    """Return the probe pictures with the logits ``(C,)`` that the network gives them, as plain values for a manifest."""
-    pictures = probe_pictures(preprocess.canvas)
-    logits = _probe_logits(model, preprocess, views, pictures)
+def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> list[dict[str, Any]]:
+    """Return the probe images with the logits ``(C,)`` that the network gives them, as plain values for a manifest."""
+    images = probe_images(preprocess.stored_shape)
+    logits = _probe_logits(model, preprocess, tta, images)
     return [
-        {"picture_png": _to_png(picture), "logits": [float(z) for z in row]}
-        for picture, row in zip(pictures, logits, strict=True)
+        {"image_png": _to_png(image), "logits": [float(z) for z in row]}
+        for image, row in zip(images, logits, strict=True)
     ]
 
 
 def _probe_logits(
     model: nn.Module,
     preprocess: Preprocess,
-    views: int,
-    pictures: list[Uint8Array],
+    tta: int,
+    images: list[Uint8Array],
     extract: FeatureExtractor | None = None,
 ) -> np.ndarray:
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        images = preprocess(torch.from_numpy(np.stack(pictures)).to(device))
-        return predict_views(model, images, views, extract=extract).float().cpu().numpy()
+        inputs = preprocess(torch.from_numpy(np.stack(images)).to(device))
+        return tta_logits(model, inputs, tta, extract=extract).float().cpu().numpy()
 
 
-def _to_png(picture: Uint8Array) -> str:
+def _to_png(image: Uint8Array) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -62,7 +64,7 @@ def replay_probes(
     probes: list[dict[str, Any]],
     model: nn.Module,
     preprocess: Preprocess,
-    views: int,
+    tta: int,
     *,
     extract: FeatureExtractor | None = None,
 ) -> list[str]:
@@ -71,17 +73,17 @@ def replay_probes(
     Args:
         probes: as recorded.
         model: the network, whose head is used in any case.
-        preprocess: from pictures to its input.
-        views: averaged.
+        preprocess: from images to its input.
+        tta: averaged.
         extract: what gives the feature maps in place of the network.
     """
     try:
         recorded = np.array([probe["logits"] for probe in probes], dtype=np.float64)
-        pictures = [_from_png(probe["picture_png"]) for probe in probes]
-        logits = _probe_logits(model, preprocess, views, pictures, extract)
+        images = [_from_png(probe["image_png"]) for probe in probes]
+        logits = _probe_logits(model, preprocess, tta, images, extract)
         gap = float(np.abs(logits - recorded).max())
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
-        return [f"the bundle's probes must be pictures with their logits, they are not ({type(error).__name__})."]
+        return [f"the bundle's probes must be images with their logits, they are not ({type(error).__name__})."]
     if gap <= PROBE_TOLERANCE:
         return []
     return [

@@ -15,18 +15,18 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from melanoma.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 from melanoma.config import CLASSES, TrainConfig
-from melanoma.data.dataset import PictureDataset, PreparedData
-from melanoma.distributed import World
+from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import validation_scores
-from melanoma.images import Preprocess
-from melanoma.losses import class_weights_from_counts, focal_terms
-from melanoma.muon import Muon
-from melanoma.networks import freeze, parameter_groups, train_mode
-from melanoma.stochastic_depth import depth_layers, set_depth_draws
-from melanoma.views import FeatureExtractor, predict_views
+from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.tta import FeatureExtractor
+from melanoma.training.distributed import World
+from melanoma.training.losses import class_weights_from_counts, focal_terms
+from melanoma.training.muon import Muon
+from melanoma.training.networks import freeze, parameter_groups, train_mode, tta_logits
+from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
 
 SELECTION = "auroc"
 PREDICT_BATCH = 64
@@ -34,7 +34,7 @@ PREDICT_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Logits of one network on some pictures, in the order of the data set.
+    """Logits of one network on some images, in the order of the data set.
 
     Attributes:
         image_ids: N ids.
@@ -108,14 +108,14 @@ def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> flo
 
 
 def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order ``(N,)`` in which an epoch shows the pictures, the same on every rank."""
+    """Return the order ``(N,)`` in which an epoch shows the images, the same on every rank."""
     return np.random.default_rng([seed, epoch]).permutation(num)
 
 
 def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
-    """Return (height, width) in px at which an epoch shows its pictures; smaller sizes are 4:3 too."""
+    """Return (height, width) in px at which an epoch shows its images; smaller sizes are 4:3 too."""
     full = config.data.input_height, config.data.input_width
-    for until, scale in config.optim.small_until:
+    for until, scale in config.optim.progressive_resizing:
         if epoch < until * config.optim.epochs:
             unit = max(2, round(full[1] * scale / 16))
             return 12 * unit, 16 * unit
@@ -142,17 +142,17 @@ class Training:
 
     Attributes:
         config: its settings.
-        train: pictures the network learns from.
-        validation: pictures that choose the epoch.
-        preprocess: from stored pictures to network input.
+        train: images the network learns from.
+        validation: images that choose the epoch.
+        preprocess: from stored images to network input.
         class_weights: ``(C,)``.
         world: the processes sharing the run.
         on_step: called with (epoch, step, num_steps, loss) on every rank.
     """
 
     config: TrainConfig
-    train: PictureDataset
-    validation: PictureDataset
+    train: ImageDataset
+    validation: ImageDataset
     preprocess: Preprocess
     class_weights: Tensor
     world: World = dataclasses.field(default_factory=World)
@@ -176,10 +176,10 @@ class Training:
         counts = [int((rows["label"] == label).sum()) for label in range(len(CLASSES))]
         return Training(
             config=config,
-            train=PictureDataset(data, rows),
-            validation=PictureDataset(data, data.rows("train", fold=fold)),
-            preprocess=Preprocess(data.canvas, config.data),
-            class_weights=class_weights_from_counts(counts, tau=loss.tau, melanoma_factor=loss.melanoma_factor),
+            train=ImageDataset(data, rows),
+            validation=ImageDataset(data, data.rows("train", fold=fold)),
+            preprocess=Preprocess(data.stored_shape, config.data),
+            class_weights=class_weights_from_counts(counts, tau=loss.tau, target_factor=loss.target_factor),
             world=world or World(),
             on_step=on_step,
         )
@@ -202,13 +202,13 @@ def fit(
         on_epoch_end: called after every epoch, on every rank equally often.
 
     Raises:
-        SettingError: if a batch holds more pictures than there are, or fewer than there are workers.
+        SettingError: if a batch holds more images than there are, or fewer than there are workers.
         FloatingPointError: if the loss or a logit is not finite.
     """
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
         raise SettingError(
-            f"optim.batch_size must be from the number of workers ({training.world.size}) to that of training pictures "
+            f"optim.batch_size must be from the number of workers ({training.world.size}) to that of training images "
             f"({len(training.train)}), got {batch_size}."
         )
     while state.epoch < training.config.optim.epochs:
@@ -250,12 +250,12 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     for step in range(num_steps):
         batch = order[step * config.optim.batch_size : (step + 1) * config.optim.batch_size]
         mine = torch.from_numpy(batch[list(world.share(len(batch)))])
-        pictures = training.train.pictures(mine.tolist()).to(device, non_blocking=True)
-        images = training.preprocess.normalise(augment(pictures, draws[mine], config.augment, size))
+        images = training.train.images(mine.tolist()).to(device, non_blocking=True)
+        inputs = training.preprocess.normalise(augment(images, draws[mine], config.augment, size))
         set_depth_draws(layers, draws[mine, NUM_DRAWS:].to(device))
         target = training.train.labels[mine].to(device)
         number = state.epoch * num_steps + step
-        loss_sum, weight_sum = _step(training, model, state, images, target=target, weights=weights, step=number)
+        loss_sum, weight_sum = _step(training, model, state, inputs, target=target, weights=weights, step=number)
         total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
         if training.on_step is not None:
             training.on_step(state.epoch, step, num_steps, loss_sum / max(weight_sum, 1e-12))
@@ -272,7 +272,7 @@ def _step(
     training: Training,
     model: nn.Module,
     state: TrainState,
-    images: Tensor,
+    inputs: Tensor,
     *,
     target: Tensor,
     weights: Tensor,
@@ -287,9 +287,9 @@ def _step(
     )
     for group in state.optimizer.param_groups:
         group["lr"] = optim.lr * group["lr_scale"] * factor
-    images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(images.device):
-        logits = model(images)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with autocast(inputs.device):
+        logits = model(inputs)
     loss_sum, weight_sum = focal_terms(logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma)
     # DDP averages gradients over ranks; times the world size over the batch's weight sum this is the global weighted mean.
     loss = loss_sum * world.size / world.sum(weight_sum.detach())
@@ -305,11 +305,11 @@ def _step(
 
 def predict(
     model: nn.Module,
-    dataset: PictureDataset,
+    dataset: ImageDataset,
     preprocess: Preprocess,
     *,
     world: World | None = None,
-    views: int = 1,
+    tta: int = 1,
     extract: FeatureExtractor | None = None,
 ) -> Predictions:
     """Predict a data set in float32, every rank its share; all ranks return the whole.
@@ -317,9 +317,9 @@ def predict(
     Args:
         model: the network.
         dataset: what is predicted.
-        preprocess: from stored pictures to network input.
+        preprocess: from stored images to network input.
         world: the processes sharing the work; None: this one alone.
-        views: mirrored copies averaged.
+        tta: mirrored copies averaged.
         extract: stands in for all of the network but its head.
     """
     world = world or World()
@@ -329,7 +329,7 @@ def predict(
     model.eval()
     with torch.no_grad(), full_precision(device):
         for start in range(0, len(mine), PREDICT_BATCH):
-            pictures = dataset.pictures(mine[start : start + PREDICT_BATCH]).to(device)
-            logits[start : start + PREDICT_BATCH] = predict_views(model, preprocess(pictures), views, extract=extract)
+            images = dataset.images(mine[start : start + PREDICT_BATCH]).to(device)
+            logits[start : start + PREDICT_BATCH] = tta_logits(model, preprocess(images), tta, extract=extract)
     logits = world.join(logits, len(dataset))
     return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

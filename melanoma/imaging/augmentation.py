@@ -1,6 +1,6 @@
 """Batched augmentation on the device; its randomness comes from (seed, epoch, image_id) alone.
 
-So a picture is changed in the same way whichever worker shows it, in whatever batch, however often the run was restarted.
+So an image is changed in the same way whichever worker shows it, in whatever batch, however often the run was restarted.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from melanoma.config import AugmentConfig
-from melanoma.images import resize, to_float
+from melanoma.imaging.letterbox import resize, to_float
 
 NUM_DRAWS = 12
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -42,11 +42,11 @@ def uniform_draws(keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int =
     return torch.from_numpy(((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32))
 
 
-def augment(pictures: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[int, int]) -> Tensor:
+def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[int, int]) -> Tensor:
     """Turn, flip, zoom, shift and recolour a batch.
 
     Args:
-        pictures: ``(N, H, W, 3)`` uint8.
+        images: ``(N, H, W, 3)`` uint8.
         draws: ``(N, NUM_DRAWS)`` or more columns, in [0, 1).
         config: how far.
         size: (h, w) of the result, px.
@@ -54,14 +54,14 @@ def augment(pictures: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[
     Returns:
         ``(N, 3, h, w)`` float32 in [0, 1].
     """
-    images = to_float(pictures)
-    height, width = images.shape[-2:]
+    pixels = to_float(images)
+    height, width = pixels.shape[-2:]
     if height > 2 * size[0]:  # a bilinear sample covers two pixels; shrink first what would alias
-        images = resize(images, (2 * size[0], 2 * size[1]))
-    draws = draws.to(images.device)
-    grid = F.affine_grid(_affine(draws, config, aspect=width / height), [len(images), 3, *size], align_corners=False)
-    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return _recolour(images, draws, config)
+        pixels = resize(pixels, (2 * size[0], 2 * size[1]))
+    draws = draws.to(pixels.device)
+    grid = F.affine_grid(_affine(draws, config, aspect=width / height), [len(pixels), 3, *size], align_corners=False)
+    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _recolour(pixels, draws, config)
 
 
 def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:

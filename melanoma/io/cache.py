@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from melanoma.errors import DataError
-from melanoma.files import new_file, sha256_of, write_bytes
-from melanoma.storage import Place, RemotePath, is_plain_name, is_sha256
+from melanoma.io.files import new_file, sha256_of, write_bytes
+from melanoma.io.storage import AnyPath, RemotePath, is_plain_name, is_sha256
 
 CACHE = "MELANOMA_CACHE"
 """Environment variable: the folder where each node keeps what it fetched; by default one in the temporary folder."""
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def local_file(path: Place, sha256: str, *, max_bytes: int) -> Path:
+def local_file(path: AnyPath, sha256: str, *, max_bytes: int) -> Path:
     """Return the path of a file on this node, fetched once and found by its hash from then on.
 
     Args:

@@ -1,6 +1,6 @@
-"""Synthetic dermoscopy with true lesion masks in HAM10000's layout: the embedded data set, every picture marked synthetic.
+"""Synthetic dermoscopy with true lesion masks in HAM10000's layout: the embedded data set, every image marked synthetic.
 
-Decides who has what: patients, lesions, views, sources, and planted faults for testing the leak auditor. `phantom_drawing` draws.
+Decides who has what: patients, lesions, tta, sources, and planted faults for testing the leak auditor. `phantom_drawing` draws.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import pandas as pd
 from PIL import Image
 
 from melanoma.config import CLASSES
-from melanoma.data.phantom_camera import Camera
-from melanoma.data.phantom_drawing import Lesion, draw
+from melanoma.data.phantom.camera import Camera
+from melanoma.data.phantom.drawing import Lesion, draw
 from melanoma.errors import SettingError
-from melanoma.files import new_folder, write_text
+from melanoma.io.files import new_folder, write_text
 
 # Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
 HAM10000_LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
@@ -32,7 +32,7 @@ CAMERAS = {
 }
 _SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot")
 _LOOKS_LIKE = {"mel": "nv", "nv": "mel"}
-_MARK = "SYNTHETIC phantom dermoscopy, not a picture of a person"
+_MARK = "SYNTHETIC phantom dermoscopy, not an image of a person"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PhantomConfig:
         shortcut: whether one source holds nearly all melanomas and gives the label away.
         melanomas: share of the lesions that are melanomas, in (0, 0.5]; None takes HAM10000's, but enough for a contract.
         mimics: share of the melanomas that show no more signs than nevi do, and of the nevi that show as many as melanomas, in
-            [0, 0.5]: nobody can tell them, and they are the hardest pictures of all.
+            [0, 0.5]: nobody can tell them, and they are the hardest images of all.
     """
 
     num_lesions: int = 2000
@@ -67,8 +67,8 @@ class PhantomConfig:
             raise SettingError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
 
 
-def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int, int], None] | None = None) -> int:
-    """Write metadata.csv, images/*.jpg, masks/*.png and a README into a new folder; return the number of pictures.
+def write_phantom(config: PhantomConfig, out: Path, *, on_image: Callable[[int, int], None] | None = None) -> int:
+    """Write metadata.csv, images/*.jpg, masks/*.png and a README into a new folder; return the number of images.
 
     Raises:
         DataError: if out holds something else.
@@ -82,15 +82,15 @@ def write_phantom(config: PhantomConfig, out: Path, *, on_picture: Callable[[int
         ].itertuples(index=False)]  # fmt: skip
         # spawn: fork would copy the locks of whatever threads the caller runs
         with ProcessPoolExecutor(max_workers=joblib.cpu_count(), mp_context=get_context("spawn")) as pool:
-            for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=16), start=1):
-                if on_picture is not None:
-                    on_picture(done, len(jobs))
+            for done, _ in enumerate(pool.map(_write_image, jobs, chunksize=16), start=1):
+                if on_image is not None:
+                    on_image(done, len(jobs))
         write_text(work / "metadata.csv", table.drop(columns=["lesion_index", "view"]).to_csv(index=False))
         write_text(work / "README.txt", f"{_MARK}. Made by `melanoma data phantom` with seed {config.seed}.\n")
     return len(jobs)
 
 
-def _write_picture(job: tuple[Lesion, Camera, int, str, str]) -> None:
+def _write_image(job: tuple[Lesion, Camera, int, str, str]) -> None:
     lesion, camera, view, folder, image_id = job
     pixels, mask = draw(lesion, camera, view)
     exif = Image.Exif()
@@ -118,7 +118,7 @@ def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[
 
 
 def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
-    """Return the lesions and one metadata row a picture, in HAM10000's columns and patient_id."""
+    """Return the lesions and one metadata row an image, in HAM10000's columns and patient_id."""
     rng = np.random.default_rng([config.seed, 7])
     counts = class_counts(config.num_lesions, config.melanomas)
     diagnoses = rng.permutation([dx for dx, count in counts.items() for _ in range(count)])

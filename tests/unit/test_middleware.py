@@ -8,13 +8,13 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
-from serve import frame, pictures
+from serve import frame, images
 from serve.bodies import MAX_BODY_BYTES
-from serve.calls import BundleChangingError, NotReadyError, OverloadedError
 from serve.classifier import Classifier, Job
-from serve.frame import HEADERS, install_frame
 from serve.in_flight import InFlight
 from serve.metrics import BatchMetrics
+from serve.middleware import HEADERS, install_middleware
+from serve.model_client import BundleChangingError, NotReadyError, OverloadedError
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 
@@ -34,7 +34,7 @@ FAILURES = {
 def client() -> TestClient:
     app = FastAPI(redirect_slashes=False)
     install_problem_handlers(app)
-    install_frame(app, max_body_bytes=1000)
+    install_middleware(app, max_body_bytes=1000)
 
     @app.post("/fail/{code}")
     async def fail(code: str) -> None:
@@ -82,7 +82,7 @@ def test_a_form_is_never_spooled_to_a_file() -> None:
 
     @app.post("/form")
     async def form(request: Request) -> bool:
-        assert pictures.MultiPartParser.spool_max_size > MAX_BODY_BYTES
+        assert images.MultiPartParser.spool_max_size > MAX_BODY_BYTES
         async with request.form(max_part_size=MAX_BODY_BYTES) as fields:
             upload = fields["image"]
             assert isinstance(upload, UploadFile)
@@ -135,7 +135,7 @@ def test_a_service_that_stops_refuses_new_requests_and_counts_those_under_way(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = InFlight()
-    monkeypatch.setattr("serve.frame.in_flight", lambda: state)
+    monkeypatch.setattr("serve.middleware.in_flight", lambda: state)
     assert client.post("/under-way").json() == state.num + 1 == 1
     state.is_stopping = True
     refused = client.post("/read", content=b"x")
@@ -147,15 +147,15 @@ def test_a_service_that_stops_refuses_new_requests_and_counts_those_under_way(
 
 
 class _Network:
-    """Stands in for a predictor: one of its pictures breaks it."""
+    """Stands in for a predictor: one of its images breaks it."""
 
-    def predict(self, pictures: list[int], *, explain: bool) -> list[int]:
-        if 13 in pictures:
+    def predict(self, images: list[int], *, explain: bool) -> list[int]:
+        if 13 in images:
             raise FloatingPointError
-        return pictures
+        return images
 
 
-def test_a_picture_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchMetrics, "computed", lambda *_: None)
     monkeypatch.setattr(BatchMetrics, "__init__", lambda _: None)
     classifier = object.__new__(Classifier)

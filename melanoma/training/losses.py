@@ -12,7 +12,7 @@ from melanoma.config import CLASSES, MELANOMA_INDEX, check_gamma
 def focal_terms(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of focal losses and the sum of weights, the two halves of a weighted mean.
 
-    Each picture costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5).
+    Each image costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5).
     The halves are returned apart because the mean over a batch that is spread over workers divides by the sum of all
     their weights, not by each worker's own.
 
@@ -60,25 +60,25 @@ class FocalLoss(nn.Module):
         return focal_loss(logits, target, class_weights=self.class_weights, gamma=self.gamma)
 
 
-def class_weights_from_counts(counts: Sequence[int], *, tau: float, melanoma_factor: float = 1.0) -> Tensor:
-    """Return ``n_c ** -tau`` times the melanoma factor, scaled so that the average weight of a training picture is 1.
+def class_weights_from_counts(counts: Sequence[int], *, tau: float, target_factor: float = 1.0) -> Tensor:
+    """Return ``n_c ** -tau`` times the target factor, scaled so that the average weight of a training image is 1.
 
-    A class without a picture gets weight 0: it has nothing to be weighted on and must not scale the others.
+    A class without an image gets weight 0: it has nothing to be weighted on and must not scale the others.
 
     Args:
-        counts: training pictures of each class, in the order of `CLASSES`.
+        counts: training images of each class, in the order of `CLASSES`.
         tau: in [0, 1]; 0 weighs all classes alike, 1 by inverse frequency.
-        melanoma_factor: further factor on melanoma, at least 1.
+        target_factor: further factor on melanoma, at least 1.
 
     Returns:
         ``(C,)`` float32.
 
     Raises:
-        ValueError: if counts has the wrong length or no picture at all.
+        ValueError: if counts has the wrong length or no image at all.
     """
     if len(counts) != len(CLASSES) or sum(counts) == 0:
         raise ValueError(f"counts must hold {len(CLASSES)} numbers, not all 0, got {list(counts)}.")
     numbers = torch.tensor(counts, dtype=torch.float64)
     weights = torch.where(numbers > 0, numbers.clamp(min=1) ** -tau, 0.0)
-    weights[MELANOMA_INDEX] *= melanoma_factor
+    weights[MELANOMA_INDEX] *= target_factor
     return (weights * numbers.sum() / (weights * numbers).sum()).float()

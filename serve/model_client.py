@@ -1,7 +1,7 @@
 """What the ingress asks of the other deployments, so that all parts of an answer come from one bundle. Knows nothing of HTTP.
 
 While a new bundle is taken up, replicas of the old and of the new one answer side by side. A prediction therefore comes with what its replica
-says of its own bundle, a picture made for the other bundle's canvas is made anew, and a request of several parts is asked again
+says of its own bundle, an image made for the other bundle's stored shape is made anew, and a request of several parts is asked again
 until they agree. What Ray Serve raises for a full queue or a missing deployment is renamed: FastAPI handlers for those names are Serve's own.
 """
 
@@ -18,10 +18,10 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.bundle.predictor import Prediction
 from melanoma.config import DataConfig
-from melanoma.evidence.metrics import FloatArray
-from melanoma.images import Preprocess, Uint8Array
-from melanoma.predictor import Prediction
+from melanoma.imaging.letterbox import Preprocess
 from serve.classifier import Answer, Job
 from serve.explainer import GuidedJob
 from serve.lanes import Lane, OverloadedError
@@ -31,7 +31,7 @@ from serve.metrics import request_metrics
 ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
-PICTURES_AT_ONCE = 8  # of one request: it must not fill the queue of all
+IMAGES_AT_ONCE = 8  # of one request: it must not fill the queue of all
 # Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and small ones do not wait for them.
 SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: 3 million of a progressive JPEG of 600 x 450 px
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
@@ -60,17 +60,17 @@ class BundleChangingError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What one bundle says of one picture.
+    """What one bundle says of one image.
 
     Attributes:
-        shown: the upright picture, at most 1200 px: the whole one is let go before the classifier is asked.
-        picture: ``(H, W, 3)`` uint8 as stored for that bundle.
+        shown: the upright image, at most 1200 px: the whole one is let go before the classifier is asked.
+        image: ``(H, W, 3)`` uint8 as stored for that bundle.
         prediction: of it.
         described: of the bundle: manifest, model card and the sentence of its contract.
     """
 
     shown: Image.Image
-    picture: Uint8Array
+    image: Uint8Array
     prediction: Prediction
     described: dict[str, Any]
 
@@ -85,7 +85,7 @@ class Reading:
         return _preprocess_of(self.described["manifest"])
 
 
-class Calls:
+class ModelClient:
     """The two deployments behind the ingress; remembers what the last classifier said of its bundle."""
 
     def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
@@ -124,14 +124,14 @@ class Calls:
         described = self._described or await self.describe()
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("decode"):
-                shown, picture = await self._decoded(source, _preprocess_of(described["manifest"]))
-            answer = await self._predict(Job(picture, explain, known=described["manifest"]["version"]))
+                shown, image = await self._decoded(source, _preprocess_of(described["manifest"]))
+            answer = await self._predict(Job(image, explain, known=described["manifest"]["version"]))
             if (
                 answer.described is not None
             ):  # another bundle than the one known; only this request's own, for all share the last
                 self._described = described = answer.described
             if answer.prediction is not None:
-                return Reading(shown, picture, answer.prediction, described)
+                return Reading(shown, image, answer.prediction, described)
             await asyncio.sleep(PAUSE_SECONDS if attempt else 0)
         raise BundleChangingError
 
@@ -167,7 +167,7 @@ class Calls:
         raise BundleChangingError
 
     async def _read_at_once(self, sources: Sequence[Source]) -> list[Reading]:
-        at_once = asyncio.Semaphore(PICTURES_AT_ONCE)
+        at_once = asyncio.Semaphore(IMAGES_AT_ONCE)
 
         async def read(source: Source) -> Reading:
             async with at_once:
@@ -181,12 +181,12 @@ class Calls:
                 task.cancel()
 
     async def guided(self, reading: Reading) -> FloatArray:
-        """Return the guided map ``(H, W)`` of a picture that was read with its Grad-CAM; raises as `read` does.
+        """Return the guided map ``(H, W)`` of an image that was read with its Grad-CAM; raises as `read` does.
 
         Explainers may take up a new bundle seconds after the classifiers, so that an update can refuse guided maps meanwhile.
         """
         assert reading.prediction.heatmap is not None  # of the caller: it was asked for
-        job = GuidedJob(reading.picture, reading.prediction.heatmap, version=reading.version)
+        job = GuidedJob(reading.image, reading.prediction.heatmap, version=reading.version)
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("explain"):
                 guided = await _ask(self._explainer.explain, job)
@@ -209,7 +209,7 @@ class Calls:
         except OverloadedError:
             return  # busy, which is not the same: taken out of service it would leave its share to the others
         except TimeoutError:
-            if not self._waiting:  # else the question waits behind pictures
+            if not self._waiting:  # else the question waits behind images
                 raise NotReadyError from None
         except (RayError, RayServeException):
             raise NotReadyError from None
@@ -234,5 +234,5 @@ def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint
 def _preprocess_of(manifest: dict[str, Any]) -> Preprocess:
     """Return the preprocessing a bundle's manifest names."""
     settings = dict(manifest["preprocessing"])
-    height, width = settings.pop("canvas")
+    height, width = settings.pop("stored_shape")
     return Preprocess((height, width), DataConfig.from_dict(settings))

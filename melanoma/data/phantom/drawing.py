@@ -1,4 +1,4 @@
-"""Draws one synthetic dermoscopic picture and its true lesion mask. Knows nothing of data sets, files or splits.
+"""Draws one synthetic dermoscopic image and its true lesion mask. Knows nothing of data sets, files or splits.
 
 Nothing here models biology; it draws what the eye looks for (asymmetry, border, colours, veil, network) so that methods can be
 tested with the truth known. Signs of melanoma come in a strength that overlaps between the classes.
@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from melanoma.data.phantom_camera import (
+from melanoma.arrays import Uint8Array
+from melanoma.data.phantom.camera import (
     HEIGHT_PX,
     WIDTH_PX,
     X_PX,
@@ -22,7 +23,6 @@ from melanoma.data.phantom_camera import (
     noise,
     photograph,
 )
-from melanoma.images import Uint8Array
 
 _SKINS = np.array([[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32)
 _BROWNS = np.array([[168, 118, 84], [142, 92, 62], [112, 70, 48], [86, 52, 38]], dtype=np.float32)
@@ -33,7 +33,7 @@ _MELANOMA_COLOURS = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Lesion:
-    """What stays the same in every picture of one lesion.
+    """What stays the same in every image of one lesion.
 
     Attributes:
         dx: class name.
@@ -69,7 +69,7 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     """Draw view 0, 1, ... of a lesion.
 
     Returns:
-        The picture, ``(150, 200, 3)`` uint8, and the true lesion mask, ``(150, 200)`` bool.
+        The image, ``(150, 200, 3)`` uint8, and the true lesion mask, ``(150, 200)`` bool.
     """
     shape_rng = np.random.default_rng([lesion.seed, 0])
     view_rng = np.random.default_rng([lesion.seed, 1, view])

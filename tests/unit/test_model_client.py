@@ -15,13 +15,13 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
+from melanoma.bundle.predictor import Prediction
 from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
-from melanoma.predictor import Prediction
 from serve import calls
-from serve.calls import BundleChangingError, Calls, NotReadyError
 from serve.classifier import Answer, Job
 from serve.lanes import Lane, OverloadedError
+from serve.model_client import BundleChangingError, ModelClient, NotReadyError
 from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 
 
@@ -62,12 +62,15 @@ class _Fails:
 def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(raised: Exception, renamed: type[Exception]) -> None:
     deployment: Any = _Fails(raised)
     with pytest.raises(renamed):
-        asyncio.run(Calls(deployment, deployment).describe())
+        asyncio.run(ModelClient(deployment, deployment).describe())
 
 
-def _described(version: str, canvas: tuple[int, int]) -> dict[str, Any]:
+def _described(version: str, stored_shape: tuple[int, int]) -> dict[str, Any]:
     return {
-        "manifest": {"version": version, "preprocessing": {"canvas": list(canvas), **dataclasses.asdict(DataConfig())}}
+        "manifest": {
+            "version": version,
+            "preprocessing": {"stored_shape": list(stored_shape), **dataclasses.asdict(DataConfig())},
+        }
     }
 
 
@@ -97,7 +100,7 @@ class _Replicas:
     def _predict(self, job: Job) -> Answer:
         version = self._draw()
         described = None if job.known == version else _described(version, self._versions[version])
-        if job.picture.shape[:2] != self._versions[version]:
+        if job.image.shape[:2] != self._versions[version]:
             return Answer(None, described)
         return Answer(Prediction(np.zeros(7), np.full(7, 1 / 7), "refer", (), 0.0), described)
 
@@ -111,17 +114,17 @@ TWO = {"old": (96, 128), "new": (72, 96)}
 def test_no_request_is_lost_while_a_bundle_of_another_canvas_is_taken_up() -> None:
     async def ask() -> list[calls.Reading]:
         replicas: Any = _Replicas(TWO)
-        asked = Calls(replicas, replicas)
+        asked = ModelClient(replicas, replicas)
         return list(await asyncio.gather(*(asked.read(IMAGE) for _ in range(200))))
 
     for reading in asyncio.run(ask()):
-        assert reading.picture.shape[:2] == TWO[reading.version] == reading.preprocess.canvas
+        assert reading.image.shape[:2] == TWO[reading.version] == reading.preprocess.stored_shape
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_all_pictures_of_one_request_are_read_by_one_bundle(seed: int) -> None:
+def test_all_images_of_one_request_are_read_by_one_bundle(seed: int) -> None:
     replicas: Any = _Replicas(TWO, seed=seed)
-    readings = asyncio.run(Calls(replicas, replicas).read_all([IMAGE] * 32))
+    readings = asyncio.run(ModelClient(replicas, replicas).read_all([IMAGE] * 32))
     assert len(readings) == 32
     assert len({reading.version for reading in readings}) == 1
 
@@ -137,19 +140,19 @@ def test_a_bundle_that_changes_with_every_answer_is_told() -> None:
 
     replicas: Any = Restless({})
     with pytest.raises(BundleChangingError):
-        asyncio.run(Calls(replicas, replicas).read(IMAGE))
+        asyncio.run(ModelClient(replicas, replicas).read(IMAGE))
 
 
 def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
     replicas: Any = _Replicas({"one": (96, 128)})
     reading = asyncio.run(
-        Calls(replicas, replicas).read(Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")))
+        ModelClient(replicas, replicas).read(Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")))
     )
     assert reading.shown.size == (1200, 900)
 
 
 def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question that waits behind pictures says nothing against the service; one that nothing delays does."""
+    """A question that waits behind images says nothing against the service; one that nothing delays does."""
     monkeypatch.setattr(calls, "READY_SECONDS", 0.01)
 
     class Slow:
@@ -160,7 +163,7 @@ def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(1)
 
     slow: Any = Slow()
-    asked = Calls(slow, slow)
+    asked = ModelClient(slow, slow)
     with pytest.raises(NotReadyError):
         asyncio.run(asked.check_ready())
     asked._waiting = 1
@@ -200,10 +203,10 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
-def _calls() -> Calls:
+def _calls() -> ModelClient:
     replicas: Any = _Replicas({"one": (96, 128)})
     replicas.ready = _Method(lambda: None)
-    return Calls(replicas, replicas)
+    return ModelClient(replicas, replicas)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

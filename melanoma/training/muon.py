@@ -11,7 +11,7 @@ import torch
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor
 
-from melanoma.distributed import World
+from melanoma.training.distributed import World
 
 # Cesista, Squeezing 1-2 % efficiency gains out of Muon by optimizing the Newton-Schulz coefficients, 2025; timm's "quintic".
 _COEFFICIENTS = [

@@ -1,5 +1,7 @@
 """timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import timm
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 
 from melanoma.config import CLASSES, ModelConfig, OptimConfig
 from melanoma.errors import SettingError
-from melanoma.stochastic_depth import install_stochastic_depth
-from melanoma.storage import place
-from melanoma.weights import load_weights
+from melanoma.imaging.tta import FeatureExtractor, tta_features
+from melanoma.io.storage import to_path
+from melanoma.training.stochastic_depth import install_stochastic_depth
+from melanoma.training.weights import load_weights
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
@@ -75,7 +78,7 @@ def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.d
     model = build_model(config, pretrained=weights == "imagenet")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if weights not in ("none", "imagenet"):
-        load_weights(model, place(weights))
+        load_weights(model, to_path(weights))
     return model
 
 
@@ -110,6 +113,16 @@ def head(model: nn.Module, feature_map: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, model).forward_head(feature_map))
 
 
+def tta_logits(model: nn.Module, images: Tensor, tta: int, *, extract: FeatureExtractor | None = None) -> Tensor:
+    """Return logits ``(N, C)`` averaged over mirrored copies; ``extract`` may stand in for all but the head."""
+    return average_logits(model, tta_features(extract or partial(features, model), images, tta))
+
+
+def average_logits(model: nn.Module, feature_maps: Sequence[Tensor]) -> Tensor:
+    """Return logits ``(N, C)`` averaged over the feature maps of the mirrored copies."""
+    return torch.stack([head(model, feature_map) for feature_map in feature_maps]).mean(dim=0)
+
+
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: no decay on norms and biases, lower rates away from the head."""
     if config.layer_decay < 1:
@@ -120,7 +133,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def freeze(model: nn.Module, num_layers: int) -> None:
-    """Keep the layers nearest the picture out of the training, counted as timm counts them for its layer decay.
+    """Keep the layers nearest the image out of the training, counted as timm counts them for its layer decay.
 
     Raises:
         SettingError: if timm does not count this network's layers, or no layer but the head would be left.

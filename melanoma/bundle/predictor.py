@@ -1,4 +1,4 @@
-"""Bundle and pictures -> calibrated probabilities, decisions and heatmaps; evaluation, the server and the tests share it."""
+"""Bundle and images -> calibrated probabilities, decisions and heatmaps; evaluation, the server and the tests share it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,17 +7,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from melanoma.backend import OnnxFeatures
-from melanoma.bundle import Bundle
+from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.bundle.backend import OnnxFeatures
+from melanoma.bundle.bundle import Bundle
+from melanoma.bundle.probes import replay_probes
 from melanoma.config import MELANOMA_INDEX
-from melanoma.evidence.metrics import FloatArray
 from melanoma.evidence.operating_point import Decision, decide
-from melanoma.explain.grad_cam import explain_views
+from melanoma.explain.grad_cam import explain_feature_maps
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
-from melanoma.images import Uint8Array
-from melanoma.networks import features
-from melanoma.probes import replay_probes
-from melanoma.views import FeatureExtractor, view_features, views_logits
+from melanoma.imaging.tta import FeatureExtractor, tta_features
+from melanoma.training.networks import average_logits, features
 
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
@@ -25,15 +24,15 @@ UNCONTRACTED = "uncontracted"
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the bundle says of one picture.
+    """What the bundle says of one image.
 
     Attributes:
         logits: ``(C,)`` float32.
         probabilities: ``(C,)`` calibrated, float64.
         decision: refer, no_referral or cannot_assess.
         warnings: codes of what limits the answer.
-        feature_distance: from the validation pictures, 1 being as far as their farthest 5 % (melanoma/drift.py).
-        heatmap: ``(h, w)`` float32 Grad-CAM of melanoma, unscaled, over the whole canvas; None if not asked for.
+        feature_distance: from the validation images, 1 being as far as their farthest 5 % (melanoma/bundle/drift.py).
+        heatmap: ``(h, w)`` float32 Grad-CAM of melanoma, unscaled, over the whole letterbox; None if not asked for.
     """
 
     logits: FloatArray
@@ -62,18 +61,18 @@ class Predictor:
     def replay_probes(self) -> list[str]:
         """Return what speaks against the bundle's recorded outputs, a sentence each; none if they are repeated here."""
         probes, preprocess = self.bundle.manifest["probes"], self.bundle.preprocess
-        return replay_probes(probes, self._model, preprocess, self.bundle.views, extract=self._extract)
+        return replay_probes(probes, self._model, preprocess, self.bundle.tta, extract=self._extract)
 
-    def predict(self, pictures: Sequence[Uint8Array], *, explain: bool = False) -> list[Prediction]:
-        """Predict stored pictures, ``(H, W, 3)`` uint8 each, as one batch; with Grad-CAM of melanoma if asked."""
-        images = self.bundle.preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
+    def predict(self, images: Sequence[Uint8Array], *, explain: bool = False) -> list[Prediction]:
+        """Predict stored images, ``(H, W, 3)`` uint8 each, as one batch; with Grad-CAM of melanoma if asked."""
+        inputs = self.bundle.preprocess(torch.from_numpy(np.stack(images)).to(self._device))
         with torch.no_grad():
-            feature_maps = view_features(self._extract, images, self.bundle.views)
+            feature_maps = tta_features(self._extract, inputs, self.bundle.tta)
             if explain:
-                explained = explain_views(self._model, feature_maps, class_index=MELANOMA_INDEX)
+                explained = explain_feature_maps(self._model, feature_maps, class_index=MELANOMA_INDEX)
                 logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
             else:
-                logits, heatmaps = views_logits(self._model, feature_maps), None
+                logits, heatmaps = average_logits(self._model, feature_maps), None
         distances = self.bundle.features.distance(feature_maps[0])
         return self.interpret(logits.float().cpu().numpy(), distances, heatmaps)
 
@@ -89,7 +88,7 @@ class Predictor:
             raise FloatingPointError(
                 "the network must give finite logits, it did not; the bundle or its input is broken."
             )
-        probabilities = self.bundle.probability_map(logits)
+        probabilities = self.bundle.calibrator(logits)
         decided = [self._decide(float(row[MELANOMA_INDEX])) for row in probabilities]
         return [
             Prediction(
@@ -119,14 +118,14 @@ class GuidedExplainer:
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
-        self._preprocess, self._views = bundle.preprocess, bundle.views
+        self._preprocess, self._tta = bundle.preprocess, bundle.tta
         self._device = torch.device(device)
         self._network = GuidedNetwork(bundle.model.to(self._device))
 
-    def explain(self, pictures: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
-        """Return the map ``(N, H, W)`` of stored pictures, ``(H, W, 3)`` uint8 each, from their Grad-CAMs ``(h, w)``."""
-        images = self._preprocess(torch.from_numpy(np.stack(pictures)).to(self._device))
-        gradients = self._network.gradients(images, class_index=MELANOMA_INDEX, views=self._views)
+    def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
+        """Return the map ``(N, H, W)`` of stored images, ``(H, W, 3)`` uint8 each, from their Grad-CAMs ``(h, w)``."""
+        inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
+        gradients = self._network.gradients(inputs, class_index=MELANOMA_INDEX, tta=self._tta)
         maps: FloatArray = (
             guided_grad_cam_map(gradients, torch.from_numpy(np.stack(heatmaps)).to(self._device)).cpu().numpy()
         )

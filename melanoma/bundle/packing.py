@@ -1,6 +1,6 @@
 """From a trained network to a contracted bundle, in the one order that keeps the contract valid.
 
-The validation fold has chosen the epoch; here it fits the probability map; only then is the calibration split opened, once.
+The validation fold has chosen the epoch; here it fits the calibrator; only then is the calibration split opened, once.
 """
 
 import dataclasses
@@ -12,17 +12,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from melanoma.backend import OnnxFeatures, export_features
-from melanoma.bundle import ONNX_RUNTIME, TORCH, BundleParts, save_bundle
+from melanoma.arrays import FloatArray
+from melanoma.bundle.backend import OnnxFeatures, export_features
+from melanoma.bundle.bundle import ONNX_RUNTIME, TORCH, BundleParts, save_bundle
+from melanoma.bundle.drift import reference_of
 from melanoma.config import CLASSES, MELANOMA_INDEX, TrainConfig
-from melanoma.data.dataset import PictureDataset, PreparedData
-from melanoma.drift import reference_of
-from melanoma.engine import predict
-from melanoma.evidence.calibration import fit_probability_map
-from melanoma.evidence.metrics import FloatArray, validation_scores
+from melanoma.data.dataset import ImageDataset, PreparedData
+from melanoma.evidence.calibration import fit_calibrator
+from melanoma.evidence.metrics import validation_scores
 from melanoma.evidence.operating_point import OperatingPoint, choose_units, select_operating_point
-from melanoma.images import Preprocess
-from melanoma.storage import Place
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.io.storage import AnyPath
+from melanoma.training.engine import predict
 
 MAX_DIFFERENCE = 1e-4
 
@@ -35,8 +36,8 @@ class Packed:
     validation: dict[str, float]
 
 
-def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Place, *, best_epoch: int) -> Packed:
-    """Fit the probability map, make the contract and write the bundle.
+def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: AnyPath, *, best_epoch: int) -> Packed:
+    """Fit the calibrator, make the contract and write the bundle.
 
     Args:
         model: the network of the best epoch.
@@ -48,16 +49,16 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Plac
     Raises:
         DataError: if the data set has no calibration split, or it holds no melanoma.
     """
-    preprocess = Preprocess(data.canvas, config.data)
+    preprocess = Preprocess(data.stored_shape, config.data)
     rows = data.rows("train", fold=config.data.validation_fold)
-    validation = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
-    probability_map = fit_probability_map(validation.logits, validation.labels, group_codes(rows))
-    features = reference_of(model, PictureDataset(data, rows), preprocess, seed=config.seed)
+    validation = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta)
+    calibrator = fit_calibrator(validation.logits, validation.labels, group_codes(rows))
+    features = reference_of(model, ImageDataset(data, rows), preprocess, seed=config.seed)
     onnx = _export(model, (config.data.input_height, config.data.input_width))
-    num_looks = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
+    num_accesses = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
     rows = data.rows("calibration")
-    calibration = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views)
-    probabilities = probability_map(calibration.logits)
+    calibration = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta)
+    probabilities = calibrator(calibration.logits)
     scores = probabilities[:, MELANOMA_INDEX]
     melanomas, others = choose_units(calibration.labels, group_codes(rows), seed=config.seed)
     point = select_operating_point(
@@ -71,15 +72,15 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Plac
     cpu_backend: dict[str, Any] = {"name": TORCH, "reason": "the network cannot be exported"}
     if onnx is not None:
         extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
-        again = predict(model, PictureDataset(data, rows), preprocess, views=config.data.views, extract=extract)
-        cpu_backend = compare_backend(probabilities, probability_map(again.logits), point.threshold)
+        again = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta, extract=extract)
+        cpu_backend = compare_backend(probabilities, calibrator(again.logits), point.threshold)
     found = Packed(point, validation_scores(validation.labels, validation.logits))
     save_bundle(
         BundleParts(
             model=model,
             config=config,
-            canvas=data.canvas,
-            probability_map=probability_map,
+            stored_shape=data.stored_shape,
+            calibrator=calibrator,
             operating_point=point,
             features=features,
             cpu_backend=cpu_backend,
@@ -90,7 +91,7 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: Plac
             group_columns=tuple(data.manifest["group_columns"]),
             split_hash=data.manifest["split_hash"],
             model_card=_model_card(
-                config, data, found, best_epoch=best_epoch, num_looks=num_looks, backend=cpu_backend
+                config, data, found, best_epoch=best_epoch, num_accesses=num_accesses, backend=cpu_backend
             ),
         ),
         folder,
@@ -107,10 +108,10 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
 
 
 def compare_backend(probabilities: FloatArray, again: FloatArray, threshold: float) -> dict[str, Any]:
-    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration pictures and little else.
+    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration images and little else.
 
     Args:
-        probabilities: ``(N, C)`` of the calibration pictures, by torch.
+        probabilities: ``(N, C)`` of the calibration images, by torch.
         again: the same by ONNX Runtime.
         threshold: of the contract.
 
@@ -123,7 +124,7 @@ def compare_backend(probabilities: FloatArray, again: FloatArray, threshold: flo
     same = furthest <= MAX_DIFFERENCE and num_other == 0
     return {
         "name": ONNX_RUNTIME if same else TORCH,
-        "num_pictures": len(probabilities),
+        "num_images": len(probabilities),
         "max_probability_difference": furthest,
         "num_other_decisions": num_other,
     }
@@ -140,7 +141,7 @@ def _model_card(
     found: Packed,
     *,
     best_epoch: int,
-    num_looks: int,
+    num_accesses: int,
     backend: dict[str, Any],
 ) -> str:
     counts = ", ".join(
@@ -152,14 +153,14 @@ def _model_card(
 
 **Research use only. Not a medical device; not a diagnosis.**
 
-- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.views} views averaged.
-- Data: {data.manifest["name"]}, grouped by {", ".join(data.manifest["group_columns"])}; pictures by split: {counts};
+- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.tta} tta averaged.
+- Data: {data.manifest["name"]}, grouped by {", ".join(data.manifest["group_columns"])}; images by split: {counts};
   split hash `{data.manifest["split_hash"][:16]}`.
 - Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs},
   melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
 - On a CPU its features are computed by: {json.dumps(backend)}.
 - Contract: **{contract.status}**. {contract.sentence()}
-  Look number {num_looks} at this calibration split; choosing among runs by their contracts weakens the promise.
+  Look number {num_accesses} at this calibration split; choosing among runs by their contracts weakens the promise.
 - Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.
 
 Training settings:

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from melanoma.errors import SettingError
-from melanoma.storage import Place
+from melanoma.io.storage import AnyPath
 
 _HOLDERS = (
     "state_dict",
@@ -50,7 +50,7 @@ class WeightsReport:
         return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
 
 
-def load_weights(model: nn.Module, path: Place) -> WeightsReport:
+def load_weights(model: nn.Module, path: AnyPath) -> WeightsReport:
     """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
 
     Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``) are taken off, and names of other releases translated as
@@ -126,7 +126,7 @@ def _misfit(
     return f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of model.backbone."
 
 
-def read_state_dict(path: Place) -> dict[str, Tensor]:
+def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
 
     Raises:

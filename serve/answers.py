@@ -1,4 +1,4 @@
-"""One picture in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
+"""One image in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
 
 Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class, before any below it exist.
 """
@@ -12,35 +12,36 @@ from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from melanoma.evidence.metrics import FloatArray
+from melanoma.arrays import FloatArray
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
-from melanoma.images import Preprocess, format_of
+from melanoma.imaging.decode import format_of
+from melanoma.imaging.letterbox import Preprocess
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
-from serve.calls import Reading
+from serve.model_client import Reading
 from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
 
-# starlette writes larger parts to a temporary file; nothing of a picture may reach a disk.
+# starlette writes larger parts to a temporary file; nothing of an image may reach a disk.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
 MAX_TEXT_FIELDS = 64
-_FORM_RULE = "The form must have one file field named image; send the picture in it."
+_FORM_RULE = "The form must have one file field named image; send the image in it."
 
 
-async def picture_bytes(request: Request) -> bytes:
-    """Return the picture of a raw body or of the one multipart field `image`."""
+async def image_bytes(request: Request) -> bytes:
+    """Return the image of a raw body or of the one multipart field `image`."""
     kind = request.headers.get("content-type", "").lower()
     data = await read_body(request)
     if kind.startswith("multipart/"):
-        return await _form_picture(request.headers, data)
+        return await _form_image(request.headers, data)
     if kind.startswith("application/json") and data.lstrip()[:1] in (b"{", b"[", b'"'):
         raise RefusedError(
             422,
             "no_image_field",
-            "The body must be the picture itself, it is JSON; send the bytes, or a form with one file field named image.",
+            "The body must be the image itself, it is JSON; send the bytes, or a form with one file field named image.",
         )
     return data
 
 
-async def _form_picture(headers: Headers, data: bytes) -> bytes:
+async def _form_image(headers: Headers, data: bytes) -> bytes:
     """Return what the field `image` of a form holds, whether it came with a file name or without."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -86,7 +87,7 @@ def _bytes_of_text(field: str | None) -> bytes | None:
 def explanation_of(
     method: Literal["grad_cam", "guided_grad_cam"], image: Image.Image, values: FloatArray, preprocess: Preprocess
 ) -> Explanation:
-    """Return a map ``(h, w)`` of the whole canvas in the frame of its picture."""
+    """Return a map ``(h, w)`` of the whole letterbox in the frame of its image."""
     shown, heatmap = heatmap_on(image, values, preprocess)
     return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
         method=method,
@@ -105,7 +106,7 @@ def model_info(manifest: dict[str, Any]) -> ModelInfo:
 
 
 def answer_of(reading: Reading, explanation: Explanation | None, *, request_id: str) -> PredictResponse:
-    """Return the answer to one picture."""
+    """Return the answer to one image."""
     manifest, prediction = reading.described["manifest"], reading.prediction
     empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
     return PredictResponse(

@@ -15,7 +15,7 @@ from serve.logs import kind_and_place
 from serve.metrics import request_metrics
 from serve.problems import body_too_large, crashed, keys_unavailable, new_request_id, problem, stopping
 
-# What says nothing about pictures or the model: anybody may ask, as probes and the page must.
+# What says nothing about images or the model: anybody may ask, as probes and the page must.
 OPEN = (
     "/",
     "/healthz",
@@ -41,7 +41,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
 logger = logging.getLogger("ray.serve")
 
 
-def install_frame(app: FastAPI, *, max_body_bytes: int) -> None:
+def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
     """Surround every request of an application."""
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)  # counts bodies that state no length
 

@@ -1,0 +1,1 @@
+"""The deployable: its manifest, packing, verified loading and prediction."""

@@ -1,0 +1,1 @@
+"""Synthetic dermoscopy with true lesion masks: the embedded data set."""
