@@ -212,7 +212,7 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
         report
         for outcome in ("passed", "failed", "error")
         for report in terminalreporter.getreports(outcome)
-        if {"drill", "fault"} & set(report.keywords) and (report.when == "call" or outcome == "error")
+        if {"drill", "fault"} & set(getattr(report, "keywords", ())) and (report.when == "call" or outcome == "error")
     ]
     if not reports:
         return

@@ -156,7 +156,7 @@ _DROP = """([data, name]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_image_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
+def test_an_image_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
     page.evaluate(_DROP, [base64.b64encode(lesion.read_bytes()).decode(), way])
     page.get_by_label("API key").fill(service.key)
     page.keyboard.press("Enter")

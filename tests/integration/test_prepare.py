@@ -120,7 +120,7 @@ def test_one_lesion_has_one_label_though_known_by_a_pair_alone(source: Path, tmp
         prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
 
 
-def test_a_folder_named_like_a_image_is_none(source: Path, tmp_path: Path) -> None:
+def test_a_folder_named_like_an_image_is_none(source: Path, tmp_path: Path) -> None:
     (source / "images" / "IMG_003_0.jpg").unlink()
     (source / "images" / "IMG_003_0.jpg").mkdir()
     with pytest.raises(DataError, match="1 image_missing"):

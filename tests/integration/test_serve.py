@@ -272,7 +272,7 @@ def _canary_image(canary: bytes, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_nothing_of_a_image_is_ever_written(client: httpx.Client, tmp_path: Path) -> None:
+def test_nothing_of_an_image_is_ever_written(client: httpx.Client, tmp_path: Path) -> None:
     """A canary in pixels, EXIF and file name, in bodies small and large: no file and no metric holds it afterwards."""
     started = time.time() - 1
     canary = secrets.token_hex(24).encode()

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
 from melanoma.errors import SettingError
-from serve import frame
+from serve import middleware
 from serve.api_keys import VARIABLE, ApiKeys, check_keys, key_of, keys_of_environment
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
@@ -175,7 +175,7 @@ def test_without_a_file_everybody_may_ask(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def client(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv(VARIABLE, str(path))
-    frame._keys.cache_clear()
+    middleware._keys.cache_clear()
     app = FastAPI()
     install_problem_handlers(app)
     install_middleware(app, max_body_bytes=1000)
@@ -189,7 +189,7 @@ def client(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         return "ok"
 
     yield TestClient(app, headers={"X-API-Key": "one"})
-    frame._keys.cache_clear()
+    middleware._keys.cache_clear()
 
 
 def test_the_service_lets_nobody_in_until_the_file_is_mended(

@@ -11,7 +11,7 @@ def _images(num: int) -> torch.Tensor:
     return torch.randint(0, 256, (num, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_a_image_is_changed_alike_in_any_batch() -> None:
+def test_an_image_is_changed_alike_in_any_batch() -> None:
     keys, images = image_keys(IDS[:8]), _images(8)
     draws = uniform_draws(keys, seed=1, epoch=2)
     whole = augment(images, draws, AugmentConfig(), (24, 32))

@@ -39,7 +39,7 @@ def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) 
     assert float(theirs.heatmaps.max()) > 0
 
 
-def test_a_image_is_the_same_in_whatever_batch(bundle_dir: Path, images: torch.Tensor) -> None:
+def test_an_image_is_the_same_in_whatever_batch(bundle_dir: Path, images: torch.Tensor) -> None:
     bundle = load_bundle(bundle_dir)
     assert bundle.features_onnx is not None
     extract = OnnxFeatures(bundle.features_onnx, num_threads=2)

@@ -105,7 +105,7 @@ def test_words_are_no_image(client: TestClient) -> None:
     is_problem(client.post("/read", files={"image": (None, "words")}), 422, "no_image_field")
 
 
-def test_a_cut_form_is_told_from_one_without_a_image(client: TestClient, image: bytes) -> None:
+def test_a_cut_form_is_told_from_one_without_an_image(client: TestClient, image: bytes) -> None:
     whole = httpx.Request("POST", "http://testserver/read", files={"image": ("a.jpg", image)})
     body = whole.read()
     headers = {"Content-Type": whole.headers["Content-Type"]}

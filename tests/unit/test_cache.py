@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from melanoma import cache, files
 from melanoma.bundle.bundle import MANIFEST, WEIGHTS, load_bundle
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.errors import BundleError, DataError
+from melanoma.io import cache, files
 from melanoma.io.cache import CACHE, cache_folder, local_file, local_folder
 from melanoma.io.files import read_json, sha256_of, write_json, write_text
 from melanoma.io.storage import RemotePath, publish, to_path

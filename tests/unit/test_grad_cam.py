@@ -45,7 +45,7 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
     assert np.abs(ours.heatmaps.numpy() - expected).max() < 1e-5
 
 
-def test_a_image_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
+def test_an_image_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
     whole = explain_batch(trained, images, class_index=MELANOMA_INDEX, tta=4).heatmaps
     alone = explain_batch(trained, images[2:3], class_index=MELANOMA_INDEX, tta=4).heatmaps
     assert torch.allclose(whole[2], alone[0], atol=1e-5)

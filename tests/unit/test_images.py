@@ -457,7 +457,7 @@ def test_the_canvas_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     assert (canvas[~inside] == PADDING_RGB).all()
 
 
-def test_a_image_of_nothing_is_told_from_a_faint_one() -> None:
+def test_an_image_of_nothing_is_told_from_a_faint_one() -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(-20, 21, (600, 800, 3))
     covered = Image.fromarray((120 + noise).astype(np.uint8))

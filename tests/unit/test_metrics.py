@@ -51,7 +51,7 @@ def test_nothing_observed_leaves_everything_open() -> None:
     assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
-def test_copies_of_a_image_do_not_narrow_its_interval() -> None:
+def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
     labels, probabilities = _predictions(num=120)
     once = group_bootstrap(labels, probabilities, np.arange(120), num_draws=200)
     thrice = group_bootstrap(

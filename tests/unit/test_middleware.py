@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
-from serve import frame, images
+from serve import answers, middleware
 from serve.bodies import MAX_BODY_BYTES
 from serve.classifier import Classifier, Job
 from serve.in_flight import InFlight
@@ -54,7 +54,7 @@ def client() -> TestClient:
 
     @app.post("/under-way")
     async def under_way() -> int:
-        return frame.in_flight().num
+        return middleware.in_flight().num
 
     return TestClient(app)
 
@@ -82,7 +82,7 @@ def test_a_form_is_never_spooled_to_a_file() -> None:
 
     @app.post("/form")
     async def form(request: Request) -> bool:
-        assert images.MultiPartParser.spool_max_size > MAX_BODY_BYTES
+        assert answers.MultiPartParser.spool_max_size > MAX_BODY_BYTES
         async with request.form(max_part_size=MAX_BODY_BYTES) as fields:
             upload = fields["image"]
             assert isinstance(upload, UploadFile)
@@ -155,7 +155,7 @@ class _Network:
         return images
 
 
-def test_a_image_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchMetrics, "computed", lambda *_: None)
     monkeypatch.setattr(BatchMetrics, "__init__", lambda _: None)
     classifier = object.__new__(Classifier)

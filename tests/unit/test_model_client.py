@@ -18,7 +18,7 @@ from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
 from melanoma.bundle.predictor import Prediction
 from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
-from serve import calls
+from serve import model_client
 from serve.classifier import Answer, Job
 from serve.lanes import Lane, OverloadedError
 from serve.model_client import BundleChangingError, ModelClient, NotReadyError
@@ -112,7 +112,7 @@ TWO = {"old": (96, 128), "new": (72, 96)}
 
 
 def test_no_request_is_lost_while_a_bundle_of_another_canvas_is_taken_up() -> None:
-    async def ask() -> list[calls.Reading]:
+    async def ask() -> list[model_client.Reading]:
         replicas: Any = _Replicas(TWO)
         asked = ModelClient(replicas, replicas)
         return list(await asyncio.gather(*(asked.read(IMAGE) for _ in range(200))))
@@ -226,27 +226,27 @@ def test_a_permit_is_held_until_the_thread_ends(gate: Gate) -> None:
         for _ in range(24):
             tasks.append(asyncio.create_task(asked.read(gate)))
             await asyncio.sleep(0.005)
-        await _until(lambda: gate.num_inside == calls.SMALL_AT_ONCE)
+        await _until(lambda: gate.num_inside == model_client.SMALL_AT_ONCE)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         again = asyncio.create_task(asked.read(gate))
         await asyncio.sleep(0.05)
-        assert gate.num_inside == calls.SMALL_AT_ONCE
+        assert gate.num_inside == model_client.SMALL_AT_ONCE
         gate.open()
         assert (await again).version == "one"
 
     asyncio.run(ask())
-    assert (gate.most_inside, gate.num_begun) == (calls.SMALL_AT_ONCE, calls.SMALL_AT_ONCE + 1)
+    assert (gate.most_inside, gate.num_begun) == (model_client.SMALL_AT_ONCE, model_client.SMALL_AT_ONCE + 1)
 
 
 def test_large_images_come_one_at_a_time_and_small_ones_pass_them() -> None:
     async def ask() -> None:
-        asked, large = _calls(), Gate(calls.SMALL_WORK + 1)
+        asked, large = _calls(), Gate(model_client.SMALL_WORK + 1)
         tasks = [asyncio.create_task(asked.read(large)) for _ in range(8)]
         await _until(lambda: large.num_inside > 0)
         assert (await asyncio.wait_for(asked.read(IMAGE), timeout=10)).version == "one"
-        assert large.most_inside == calls.LARGE_AT_ONCE == 1
+        assert large.most_inside == model_client.LARGE_AT_ONCE == 1
         large.open()
         await asyncio.gather(*tasks)
         assert large.most_inside == 1
@@ -256,9 +256,9 @@ def test_large_images_come_one_at_a_time_and_small_ones_pass_them() -> None:
 
 def test_large_images_that_would_wait_in_vain_are_refused() -> None:
     async def ask() -> None:
-        asked, large = _calls(), Gate(calls.SMALL_WORK + 1)
-        tasks = [asyncio.create_task(asked.read(large)) for _ in range(calls.MAX_LARGE_WAITING + 1)]
-        await _until(lambda: large.num_inside == 1 and asked._large._num_waiting == calls.MAX_LARGE_WAITING)
+        asked, large = _calls(), Gate(model_client.SMALL_WORK + 1)
+        tasks = [asyncio.create_task(asked.read(large)) for _ in range(model_client.MAX_LARGE_WAITING + 1)]
+        await _until(lambda: large.num_inside == 1 and asked._large._num_waiting == model_client.MAX_LARGE_WAITING)
         with pytest.raises(OverloadedError):
             await asked.read(large)
         large.open()
@@ -268,7 +268,8 @@ def test_large_images_that_would_wait_in_vain_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "num_threads"), [(1, calls.SMALL_AT_ONCE), (calls.SMALL_WORK + 1, calls.LARGE_AT_ONCE)]
+    ("work", "num_threads"),
+    [(1, model_client.SMALL_AT_ONCE), (model_client.SMALL_WORK + 1, model_client.LARGE_AT_ONCE)],
 )
 def test_readiness_says_no_while_decoding_is_stuck(
     work: int, num_threads: int, monkeypatch: pytest.MonkeyPatch
