@@ -95,7 +95,7 @@ def test_a_form_is_never_spooled_to_a_file() -> None:
 def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     answer = client.post("/fail/internal_error").json()
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage().startswith("RuntimeError at test_frame.py:")
+    assert record.getMessage().startswith("RuntimeError at test_middleware.py:")
     assert answer["request_id"] in record.getMessage()
     assert SECRET not in caplog.text
 

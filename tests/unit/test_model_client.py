@@ -35,8 +35,8 @@ def _no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
             return contextlib.nullcontext()
 
-    monkeypatch.setattr(calls, "request_metrics", Silent)
-    monkeypatch.setattr(calls, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(model_client, "request_metrics", Silent)
+    monkeypatch.setattr(model_client, "PAUSE_SECONDS", 0.001)
 
 
 class _Fails:
@@ -153,7 +153,7 @@ def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
 
 def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
     """A question that waits behind images says nothing against the service; one that nothing delays does."""
-    monkeypatch.setattr(calls, "READY_SECONDS", 0.01)
+    monkeypatch.setattr(model_client, "READY_SECONDS", 0.01)
 
     class Slow:
         def __init__(self) -> None:
@@ -279,7 +279,7 @@ def test_readiness_says_no_while_decoding_is_stuck(
         tasks = [asyncio.create_task(asked.read(gate)) for _ in range(num_threads)]
         await _until(lambda: gate.num_inside == num_threads)
         await asked.check_ready()  # busy, and not for long
-        monkeypatch.setattr(calls, "STUCK_SECONDS", 0)
+        monkeypatch.setattr(model_client, "STUCK_SECONDS", 0)
         with pytest.raises(NotReadyError):
             await asked.check_ready()
         for task in tasks:
