@@ -5,17 +5,18 @@ A configuration is a dict only while it crosses a process (`dataclasses.asdict` 
 
 import dataclasses
 import difflib
+import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from melanoma.errors import SettingError
+from melanoma.io.typed import Strict
 
 DISCLAIMER = "Research use only. Not a medical device; not a diagnosis."
-CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-MELANOMA_INDEX = CLASSES.index("mel")
 TTA_COPIES = (1, 2, 4)
 
 
@@ -24,7 +25,7 @@ def _require(condition: bool, path: str, rule: str, value: object) -> None:
         raise SettingError(f"{path} must be {rule}, got {value!r}.")
 
 
-class _Config:
+class _Config(Strict):
     """What all configuration dataclasses share: strict reading and overriding."""
 
     @classmethod
@@ -60,6 +61,41 @@ class _Config:
                     raise SettingError(f"{path} is not a setting; {section} holds a value, not a section.")
             target[name] = _parse(text)
         return self.from_dict(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of a configuration.
+
+    Attributes:
+        name: as `--set` takes it, such as optim.lr.
+        value: what it is now.
+        meaning: what it does and which values it takes.
+    """
+
+    name: str
+    value: Any
+    meaning: str
+
+
+def settings_of(config: _Config, prefix: str = "") -> list[Setting]:
+    """Return every setting of a configuration, in order, with the words of its docstring."""
+    meanings = _attributes(inspect.getdoc(type(config)) or "")
+    found: list[Setting] = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, _Config):
+            found += settings_of(value, f"{prefix}{field.name}.")
+        else:
+            found.append(Setting(f"{prefix}{field.name}", value, meanings[field.name]))
+    return found
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Return what the Attributes of a docstring say of each name."""
+    _, _, listed = docstring.partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _parse(text: str) -> Any:

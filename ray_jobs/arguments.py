@@ -30,6 +30,7 @@ def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentP
     parser.add_argument("--version", action="version", version=f"melanoma {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_data(_group(commands, "data", "make, prepare and describe data sets"), run)
+    _add_config(commands, run)
     _add_training(commands, run)
     _add_serving(commands, run)
     _add_bundle(_group(commands, "bundle", "check bundles"), run)
@@ -140,6 +141,16 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     )
     prepare.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
+        "--task",
+        default="ham10000",
+        metavar="NAME|FILE",
+        help="the classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign, malignant), or a JSON file "
+        "(default %(default)s)",
+    )
+    prepare.add_argument(
+        "--population", metavar="TEXT", help="what the images are a sample of (default: the name of SOURCE)"
+    )
+    prepare.add_argument(
         "--size",
         type=_positive,
         default=256,
@@ -179,12 +190,18 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
 
 
+def _add_config(commands: Any, run: Mapping[str, Command]) -> None:
+    config = _add(commands, "config", run["config"], "print every setting of a training with its value and meaning")
+    _add_settings(config)
+    config.add_argument("--markdown", action="store_true", help="print a table in Markdown")
+
+
 def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     train = _add(
         commands,
         "train",
         run["train"],
-        "Ray Train DDP -> contracted bundle; the same command again resumes. Exit 1: the contract is unmet",
+        "Ray Train DDP -> contracted bundle; the same command again resumes",
     )
     _add_run(train)
     train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
@@ -264,10 +281,7 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     _add_address(evaluate)
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
-    """Add what training and search share: data, place and settings."""
-    command.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
-    command.add_argument("out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
+def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
     )
@@ -275,6 +289,14 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
     )
     command.add_argument("--set-file", type=path, metavar="FILE", help="a JSON file of settings in place of the preset")
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """Add what training and search share: data, place and settings."""
+    command.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+    command.add_argument("out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
+    _add_settings(command)
+    command.add_argument("--require-contract", action="store_true", help="exit 1 if the bundle's contract is not met")
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(
         "--cpus-per-worker",
@@ -292,6 +314,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
+    score = _add(commands, "score", run["score"], "a folder of images without labels -> scores.parquet; again: resumes")
+    score.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+    score.add_argument("folder", type=path, metavar="FOLDER", help="a folder with images anywhere below it")
+    score.add_argument("out", type=path, metavar="OUT", help="folder to write, new or of the same scoring")
+    score.add_argument("--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)")
+    _add_address(score)
+
     predict = _add(commands, "predict", run["predict"], "images -> decisions and heatmaps")
     predict.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     predict.add_argument("image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")

@@ -1,56 +1,23 @@
-"""The state of a run as Ray's checkpoints hold it: written with its hash, and never read without it.
+"""Ray's list of a run's checkpoints: compared with what is there, and written anew if it is damaged.
 
-A flipped bit in a tensor loads without a word, because torch does not access to the sums its files hold. Ray lists its checkpoints in a
-private file, which it writes in place, so that a kill may leave half of it. `mend` compares the list with what is there, writes it anew
-from the checkpoints that are whole, and puts what is damaged aside; nothing is ever deleted.
+Ray keeps the list in a private file, which it writes in place, so that a kill may leave half of it. What is damaged is moved
+aside; nothing is ever deleted.
 """
 
-import dataclasses
-import hashlib
-import io
 import json
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-import torch
-from ray.train import Checkpoint
 
-from melanoma.io.files import sha256_of, write_bytes, write_text
+from melanoma.io.files import write_bytes, write_text
 from melanoma.io.storage import AnyPath, rename
+from melanoma.training.checkpoints import PREFIX, Kept, is_whole, usable_checkpoints, whole_checkpoints
+from melanoma.training.checkpoints import aside as new_name_aside
 from melanoma.training.engine import SELECTION
 
-STATE, HASH = "state.pt", "state.sha256"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of checkpoints. Its layout is private: pyproject.toml pins Ray's minor version because of it."""
-PREFIX = "checkpoint_"
-
-
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain values, and its hash, into a folder of this node."""
-    torch.save(state, folder / STATE)
-    (folder / HASH).write_text(sha256_of(folder / STATE))
-
-
-def load_state(checkpoint: Checkpoint, device: torch.device | str) -> dict[str, Any]:
-    """Return the state that a checkpoint holds.
-
-    Raises:
-        OSError: if it is not the one that was written.
-    """
-    with checkpoint.as_directory() as folder:
-        return _read_state(Path(folder), device)
-
-
-def reported(state: dict[str, Any]) -> dict[str, float]:
-    """Return what is reported with a state's checkpoint: Ray keeps the best by it, and the latest."""
-    return {"epoch": state["epoch"], SELECTION: _score(state["history"][-1])}
-
-
-def _score(row: dict[str, float]) -> float:
-    return row[SELECTION] if math.isfinite(row[SELECTION]) else 0.0
 
 
 def mend(folder: AnyPath) -> str:
@@ -62,11 +29,11 @@ def mend(folder: AnyPath) -> str:
     if not folder.is_dir():
         return ""
     listed = _listed(folder)
-    if listed is not None and all(_is_whole(folder / name) for name in listed):
+    if listed is not None and all(is_whole(folder / name) for name in listed):
         return ""
     wrong = "a checkpoint is damaged" if listed else f"Ray {ray.__version__} cannot read the list of its checkpoints"
-    chosen = _to_go_on_from(sorted(_whole(folder), key=lambda kept: kept.epoch))
-    snapshot, aside = _snapshot(chosen), _aside(folder)
+    chosen = usable_checkpoints(folder)
+    snapshot, aside = _snapshot(chosen), new_name_aside(folder)
     if snapshot is None:
         rename(folder, aside)
         return f"{wrong}; it is kept in {aside.name}, and the run starts again"
@@ -80,42 +47,10 @@ def mend(folder: AnyPath) -> str:
     return f"{wrong}; it is kept in {aside.name}, and the run goes on after epoch {chosen[-1].epoch}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """A checkpoint that is whole.
-
-    Attributes:
-        name: of its folder.
-        metrics: what was reported with it.
-        scores: of every epoch so far.
-    """
-
-    name: str
-    metrics: dict[str, float]
-    scores: tuple[float, ...]
-
-    @property
-    def epoch(self) -> int:
-        return int(self.metrics["epoch"])
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch that Ray keeps as the best: of equal ones the last."""
-        return max(range(1, len(self.scores) + 1), key=lambda epoch: (self.scores[epoch - 1], epoch))
-
-
-def _read_state(folder: AnyPath, device: torch.device | str) -> dict[str, Any]:
-    data = (folder / STATE).read_bytes()
-    if hashlib.sha256(data).hexdigest() != (folder / HASH).read_text():
-        raise OSError(f"the checkpoint {folder} must match its hash, it does not.")
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    return state
-
-
 def _listed(folder: AnyPath) -> set[str] | None:
     """Return the checkpoints that Ray's list names, none before the first; None if the list is missing or cannot be read."""
     if not (folder / SNAPSHOT).is_file():
-        return None if any(_whole(folder)) else set()
+        return None if any(whole_checkpoints(folder)) else set()
     try:
         told = json.loads((folder / SNAPSHOT).read_text())
         if set(told) != set(_layout()):
@@ -124,26 +59,6 @@ def _listed(folder: AnyPath) -> set[str] | None:
         return {entry["checkpoint_dir_name"] for entry in kept if entry}
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _whole(folder: AnyPath) -> Iterator[_Kept]:
-    for path in folder.iterdir():
-        if path.name.startswith(PREFIX) and _is_whole(path):
-            state = _read_state(path, "cpu")
-            yield _Kept(path.name, reported(state), tuple(map(_score, state["history"])))
-
-
-def _is_whole(path: AnyPath) -> bool:
-    return (path / HASH).is_file() and (path / STATE).is_file() and sha256_of(path / STATE) == (path / HASH).read_text()
-
-
-def _to_go_on_from(whole: Sequence[_Kept]) -> list[_Kept]:
-    """Return the latest checkpoint whose best epoch is there too, and that one, the latest last; nothing if there is none."""
-    by_epoch = {kept.epoch: kept for kept in whole}
-    for latest in reversed(whole):
-        if best := by_epoch.get(latest.best_epoch):
-            return [latest] if best is latest else [best, latest]
-    return []
 
 
 def _layout() -> dict[str, Any]:
@@ -155,7 +70,7 @@ def _layout() -> dict[str, Any]:
     return dict.fromkeys(_CheckpointManagerState.model_fields)
 
 
-def _snapshot(chosen: Sequence[_Kept]) -> str | None:
+def _snapshot(chosen: Sequence[Kept]) -> str | None:
     """Return the list of some checkpoints, the latest last, as Ray reads it; None without any, or if its layout is not known here."""
     if not chosen:
         return None
@@ -174,11 +89,3 @@ def _snapshot(chosen: Sequence[_Kept]) -> str | None:
         "failed_validation_checkpoint_dir_names": [],
     }
     return json.dumps(known) if known.keys() == _layout().keys() else None
-
-
-def _aside(folder: AnyPath) -> AnyPath:
-    """Return a new name beside a folder for what is damaged in it."""
-    number = 1
-    while (aside := folder.parent / f"{folder.name}.damaged-{number}").exists():
-        number += 1
-    return aside

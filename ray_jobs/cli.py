@@ -6,24 +6,17 @@ check found something; 2: bad usage or input; 3: it failed.
 
 import argparse
 import dataclasses
-import errno
 import json
 import os
-import re
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
-from melanoma.errors import SettingError, UserError, root_cause
-from melanoma.io.storage import RemotePath, is_address, redacted, to_path
+from melanoma.errors import SettingError
+from melanoma.io.storage import is_address
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
-
-_OF_PATHS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-"""Why a path cannot be read or written, whatever is done about the disk."""
+from ray_jobs.failures import explain
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
@@ -63,10 +56,15 @@ def _phantom(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from melanoma.data.left_out import left_out_sentence
-    from ray_jobs.prepare import PrepareConfig, prepare
+    from melanoma.data.prepare import PrepareConfig, prepare, read_notes
+    from melanoma.io.typed import to_plain
+    from melanoma.task import read_task
+    from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted, say
 
     config = PrepareConfig(
+        task=read_task(args.task),
+        population=args.population,
         size=args.size,
         num_folds=args.folds,
         test_fraction=args.test_fraction,
@@ -77,18 +75,24 @@ def _prepare(args: argparse.Namespace) -> int:
         splits=args.splits,
         skip_bad=args.skip_bad,
     )
-    with counted("decoding") as on_image:
-        manifest = prepare(args.source, args.out, config, on_image=on_image)
-    left_out = left_out_sentence(manifest["left_out"])
-    for line in (*manifest["notes"], *([left_out] if left_out else [])):
+    with counted("decoding") as progress:
+        manifest = prepare(args.source, args.out, config, executor=RayExecutor(), progress=progress)
+    left_out, notes = left_out_sentence(manifest.left_out, manifest.task), read_notes(args.out)
+    for line in (*notes, *([left_out] if left_out else [])):
         say(line)
-    text = (
-        f"{manifest['num_images']} images in {manifest['num_groups']} groups ({', '.join(manifest['group_columns'])}, identical images"
-        f"{', known pairs' if manifest['num_known_pairs'] else ''}), split hash {manifest['split_hash'][:12]}, in {args.out}"
-        + (f"\n{alone} of them have no group id and stand alone" if (alone := manifest["num_without_group_id"]) else "")
-        + (f"\n{left_out} They are listed in {args.out / 'rejected.csv'}" if left_out else "")
-    )
-    _print(args, manifest, text)
+    pairs = ", known pairs" if manifest.num_known_pairs else ""
+    lines = [
+        f"{manifest.num_images} images in {manifest.num_groups} groups ({', '.join(manifest.group_columns)}, identical images{pairs})",
+        f"task {manifest.task.name}: {', '.join(manifest.task.classes)}; targets {', '.join(manifest.task.targets)}",
+        *(
+            [f"{manifest.num_without_group_id} of them have no group id and stand alone"]
+            if manifest.num_without_group_id
+            else []
+        ),
+        *([f"{left_out} They are listed in {args.out / 'rejected.csv'}"] if left_out else []),
+        f"split hash {manifest.split_hash[:12]}, in {args.out}",
+    ]
+    _print(args, {**to_plain(manifest), "notes": notes}, "\n".join(lines))
     return DONE
 
 
@@ -96,40 +100,55 @@ def _describe(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from melanoma.data.dataset import open_prepared
-    from melanoma.data.groups import largest_groups
     from melanoma.data.left_out import left_out_sentence
+    from melanoma.data.prepare import read_notes
+    from melanoma.io.typed import to_plain
 
     data = open_prepared(args.dataset, verify=True)
-    records = data.records
+    manifest, records, notes = data.manifest, data.records, read_notes(args.dataset)
     part = records["split"].where(records["split"] != "train", "train, fold " + records["fold"].astype(str))
     by_class = pd.crosstab(part, records["dx"], margins=True, margins_name="all")
     by_source = pd.crosstab(records["source"].replace("", "(not named)"), records["split"])
-    groups = records.groupby("split")["group"].nunique().to_dict()
-    left_out, notes = data.manifest.get("left_out", {}), data.manifest.get("notes", [])
-    largest = largest_groups(records, data.manifest["group_columns"])
     value = {
-        **data.manifest,
-        "left_out": left_out,
-        "groups": groups,
+        **to_plain(manifest),
+        "groups": records.groupby("split")["group"].nunique().to_dict(),
         "sources": by_source.T.to_dict(),
-        "largest_groups": largest,
+        "notes": notes,
     }
-    text = (
-        f"{data.manifest['name']}: {len(records)} images of {data.stored_shape[1]} x {data.stored_shape[0]} px in {data.manifest['num_groups']} groups "
-        f"({', '.join(data.manifest['group_columns'])})\n\n{by_class}\n\n{by_source}\n\n{_largest(largest, len(records))}\n"
-        + "".join(f"{line}\n" for line in (left_out_sentence(left_out), *notes) if line)
-        + f"split hash {data.manifest['split_hash']}"
+    largest = ", ".join(
+        f"{found.num_images} ({found.num_images / len(records):.1%}, {found.split}, with {found.group})"
+        for found in manifest.largest_groups
     )
-    _print(args, value, text)
+    lines = [
+        f"{manifest.population}: {len(records)} images of {data.stored_shape[1]} x {data.stored_shape[0]} px in "
+        f"{manifest.num_groups} groups ({', '.join(manifest.group_columns)})",
+        f"task {manifest.task.name}: targets {', '.join(manifest.task.targets)}",
+        f"\n{by_class}\n\n{by_source}\n",
+        f"largest groups: {largest}",
+        *(line for line in (left_out_sentence(manifest.left_out, manifest.task), *notes) if line),
+        f"split hash {manifest.split_hash}",
+    ]
+    _print(args, value, "\n".join(lines))
     return DONE
 
 
-def _largest(groups: list[dict[str, Any]], num_images: int) -> str:
-    shown = ", ".join(
-        f"{found['num_images']} ({found['num_images'] / num_images:.1%}, {found['split']}, with {found['group']})"
-        for found in groups
-    )
-    return f"largest groups: {shown}"
+def _settings_command(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from melanoma.config import settings_of
+
+    config = _config(args)
+    settings = settings_of(config)
+    if args.markdown:
+        rows = [f"| `{found.name}` | `{json.dumps(found.value)}` | {found.meaning} |" for found in settings]
+        text = "\n".join(["| setting | value | meaning |", "|---|---|---|", *rows])
+    else:
+        width = max(len(f"{found.name} = {json.dumps(found.value)}") for found in settings)
+        text = "\n".join(
+            f"{f'{found.name} = {json.dumps(found.value)}':{width}}  {found.meaning}" for found in settings
+        )
+    _print(args, dataclasses.asdict(config), text)
+    return DONE
 
 
 def _config(args: argparse.Namespace) -> "TrainConfig":
@@ -155,7 +174,9 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ray_jobs.train import TrainJob, train
+    from melanoma.training.job import TrainJob
+    from melanoma.training.run import run_job
+    from ray_jobs.executor import RayExecutor
 
     config = _config(args)
     job = TrainJob(
@@ -168,15 +189,19 @@ def _train(args: argparse.Namespace) -> int:
         use_gpu=args.gpu,
         weights=args.weights,
     )
-    result = train(job)
-    validation = result["validation"]
+    result = run_job(job, RayExecutor())
+    validation = result.validation
     text = (
-        f"best epoch {result['best_epoch']}; validation melanoma AUROC {validation['auroc']:.3f}, specificity at 90 % sensitivity "
+        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, specificity at 90 % sensitivity "
         f"{validation['specificity_at_sensitivity_90']:.3f} (flattered: they chose the epoch)\n"
-        f"contract {result['contract']['status']}: {result['contract_sentence']}\nbundle {result['bundle']}"
+        f"contract {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
     )
-    _print(args, result, text)
-    return DONE if result["contract"]["status"] == "met" else FOUND
+    _print(args, result.as_dict(), text)
+    return _contract_code(args, result.contract.status)
+
+
+def _contract_code(args: argparse.Namespace, status: str) -> int:
+    return FOUND if args.require_contract and status != "met" else DONE
 
 
 def _tune(args: argparse.Namespace) -> int:
@@ -184,9 +209,11 @@ def _tune(args: argparse.Namespace) -> int:
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
     from melanoma.io.files import locked
+    from melanoma.training.job import TrainJob
+    from melanoma.training.run import RESULT, check_data, check_network, run_job
+    from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import say
-    from ray_jobs.train import TrainJob, check_data, check_network, train
-    from tune.pipeline import RESULT, check_verdict, claim_search, describe_search
+    from tune.pipeline import check_verdict, claim_search, describe_search
     from tune.search import Search
     from tune.space import SearchSpace
     from tune.trial import Study
@@ -204,32 +231,40 @@ def _tune(args: argparse.Namespace) -> int:
             weights=args.weights,
         )
 
-    config, num_folds = _config(args), data.manifest["num_folds"]
+    config, num_folds = _config(args), data.manifest.num_folds
     check_verdict(data)
     for fold in range(num_folds):
         check_data(job(config.with_overrides([f"data.validation_fold={fold}"]), run_dir), data)
     space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
     study = Study(
-        args.dataset, run_dir / "folds", config, num_folds, args.weights, args.at_once, num_workers=args.workers
+        args.dataset,
+        data.task,
+        run_dir / "folds",
+        config,
+        num_folds,
+        args.weights,
+        args.at_once,
+        num_workers=args.workers,
     )
     search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
     with locked(run_dir):
         if not (run_dir / RESULT).is_file():
             data.check_writable()
-            check_network(job(config, run_dir))
+            check_network(job(config, run_dir), data.task.num_classes)
         result = claim_search(search, content=data.content_hash)
         if result is None:
-            result = _run_search(args, search, train=lambda config, folder: train(job(config, folder)))
+            result = _run_search(args, search, train=lambda config, folder: run_job(job(config, folder), RayExecutor()))
         else:
             say(f"{run_dir} is finished; nothing is left to do.")
-    _print(args, result, describe_search(result))
-    return DONE if result["contract"]["status"] == "met" else FOUND
+    _print(args, result, describe_search(result, run_dir))
+    return _contract_code(args, result["contract"]["status"])
 
 
 def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
     """Search on the cluster, with bundles scored on test by `evaluate`."""
+    from melanoma.evaluate import evaluate
     from ray_jobs.cluster import Bundle, connect, cpus_per_worker, gpus_per_trial, node_resources, wait_for_room
-    from ray_jobs.evaluate import evaluate
+    from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
     from tune.pipeline import tune_run
 
@@ -243,7 +278,7 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
     placed = dataclasses.replace(search.study, num_cpus=bundle.cpus, num_gpus=bundle.gpus)
 
     def score(bundle: "AnyPath", folder: "AnyPath") -> "AnyPath":
-        evaluate(bundle, args.dataset, folder)
+        evaluate(bundle, args.dataset, folder, executor=RayExecutor())
         return folder / "predictions.parquet"
 
     return tune_run(dataclasses.replace(search, study=placed), train=train, score=score, counted=counted)
@@ -255,10 +290,12 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from melanoma.data.left_out import left_out_sentence
-    from ray_jobs.evaluate import describe_evaluation, evaluate
+    from melanoma.evaluate import describe_evaluation, evaluate
+    from melanoma.task import task_of
+    from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted, say
 
-    with counted("predicting") as on_image:
+    with counted("predicting") as progress:
         report = evaluate(
             args.bundle,
             args.data,
@@ -266,16 +303,35 @@ def _evaluate(args: argparse.Namespace) -> int:
             split=args.split,
             num_workers=args.workers,
             skip_bad=args.skip_bad,
-            on_image=on_image,
+            executor=RayExecutor(),
+            progress=progress,
         )
     if report["left_out"]:
-        say(left_out_sentence(report["left_out"]))
+        say(left_out_sentence(report["left_out"], task_of(report["task"])))
     _print(args, report, describe_evaluation(report, args.out))
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
 
+def _score(args: argparse.Namespace) -> int:
+    from melanoma.score import SCORES, score
+    from ray_jobs.executor import RayExecutor
+    from ray_jobs.progress import counted
+
+    with counted("scoring") as progress:
+        table = score(
+            args.bundle, args.folder, args.out, num_workers=args.workers, executor=RayExecutor(), progress=progress
+        )
+    decisions = {str(name): int(num) for name, num in table["decision"].value_counts().items()}
+    unusable = int((table["reason"] != "").sum())
+    path = args.out / SCORES
+    value = {"scores": str(path), "num_images": len(table), "decisions": decisions, "num_unusable": unusable}
+    told = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
+    _print(args, value, f"{len(table)} images: {told}; {unusable} could not be judged\nscores {path}")
+    return DONE
+
+
 def _predict(args: argparse.Namespace) -> int:
-    from ray_jobs.predict import describe_predictions, predict_files
+    from melanoma.predict import describe_predictions, predict_files
 
     found = predict_files(
         args.bundle, args.image, explain=args.explain, out=args.out, allow_uncontracted=args.allow_uncontracted
@@ -303,7 +359,8 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from melanoma.bundle.bundle import MANIFEST, verify_bundle
+    from melanoma.bundle.bundle import verify_bundle
+    from melanoma.bundle.manifest import MANIFEST
     from melanoma.errors import BundleError
 
     if not (args.bundle / MANIFEST).is_file():
@@ -320,9 +377,11 @@ _COMMANDS: dict[str, Command] = {
     "phantom": _phantom,
     "prepare": _prepare,
     "describe": _describe,
+    "config": _settings_command,
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,
+    "score": _score,
     "predict": _predict,
     "serve": _serve,
     "verify": _verify,
@@ -347,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     # The outermost frame: whatever gets here must become a sentence and an exit code.
     except Exception as error:
-        return _explain(error, args)
+        return explain(error, args)
 
 
 def _submit(args: argparse.Namespace, words: list[str]) -> int:
@@ -365,69 +424,6 @@ def _resolve_paths(args: argparse.Namespace) -> None:
             setattr(args, name, [item.resolve() for item in value])
     if getattr(args, "weights", "none") not in ("none", "imagenet") and not is_address(args.weights):
         args.weights = str(Path(args.weights).resolve())
-
-
-def _explain(error: Exception, args: argparse.Namespace) -> int:
-    """Say an error in one sentence and return its exit code; only what the user can mend is bad input, all else leaves a trace."""
-    trace = redacted("".join(traceback.format_exception(error)))
-    if os.environ.get("MELANOMA_DEBUG") == "1":
-        print(trace, file=sys.stderr)
-    cause = root_cause(error)
-    told = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, UserError) or _is_named(cause, args):
-        _tell(f"melanoma: {told}")
-        return BAD_INPUT
-    _tell(f"melanoma: {_failure(cause, told, args)}{_kept(trace)}")
-    return FAILED
-
-
-def _tell(line: str) -> None:
-    print(redacted(line), file=sys.stderr, flush=True)
-
-
-def _failure(cause: BaseException, told: str, args: argparse.Namespace) -> str:
-    """Return what failed, and what to do about it."""
-    told = told if len(told) <= 500 else f"{told[:500]} ..."
-    command: str = args.run.__name__.strip("_")
-    goes_on = "the same command goes on where it can" if hasattr(args, "address") else "try again"
-    if isinstance(cause, FloatingPointError):
-        return told.rstrip(".")
-    if isinstance(cause, OSError):  # a disk or a storage that is full or away
-        return f"{told.rstrip('.')}; once that is mended, {goes_on}"
-    if type(cause).__module__.startswith("ray."):
-        return f"{command} failed in Ray: {type(cause).__name__}: {told.rstrip('.')}; {goes_on}"
-    return f"{command} failed inside: {type(cause).__name__}: {told.rstrip('.')}; please report it"
-
-
-def _kept(trace: str) -> str:
-    """Keep a trace in a file that only this user may read, and return words for where; none if that fails, as on a full disk."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix="melanoma-trace-", suffix=".txt")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(trace)
-    except OSError:
-        return "."
-    return f"; the trace is in {name}."
-
-
-def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
-    """Return whether an error is of a path that the user named: that path itself, or one below or above it."""
-    if not isinstance(cause, OSError) or not (isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS):
-        return False
-    given = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
-    if (weights := getattr(args, "weights", "none")) not in ("none", "imagenet"):
-        given.append(to_path(weights))
-    if any(there.key in str(cause) for there in given if isinstance(there, RemotePath)):
-        return True
-    named = [there.absolute() for there in given if isinstance(there, Path)]
-    failed = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]
-    failed += re.findall("'(/[^']*)'", str(cause))  # as Arrow tells it
-    return any(
-        path == there or path in there.parents or there in path.parents
-        for name in failed
-        for path in {Path(name).absolute(), Path(name).resolve()}
-        for there in named
-    )
 
 
 if __name__ == "__main__":

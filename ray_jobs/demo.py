@@ -77,8 +77,8 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
         _melanoma("data", "prepare", source, prepared, *(["--same-lesion", pairs] if pairs.is_file() else []))
         training = REAL_TRAINING
     # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and still worth showing.
-    allowed = (0,) if data is None else (0, 1)
-    _melanoma("train", prepared, runs, *training, "--workers", "2", "--name", "demo", allowed=allowed)
+    required, allowed = (["--require-contract"], (0,)) if data is None else ([], (0, 1))
+    _melanoma("train", prepared, runs, *training, "--workers", "2", "--name", "demo", *required, allowed=allowed)
     bundle = runs / "demo" / "bundle"
     _melanoma("evaluate", bundle, prepared, out / "evidence", allowed=allowed)
     _melanoma("bundle", "verify", bundle, allowed=allowed)
@@ -86,10 +86,11 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
 
 
 def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
-    """Return an image that neither training nor calibration has seen, a melanoma where there is one, and its label."""
-    test = open_prepared(prepared).rows("test")
-    row = test.sort_values("dx", key=lambda dx: dx != "mel", kind="stable").iloc[0]
-    paths = read_source(source).records.set_index("image_id")["path"]
+    """Return an image that neither training nor calibration has seen, a target where there is one, and its label."""
+    data = open_prepared(prepared)
+    test = data.rows("test")
+    row = test.sort_values("dx", key=lambda dx: ~dx.isin(data.task.targets), kind="stable").iloc[0]
+    paths = read_source(source, data.task).records.set_index("image_id")["path"]
     return Path(paths[row["image_id"]]), str(row["dx"])
 
 
@@ -150,8 +151,8 @@ def _save(answer: dict[str, Any], out: Path) -> None:
 
 
 def _show(answer: dict[str, Any], image: str, out: Path) -> None:
-    melanoma, threshold = answer["probabilities"]["mel"], answer["threshold"]
-    print(f"\n{image}: {answer['decision']}, melanoma {melanoma:.3f}, threshold {threshold:.3f}")
+    score = sum(answer["probabilities"][name] for name in answer["contract"]["targets"])
+    print(f"\n{image}: {answer['decision']}, score {score:.3f}, threshold {answer['threshold']:.3f}")
     print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
     print(f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)")
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)

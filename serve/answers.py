@@ -5,7 +5,7 @@ Stands apart from the ingress because Ray Serve copies that module's names when 
 
 import base64
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import HTTPException, Request
 from PIL import Image
@@ -13,12 +13,12 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from melanoma.arrays import FloatArray
+from melanoma.bundle.manifest import BundleManifest
 from melanoma.explain.overlay import heatmap_on, overlay, to_png
 from melanoma.imaging.decode import format_of
-from melanoma.imaging.letterbox import Preprocess
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.model_client import Reading
-from serve.schemas import ContractInfo, Explanation, ModelInfo, PredictResponse
+from serve.schemas import Explanation, ModelInfo, PredictResponse
 
 # starlette writes larger parts to a temporary file; nothing of an image may reach a disk.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
@@ -84,39 +84,36 @@ def _bytes_of_text(field: str | None) -> bytes | None:
     return data if format_of(data) else None
 
 
-def explanation_of(
-    method: Literal["grad_cam", "guided_grad_cam"], image: Image.Image, values: FloatArray, preprocess: Preprocess
-) -> Explanation:
+def explanation_of(method: Literal["grad_cam", "guided_grad_cam"], reading: Reading, values: FloatArray) -> Explanation:
     """Return a map ``(h, w)`` of the whole letterbox in the frame of its image."""
-    shown, heatmap = heatmap_on(image, values, preprocess)
+    manifest = reading.described.manifest
+    shown, heatmap = heatmap_on(reading.shown, values, manifest.preprocessing)
     return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
         method=method,
-        class_name="mel",
+        class_name=manifest.task.target_name,
         heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
         overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),
         peak=heatmap.peak,
     )
 
 
-def model_info(manifest: dict[str, Any]) -> ModelInfo:
+def model_info(manifest: BundleManifest) -> ModelInfo:
     """Return which network answers."""
-    return ModelInfo(
-        name=manifest["name"], version=manifest["version"], weights_sha256=manifest["files"]["model.safetensors"]
-    )
+    return ModelInfo(name=manifest.name, version=manifest.version, weights_sha256=manifest.weights_sha256)
 
 
 def answer_of(reading: Reading, explanation: Explanation | None, *, request_id: str) -> PredictResponse:
     """Return the answer to one image."""
-    manifest, prediction = reading.described["manifest"], reading.prediction
+    manifest, prediction = reading.described.manifest, reading.prediction
     empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
     return PredictResponse(
         request_id=request_id,
         model=model_info(manifest),
-        probabilities={name: float(p) for name, p in zip(manifest["classes"], prediction.probabilities, strict=True)},
+        probabilities={name: float(p) for name, p in zip(manifest.task.classes, prediction.probabilities, strict=True)},
         decision=prediction.decision,
-        threshold=manifest["operating_point"]["threshold"],
-        contract=ContractInfo(**manifest["operating_point"]["contract"]),
-        contract_sentence=reading.described["contract_sentence"],
+        threshold=manifest.operating_point.threshold,
+        contract=manifest.operating_point.contract,
+        contract_sentence=reading.described.contract_sentence,
         warnings=[*prediction.warnings, *empty],
         explanation=explanation,
     )

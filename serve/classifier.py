@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from ray import serve
 from melanoma.arrays import Uint8Array
 from melanoma.bundle.predictor import Prediction, Predictor
 from melanoma.errors import BundleError
+from serve.described import Described
 from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
@@ -46,7 +46,7 @@ class Answer:
     """
 
     prediction: Prediction | None
-    described: dict[str, Any] | None
+    described: Described | None
 
 
 class Classifier:
@@ -73,7 +73,7 @@ class Classifier:
             FloatingPointError: if the network gives no finite scores for it.
         """
         bundle = self._predictor.bundle
-        described = None if job.known == bundle.version else await self.describe()
+        described = None if job.known == bundle.manifest.version else await self.describe()
         if job.image.shape[:2] != bundle.preprocess.stored_shape:
             return Answer(None, described)
         found = await self._batch(job)
@@ -98,11 +98,7 @@ class Classifier:
             for job, prediction in zip(jobs, predictions, strict=True)
         ]
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> Described:
         """Return what the ingress needs to know of the bundle."""
         bundle = self._predictor.bundle
-        return {
-            "manifest": {name: value for name, value in bundle.manifest.items() if name != "probes"},
-            "model_card": bundle.model_card,
-            "contract_sentence": bundle.operating_point.contract.sentence(),
-        }
+        return Described(dataclasses.replace(bundle.manifest, probes=()), bundle.model_card)

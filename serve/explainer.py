@@ -4,12 +4,10 @@ import asyncio
 import dataclasses
 
 import numpy as np
-import torch
 from ray import serve
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.bundle.predictor import GuidedExplainer
-from melanoma.explain.grad_cam import Heatmap, render_heatmap
 from serve.replica import load_in_replica
 
 MAX_BATCH = 4
@@ -36,20 +34,18 @@ class Explainer:
 
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
-        self._version = bundle.version
+        self._version = bundle.manifest.version
         self._explainer = GuidedExplainer(bundle, device=device)
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])  # nobody should wait for the first pass
 
-    async def explain(self, job: GuidedJob) -> Heatmap | None:
-        """Return the Guided Grad-CAM of melanoma at the network's input size; None if another bundle gave the Grad-CAM."""
+    async def explain(self, job: GuidedJob) -> FloatArray | None:
+        """Return the Guided Grad-CAM ``(H, W)`` of the targets at the network's input size; None if another bundle gave the Grad-CAM."""
         return await self._batch(job) if job.version == self._version else None
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def _batch(self, jobs: list[GuidedJob]) -> list[Heatmap]:
+    async def _batch(self, jobs: list[GuidedJob]) -> list[FloatArray]:
         return await asyncio.to_thread(self._explain, jobs)
 
-    def _explain(self, jobs: list[GuidedJob]) -> list[Heatmap]:
-        maps = self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs])
-        # uint8 over its peak: a quarter of the bytes on the way back.
-        return [render_heatmap(torch.from_numpy(values), (values.shape[0], values.shape[1])) for values in maps]
+    def _explain(self, jobs: list[GuidedJob]) -> list[FloatArray]:
+        return list(self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs]))

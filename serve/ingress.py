@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
-from PIL import Image
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
@@ -18,6 +17,7 @@ from serve import open_inference
 from serve.answers import answer_of, explanation_of, image_bytes, model_info
 from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
+from serve.described import Described
 from serve.in_flight import in_flight
 from serve.lanes import Lane
 from serve.logs import keep_traces_out
@@ -77,20 +77,20 @@ class Ingress:
         in_flight().is_stopping = True
         return in_flight().num
 
-    async def _read(self, request: Request, explain: Explain) -> tuple[Image.Image, PredictResponse]:
+    async def _read(self, request: Request, explain: Explain) -> tuple[Reading, PredictResponse]:
         """Return the image of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
         data = await image_bytes(request)
         async with asyncio.timeout(self._timeout_s):
             reading = await self._client.read(Upload(data), explain=explain != "none")
             explanation = None if explain == "none" else await self._explanation(explain, reading)
             request_metrics().decided(reading.prediction.decision)
-            return reading.shown, answer_of(reading, explanation, request_id=request.state.request_id)
+            return reading, answer_of(reading, explanation, request_id=request.state.request_id)
 
     async def _explanation(self, method: Literal["grad_cam", "guided_grad_cam"], reading: Reading) -> Explanation:
         heatmap = reading.prediction.heatmap if method == "grad_cam" else await self._client.guided(reading)
         assert heatmap is not None  # of the classifier: it was asked for
         with request_metrics().stage("encode"):
-            return await asyncio.to_thread(explanation_of, method, reading.shown, heatmap, reading.preprocess)
+            return await asyncio.to_thread(explanation_of, method, reading, heatmap)
 
     @app.post(
         "/v1/predict",
@@ -112,8 +112,9 @@ class Ingress:
     )
     async def report(self, request: Request) -> Response:
         """Return the same prediction with its heatmap as one page of PDF."""
-        image, answer = await self._read(request, "grad_cam")
-        page = await asyncio.to_thread(report_pdf, image, answer, now=datetime.datetime.now(datetime.UTC))
+        reading, answer = await self._read(request, "grad_cam")
+        task = reading.described.manifest.task
+        page = await asyncio.to_thread(report_pdf, reading.shown, answer, task, now=datetime.datetime.now(datetime.UTC))
         return Response(page, media_type="application/pdf")
 
     @app.get(
@@ -125,12 +126,17 @@ class Ingress:
     async def model(self) -> ModelResponse:
         """Return the manifest as far as a client may see it, and the model card."""
         described = await self._client.describe()
-        shown = ("classes", "architecture", "preprocessing", "calibration", "operating_point", "group_columns")
+        manifest = described.manifest
         return ModelResponse(
-            model=model_info(described["manifest"]),
-            **{name: described["manifest"][name] for name in shown},
-            contract_sentence=described["contract_sentence"],
-            model_card=described["model_card"],
+            model=model_info(manifest),
+            task=manifest.task,
+            architecture=manifest.architecture,
+            preprocessing=manifest.preprocessing,
+            calibrator=manifest.calibrator,
+            operating_point=manifest.operating_point,
+            contract_sentence=described.contract_sentence,
+            group_columns=manifest.group_columns,
+            model_card=described.model_card,
         )
 
     @app.get("/", include_in_schema=False)
@@ -204,10 +210,10 @@ class Ingress:
         """Answer the same for the version that is served, and 404 for any other."""
         return await self._infer(request, version=version)
 
-    async def _check_version(self, version: str) -> dict[str, Any]:
+    async def _check_version(self, version: str) -> Described:
         """Return what the classifier says of its bundle, if that is of some version."""
         described = await self._client.describe()
-        if described["manifest"]["version"] != version:
+        if described.manifest.version != version:
             raise RefusedError(
                 404, "unknown_version", "The version must be the one that is served; /v2/models/melanoma names it."
             )

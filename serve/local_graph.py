@@ -63,12 +63,13 @@ def deploy_when_told(service: LocalService, pipe: Connection) -> None:
 
 def _check(service: LocalService) -> tuple[str, str]:
     """Return the sentence of the contract and the hash of the manifest."""
-    from melanoma.bundle.bundle import MANIFEST, load_bundle
+    from melanoma.bundle.bundle import load_bundle
+    from melanoma.bundle.manifest import MANIFEST
     from melanoma.io.files import sha256_of
     from melanoma.io.storage import to_path
 
     bundle = load_bundle(to_path(service.bundle))
-    return bundle.operating_point.contract.sentence(), sha256_of(to_path(service.bundle) / MANIFEST)
+    return bundle.operating_point.contract.sentence(bundle.task), sha256_of(to_path(service.bundle) / MANIFEST)
 
 
 def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image, ImageOps
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
@@ -20,9 +19,10 @@ from ray.serve.handle import DeploymentHandle
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.bundle.predictor import Prediction
-from melanoma.config import DataConfig
+from melanoma.explain.overlay import MAX_SIDE_PX
 from melanoma.imaging.letterbox import Preprocess
 from serve.classifier import Answer, Job
+from serve.described import Described
 from serve.explainer import GuidedJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
@@ -37,7 +37,6 @@ SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: 3 million of
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
 MAX_LARGE_WAITING = 16  # what comes after them would not be answered in time
 STUCK_SECONDS = 20  # far above what the largest image takes; threads that work for longer never end
-SHOWN_PX = 1200  # longest side of the copy that maps and reports are drawn on
 
 
 class Source(Protocol):
@@ -63,26 +62,26 @@ class Reading:
     """What one bundle says of one image.
 
     Attributes:
-        shown: the upright image, at most 1200 px: the whole one is let go before the classifier is asked.
+        shown: the upright image, at most 1024 px: the whole one is let go before the classifier is asked.
         image: ``(H, W, 3)`` uint8 as stored for that bundle.
         prediction: of it.
-        described: of the bundle: manifest, model card and the sentence of its contract.
+        described: the bundle.
     """
 
     shown: Image.Image
     image: Uint8Array
     prediction: Prediction
-    described: dict[str, Any]
+    described: Described
 
     @property
     def version(self) -> str:
         """The bundle's version."""
-        return str(self.described["manifest"]["version"])
+        return self.described.manifest.version
 
     @property
     def preprocess(self) -> Preprocess:
         """The bundle's preprocessing."""
-        return _preprocess_of(self.described["manifest"])
+        return self.described.manifest.preprocessing
 
 
 class ModelClient:
@@ -90,12 +89,12 @@ class ModelClient:
 
     def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
         self._classifier, self._explainer = classifier, explainer
-        self._described: dict[str, Any] | None = None
+        self._described: Described | None = None
         self._waiting = 0
         self._small = Lane("decode-small", num_threads=SMALL_AT_ONCE)
         self._large = Lane("decode-large", num_threads=LARGE_AT_ONCE, max_waiting=MAX_LARGE_WAITING)
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> Described:
         """Return what a classifier says of its bundle, now.
 
         Raises:
@@ -103,7 +102,7 @@ class ModelClient:
             NotReadyError: if none answers although nothing is waiting, for this question computes nothing.
         """
         try:
-            described: dict[str, Any] = await asyncio.wait_for(_ask(self._classifier.describe), timeout=READY_SECONDS)
+            described: Described = await asyncio.wait_for(_ask(self._classifier.describe), timeout=READY_SECONDS)
         except TimeoutError:
             raise (OverloadedError if self._waiting else NotReadyError) from None
         self._described = described
@@ -124,8 +123,8 @@ class ModelClient:
         described = self._described or await self.describe()
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("decode"):
-                shown, image = await self._decoded(source, _preprocess_of(described["manifest"]))
-            answer = await self._predict(Job(image, explain, known=described["manifest"]["version"]))
+                shown, image = await self._decoded(source, described.manifest.preprocessing)
+            answer = await self._predict(Job(image, explain, known=described.manifest.version))
             if (
                 answer.described is not None
             ):  # another bundle than the one known; only this request's own, for all share the last
@@ -189,10 +188,9 @@ class ModelClient:
         job = GuidedJob(reading.image, reading.prediction.heatmap, version=reading.version)
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("explain"):
-                guided = await _ask(self._explainer.explain, job)
-            if guided is not None:
-                values: FloatArray = guided.peak / 255 * guided.values.astype(np.float32)
-                return values
+                heatmap: FloatArray | None = await _ask(self._explainer.explain, job)
+            if heatmap is not None:
+                return heatmap
             await asyncio.sleep(PAUSE_SECONDS * (attempt + 1))
         raise BundleChangingError
 
@@ -227,12 +225,5 @@ async def _ask(method: Any, *arguments: Any) -> Any:
 def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
     """Return a small copy of an image to show, and the image as stored; the whole one is let go."""
     image = source.decode()
-    shown = ImageOps.contain(image, (SHOWN_PX, SHOWN_PX)) if max(image.size) > SHOWN_PX else image
+    shown = ImageOps.contain(image, (MAX_SIDE_PX, MAX_SIDE_PX)) if max(image.size) > MAX_SIDE_PX else image
     return shown, preprocess.stored(image)
-
-
-def _preprocess_of(manifest: dict[str, Any]) -> Preprocess:
-    """Return the preprocessing a bundle's manifest names."""
-    settings = dict(manifest["preprocessing"])
-    height, width = settings.pop("stored_shape")
-    return Preprocess((height, width), DataConfig.from_dict(settings))

@@ -10,16 +10,17 @@ import dataclasses
 import itertools
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from melanoma.arrays import Uint8Array
-from melanoma.config import CLASSES, DISCLAIMER
+from melanoma.config import DISCLAIMER
 from melanoma.errors import UserError
 from melanoma.imaging.decode import MAX_PIXELS, check_size
+from serve.described import Described
 
 MODEL = "melanoma"
 HEADER_LENGTH = "inference-header-content-length"
@@ -81,31 +82,33 @@ class InferenceRequest:
     outputs: dict[str, bool]
 
 
-def metadata(described: Mapping[str, Any]) -> dict[str, Any]:
+def metadata(described: Described) -> dict[str, Any]:
     """Return what /v2/models/melanoma answers for a bundle."""
     return {
         "name": MODEL,
-        "versions": [described["manifest"]["version"]],
+        "versions": [described.manifest.version],
         "platform": "pytorch",
         "inputs": [
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
             {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
         ],
         "outputs": [
-            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(CLASSES)]},
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, described.manifest.task.num_classes]},
             {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
         ],
         "parameters": _promise(described),
     }
 
 
-def _promise(described: Mapping[str, Any]) -> dict[str, Any]:
+def _promise(described: Described) -> dict[str, Any]:
     """Return what answers of a bundle rest on, as the protocol allows it: words and numbers."""
-    point = described["manifest"]["operating_point"]
+    manifest = described.manifest
     return {
-        "contract_status": point["contract"]["status"],
-        "contract": described["contract_sentence"],
-        "threshold": point["threshold"],
+        "contract_status": manifest.operating_point.contract.status,
+        "contract": described.contract_sentence,
+        "threshold": manifest.operating_point.threshold,
+        "classes": ", ".join(manifest.task.classes),
+        "targets": ", ".join(manifest.task.targets),
         "disclaimer": DISCLAIMER,
     }
 
@@ -149,7 +152,7 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
 
 def write_response(
     request: InferenceRequest,
-    described: Mapping[str, Any],
+    described: Described,
     probabilities: np.ndarray[Any, Any],
     decisions: Sequence[str],
     *,
@@ -176,7 +179,7 @@ def write_response(
         else:
             output["data"] = values[name].ravel().tolist() if name == PROBABILITIES else values[name]
         outputs.append(output)
-    version = described["manifest"]["version"]
+    version = described.manifest.version
     answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
     answer["parameters"] = {**_promise(described), "warnings": ", ".join(dict.fromkeys(warnings))}
     if request.id is not None:

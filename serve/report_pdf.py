@@ -4,6 +4,7 @@ import base64
 import datetime
 import html
 import io
+import json
 
 from PIL import Image
 from reportlab.lib.colors import HexColor
@@ -14,24 +15,11 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
 
+from melanoma.task import Task
+from serve.openapi import PAGE
 from serve.schemas import PredictResponse
 
-NAMES = {
-    "akiec": "Actinic keratosis, Bowen's disease",
-    "bcc": "Basal cell carcinoma",
-    "bkl": "Benign keratosis",
-    "df": "Dermatofibroma",
-    "mel": "Melanoma",
-    "nv": "Nevus",
-    "vasc": "Vascular lesion",
-}
-VERDICTS = {"refer": "Refer", "no_referral": "No referral", "cannot_assess": "Cannot assess"}
-# The page has the same sentences: serve/page/page.js.
-WARNINGS = {
-    "contract_not_met": "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
-    "uncontracted": "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
-    "heatmap_empty": "The map is empty: nothing in the image speaks for melanoma to this network.",
-}
+_WORDS: dict[str, dict[str, str]] = json.loads((PAGE / "words.json").read_text())
 _INK, _QUIET, _BAR, _ACCENT = HexColor("#1b2430"), HexColor("#52606d"), HexColor("#61758a"), HexColor("#a3195b")
 _MARGIN, _GAP = 18 * mm, 6 * mm
 _WIDTH, _HEIGHT = A4
@@ -41,12 +29,13 @@ _VERDICT = ParagraphStyle("verdict", parent=_TEXT, fontName="Helvetica-Bold", fo
 _HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, leading=16)
 
 
-def report_pdf(image: Image.Image, answer: PredictResponse, *, now: datetime.datetime) -> bytes:
+def report_pdf(image: Image.Image, answer: PredictResponse, task: Task, *, now: datetime.datetime) -> bytes:
     """Return the page.
 
     Args:
         image: the upright image, small enough to be shown.
         answer: what the service answers for it, with its Grad-CAM.
+        task: the classes and their names for people.
         now: printed as the time of the reading, UTC.
     """
     buffer = io.BytesIO()
@@ -55,24 +44,26 @@ def report_pdf(image: Image.Image, answer: PredictResponse, *, now: datetime.dat
     canvas.setSubject(answer.disclaimer)
     top = _write(canvas, "Melanoma triage", _HEAD, _HEIGHT - _MARGIN)
     top = _write(canvas, f"<b>{answer.disclaimer}</b>", _TEXT, top) - _GAP
-    top = _images(canvas, image, answer, top) - _GAP
-    top = _write(canvas, VERDICTS[answer.decision], _VERDICT, top)
-    melanoma = answer.probabilities["mel"]
-    side = "at or above" if melanoma >= answer.threshold else "below"
+    top = _images(canvas, image, answer, task, top) - _GAP
+    top = _write(canvas, _WORDS["verdicts"][answer.decision], _VERDICT, top)
+    noun = task.noun[0]
+    score = sum(answer.probabilities[name] for name in task.targets)
+    side = "at or above" if score >= answer.threshold else "below"
     if answer.decision != "cannot_assess":  # without a promise the threshold means nothing
-        told = f"Melanoma {melanoma:.1%}, {side} the threshold of {answer.threshold:.1%}."
+        told = f"{noun.capitalize()} {score:.1%}, {side} the threshold of {answer.threshold:.1%}."
         top = _write(canvas, told, _TEXT, top) - 2 * mm
     top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
     for warning in answer.warnings:
-        top = _write(canvas, WARNINGS.get(warning, warning), _TEXT, top)
+        told = _WORDS["warnings"].get(warning, warning).replace("{noun}", noun)
+        top = _write(canvas, html.escape(told), _TEXT, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)
-    top = _bars(canvas, answer, top) - _GAP
+    top = _bars(canvas, answer, task, top) - _GAP
     _write(
         canvas,
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights {answer.model.weights_sha256[:12]}; "
         f"request {answer.request_id}. "
-        + ("" if answer.decision == "cannot_assess" else "The line across melanoma's bar is the threshold. ")
-        + "The map is Grad-CAM of melanoma in coarse cells; no map here has been shown to mark lesions.",
+        + (f"The line across the bar of {noun} is the threshold. " if _has_mark(answer, task) else "")
+        + f"The map is Grad-CAM of {noun} in coarse cells; no map here has been shown to mark lesions.",
         _SMALL,
         top,
     )
@@ -89,14 +80,14 @@ def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> floa
     return top - float(height)
 
 
-def _images(canvas: Canvas, image: Image.Image, answer: PredictResponse, top: float) -> float:
+def _images(canvas: Canvas, image: Image.Image, answer: PredictResponse, task: Task, top: float) -> float:
     """Draw the image and, beside it, the map laid over it; return where they end."""
     assert answer.explanation is not None
     width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 95 * mm
     overlaid = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
     scale = min(width / image.width, most / image.height)
     size = image.width * scale, image.height * scale
-    for column, (drawn, title) in enumerate(((image, "Image"), (overlaid, "Grad-CAM of melanoma"))):
+    for column, (drawn, title) in enumerate(((image, "Image"), (overlaid, f"Grad-CAM of {task.noun[0]}"))):
         left = _MARGIN + column * (width + _GAP)
         canvas.drawImage(ImageReader(drawn), left, top - size[1], *size)
         canvas.setFont("Helvetica", 8)
@@ -105,20 +96,25 @@ def _images(canvas: Canvas, image: Image.Image, answer: PredictResponse, top: fl
     return float(top - size[1] - 14)
 
 
-def _bars(canvas: Canvas, answer: PredictResponse, top: float) -> float:
-    """Draw a bar a class, the likeliest first, with the threshold on melanoma's; return where they end."""
+def _bars(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> float:
+    """Draw a bar a class, the likeliest first, with the threshold on the target's; return where they end."""
     left, width, step = _MARGIN + 62 * mm, 90 * mm, 6.2 * mm
     for name, value in sorted(answer.probabilities.items(), key=lambda item: -item[1]):
         top -= step
-        is_melanoma = name == "mel"
+        is_target = name in task.targets
         canvas.setFillColor(_INK)
-        canvas.setFont("Helvetica-Bold" if is_melanoma else "Helvetica", 10)
-        canvas.drawString(_MARGIN, top, NAMES.get(name, name))
+        canvas.setFont("Helvetica-Bold" if is_target else "Helvetica", 10)
+        canvas.drawString(_MARGIN, top, task.name_of(name))
         canvas.drawRightString(_WIDTH - _MARGIN, top, f"{value:.1%}")
-        canvas.setFillColor(_ACCENT if is_melanoma else _BAR)
+        canvas.setFillColor(_ACCENT if is_target else _BAR)
         canvas.rect(left, top - 0.5, max(0.5, width * value), 8, stroke=0, fill=1)
-        if is_melanoma and answer.decision != "cannot_assess":
+        if is_target and _has_mark(answer, task):
             canvas.setStrokeColor(_INK)
             place = left + width * answer.threshold
             canvas.line(place, top - 3, place, top + 10)
     return top
+
+
+def _has_mark(answer: PredictResponse, task: Task) -> bool:
+    """Return whether the threshold can be drawn on a bar: a promise is needed, and one target that it speaks of alone."""
+    return answer.decision != "cannot_assess" and len(task.targets) == 1

@@ -1,10 +1,14 @@
 """The wire contract: requests and responses over HTTP, and nothing else."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from melanoma.config import DISCLAIMER
+from melanoma.config import DISCLAIMER, ModelConfig
+from melanoma.evidence.calibration import Calibrator
+from melanoma.evidence.operating_point import Contract, OperatingPoint
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.task import Task
 
 
 class _Model(BaseModel):
@@ -17,27 +21,6 @@ class ModelInfo(_Model):
     name: str
     version: str
     weights_sha256: str
-
-
-class ContractInfo(_Model):
-    """The sensitivity contract the decision rests on."""
-
-    status: Literal["met", "unmet", "none"]
-    reason: str | None = None
-    target_sensitivity: float
-    confidence: float
-    sensitivity: float
-    sensitivity_low: float
-    specificity: float
-    specificity_low: float
-    min_specificity: float
-    num_melanoma: int
-    num_other: int
-    misses_allowed: int
-    num_melanoma_needed: int
-    unit: str
-    population: str
-    basis: Literal["split", "out_of_fold"]
 
 
 class Explanation(_Model):
@@ -59,7 +42,7 @@ class PredictResponse(_Model):
     probabilities: dict[str, float]
     decision: Literal["refer", "no_referral", "cannot_assess"]
     threshold: float
-    contract: ContractInfo
+    contract: Contract
     contract_sentence: str
     warnings: list[str]
     explanation: Explanation | None = None
@@ -70,13 +53,13 @@ class ModelResponse(_Model):
     """What a client may know of the bundle being served."""
 
     model: ModelInfo
-    classes: list[str]
-    architecture: dict[str, Any]
-    preprocessing: dict[str, Any]
-    calibration: dict[str, Any]
-    operating_point: dict[str, Any]
+    task: Task
+    architecture: ModelConfig
+    preprocessing: Preprocess
+    calibrator: Calibrator
+    operating_point: OperatingPoint
     contract_sentence: str
-    group_columns: list[str]
+    group_columns: tuple[str, ...]
     model_card: str
     disclaimer: str = DISCLAIMER
 

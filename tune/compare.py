@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import ray
 
-from melanoma.config import CLASSES, TrainConfig
+from melanoma.config import TrainConfig
 from melanoma.errors import DataError
+from melanoma.evidence.metrics import Predicted
 from melanoma.evidence.out_of_fold import Difference, FoldScores, Objective, choose_fold_scores, paired_difference
+from melanoma.task import Task
 from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 
 NUM_SEEDS = 3
@@ -122,15 +124,16 @@ def compare_arms(objective: Objective, winner: Arm, base: Arm) -> Difference:
     return paired_difference(objective, winner.runs, base.runs)
 
 
-def compare_predictions(objective: Objective, winner: pd.DataFrame, base: pd.DataFrame) -> Difference:
+def compare_predictions(objective: Objective, task: Task, winner: pd.DataFrame, base: pd.DataFrame) -> Difference:
     """Return the paired difference of two bundles on the same images; tables as in predictions.parquet."""
-    return paired_difference(objective, [[_scores(winner)]], [[_scores(base)]])
+    return paired_difference(objective, [[_scores(task, winner)]], [[_scores(task, base)]])
 
 
-def _scores(table: pd.DataFrame) -> FoldScores:
+def _scores(task: Task, table: pd.DataFrame) -> FoldScores:
     ordered = table.sort_values("image_id")
-    probabilities = ordered[[f"probability_{name}" for name in CLASSES]].to_numpy()
-    return choose_fold_scores(ordered["label"].to_numpy(), probabilities, ordered["group"].to_numpy(dtype=str))
+    probabilities = ordered[[f"probability_{name}" for name in task.classes]].to_numpy()
+    units = Predicted(task, ordered["label"].to_numpy(), probabilities)
+    return choose_fold_scores(units, ordered["group"].to_numpy(dtype=str))
 
 
 def verdict(difference: Difference) -> str:

@@ -10,31 +10,34 @@ from typing import Any
 
 import pandas as pd
 
-from melanoma.bundle.bundle import MANIFEST, fetch_bundle, read_manifest
+from melanoma.bundle.bundle import fetch_bundle
+from melanoma.bundle.manifest import MANIFEST, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.io.files import claim_folder, new_folder, read_json, read_parquet, write_json, write_parquet
-from melanoma.io.storage import AnyPath, to_path
+from melanoma.io.storage import AnyPath
+from melanoma.training.run import RESULT, TrainResult
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
 from tune.search import Search, run_search
 from tune.space import METRIC, to_config
 from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
-RESULT = "result.json"
-TrainBundle = Callable[[TrainConfig, AnyPath], dict[str, Any]]
-"""(settings, run folder) -> what `train` returns: bundle, contract and its sentence; the same call again resumes."""
+TrainBundle = Callable[[TrainConfig, AnyPath], TrainResult]
+"""(settings, run folder) -> the run's result; the same call again resumes."""
 ScoreTest = Callable[[AnyPath, AnyPath], AnyPath]
 """(bundle, folder) -> predictions.parquet of test, a look that is logged."""
 
 
 def check_verdict(data: PreparedData) -> None:
-    """Raise DataError, before hours of search, unless test holds what a verdict compares: melanomas and others."""
-    num_melanoma, num = (data.rows("test")["dx"] == "mel").sum(), len(data.rows("test"))
-    if not 0 < num_melanoma < num:
+    """Raise DataError, before hours of search, unless test holds what a verdict compares: targets and others."""
+    rows, nouns = data.rows("test"), data.task.noun[1]
+    num_target = int(rows["dx"].isin(data.task.targets).sum())
+    if not 0 < num_target < len(rows):
         raise DataError(
-            f"the test split must hold melanomas and others for a verdict, it has {num_melanoma} of {num}; prepare it with a larger test fraction."
+            f"The test split must hold {nouns} and others for a verdict; {num_target} of its {len(rows)} images are {nouns}. "
+            "Prepare the data set with a larger test fraction."
         )
 
 
@@ -81,14 +84,14 @@ def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: C
     result = {
         **_search_result(search, trials, winner),
         **_comparison(search, {"winner": ours, "base": theirs}, on_test),
-        "contract": trained["contract"],
-        "contract_sentence": trained["contract_sentence"],
-        "bundle": str(folder / "bundle"),
-        "best": str(folder / "best.json"),
+        "contract": dataclasses.asdict(trained.contract),
+        "contract_sentence": trained.contract_sentence,
+        "bundle": "bundle",
+        "best": "best.json",
     }
     with new_folder(folder / "bundle", replace_if=MANIFEST) as work:
-        bundle = fetch_bundle(to_path(trained["bundle"]))
-        for name in (MANIFEST, *read_manifest(bundle)["files"]):
+        bundle = fetch_bundle(trained.bundle)
+        for name in (MANIFEST, *read_manifest(bundle).files):
             shutil.copyfile(bundle / name, work / name)
     write_report(_findings(search, trials, winner, result), folder / "report.html")
     write_json(folder / RESULT, result)
@@ -107,14 +110,10 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
     return to_config({name: float(trial[name]) for name in names}, search.study.base)
 
 
-def _score(folder: AnyPath, name: str, trained: dict[str, Any], score: ScoreTest) -> AnyPath:
+def _score(folder: AnyPath, name: str, trained: TrainResult, score: ScoreTest) -> AnyPath:
     """Score a bundle on test, unless that is done; return its predictions."""
     predictions = folder / "test" / name / "predictions.parquet"
-    return (
-        predictions
-        if (predictions.parent / "report.json").is_file()
-        else score(to_path(trained["bundle"]), predictions.parent)
-    )
+    return predictions if (predictions.parent / "report.json").is_file() else score(trained.bundle, predictions.parent)
 
 
 def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
@@ -139,7 +138,7 @@ def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) ->
 
 def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, AnyPath]) -> dict[str, Any]:
     tables = {name: read_parquet(path) for name, path in on_test.items()}
-    test = compare_predictions(search.objective, tables["winner"], tables["base"])
+    test = compare_predictions(search.objective, search.study.task, tables["winner"], tables["base"])
     return {
         "arms": {name: arm.as_dict() for name, arm in arms.items()},
         "out_of_fold_difference": dataclasses.asdict(compare_arms(search.objective, arms["winner"], arms["base"])),
@@ -151,6 +150,8 @@ def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, AnyPath
 
 def _findings(search: Search, trials: pd.DataFrame, winner: TrainConfig, result: dict[str, Any]) -> Findings:
     labels = open_prepared(search.study.dataset).rows("train")["dx"].value_counts()
+    task = search.study.task
+    commonest = str(labels.drop(list(task.targets)).idxmax())
 
     def folds_of(config: TrainConfig) -> Folds:
         return [fold_scores(search.study, config, fold) for fold in range(search.study.num_folds)]
@@ -165,19 +166,20 @@ def _findings(search: Search, trials: pd.DataFrame, winner: TrainConfig, result:
         full_epochs=len(trials) * search.study.num_folds * search.study.base.optim.epochs,
         finished=folds,
         anchors={**anchors, "winner": folds_of(winner)},
-        nevi_per_melanoma=float(labels.get("nv", 1)) / float(labels["mel"]),
+        commonest=commonest,
+        others_per_target=float(labels[commonest]) / float(labels[list(task.targets)].sum()),
     )
 
 
-def describe_search(result: dict[str, Any]) -> str:
-    """Return result.json as lines for people."""
+def describe_search(result: dict[str, Any], folder: AnyPath) -> str:
+    """Return result.json of a search's folder as lines for people."""
     loss, test = result["loss"]["winner"], result["test_difference"]
     lines = (
         f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
         f"target factor {loss['target_factor']:.2f}",
         f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
         f"contract {result['contract']['status']}: {result['contract_sentence']}",
-        f"settings {result['best']}",
-        f"bundle {result['bundle']}",
+        f"settings {folder / result['best']}",
+        f"bundle {folder / result['bundle']}",
     )
     return "\n".join(lines)

@@ -37,7 +37,8 @@ class Findings:
         full_epochs: what the trials had cost without dropping any.
         finished: the folds of every trial that finished them.
         anchors: the folds of the winner, of the base and of plain cross-entropy, by name.
-        nevi_per_melanoma: among the training images; turns tau and factor into one weight.
+        commonest: the commonest class that is no target.
+        others_per_target: its images for each target's; turns tau and factor into one weight.
     """
 
     trials: pd.DataFrame
@@ -46,14 +47,15 @@ class Findings:
     full_epochs: int
     finished: Sequence[Sequence[FoldScores]]
     anchors: dict[str, Sequence[FoldScores]]
-    nevi_per_melanoma: float
+    commonest: str
+    others_per_target: float
 
 
 def write_report(findings: Findings, path: AnyPath) -> None:
     """Write the page with its images inside."""
     images = {
-        "Melanoma recall against specificity, over trials": _plot_recall(findings),
-        "Lead over the base by gamma and the melanoma's weight": _plot_surface(findings),
+        "Recall of the targets against specificity, over trials": _plot_recall(findings),
+        "Lead over the base by gamma and the targets' weight": _plot_surface(findings),
         "Importance of each setting": _plot_importance(findings),
         "Folds that each trial trained": _plot_folds(findings),
     }
@@ -92,7 +94,7 @@ A winner is flattered by having been chosen on these folds; test had no part in 
 
 
 def _loss(loss: dict[str, float]) -> str:
-    return f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, melanoma x {loss['target_factor']:.2f}"
+    return f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, targets x {loss['target_factor']:.2f}"
 
 
 def _interval(difference: dict[str, Any]) -> str:
@@ -136,7 +138,7 @@ def _trials_table(findings: Findings) -> str:
 
 
 def _plot_recall(findings: Findings) -> Figure:
-    figure, axes = new_axes("Out of fold, one image a group", "specificity", "melanoma recall")
+    figure, axes = new_axes("Out of fold, one image a group", "specificity", "recall of the targets")
 
     def curve(folds: Sequence[FoldScores]) -> list[float]:
         return [Objective("melanoma_recall", float(at)).score(folds) for at in SPECIFICITIES]
@@ -152,9 +154,9 @@ def _plot_recall(findings: Findings) -> Figure:
 
 def _plot_surface(findings: Findings) -> Figure:
     """Draw leads over the base on the same folds: figures of one fold and of five do not compare."""
-    figure, axes = new_axes("Lead over the base", "gamma", "melanoma's weight / nevus's weight")
+    figure, axes = new_axes("Lead over the base", "gamma", f"weight of the targets / weight of {findings.commonest}")
     tried = findings.trials.dropna(subset=[LEAD])
-    weight = tried["target_factor"] * findings.nevi_per_melanoma ** tried["tau"]
+    weight = tried["target_factor"] * findings.others_per_target ** tried["tau"]
     axes.set_yscale("log")
     if len(tried) >= MIN_TRIALS and tried[GAMMA].nunique() > 2 and tried[LEAD].nunique() > 1:
         surface = axes.tricontourf(tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6)
@@ -163,7 +165,7 @@ def _plot_surface(findings: Findings) -> Figure:
     axes.scatter(tried[GAMMA][~full], weight[~full], s=24, facecolors="white", edgecolors=INK, label="some folds")
     axes.scatter(tried[GAMMA][full], weight[full], s=34, color=INK, label="all folds")
     loss = findings.result["loss"]["winner"]
-    best = loss["target_factor"] * findings.nevi_per_melanoma ** loss["tau"]
+    best = loss["target_factor"] * findings.others_per_target ** loss["tau"]
     axes.scatter(loss["gamma"], best, s=80, color=ACCENT, label="winner")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -25,12 +25,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from scipy.special import softmax
 
-from melanoma.config import CLASSES, TrainConfig
+from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.errors import is_deterministic, root_cause
+from melanoma.evidence.metrics import Predicted
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet, write_text
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
+from melanoma.task import Task
 from melanoma.training.distributed import World
 from melanoma.training.engine import Training, TrainState, fit, predict, start_state
 from melanoma.training.networks import start_model
@@ -49,6 +51,7 @@ class Study:
 
     Attributes:
         dataset: a prepared data set, reachable from every node.
+        task: its classes.
         folds_dir: where finished folds are kept.
         base: the settings that are not searched.
         num_folds: folds of the data set's training part.
@@ -60,6 +63,7 @@ class Study:
     """
 
     dataset: AnyPath
+    task: Task
     folds_dir: AnyPath
     base: TrainConfig
     num_folds: int
@@ -130,12 +134,11 @@ def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
     Raises:
         FloatingPointError: if its loss does not stay finite; that is kept too, for it would happen again.
     """
-    table = fold_predictions(study, config, fold)
-    logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
+    table, task = fold_predictions(study, config, fold), study.task
+    logits = table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
+    units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
     # The units are drawn with the study's seed, not the setting's, so that every setting is judged on the same images.
-    return choose_fold_scores(
-        table["label"].to_numpy(), softmax(logits, axis=1), table["group"].to_numpy(dtype=str), seed=study.base.seed
-    )
+    return choose_fold_scores(units, table["group"].to_numpy(dtype=str), seed=study.base.seed)
 
 
 def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFrame:
@@ -209,7 +212,7 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: AnyPath, *, world
 
     Two may train the same fold at once and write it over each other: it is the same.
     """
-    model = start_model(config.model, weights=study.weights, seed=config.seed, device=device)
+    model = start_model(config.model, study.task.num_classes, weights=study.weights, seed=config.seed, device=device)
     training = Training.on(config, open_prepared(study.dataset), world=world)
     state = start_state(model, config, world)
     error = None
@@ -232,7 +235,7 @@ def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
     """Predict the held-out fold with the network of the last epoch: choosing one there would flatter it."""
     tta = training.config.data.tta
     predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta)
-    logits = {f"logit_{name}": predictions.logits[:, index] for index, name in enumerate(CLASSES)}
+    logits = {f"logit_{name}": predictions.logits[:, index] for index, name in enumerate(training.task.classes)}
     return pd.DataFrame(
         {"image_id": predictions.image_ids, "group": training.validation.groups, "label": predictions.labels, **logits}
     )

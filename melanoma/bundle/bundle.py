@@ -1,18 +1,16 @@
 """The deployable: weights (safetensors) and a manifest. Loading verifies and never unpickles; knows nothing of serving.
 
-Nothing is taken on trust that can be checked: every file against its hash, the manifest against its schema and version, the
-contract against the scores it rests on, and on `verify` the network against recorded outputs.
+Nothing is taken on trust that can be checked: every file against its hash, the manifest against its version, the contract
+against the scores it rests on, and on `verify_bundle` the network against recorded outputs.
 """
 
 import dataclasses
 import hashlib
 import io
-import json
 import math
 import platform
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import timm
@@ -24,34 +22,28 @@ from torch import nn
 
 import melanoma
 from melanoma.bundle.backend import OnnxFeatures
-from melanoma.bundle.drift import FeatureReference
+from melanoma.bundle.manifest import (
+    CALIBRATION,
+    FEATURES,
+    MANIFEST,
+    MAX_BYTES,
+    MODEL_CARD,
+    ONNX_RUNTIME,
+    WEIGHTS,
+    BundleManifest,
+    manifest_bytes,
+    parse_manifest,
+)
 from melanoma.bundle.probes import record_probes, replay_probes
-from melanoma.config import CLASSES, DataConfig, ModelConfig, TrainConfig
 from melanoma.errors import BundleError, DataError
-from melanoma.evidence.calibration import Calibrator
-from melanoma.evidence.operating_point import OperatingPoint, select_operating_point
+from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.cache import local_folder
 from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, write_text
-from melanoma.io.storage import AnyPath, is_sha256
+from melanoma.io.storage import AnyPath, to_path
+from melanoma.io.typed import to_plain
+from melanoma.task import Task
 from melanoma.training.networks import build_model
-
-FORMAT_VERSION = 1
-WEIGHTS, MANIFEST, CALIBRATION, MODEL_CARD, FEATURES = (
-    "model.safetensors",
-    "manifest.json",
-    "calibration.parquet",
-    "MODEL_CARD.md",
-    "features.onnx",
-)
-ONNX_RUNTIME, TORCH = "onnxruntime", "torch"
-_MAX_MANIFEST_BYTES = 64 * 2**20
-_MAX_BYTES = {WEIGHTS: 4 * 2**30, CALIBRATION: 2**30, MODEL_CARD: 2**20, FEATURES: 4 * 2**30}
-"""Every file that a bundle may hold beside its manifest, and the most that is fetched of each."""
-_FIELDS = {
-    "kind", "format_version", "name", "version", "classes", "architecture", "preprocessing", "calibration", "operating_point",
-    "features", "cpu_backend", "group_columns", "split_hash", "training_config", "versions", "files", "probes",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,172 +51,86 @@ class Bundle:
     """A verified bundle in memory.
 
     Attributes:
-        manifest: as written.
+        manifest: what it is.
         model: the network in eval mode, on the CPU.
-        preprocess: from stored images to its input.
-        tta: mirrored copies averaged.
-        calibrator: from logits to probabilities.
-        operating_point: threshold and contract.
-        features: of the validation images, to measure how far served ones drift.
         features_onnx: the file that gives the network's feature maps on a CPU, or None where torch does.
         model_card: MODEL_CARD.md.
     """
 
-    manifest: dict[str, Any]
+    manifest: BundleManifest
     model: nn.Module
-    preprocess: Preprocess
-    tta: int
-    calibrator: Calibrator
-    operating_point: OperatingPoint
-    features: FeatureReference
     features_onnx: Path | None
     model_card: str
 
     @property
-    def weights_sha256(self) -> str:
-        """The hash of the weights file."""
-        return str(self.manifest["files"][WEIGHTS])
+    def task(self) -> Task:
+        """The classes."""
+        return self.manifest.task
 
     @property
-    def version(self) -> str:
-        """The bundle's version: changes with weights, calibrator or operating point."""
-        return str(self.manifest["version"])
+    def preprocess(self) -> Preprocess:
+        """From stored images to the network's input."""
+        return self.manifest.preprocessing
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """Threshold and contract."""
+        return self.manifest.operating_point
 
 
 @dataclasses.dataclass(frozen=True)
-class BundleParts:
-    """What a finished training run hands over to be packed.
+class Extras:
+    """What a bundle holds beside its network and what the manifest says.
 
     Attributes:
-        model: the trained network, on the CPU.
-        config: the run's settings.
-        stored_shape: (H, W) of stored images, px.
-        calibrator: fitted on the validation fold.
-        operating_point: selected on the calibration split.
-        features: of the validation fold.
-        cpu_backend: what computes feature maps on a CPU, and how it was found to differ from torch.
-        features_onnx: the exported network, if that is ONNX Runtime.
-        calibration_rows: columns label and score, one row a unit the contract rests on; no ids.
-        group_columns: what was never split.
-        split_hash: of the data set's splits.
+        calibration_rows: columns label and score, one row for each unit that the contract rests on; no ids.
+        features_onnx: the exported network, if ONNX Runtime computes its features.
         model_card: text for people.
     """
 
-    model: nn.Module
-    config: TrainConfig
-    stored_shape: tuple[int, int]
-    calibrator: Calibrator
-    operating_point: OperatingPoint
-    features: FeatureReference
-    cpu_backend: dict[str, Any]
-    features_onnx: bytes | None
     calibration_rows: pd.DataFrame
-    group_columns: tuple[str, ...]
-    split_hash: str
+    features_onnx: bytes | None
     model_card: str
 
 
-def save_bundle(parts: BundleParts, folder: AnyPath) -> None:
-    """Write a bundle folder atomically, in place of an older bundle."""
-    preprocess = Preprocess(parts.stored_shape, parts.config.data)
+def save_bundle(folder: AnyPath, draft: BundleManifest, model: nn.Module, extras: Extras) -> BundleManifest:
+    """Write a bundle folder atomically, in place of an older bundle.
+
+    Args:
+        folder: of the bundle.
+        draft: its manifest without files, probes and version, which are filled in here.
+        model: the trained network, on the CPU.
+        extras: its other files.
+    """
     with new_folder(folder, replace_if=MANIFEST) as work:
-        write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in parts.model.state_dict().items()}))
-        parts.calibration_rows[["label", "score"]].sort_values(["label", "score"]).to_parquet(
-            work / CALIBRATION, index=False
-        )
-        write_text(work / MODEL_CARD, parts.model_card)
-        if parts.features_onnx is not None:
-            write_bytes(work / FEATURES, parts.features_onnx)
-        files = {path.name: sha256_of(path) for path in sorted(work.iterdir())}
-        manifest: dict[str, Any] = {
-            "kind": "melanoma-bundle",
-            "format_version": FORMAT_VERSION,
-            "name": "melanoma",
-            "classes": list(CLASSES),
-            "architecture": dataclasses.asdict(parts.config.model),
-            "preprocessing": {**dataclasses.asdict(parts.config.data), "stored_shape": list(parts.stored_shape)},
-            "calibration": parts.calibrator.as_dict(),
-            "operating_point": parts.operating_point.as_dict(),
-            "features": parts.features.as_dict(),
-            "cpu_backend": parts.cpu_backend,
-            "group_columns": list(parts.group_columns),
-            "split_hash": parts.split_hash,
-            "training_config": dataclasses.asdict(parts.config),
-            "versions": _versions(),
-            "files": files,
-            "probes": record_probes(parts.model, preprocess, parts.config.data.tta),
-        }
-        manifest["version"] = version_of(manifest)
-        write_json(work / MANIFEST, manifest)
+        return write_bundle(work, draft, model, extras)
 
 
-def version_of(manifest: dict[str, Any]) -> str:
-    """Return a short name that changes with anything the manifest says; it also shows a later change of any word of it."""
-    content = {key: value for key, value in manifest.items() if key != "version"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def write_bundle(work: Path, draft: BundleManifest, model: nn.Module, extras: Extras) -> BundleManifest:
+    """Write the files of a bundle into a folder of this node, as `save_bundle` does."""
+    write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in model.state_dict().items()}))
+    rows = extras.calibration_rows[["label", "score"]].sort_values(["label", "score"])
+    rows.to_parquet(work / CALIBRATION, index=False)
+    write_text(work / MODEL_CARD, extras.model_card)
+    if extras.features_onnx is not None:
+        write_bytes(work / FEATURES, extras.features_onnx)
+    manifest = dataclasses.replace(
+        draft,
+        files={path.name: sha256_of(path) for path in sorted(work.iterdir())},
+        probes=record_probes(model, draft.preprocessing, draft.tta),
+    ).with_version()
+    write_json(work / MANIFEST, to_plain(manifest))
+    return manifest
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a network's outputs depend on."""
     return {
         "melanoma": melanoma.__version__,
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-
-
-def read_manifest(folder: AnyPath) -> dict[str, Any]:
-    """Read and check a bundle's manifest.
-
-    Raises:
-        BundleError: if it is missing, no JSON, incomplete, or of another format version or class list.
-    """
-    return _parse_manifest(_manifest_bytes(folder))
-
-
-def _manifest_bytes(folder: AnyPath) -> bytes:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}.")
-    with path.open("rb") as file:
-        data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"the bundle's {MANIFEST} must have at most {_MAX_MANIFEST_BYTES} bytes, it has more.")
-    return data
-
-
-def _parse_manifest(data: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(data)
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise BundleError(
-            f"the bundle's {MANIFEST} must be JSON, it is damaged; take the bundle from its source again."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != "melanoma-bundle":
-        raise BundleError(f"the bundle's {MANIFEST} must describe a melanoma bundle, it describes something else.")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise BundleError(
-            f"the bundle's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; use the release that wrote it."
-        )
-    missing = sorted(_FIELDS - set(manifest))
-    if missing:
-        raise BundleError(
-            f"the bundle's manifest must have the field {missing[0]}, it is missing; take the bundle from its source again."
-        )
-    if manifest["classes"] != list(CLASSES):
-        raise BundleError(
-            f"the bundle's classes must be {', '.join(CLASSES)}, got {', '.join(map(str, manifest['classes']))}."
-        )
-    if manifest["version"] != version_of(manifest):
-        raise BundleError(
-            "the bundle's version must match its manifest, it does not; the manifest was changed after it was written."
-        )
-    files = manifest["files"]
-    if not isinstance(files, dict) or not files.keys() <= _MAX_BYTES.keys() or not all(map(is_sha256, files.values())):
-        raise BundleError(
-            f"the bundle's manifest must list {', '.join(_MAX_BYTES)} with their sha256 and nothing else, it lists something else."
-        )
-    return manifest
 
 
 def fetch_bundle(folder: AnyPath, *, manifest_sha256: str | None = None) -> Path:
@@ -240,92 +146,84 @@ def fetch_bundle(folder: AnyPath, *, manifest_sha256: str | None = None) -> Path
     return _fetch(folder, manifest_sha256)[0]
 
 
-def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, dict[str, Any]]:
+def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, BundleManifest]:
     try:
-        data = _manifest_bytes(folder)
+        data = manifest_bytes(folder)
         if manifest_sha256 is not None and hashlib.sha256(data).hexdigest() != manifest_sha256:
             raise BundleError(
                 "the bundle must be the one whose manifest_sha256 is pinned, it is another; change the pin or the bundle."
             )
-        manifest = _parse_manifest(data)
+        manifest = parse_manifest(data)
         if isinstance(folder, Path):
             return folder, manifest
-        files = {name: (sha256, _MAX_BYTES[name]) for name, sha256 in manifest["files"].items()}
+        files = {name: (sha256, MAX_BYTES[name]) for name, sha256 in manifest.files.items()}
         return local_folder(folder, (MANIFEST, data), files), manifest
     except (DataError, FileNotFoundError) as error:
         raise BundleError(str(error)) from error
 
 
-def load_bundle(place: AnyPath, *, manifest_sha256: str | None = None) -> Bundle:
+def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> Bundle:
     """Load a bundle, checking every file against its hash and the contract against its scores.
 
+    Example:
+        >>> bundle = load_bundle(bundle_dir)
+        >>> bundle.task.targets, bundle.operating_point.contract.status
+        (('mel',), 'met')
+
     Args:
-        place: the bundle's folder; from object storage each node fetches it once.
+        path: the bundle's folder; from object storage each node fetches it once.
         manifest_sha256: of the only manifest that will do; None takes any.
 
     Raises:
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
-    folder, manifest = _fetch(place, manifest_sha256)
-    try:
-        return _load(folder, manifest)
-    except BundleError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BundleError(f"the bundle's manifest must be complete and consistent, it is not ({error}).") from error
-
-
-def _load(folder: Path, manifest: dict[str, Any]) -> Bundle:
-    has_onnx = manifest["cpu_backend"]["name"] == ONNX_RUNTIME
+    folder, manifest = _fetch(to_path(path), manifest_sha256)
     content = {name: _content(folder, name, manifest) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
+    has_onnx = manifest.cpu_backend.name == ONNX_RUNTIME
     if has_onnx:
         _content(folder, FEATURES, manifest)  # loaded by its path later: ONNX Runtime maps it
-    here = _versions()
+    _warn_of_versions(manifest)
+    try:
+        model = build_model(manifest.architecture, manifest.task.num_classes)
+        model.load_state_dict(load_tensors(content[WEIGHTS]))
+        model.eval().requires_grad_(False)
+        follows = _contract_follows(manifest, content[CALIBRATION])
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(
+            f"{WEIGHTS} must fit the architecture {manifest.architecture.backbone}; it does not. Take the bundle from its source again."
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BundleError(f"The bundle must be complete and consistent; it is not ({error}).") from error
+    if not follows:
+        raise BundleError(
+            f"The contract must follow from {CALIBRATION}; it does not. It was changed after it was made."
+        )
+    return Bundle(
+        manifest,
+        model.to(memory_format=torch.channels_last),
+        folder / FEATURES if has_onnx else None,
+        content[MODEL_CARD].decode(),
+    )
+
+
+def _warn_of_versions(manifest: BundleManifest) -> None:
+    here = library_versions()
     others = [
-        f"{name} {made} (here {here.get(name)})"
-        for name, made in manifest["versions"].items()
-        if made != here.get(name)
+        f"{name} {made} (here {here.get(name)})" for name, made in manifest.versions.items() if made != here.get(name)
     ]
     if others:
         warnings.warn(
-            f"the bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether it computes the same here.",
+            f"The bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether it computes the same here.",
             stacklevel=3,
         )
-    settings = dict(manifest["preprocessing"])
-    stored_shape = tuple(int(side) for side in settings.pop("stored_shape"))
-    data = DataConfig.from_dict(settings)
-    model = build_model(ModelConfig.from_dict(manifest["architecture"]))
-    try:
-        model.load_state_dict(load_tensors(content[WEIGHTS]))
-    except (RuntimeError, SafetensorError) as error:
-        raise BundleError(
-            f"{WEIGHTS} must fit the architecture {manifest['architecture']['backbone']}, it does not."
-        ) from error
-    model.eval().requires_grad_(False)
-    bundle = Bundle(
-        manifest=manifest,
-        model=model.to(memory_format=torch.channels_last),
-        preprocess=Preprocess((stored_shape[0], stored_shape[1]), data),
-        tta=data.tta,
-        calibrator=Calibrator.from_dict(manifest["calibration"]),
-        operating_point=OperatingPoint.from_dict(manifest["operating_point"]),
-        features=FeatureReference.from_dict(manifest["features"]),
-        features_onnx=folder / FEATURES if has_onnx else None,
-        model_card=content[MODEL_CARD].decode(),
-    )
-    if not _contract_follows(bundle.operating_point, content[CALIBRATION]):
-        raise BundleError(
-            f"the contract must follow from {CALIBRATION}, it does not; it was changed after it was made."
-        )
-    return bundle
 
 
-def _content(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
+def _content(folder: Path, name: str, manifest: BundleManifest) -> bytes:
     """Return a file's content, read once: what is checked is what is used."""
-    if name not in manifest["files"] or not (folder / name).is_file():
+    if name not in manifest.files or not (folder / name).is_file():
         raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
     data = (folder / name).read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest["files"][name]:
+    if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise BundleError(
             f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
         )
@@ -341,27 +239,24 @@ def verify_bundle(folder: AnyPath) -> list[str]:
     findings = []
     contract = bundle.operating_point.contract
     if contract.status != "met":
-        findings.append(f"the sensitivity contract must be met, it is {contract.status}: {contract.sentence()}")
-    probes = bundle.manifest["probes"]
-    findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.tta)
+        said = contract.sentence(bundle.task)
+        findings.append(f"The sensitivity contract must be met; it is {contract.status}. {said}")
+    probes, tta = bundle.manifest.probes, bundle.manifest.tta
+    findings += replay_probes(probes, bundle.model, bundle.preprocess, tta)
     if bundle.features_onnx is not None:
         extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
-        findings += replay_probes(probes, bundle.model, bundle.preprocess, bundle.tta, extract=extract)
+        findings += replay_probes(probes, bundle.model, bundle.preprocess, tta, extract=extract)
     return findings
 
 
-def _contract_follows(recorded: OperatingPoint, calibration: bytes) -> bool:
+def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
     """Recompute threshold and contract from the scores they rest on."""
-    rows, contract = pd.read_parquet(io.BytesIO(calibration)), recorded.contract
-    is_melanoma = rows["label"] == "mel"
+    rows, recorded = pd.read_parquet(io.BytesIO(calibration)), manifest.operating_point
+    contract, is_target = recorded.contract, rows["label"].isin(manifest.task.targets)
     again = select_operating_point(
-        rows.loc[is_melanoma, "score"].to_numpy(),
-        rows.loc[~is_melanoma, "score"].to_numpy(),
-        target_sensitivity=contract.target_sensitivity,
-        min_specificity=contract.min_specificity,
-        population=contract.population,
-        basis=contract.basis,
-        confidence=contract.confidence,
+        rows.loc[is_target, "score"].to_numpy(),
+        rows.loc[~is_target, "score"].to_numpy(),
+        Promise(**{field.name: getattr(contract, field.name) for field in dataclasses.fields(Promise)}),
     )
     pairs = zip(dataclasses.astuple(again.contract), dataclasses.astuple(contract), strict=True)
     return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and all(

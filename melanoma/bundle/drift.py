@@ -5,61 +5,41 @@ lesions do.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from melanoma.arrays import FloatArray
-from melanoma.data.dataset import ImageDataset
-from melanoma.imaging.letterbox import Preprocess
-from melanoma.training.networks import features
+from melanoma.io.typed import Strict
 
-MAX_IMAGES = 1024
-_BATCH = 64
 _FAR = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureReference:
+class FeatureReference(Strict):
     """Mean and deviation of each pooled feature over reference images, and how far the farthest 5 % of those lie.
 
     Attributes:
-        mean: ``(K,)`` float64.
-        deviation: ``(K,)`` float64, above 0.
-        far: root mean square of the standardised features that 95 % of the reference images stay below.
+        mean: ``(K,)``, to six digits.
+        deviation: ``(K,)``, above 0, to six digits.
+        far: root mean square of the standardised features that 95 % of the reference images stay below, above 0.
     """
 
-    mean: FloatArray
-    deviation: FloatArray
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
     far: float
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.deviation) or not min(self.deviation, default=0) > 0 or not self.far > 0:
+            raise ValueError("features must be two lists of one length, deviations and far above 0")
 
     def distance(self, feature_map: Tensor) -> FloatArray:
         """Return the distance ``(N,)`` of images by their feature map ``(N, K, h, w)``, in units of `far`."""
         return self._root_mean_square(pooled(feature_map)) / self.far
 
     def _root_mean_square(self, values: FloatArray) -> FloatArray:
-        distances: FloatArray = np.sqrt((((values - self.mean) / self.deviation) ** 2).mean(axis=1))
+        distances: FloatArray = np.sqrt((((values - np.array(self.mean)) / np.array(self.deviation)) ** 2).mean(axis=1))
         return distances
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest, to six digits."""
-        return {
-            name: np.char.mod("%.6g", np.asarray(value)).astype(float).tolist() for name, value in vars(self).items()
-        }
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> "FeatureReference":
-        """Read what `as_dict` wrote.
-
-        Raises:
-            ValueError: if the figures are no reference.
-        """
-        mean, deviation, far = np.array(values["mean"]), np.array(values["deviation"]), float(values["far"])
-        if mean.ndim != 1 or mean.shape != deviation.shape or not (deviation > 0).all() or not far > 0:
-            raise ValueError("features must be two lists of one length, deviations and far above 0")
-        return FeatureReference(mean, deviation, far)
 
 
 def pooled(feature_map: Tensor) -> FloatArray:
@@ -72,19 +52,12 @@ def fit_reference(values: FloatArray) -> FeatureReference:
     """Fit the reference to pooled features ``(N, K)``; one that never varies counts little, not without end."""
     deviation = values.std(axis=0)
     deviation = np.maximum(deviation, 1e-3 * max(float(deviation.mean()), 1e-6))
-    reference = FeatureReference(values.mean(axis=0), deviation, 1.0)
-    distances = reference._root_mean_square(values)
-    return dataclasses.replace(reference, far=max(float(np.quantile(distances, _FAR)), 1e-6))
+    mean = values.mean(axis=0)
+    distances = np.sqrt((((values - mean) / deviation) ** 2).mean(axis=1))
+    far = max(float(np.quantile(distances, _FAR)), 1e-6)
+    return FeatureReference(_six_digits(mean), _six_digits(deviation), _six_digits(np.array([far]))[0])
 
 
-def reference_of(model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int) -> FeatureReference:
-    """Fit the reference to at most 1,024 images of a data set, drawn by a seed; on the device of the network."""
-    device = next(model.parameters()).device
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_IMAGES].tolist()
-    model.eval()
-    with torch.no_grad():
-        values = [
-            pooled(features(model, preprocess(dataset.images(chosen[start : start + _BATCH]).to(device))))
-            for start in range(0, len(chosen), _BATCH)
-        ]
-    return fit_reference(np.concatenate(values))
+def _six_digits(values: FloatArray) -> tuple[float, ...]:
+    """Round to what a manifest keeps; more digits would only make it larger."""
+    return tuple(float(f"{value:.6g}") for value in values)

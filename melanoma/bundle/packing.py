@@ -5,7 +5,7 @@ The validation fold has chosen the epoch; here it fits the calibrator; only then
 
 import dataclasses
 import json
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,89 +14,99 @@ from torch import nn
 
 from melanoma.arrays import FloatArray
 from melanoma.bundle.backend import OnnxFeatures, export_features
-from melanoma.bundle.bundle import ONNX_RUNTIME, TORCH, BundleParts, save_bundle
-from melanoma.bundle.drift import reference_of
-from melanoma.config import CLASSES, MELANOMA_INDEX, TrainConfig
+from melanoma.bundle.bundle import Extras, library_versions, write_bundle
+from melanoma.bundle.drift import FeatureReference, fit_reference, pooled
+from melanoma.bundle.manifest import ONNX_RUNTIME, TORCH, BundleManifest, CpuBackend
+from melanoma.config import DISCLAIMER, TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.metrics import validation_scores
-from melanoma.evidence.operating_point import OperatingPoint, choose_units, select_operating_point
+from melanoma.evidence.operating_point import Promise, choose_units, select_operating_point
 from melanoma.imaging.letterbox import Preprocess
-from melanoma.io.storage import AnyPath
+from melanoma.task import Task
 from melanoma.training.engine import predict
+from melanoma.training.networks import features
 
 MAX_DIFFERENCE = 1e-4
+MAX_REFERENCE_IMAGES, _BATCH = 1024, 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """What packing found."""
-
-    operating_point: OperatingPoint
-    validation: dict[str, float]
-
-
-def pack(model: nn.Module, config: TrainConfig, data: PreparedData, folder: AnyPath, *, best_epoch: int) -> Packed:
+def pack(model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, *, best_epoch: int) -> BundleManifest:
     """Fit the calibrator, make the contract and write the bundle.
 
     Args:
         model: the network of the best epoch.
         config: its run's settings.
         data: the data set it was trained on.
-        folder: of the bundle.
-        best_epoch: named on the model card.
+        work: the folder of this node to write the bundle into.
+        best_epoch: goes into the manifest.
 
     Raises:
-        DataError: if the data set has no calibration split, or it holds no melanoma.
+        DataError: if the data set has no calibration split, or it holds no target.
     """
-    preprocess = Preprocess(data.stored_shape, config.data)
+    task, preprocess, tta = data.task, Preprocess(data.stored_shape, config.data), config.data.tta
     rows = data.rows("train", fold=config.data.validation_fold)
-    validation = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta)
+    validation = predict(model, ImageDataset(data, rows), preprocess, tta=tta)
     calibrator = fit_calibrator(validation.logits, validation.labels, group_codes(rows))
-    features = reference_of(model, ImageDataset(data, rows), preprocess, seed=config.seed)
+    reference = reference_of(model, ImageDataset(data, rows), preprocess, seed=config.seed)
     onnx = _export(model, (config.data.input_height, config.data.input_width))
     num_accesses = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
     rows = data.rows("calibration")
-    calibration = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta)
+    calibration = predict(model, ImageDataset(data, rows), preprocess, tta=tta)
     probabilities = calibrator(calibration.logits)
-    scores = probabilities[:, MELANOMA_INDEX]
-    melanomas, others = choose_units(calibration.labels, group_codes(rows), seed=config.seed)
+    scores, is_target = task.target_scores(probabilities), task.is_target(calibration.labels)
+    targets, others = choose_units(is_target, group_codes(rows), seed=config.seed)
     point = select_operating_point(
-        scores[melanomas],
+        scores[targets],
         scores[others],
-        target_sensitivity=config.target_sensitivity,
-        min_specificity=config.min_specificity,
-        population=f"{data.manifest['name']}, calibration split",
+        Promise(
+            task.targets,
+            config.target_sensitivity,
+            config.min_specificity,
+            population=f"{data.manifest.population}, calibration split",
+        ),
     )
-    chosen = np.concatenate([melanomas, others])
-    cpu_backend: dict[str, Any] = {"name": TORCH, "reason": "the network cannot be exported"}
+    chosen = np.concatenate([targets, others])
+    cpu_backend = CpuBackend(TORCH)
     if onnx is not None:
         extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
-        again = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta, extract=extract)
-        cpu_backend = compare_backend(probabilities, calibrator(again.logits), point.threshold)
-    found = Packed(point, validation_scores(validation.labels, validation.logits))
-    save_bundle(
-        BundleParts(
-            model=model,
-            config=config,
-            stored_shape=data.stored_shape,
-            calibrator=calibrator,
-            operating_point=point,
-            features=features,
-            cpu_backend=cpu_backend,
-            features_onnx=onnx if cpu_backend["name"] == ONNX_RUNTIME else None,
-            calibration_rows=pd.DataFrame(
-                {"label": [CLASSES[label] for label in calibration.labels[chosen]], "score": scores[chosen]}
-            ),
-            group_columns=tuple(data.manifest["group_columns"]),
-            split_hash=data.manifest["split_hash"],
-            model_card=_model_card(
-                config, data, found, best_epoch=best_epoch, num_accesses=num_accesses, backend=cpu_backend
-            ),
-        ),
-        folder,
+        again = predict(model, ImageDataset(data, rows), preprocess, tta=tta, extract=extract)
+        cpu_backend = compare_backend(task, probabilities, calibrator(again.logits), point.threshold)
+    draft = BundleManifest(
+        task=task,
+        architecture=config.model,
+        preprocessing=preprocess,
+        calibrator=calibrator,
+        operating_point=point,
+        features=reference,
+        cpu_backend=cpu_backend,
+        group_columns=data.manifest.group_columns,
+        split_hash=data.manifest.split_hash,
+        training_config=config,
+        best_epoch=best_epoch,
+        validation=validation_scores(task, validation.labels, validation.logits),
+        versions=library_versions(),
     )
-    return found
+    labels = [task.classes[label] for label in calibration.labels[chosen]]
+    extras = Extras(
+        calibration_rows=pd.DataFrame({"label": labels, "score": scores[chosen]}),
+        features_onnx=onnx if cpu_backend.name == ONNX_RUNTIME else None,
+        model_card=_model_card(draft, data, num_accesses=num_accesses),
+    )
+    return write_bundle(work, draft, model, extras)
+
+
+def reference_of(model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int) -> FeatureReference:
+    """Fit the reference to at most 1,024 images of a data set, drawn by a seed; on the device of the network."""
+    device = next(model.parameters()).device
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_REFERENCE_IMAGES].tolist()
+    model.eval()
+    with torch.no_grad():
+        values = [
+            pooled(features(model, preprocess(dataset.images(chosen[start : start + _BATCH]).to(device))))
+            for start in range(0, len(chosen), _BATCH)
+        ]
+    return fit_reference(np.concatenate(values))
 
 
 def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
@@ -107,10 +117,11 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
         return None
 
 
-def compare_backend(probabilities: FloatArray, again: FloatArray, threshold: float) -> dict[str, Any]:
+def compare_backend(task: Task, probabilities: FloatArray, again: FloatArray, threshold: float) -> CpuBackend:
     """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration images and little else.
 
     Args:
+        task: the classes.
         probabilities: ``(N, C)`` of the calibration images, by torch.
         again: the same by ONNX Runtime.
         threshold: of the contract.
@@ -119,15 +130,10 @@ def compare_backend(probabilities: FloatArray, again: FloatArray, threshold: flo
         The backend's name and how far the two lie apart, for the manifest.
     """
     furthest = float(np.abs(again - probabilities).max())
-    referred, referred_again = (p[:, MELANOMA_INDEX] >= threshold for p in (probabilities, again))
+    referred, referred_again = (task.target_scores(p) >= threshold for p in (probabilities, again))
     num_other = int((referred != referred_again).sum())
     same = furthest <= MAX_DIFFERENCE and num_other == 0
-    return {
-        "name": ONNX_RUNTIME if same else TORCH,
-        "num_images": len(probabilities),
-        "max_probability_difference": furthest,
-        "num_other_decisions": num_other,
-    }
+    return CpuBackend(ONNX_RUNTIME if same else TORCH, len(probabilities), furthest, num_other)
 
 
 def group_codes(rows: pd.DataFrame) -> np.ndarray:
@@ -135,32 +141,26 @@ def group_codes(rows: pd.DataFrame) -> np.ndarray:
     return np.asarray(pd.factorize(rows["group"], sort=True)[0])
 
 
-def _model_card(
-    config: TrainConfig,
-    data: PreparedData,
-    found: Packed,
-    *,
-    best_epoch: int,
-    num_accesses: int,
-    backend: dict[str, Any],
-) -> str:
+def _model_card(draft: BundleManifest, data: PreparedData, *, num_accesses: int) -> str:
+    config, task, manifest = draft.training_config, draft.task, data.manifest
     counts = ", ".join(
-        f"{split}: {sum(by_class.values())} ({by_class['mel']} mel)"
-        for split, by_class in sorted(data.manifest["counts"].items())
+        f"{split}: {sum(by_class.values())} ({manifest.num_targets(split)} {task.target_name})"
+        for split, by_class in sorted(manifest.counts.items())
     )
-    contract = found.operating_point.contract
+    contract = draft.operating_point.contract
     return f"""# Model card
 
-**Research use only. Not a medical device; not a diagnosis.**
+**{DISCLAIMER}**
 
-- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.tta} tta averaged.
-- Data: {data.manifest["name"]}, grouped by {", ".join(data.manifest["group_columns"])}; images by split: {counts};
-  split hash `{data.manifest["split_hash"][:16]}`.
-- Chosen on validation fold {config.data.validation_fold}: epoch {best_epoch} of {config.optim.epochs},
-  melanoma AUROC {found.validation["auroc"]:.3f} there (flattered by the choice).
-- On a CPU its features are computed by: {json.dumps(backend)}.
-- Contract: **{contract.status}**. {contract.sentence()}
-  Look number {num_accesses} at this calibration split; choosing among runs by their contracts weakens the promise.
+- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.tta} mirrored copies averaged.
+- Classes ({task.name}): {", ".join(task.classes)}. Targets: {", ".join(task.targets)}.
+- Data: {manifest.population}, grouped by {", ".join(manifest.group_columns)}; images by split: {counts};
+  split hash `{manifest.split_hash[:16]}`.
+- Chosen on validation fold {config.data.validation_fold}: epoch {draft.best_epoch} of {config.optim.epochs},
+  AUROC of the targets {draft.validation["auroc"]:.3f} there (flattered by the choice).
+- On a CPU its features are computed by: {json.dumps(dataclasses.asdict(draft.cpu_backend))}.
+- Contract: **{contract.status}**. {contract.sentence(task)}
+  Access number {num_accesses} to this calibration split; choosing among runs by their contracts weakens the promise.
 - Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.
 
 Training settings:

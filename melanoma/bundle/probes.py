@@ -1,8 +1,9 @@
 """A few made-up images with a network's outputs, recorded to find out elsewhere whether it still computes the same."""
 
 import base64
+import dataclasses
 import io
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,10 +13,24 @@ from torch import nn
 from melanoma.arrays import Uint8Array
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
+from melanoma.io.typed import Strict
 from melanoma.training.networks import tta_logits
 
 NUM_PROBES = 3
 PROBE_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Strict):
+    """A made-up image and what the network gave for it.
+
+    Attributes:
+        image_png: base64 PNG.
+        logits: ``(C,)``.
+    """
+
+    image_png: str
+    logits: tuple[float, ...]
 
 
 def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
@@ -26,14 +41,11 @@ def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
     return [np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)) for cells in coarse]
 
 
-def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> list[dict[str, Any]]:
-    """Return the probe images with the logits ``(C,)`` that the network gives them, as plain values for a manifest."""
+def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> tuple[Probe, ...]:
+    """Return the probe images with the logits ``(C,)`` that the network gives them, for a manifest."""
     images = probe_images(preprocess.stored_shape)
     logits = _probe_logits(model, preprocess, tta, images)
-    return [
-        {"image_png": _to_png(image), "logits": [float(z) for z in row]}
-        for image, row in zip(images, logits, strict=True)
-    ]
+    return tuple(Probe(_to_png(image), tuple(float(z) for z in row)) for image, row in zip(images, logits, strict=True))
 
 
 def _probe_logits(
@@ -61,7 +73,7 @@ def _from_png(text: str) -> Uint8Array:
 
 
 def replay_probes(
-    probes: list[dict[str, Any]],
+    probes: Sequence[Probe],
     model: nn.Module,
     preprocess: Preprocess,
     tta: int,
@@ -78,11 +90,11 @@ def replay_probes(
         extract: what gives the feature maps in place of the network.
     """
     try:
-        recorded = np.array([probe["logits"] for probe in probes], dtype=np.float64)
-        images = [_from_png(probe["image_png"]) for probe in probes]
+        recorded = np.array([probe.logits for probe in probes], dtype=np.float64)
+        images = [_from_png(probe.image_png) for probe in probes]
         logits = _probe_logits(model, preprocess, tta, images, extract)
         gap = float(np.abs(logits - recorded).max())
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return [f"the bundle's probes must be images with their logits, they are not ({type(error).__name__})."]
     if gap <= PROBE_TOLERANCE:
         return []

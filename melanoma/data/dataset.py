@@ -18,26 +18,15 @@ import torch
 from torch import Tensor
 
 from melanoma.arrays import Uint8Array
-from melanoma.config import CLASSES
+from melanoma.data.manifest import DatasetManifest, read_manifest
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
 from melanoma.errors import DataError
 from melanoma.io.cache import local_file
-from melanoma.io.files import read_json, read_parquet, sha256_of
-from melanoma.io.storage import AnyPath, RemotePath, files_below, is_plain_name, is_sha256
+from melanoma.io.files import read_parquet, sha256_of
+from melanoma.io.storage import AnyPath, RemotePath, files_below
+from melanoma.task import Task
 
-FORMAT_VERSION = 1
-_FIELDS = {
-    "name",
-    "classes",
-    "image_height_px",
-    "image_width_px",
-    "counts",
-    "num_folds",
-    "group_columns",
-    "split_hash",
-    "shards",
-}
 _COLUMNS = {"image_id", "group", "label", "dx", "split", "fold", "shard", "row"}
 ACCESS_LOG, ACCESSES = "access_log.jsonl", "access_log"
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -55,20 +44,23 @@ class PreparedData:
     """
 
     folder: AnyPath
-    manifest: dict[str, Any]
+    manifest: DatasetManifest
     records: pd.DataFrame
 
     @property
     def stored_shape(self) -> tuple[int, int]:
         """(H, W) of the stored images, px."""
-        return int(self.manifest["image_height_px"]), int(self.manifest["image_width_px"])
+        return self.manifest.stored_shape
+
+    @property
+    def task(self) -> Task:
+        """What the labels mean."""
+        return self.manifest.task
 
     @property
     def content_hash(self) -> str:
         """A hash of everything a run depends on: the splits, and the images as they are stored."""
-        described = json.dumps(
-            [self.manifest["split_hash"], self.stored_shape, sorted(self.manifest["shards"].items())]
-        )
+        described = json.dumps([self.manifest.split_hash, self.stored_shape, sorted(self.manifest.shards.items())])
         return hashlib.sha256(described.encode()).hexdigest()
 
     def shard(self, name: str) -> Path:
@@ -76,7 +68,7 @@ class PreparedData:
         height, width = self.stored_shape
         # Pixels, and for each image its name; more is another file.
         max_bytes = int((self.records["shard"] == name).sum()) * (height * width * 3 + 4096) + 2**20
-        return local_file(self.folder / "shards" / name, self.manifest["shards"][name], max_bytes=max_bytes)
+        return local_file(self.folder / "shards" / name, self.manifest.shards[name], max_bytes=max_bytes)
 
     def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.
@@ -152,24 +144,24 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
         DataError: if it is no data set, of another format version, or damaged.
         LeakageError: if a group stands on two sides of its split.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     records = read_parquet(folder / "records.parquet")
     if missing := _COLUMNS - set(records.columns):
         raise DataError(
             f"records.parquet must have the column {min(missing)}, it does not; prepare the data set again."
         )
-    if split_hash(records["image_id"], records["split"], records["fold"]) != manifest["split_hash"]:
+    if split_hash(records["image_id"], records["split"], records["fold"]) != manifest.split_hash:
         raise DataError(
             "the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again."
         )
-    if unknown := set(records["shard"]) - set(manifest["shards"]):
+    if unknown := set(records["shard"]) - set(manifest.shards):
         raise DataError(
             f"every shard in records.parquet must be one of manifest.json, {min(map(str, unknown))!r} is not; "
             "prepare the data set again."
         )
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
-        for name, digest in manifest["shards"].items():
+        for name, digest in manifest.shards.items():
             if not (folder / "shards" / name).is_file() or sha256_of(folder / "shards" / name) != digest:
                 raise DataError(
                     f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again."
@@ -177,32 +169,8 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
     return PreparedData(folder, manifest, records)
 
 
-def _read_manifest(folder: AnyPath) -> dict[str, Any]:
-    """Return a data set's manifest, with nothing in it that must not be used as a path."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise DataError(f"DATASET must be a folder made by `melanoma data prepare`, {folder} has no manifest.json.")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("kind") != "melanoma-dataset":
-        raise DataError(f"{path} must describe a data set, it describes something else; take the data set again.")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"the data set's format version must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}; prepare it again."
-        )
-    if missing := _FIELDS - set(manifest):
-        raise DataError(f"manifest.json must have the field {min(missing)}, it does not; prepare the data set again.")
-    if tuple(manifest["classes"]) != CLASSES:
-        raise DataError(f"the data set's classes must be {', '.join(CLASSES)}, got {', '.join(manifest['classes'])}.")
-    for name, digest in dict(manifest["shards"]).items():
-        if not (is_plain_name(name) and is_sha256(digest)):
-            raise DataError(
-                f"manifest.json must list plain file names with their sha256, {name!r} is not one; do not use this data set."
-            )
-    return manifest
-
-
-class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
-    """Images of some records of a prepared data set: index -> (``(H, W, 3)`` uint8, label, image_id)."""
+class ImageDataset:
+    """Images of some records of a prepared data set, memory-mapped."""
 
     def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
         self.image_ids: list[str] = rows["image_id"].tolist()
@@ -214,9 +182,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int, str]]):
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
-        return self.images([index])[0], int(self.labels[index]), self.image_ids[index]
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Return the images at some indices, ``(N, H, W, 3)`` uint8."""

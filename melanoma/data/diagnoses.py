@@ -1,114 +1,215 @@
-"""What a metadata table says of the disease -> one of the classes, or why it says none of them."""
+"""What a metadata table says of the disease -> one of the task's classes, or why it says none of them.
 
+`SPELLINGS` is the one table of how people write a diagnosis. A column that only says benign or malignant is read where the
+task has such classes.
+"""
+
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from melanoma.config import CLASSES
 from melanoma.data.tables import Table
 from melanoma.errors import DataError
+from melanoma.task import TASKS, Task
 
-DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
-ONE_HOT = {"mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl", "df": "df", "vasc": "vasc"}  # fmt: skip
-ONE_HOT_REFUSED = ("scc", "unk")
-_BY_NAME = {
-    **{name: name for name in CLASSES},
-    **{"nev": "nv", "ack": "akiec", "sek": "bkl"},  # PAD-UFES-20
-    **{"nevus": "nv", "melanoma": "mel", "melanoma, nos": "mel", "melanoma in situ": "mel", "melanoma invasive": "mel"},
-    **{"melanoma metastasis": "mel", "basal cell carcinoma": "bcc", "actinic keratosis": "akiec"},
-    **{"solar or actinic keratosis": "akiec", "squamous cell carcinoma in situ": "akiec", "bowen's disease": "akiec"},
-    **{
-        "seborrheic keratosis": "bkl",
-        "lichenoid keratosis": "bkl",
-        "lichen planus like keratosis": "bkl",
-        "solar lentigo": "bkl",
-    },
-    **{"lentigo nos": "bkl", "pigmented benign keratosis": "bkl", "dermatofibroma": "df"},
-    **{
-        "hemangioma": "vasc",
-        "angiokeratoma": "vasc",
-        "angioma": "vasc",
-        "vascular lesion": "vasc",
-        "pyogenic granuloma": "vasc",
-    },
-}
-_BINARY_COLUMNS = {
-    "target",
-    "benign_malignant",
-    "malignant",
-    "is_malignant",
-    "malignancy",
-    "melanoma",
-    "is_melanoma",
-    "label",
-    "class",
-}
-_BINARY_WORDS = {"benign", "malignant", "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "positive", "negative"}
+_ISIC_ARCHIVE = tuple(f"diagnosis_{level}" for level in (5, 4, 3, 2, 1))
+_ISIC_2024 = ("iddx_full", *(f"iddx_{level}" for level in (5, 4, 3, 2, 1)))
+DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", *_ISIC_ARCHIVE, *_ISIC_2024)
+"""Columns that spell a diagnosis, the most exact first."""
+BINARY_COLUMNS = (
+    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma", "is_melanoma", "label", "class",
+)  # fmt: skip
+"""Columns that say benign or malignant, in words or as 0 and 1."""
+ONE_HOT = {
+    "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl", "df": "df", "vasc": "vasc", "scc": "scc",
+}  # fmt: skip
+"""Columns of ISIC 2018 and 2019 that hold 1 for the class of an image."""
+ONE_HOT_UNKNOWN = "unk"
+_ISIC_2017 = ("melanoma", "seborrheic_keratosis")
+BENIGN, MALIGNANT = "benign", "malignant"
+
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "akiec": (
+        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis", "solar or actinic keratosis", "bowen's disease", "bowen disease",
+        "bowens disease", "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease", "squamous cell carcinoma in situ",
+        "actinic keratoses and intraepithelial carcinoma", "actinic keratoses and intraepithelial carcinoma / bowen's disease",
+        "actinic keratoses and intraepithelial carcinomae",
+    ),
+    "bcc": (
+        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma", "superficial basal cell carcinoma",
+        "pigmented basal cell carcinoma", "basalioma",
+    ),
+    "bkl": (
+        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses", "seborrhoeic keratoses", "lichenoid keratosis",
+        "lichen planus like keratosis", "lichen planus-like keratosis", "solar lentigo", "lentigo nos", "pigmented benign keratosis",
+        "benign keratosis", "benign keratoses", "benign keratosis-like lesion", "benign keratosis-like lesions",
+    ),
+    "df": ("dermatofibroma", "dermatofibromas", "fibrous histiocytoma"),
+    "mel": (
+        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos", "melanoma in situ", "in situ melanoma",
+        "melanoma invasive", "invasive melanoma", "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
+        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma", "amelanotic melanoma", "desmoplastic melanoma",
+        "spitzoid melanoma", "melanoma (in situ)", "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)",
+        "melanoma (more than 1.5 mm)", "malignant melanocytic proliferations (melanoma)",
+    ),
+    "nv": (
+        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus",
+        "melanocytic naevi", "clark nevus", "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi", "atypical nevus",
+        "atypical naevus", "blue nevus", "blue naevus", "spitz nevus", "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
+        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus", "intradermal nevus", "compound nevus", "junctional nevus",
+        "common nevus", "halo nevus", "benign nevus", "nevus, nos",
+    ),
+    "scc": (
+        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma", "squamous cell carcinoma, invasive",
+        "squamous cell carcinoma, nos", "keratoacanthoma",
+    ),
+    "vasc": (
+        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas", "haemangiomas", "angioma", "angiomas",
+        "cherry angioma", "angiokeratoma", "angiokeratomas", "pyogenic granuloma", "pyogenic granulomas",
+    ),
+    BENIGN: ("0", "0.0", "false", "no", "negative", "not melanoma"),
+    MALIGNANT: ("1", "1.0", "true", "yes", "positive"),
+}  # fmt: skip
+"""Diagnosis -> how people spell it, in small letters: HAM10000, the ISIC challenges and archive, PAD-UFES-20, derm7pt, Kaggle."""
+_DIAGNOSIS_OF = {spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)}
+_BINARY_WORDS = {word for name in (BENIGN, MALIGNANT) for word in (name, *SPELLINGS[name])}
+_NEVER_BOTH = {BENIGN: {"mel", "bcc", "scc"}, MALIGNANT: {"nv", "bkl", "df", "vasc"}}
+"""What contradicts a binary label; actinic keratoses stand under either."""
+_MELANOMA = re.compile(r"melanom|lentigo maligna")
+_NO_MELANOMA = re.compile(r"\b(non|not|no)[-_ ]*melanom")
+CONTRADICTION = "two labels that contradict each other"
 
 
-def has_diagnosis(columns: Iterable[str]) -> bool:
-    """Return whether some columns, in small letters, say which class an image shows: by name, or one column a class."""
+def diagnosis_of(text: str) -> str | None:
+    """Return the diagnosis (a key of `SPELLINGS`) that a text spells, or None; the last known part of ISIC's ``a::b::c``."""
+    parts = [" ".join(part.casefold().replace("_", " ").split()) for part in text.split("::")]
+    return next((_DIAGNOSIS_OF[part] for part in reversed(parts) if part in _DIAGNOSIS_OF), None)
+
+
+def class_in(text: str, task: Task) -> str | None:
+    """Return the class of a task that a text means: by the class's name, its name for people, or a known spelling."""
+    words = text.casefold()
+    for name in task.classes:
+        if words in (name, task.name_of(name).casefold()):
+            return name
+    diagnosis = diagnosis_of(text)
+    return None if diagnosis is None else task.class_of(diagnosis)
+
+
+def says_target(text: str, task: Task) -> bool:
+    """Return whether a text, which may spell no known diagnosis, says that a lesion is a target."""
+    name = class_in(text, task)
+    if name is not None:
+        return name in task.targets
+    words = text.casefold()
+    is_melanoma = bool(_MELANOMA.search(words)) and not _NO_MELANOMA.search(words)
+    return is_melanoma and task.class_of("mel") in task.targets
+
+
+def has_diagnosis(columns: Iterable[str], task: Task) -> bool:
+    """Return whether some columns, in small letters, say which class of a task an image shows."""
     names = set(columns)
-    return any(name in names for name in DIAGNOSIS_COLUMNS) or {"mel", "nv"} <= names
+    return (
+        any(name in names for name in DIAGNOSIS_COLUMNS)
+        or {"mel", "nv"} <= names
+        or set(_ISIC_2017) <= names
+        or (_is_binary(task) and any(name in names for name in BINARY_COLUMNS))
+        or set(task.classes) <= names
+    )
 
 
-def read_diagnoses(rows: pd.DataFrame) -> list[tuple[str, str]]:
+def _is_binary(task: Task) -> bool:
+    return task.class_of(BENIGN) is not None and task.class_of(MALIGNANT) is not None
+
+
+def read_diagnoses(rows: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
     """Return for each row its class, or "", and what the table says.
 
     Raises:
-        DataError: if the labels are binary.
+        DataError: if the labels are binary and the task is not.
     """
-    hot = [name for name in (*ONE_HOT, *ONE_HOT_REFUSED) if name in rows.columns]
     named = [name for name in DIAGNOSIS_COLUMNS if name in rows.columns]
-    said = {value.casefold() for name in named for value in rows[name] if value}
-    if said and said <= _BINARY_WORDS:
-        raise DataError(_binary(named, "The metadata"))
-    return [_diagnosis(row, named, hot) for row in rows[named + hot].to_dict("records")]
+    columns = {*named, *BINARY_COLUMNS, *ONE_HOT, ONE_HOT_UNKNOWN, *_ISIC_2017, *task.classes}
+    rows = rows[[column for column in rows.columns if column in columns]]
+    if not _is_binary(task):
+        said = {value.casefold() for name in named for value in rows[name] if value}
+        if said and said <= _BINARY_WORDS:
+            raise DataError(_refuse_binary(named, "The metadata", task))
+        return [_diagnosis(row, named, task) for row in rows.to_dict("records")]
+    binary = next((name for name in BINARY_COLUMNS if name in rows.columns and _says_binary(rows[name])), None)
+    return [_binary_diagnosis(row, named, binary, task) for row in rows.to_dict("records")]
 
 
-def _diagnosis(row: dict[Any, str], named: list[str], hot: list[str]) -> tuple[str, str]:
+def _diagnosis(row: dict[Any, str], named: Sequence[str], task: Task) -> tuple[str, str]:
     given = [row[name] for name in named if row[name]]
     for text in given:
-        if text.casefold() in _BY_NAME:
-            return _BY_NAME[text.casefold()], text
-    marked = [name for name in hot if row[name] in {"1", "1.0"}]
-    if len(marked) == 1 and not given:
-        return ONE_HOT.get(marked[0], ""), marked[0].upper()
-    return "", given[0] if given else "+".join(name.upper() for name in marked)
+        name = class_in(text, task)
+        if name is not None:
+            return name, text
+    diagnosis, said = _marked(row, task)
+    if diagnosis is not None and not given:
+        return task.class_of(diagnosis) or "", said
+    return "", given[0] if given else said
 
 
-def no_diagnosis(tables: Sequence[Table]) -> DataError:
+def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
+    """Return the diagnosis whose column holds 1, and what the row says, where there is a column for each."""
+    if (
+        set(_ISIC_2017) <= row.keys() and not {"mel", "nv"} <= row.keys()
+    ):  # neither of the two is the challenge's third class, nevus
+        values = [row[name] for name in _ISIC_2017]
+        known = {("1", "0"): "mel", ("0", "1"): "bkl", ("0", "0"): "nv"}
+        return known.get((values[0].removesuffix(".0"), values[1].removesuffix(".0"))), "+".join(values)
+    columns = {**dict.fromkeys(task.classes), **ONE_HOT, ONE_HOT_UNKNOWN: None}
+    marked = [name for name in columns if row.get(name) in ("1", "1.0")]
+    said = "+".join(name.upper() for name in marked)
+    if len(marked) != 1:
+        return None, said
+    return ONE_HOT.get(marked[0], marked[0] if marked[0] in task.classes else None), said
+
+
+def _binary_diagnosis(row: dict[Any, str], named: Sequence[str], binary: str | None, task: Task) -> tuple[str, str]:
+    """Return the class of a row whose binary label decides where it is there; a diagnosis beside it must not contradict it."""
+    name, said = _diagnosis(row, named, task)
+    label = diagnosis_of(row[binary]) if binary is not None and row[binary] else None
+    if label not in (BENIGN, MALIGNANT):
+        return name, said
+    spelled = {diagnosis_of(row[column]) for column in named if row[column]}
+    if spelled & _NEVER_BOTH[label]:
+        return "", f"{said} and {label}, {CONTRADICTION}"
+    return task.class_of(label) or "", row[binary or ""]
+
+
+def _says_binary(values: pd.Series) -> bool:
+    said = {value.casefold() for value in values if value}
+    return bool(said) and said <= _BINARY_WORDS | {"indeterminate", "unknown"}
+
+
+def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
     """Return the refusal of tables of which none has a diagnosis."""
     for table in tables:
-        binary = [name for name in table.rows.columns if name in _BINARY_COLUMNS or _is_binary(table.rows[name])]
+        binary = [name for name in table.rows.columns if name in BINARY_COLUMNS or _says_benign(table.rows[name])]
         if binary:
-            return DataError(_binary(binary, table.name, spelled=_spelled(table)))
+            return DataError(_refuse_binary(binary, table.name, task))
     columns = "; ".join(f"{table.name} has the columns {', '.join(table.header)}" for table in tables[:3])
     return DataError(
-        f"the metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS)} or MEL, NV, BCC, ...); {columns}. "
-        f"Call the column that holds it dx."
+        f"The metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS[:4])} or MEL, NV, BCC, ...); {columns}. "
+        "Call the column that holds it dx."
     )
 
 
-def _is_binary(values: pd.Series) -> bool:
+def _says_benign(values: pd.Series) -> bool:
     said = {value.casefold() for value in values if value}
-    return bool(said) and said <= {"benign", "malignant"}
+    return bool(said) and said <= {BENIGN, MALIGNANT}
 
 
-def _spelled(table: Table) -> str:
-    """Return a hint at columns of ISIC 2024 that do spell the diagnosis."""
-    columns = [name for name in table.header if name.casefold().startswith("iddx_")]
+def _refuse_binary(columns: Sequence[str], table: str, task: Task) -> str:
     return (
-        f" Its columns {', '.join(columns)} spell some diagnoses: write the most exact of them into dx."
-        if columns
-        else ""
+        f"{table} has binary labels only ({', '.join(columns)}), which do not say which class of the task {task.name} an image shows. "
+        f"Pass --task {_BINARY_TASK}, or write one of {', '.join(task.classes)}, or a name such as nevus or melanoma, into a column dx."
     )
 
 
-def _binary(columns: Sequence[str], table: str, *, spelled: str = "") -> str:
-    return (
-        f"{table} has binary labels only ({', '.join(columns)}), which do not say which of the classes an image shows; a column dx must hold "
-        f"one of {', '.join(CLASSES)}, or a name such as nevus or melanoma, for every image.{spelled} Benign is not a class: an image may be "
-        "called nv only if its lesion is a nevus."
-    )
+_BINARY_TASK = next(task.name for task in TASKS.values() if _is_binary(task))

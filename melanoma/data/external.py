@@ -1,17 +1,19 @@
 """A SOURCE folder to evaluate on: its usable rows, grouped, and an account of the others. Reads images only to find copies."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import pandas as pd
 
 from melanoma.data.groups import join_groups, key_column
+from melanoma.data.image_files import read_image
 from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import WITHOUT_ROW, Rejection
 from melanoma.errors import DataError
-from melanoma.io.files import sha256_of
-from melanoma.io.storage import AnyPath, is_address, to_path
+from melanoma.io.storage import AnyPath, is_address
+from melanoma.task import Task
 
 EXTERNAL = "external"
 
@@ -25,12 +27,14 @@ class External:
         rows: the usable ones, with group and split.
         rejections: what is wrong with the others, and images without a row.
         notes: what was taken in a way that its owner should know.
+        task: of the bundle.
     """
 
     records: pd.DataFrame
     rows: pd.DataFrame
     rejections: list[Rejection]
     notes: list[str]
+    task: Task
 
     def left_out(self, unreadable: Sequence[Rejection], *, skip_bad: bool) -> LeftOut:
         """Count what is left out, images that could not be read included.
@@ -39,33 +43,34 @@ class External:
             DataError: if there are such images and they may not be left out.
         """
         if unreadable and not skip_bad:
-            raise _refusal(self.records, unreadable)
+            raise _refusal(self.records, unreadable, self.task)
         rejected = [(rejection.image_id, rejection.reason) for rejection in (*self.rejections, *unreadable)]
-        return count_left_out(rejected, self.records)
+        return count_left_out(rejected, self.records, self.task)
 
 
-def read_external(folder: AnyPath, group_columns: Sequence[str], *, skip_bad: bool) -> External:
+def read_external(folder: AnyPath, task: Task, group_columns: Sequence[str], *, skip_bad: bool) -> External:
     """Read a SOURCE folder; every fault of its metadata is found before any image is read.
 
     Args:
         folder: SOURCE.
+        task: of the bundle.
         group_columns: of the bundle; taken where the metadata have neither patient_id nor lesion_id.
         skip_bad: leave out bad rows instead of refusing them.
 
     Raises:
         DataError: if it has no usable row, nothing that groups images, or bad rows that may not be left out.
     """
-    source = read_source(folder)
+    source = read_source(folder, task)
     source.check_found()
     columns = _group_columns(source, group_columns)
     faults = [rejection for rejection in source.rejections if rejection.reason != WITHOUT_ROW]
     if faults and not skip_bad:
-        raise _refusal(source.records, faults)
+        raise _refusal(source.records, faults, task)
     bad = {rejection.image_id for rejection in faults}
     rows = source.records[~source.records["image_id"].isin(bad)].reset_index(drop=True)
-    external = External(source.records, rows, source.rejections, source.notes)
+    external = External(source.records, rows, source.rejections, source.notes, task)
     if rows.empty:
-        said = left_out_sentence(external.left_out([], skip_bad=True))
+        said = left_out_sentence(external.left_out([], skip_bad=True), task)
         raise DataError(f"SOURCE must hold at least one usable image, {folder} has none. {said}")
     keys = [rows[key_column(column)].tolist() for column in columns]
     keys.append([_digest(path) for path in rows["path"]])  # a copy under another name is no further unit
@@ -86,15 +91,15 @@ def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
 def _digest(path: str) -> str:
     """Return the sha256 of an image, or "" for one that cannot be read: it is rejected when it is decoded."""
     try:
-        return sha256_of(to_path(path))
+        return hashlib.sha256(read_image(path)).hexdigest()
     except OSError:
         if is_address(path):
             raise
         return ""
 
 
-def _refusal(records: pd.DataFrame, faults: Sequence[Rejection]) -> DataError:
-    counts = describe_left_out(count_left_out([(fault.image_id, fault.reason) for fault in faults], records))
+def _refusal(records: pd.DataFrame, faults: Sequence[Rejection], task: Task) -> DataError:
+    counts = describe_left_out(count_left_out([(fault.image_id, fault.reason) for fault in faults], records, task))
     return DataError(
         f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not: {counts}; the first is "
         f"{faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them or pass --skip-bad."

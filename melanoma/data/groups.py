@@ -1,12 +1,14 @@
 """What must never be split: images joined over patient, lesion and duplicate images. Knows nothing of splits."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from melanoma.io.typed import Strict
 
 GROUP_COLUMNS = ("patient_id", "lesion_id")
 """The columns that group images unless others are named."""
@@ -48,13 +50,29 @@ def key_column(name: str) -> str:
     return name if name in GROUP_COLUMNS else f"group by {name}"
 
 
-def largest_groups(records: pd.DataFrame, columns: Sequence[str], *, num: int = 5) -> list[dict[str, Any]]:
-    """Return the groups with the most images, largest first: how many, of how many all in all, and what joins them."""
+@dataclasses.dataclass(frozen=True)
+class LargeGroup(Strict):
+    """One of the largest groups of a data set.
+
+    Attributes:
+        group: its name.
+        num_images: its images.
+        split: where they all are.
+        ids: column -> up to three of the values that join them.
+    """
+
+    group: str
+    num_images: int
+    split: str
+    ids: dict[str, list[str]]
+
+
+def largest_groups(records: pd.DataFrame, columns: Sequence[str], *, num: int = 5) -> list[LargeGroup]:
+    """Return the groups with the most images, largest first."""
     found = []
-    for group, size in (
-        records["group"].value_counts().sort_index().sort_values(ascending=False, kind="stable")[:num].items()
-    ):
+    sizes = records["group"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    for group, size in sizes[:num].items():
         rows = records[records["group"] == group]
         ids = {name: sorted(set(rows[column]) - {""})[:3] for name in columns if (column := key_column(name)) in rows}
-        found.append({"group": group, "num_images": int(size), "split": rows["split"].iloc[0], "ids": ids})
+        found.append(LargeGroup(str(group), int(size), str(rows["split"].iloc[0]), ids))
     return found

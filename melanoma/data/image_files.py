@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from melanoma.data.names import (
     IMAGE_SUFFIXES,
@@ -17,8 +18,12 @@ from melanoma.data.names import (
     shown,
     without_suffix,
 )
+from melanoma.errors import DataError
 from melanoma.io.files import sha256_of
-from melanoma.io.storage import AnyPath
+from melanoma.io.storage import AnyPath, to_path
+
+if TYPE_CHECKING:
+    import h5py
 
 READ = "JPEG, PNG and WebP are read"
 
@@ -107,17 +112,66 @@ def _index(by_stem: Mapping[str, list[AnyPath]], key: Callable[[str], str | None
     return found
 
 
+_HDF5_SUFFIXES = {".hdf5", ".h5"}
+
+
+def read_image(path: str) -> bytes:
+    """Return the encoded image at a path; a path below an HDF5 file names a data set in it, as in ISIC 2024.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    found = to_path(path)
+    if isinstance(found, Path) and found.parent.suffix.lower() in _HDF5_SUFFIXES and found.parent.is_file():
+        try:
+            return bytes(_open_hdf5(str(found.parent))[found.name][()])
+        except (KeyError, ValueError, TypeError) as error:
+            raise OSError(0, f"{found.parent.name} holds no image called {found.name}") from error
+    return found.read_bytes()
+
+
+@functools.lru_cache(maxsize=1)
+def _open_hdf5(path: str) -> "h5py.File":
+    import h5py
+
+    return h5py.File(path, "r")
+
+
+def _in_hdf5(path: AnyPath) -> dict[str, AnyPath]:
+    """Return name -> path of the images in an HDF5 file.
+
+    Raises:
+        DataError: if it is no HDF5 file, or lies in object storage.
+    """
+    if not isinstance(path, Path):
+        raise DataError(
+            f"{shown(path.name)} must lie on a disk to be read; copy it, or unpack its images below SOURCE."
+        )
+    try:
+        return {unicodedata.normalize("NFC", name): path / name for name in _open_hdf5(str(path))}
+    except OSError as error:
+        raise DataError(
+            f"{shown(path.name)} must be an HDF5 file with one image under each id; it cannot be opened. Download it again."
+        ) from error
+
+
 def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
     """Sort the files of a SOURCE folder by name. Folders named ``masks`` are passed over: they hold segmentations."""
     by_stem: dict[str, list[AnyPath]] = {}
     unread: dict[str, list[AnyPath]] = {}
+    archives: list[AnyPath] = []
     for path in files:
         if "masks" in path.parts[len(folder.parts) : -1]:
             continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.suffix.lower() in _HDF5_SUFFIXES:
+            archives.append(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
             by_stem.setdefault(_stem(path), []).append(path)
         elif path.suffix.lower() in OTHER_SUFFIXES:
             unread.setdefault(_stem(path), []).append(path)
+    for archive in archives:
+        for name, path in _in_hdf5(archive).items():
+            by_stem.setdefault(name, [path])  # a file beside the archive is the same image
     return ImageFiles(by_stem, unread, _dangling(folder))
 
 

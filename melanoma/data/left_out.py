@@ -1,10 +1,12 @@
 """What was left out of a data set, by reason and class: for the screen, the manifest and the report."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
+
+from melanoma.data.diagnoses import says_target
+from melanoma.task import Task
 
 LeftOut = dict[str, dict[str, int]]
 """Reason -> class -> number of images; where the class is not known, what the table says stands in its place."""
@@ -12,12 +14,13 @@ NO_ROW, BLANK, OTHERS = "(no row)", "(blank)", "(others)"
 _MAX_WORDS, _MAX_LETTERS = 12, 40
 
 
-def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame) -> LeftOut:
+def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame, task: Task) -> LeftOut:
     """Count what is left out.
 
     Args:
         rejected: image id and reason; an image with several counts under the first.
         records: rows with image_id, dx and dx_given.
+        task: its targets are named first.
     """
     first: dict[str, str] = {}
     for image_id, reason in rejected:
@@ -30,24 +33,16 @@ def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame) -
         counted[first[image_id], NO_ROW] += 1
     reasons = sorted({reason for reason, _ in counted})
     return {
-        reason: _commonest({name: num for (why, name), num in counted.items() if why == reason}) for reason in reasons
+        reason: _commonest({name: num for (why, name), num in counted.items() if why == reason}, task)
+        for reason in reasons
     }
 
 
-def _commonest(counts: Mapping[str, int]) -> dict[str, int]:
+def _commonest(counts: Mapping[str, int], task: Task) -> dict[str, int]:
     """Keep the commonest words, because a table may say anything, and count the others together."""
-    ordered = sorted(counts.items(), key=lambda item: (not _says_melanoma(item[0]), -item[1], item[0]))
+    ordered = sorted(counts.items(), key=lambda item: (not says_target(item[0], task), -item[1], item[0]))
     rest = sum(num for _, num in ordered[_MAX_WORDS:])
     return {**dict(ordered[:_MAX_WORDS]), **({OTHERS: rest} if rest else {})}
-
-
-def _says_melanoma(name: str) -> bool:
-    """Return whether a class, or a diagnosis that is none of the classes, is a melanoma by its words."""
-    words = name.casefold()
-    return name == "mel" or (
-        any(word in words for word in ("melanom", "lentigo maligna"))
-        and not re.search(r"\b(non|not|no)[-_ ]*melanom", words)
-    )
 
 
 def total(left_out: Mapping[str, Mapping[str, int]]) -> int:
@@ -64,10 +59,13 @@ def describe_left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
     )
 
 
-def left_out_sentence(left_out: Mapping[str, Mapping[str, int]]) -> str:
-    """Return a sentence that says what was left out and how many melanomas are among it; empty where nothing was."""
+def left_out_sentence(left_out: Mapping[str, Mapping[str, int]], task: Task) -> str:
+    """Return a sentence on what was left out and how many targets are among it; empty where nothing was."""
     if not left_out:
         return ""
     num = total(left_out)
-    melanomas = sum(number for counts in left_out.values() for name, number in counts.items() if _says_melanoma(name))
-    return f"{num} {'image was' if num == 1 else 'images were'} left out, {melanomas} of them labelled as melanoma: {describe_left_out(left_out)}."
+    targets = sum(number for counts in left_out.values() for name, number in counts.items() if says_target(name, task))
+    return (
+        f"{num} {'image was' if num == 1 else 'images were'} left out, {targets} of them labelled as {task.noun[0]}: "
+        f"{describe_left_out(left_out)}."
+    )

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from melanoma.config import CLASSES
-from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, has_diagnosis, no_diagnosis
+from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, class_in, has_diagnosis, no_diagnosis
 from melanoma.data.names import image_id_of, path_parts, shown, without_suffix
-from melanoma.data.tables import Table, read_table
+from melanoma.data.tables import Table, read_rows, read_table
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath
+from melanoma.task import Task
 
 ALIASES = {
-    "image_id": ("image_id", "isic_id", "image_name", "image", "img_id"),
+    "image_id": ("image_id", "isic_id", "image_name", "image", "img_id", "filename", "file_name", "file"),
     "lesion_id": ("lesion_id",),
     "patient_id": ("patient_id",),
     "age": ("age", "age_approx"),
@@ -52,19 +52,23 @@ class Metadata:
     notes: tuple[str, ...]
 
 
-def read_metadata(folder: AnyPath, files: Sequence[AnyPath]) -> Metadata:
+def read_metadata(folder: AnyPath, files: Sequence[AnyPath], task: Task) -> Metadata:
     """Read the tables among the files of a SOURCE folder and join them.
 
     Raises:
         DataError: if there is no table with image ids and diagnoses, or several contradict each other.
     """
-    found = [_metadata_table(path, shown(path.relative_to(folder))) for path in files if _may_be_table(path)]  # type: ignore[arg-type]
+    found = [
+        _metadata_table(path, shown(path.relative_to(folder)), task)  # type: ignore[arg-type]
+        for path in files
+        if _may_be_table(path)
+    ]
     tables = [table for table in found if table is not None and KEY in table.rows]
     if not tables:
-        raise _no_table(folder, files, [table for table in found if table is not None])
-    labelled = [table for table in tables if has_diagnosis(table.rows.columns)]
+        raise _no_table(folder, files, [table for table in found if table is not None], task)
+    labelled = [table for table in tables if has_diagnosis(table.rows.columns, task)]
     if not labelled:
-        raise no_diagnosis(tables)
+        raise no_diagnosis(tables, task)
     if not any(len(table.rows) for table in labelled):
         raise DataError(f"{labelled[0].name} must have a row for every image, it has none.")
     notes: list[str] = []
@@ -72,7 +76,7 @@ def read_metadata(folder: AnyPath, files: Sequence[AnyPath]) -> Metadata:
     for other in labelled[1:]:
         main = _stack(main, other, notes) if _same_columns(main, other) else _beside(main, other)
     passed_over: set[str] = set()
-    for other in (table for table in tables if not has_diagnosis(table.rows.columns)):
+    for other in (table for table in tables if not has_diagnosis(table.rows.columns, task)):
         if set(main.rows[KEY]) & set(other.rows[KEY]):
             main = _beside(main, other)
         else:
@@ -88,7 +92,7 @@ def _may_be_table(path: AnyPath) -> bool:
     return path.suffix.lower() in _SURE | _MAYBE
 
 
-def _metadata_table(path: AnyPath, name: str) -> Table | None:
+def _metadata_table(path: AnyPath, name: str, task: Task) -> Table | None:
     """Read a table and its image ids; None for a text file that is no table."""
     is_sure = path.suffix.lower() in _SURE
     try:
@@ -98,6 +102,8 @@ def _metadata_table(path: AnyPath, name: str) -> Table | None:
             raise
         return None
     column = table.first(ALIASES["image_id"])
+    if column is None and is_sure and (headerless := _without_header(path, table, task)) is not None:
+        table, column = headerless, "image_id"
     if column is None:
         return table if is_sure else None
     if not is_sure and len(table.header) < 2:
@@ -105,6 +111,16 @@ def _metadata_table(path: AnyPath, name: str) -> Table | None:
     rows = table.rows.drop(columns=column)
     rows[KEY], rows[GIVEN], rows[TABLE] = image_keys(table.rows[column]), table.rows[column], name
     return dataclasses.replace(table, rows=rows)
+
+
+def _without_header(path: AnyPath, table: Table, task: Task) -> Table | None:
+    """Return a table of two columns, image ids and classes of the task, that has no header (as ISIC 2016's); None for any other."""
+    if len(table.header) != 2:
+        return None
+    rows = read_rows(path)
+    if not all(len(row) == 2 and row[0] and class_in(row[1], task) is not None for row in rows):
+        return None
+    return Table(table.name, ("image_id", "dx"), pd.DataFrame(rows, columns=["image_id", "dx"], dtype=str), {})
 
 
 def image_keys(given: pd.Series) -> pd.Series:
@@ -221,15 +237,17 @@ def _check_used(table: Table) -> None:
             table.first([name])
 
 
-def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table]) -> DataError:
+def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table], task: Task) -> DataError:
     """Return the refusal of a folder without a table that has image ids: with what is there instead."""
     known = ", ".join(ALIASES["image_id"])
     if tables:
-        return DataError(f"SOURCE must hold a metadata CSV with one of the columns {known}; {_columns_of(tables)}.")
+        return DataError(
+            f"SOURCE must hold a metadata CSV with one of the columns {known}; {_columns_of(tables, task)}."
+        )
     others = [shown(path.name) for path in files if path.suffix.lower() in _WORKBOOKS]
     there = f"there is {', '.join(others[:3])}, save it as CSV" if others else "there is none"
     parts = {part.casefold() for path in files for part in path.relative_to(folder).parts[:-1]}  # type: ignore[arg-type]
-    named = sorted(parts & {*CLASSES, "melanoma", "nevus", "benign", "malignant", "not_melanoma"})
+    named = sorted(part for part in parts if _is_label(part, task))
     folders = (
         f". Names of folders ({', '.join(named)}) are not read as labels: write them into the column dx of that table"
         if named
@@ -240,34 +258,36 @@ def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table]
     )
 
 
-def _columns_of(tables: Sequence[Table]) -> str:
-    return "; ".join(_columns(table) for table in tables[:4])
+def _columns_of(tables: Sequence[Table], task: Task) -> str:
+    return "; ".join(_columns(table, task) for table in tables[:4])
 
 
-def _columns(table: Table) -> str:
+def _columns(table: Table, task: Task) -> str:
     names = ", ".join(table.header[:12]) + (", ..." if len(table.header) > 12 else "")
-    if _looks_like_data(table.header):
-        return f"{table.name} has no header, its first line is {names!r}: write one, such as image_id,dx,lesion_id{_binary_note(table)}"
+    if _looks_like_data(table.header, task):
+        return f"{table.name} has no header, its first line is {names!r}: write one, such as image_id,dx,lesion_id{_binary_note(table, task)}"
     used = {name for names in ALIASES.values() for name in names} | set(DIAGNOSIS_COLUMNS)
     known = [name for name in table.header if name.casefold() in used]
     understood = f" (known: {', '.join(known)})" if known else ""
     return f"{table.name} has the columns {names}{understood}: call the one that names the images image_id"
 
 
-def _binary_note(table: Table) -> str:
+def _binary_note(table: Table, task: Task) -> str:
     is_binary = {"benign", "malignant"} & {cell.casefold() for cell in table.header}
     return (
-        ". Benign and malignant do not say which of the seven classes it is: write one of "
-        + ", ".join(CLASSES)
-        + " into dx"
+        f". Benign and malignant do not say which class of the task {task.name} it is: pass --task binary, or write one of "
+        f"{', '.join(task.classes)} into dx"
         if is_binary
         else ""
     )
 
 
-def _looks_like_data(header: Sequence[str]) -> bool:
+def _is_label(text: str, task: Task) -> bool:
+    return text.casefold() in {"benign", "malignant"} or class_in(text, task) is not None
+
+
+def _looks_like_data(header: Sequence[str], task: Task) -> bool:
     """Return whether a first line holds values: a number, or an id with a number in it and a label."""
     cells = [cell.casefold() for cell in header]
-    labels = {*CLASSES, "benign", "malignant", "melanoma", "nevus"}
-    is_labelled = bool(re.search(r"\d{3}", cells[0])) and bool(labels & set(cells[1:]))
+    is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(_is_label(cell, task) for cell in cells[1:])
     return is_labelled or any(cell.replace(".", "").isdigit() for cell in cells)

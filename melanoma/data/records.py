@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from melanoma.config import CLASSES
-from melanoma.data.diagnoses import read_diagnoses
+from melanoma.data.diagnoses import CONTRADICTION, read_diagnoses
 from melanoma.data.group_ids import known_ids, tell_sources_apart
 from melanoma.data.groups import GROUP_COLUMNS, key_column
 from melanoma.data.image_files import ImageFiles, find_images
@@ -18,6 +17,7 @@ from melanoma.data.metadata import ALIASES, GIVEN, KEY, TABLE, Metadata, read_me
 from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, files_below
+from melanoma.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,16 @@ class Source:
             if not self.group_columns:
                 raise DataError(
                     "the metadata must have the columns that group images, they give no image a patient_id or lesion_id; add them or name "
-                    f"others with --group-by ({there})."
+                    f"others with --group-by ({there}); --group-by image_id says that every image stands alone."
                 )
             return self.group_columns
         return tuple(self._group_column(name.strip(), there) for name in wanted)
 
     def _group_column(self, wanted: str, there: str) -> str:
         name = wanted.casefold()
+        if name in ALIASES["image_id"]:
+            self.records[key_column(name)] = self.records["image_id"]
+            return name
         if name not in (self.group_columns if name in GROUP_COLUMNS else self.metadata.rows):
             raise DataError(
                 f"the metadata must have the columns that group images, they lack {wanted}; {there}; add it or name others with --group-by."
@@ -81,8 +84,12 @@ class Source:
         return name
 
 
-def read_source(folder: AnyPath) -> Source:
+def read_source(folder: AnyPath, task: Task) -> Source:
     """Read the metadata of a SOURCE folder and find its images anywhere below it; links are followed.
+
+    Args:
+        folder: SOURCE.
+        task: the classes that diagnoses are read as.
 
     Folders named ``masks`` are passed over: they hold segmentations, not images.
 
@@ -92,12 +99,12 @@ def read_source(folder: AnyPath) -> Source:
     if not folder.is_dir():
         raise DataError(f"SOURCE must be a folder with a metadata CSV and images, {folder} is not a folder.")
     below = files_below(folder)
-    metadata, files = read_metadata(folder, below), find_images(folder, below)
-    records, groups, notes = _normalise(metadata)
+    metadata, files = read_metadata(folder, below, task), find_images(folder, below)
+    records, groups, notes = _normalise(metadata, task)
     found = [files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)]
     # As objects: a name need not be UTF-8, which the strings of pandas must be.
     records["path"] = pd.Series([str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object)
-    rejections = [*_reject_rows(records, metadata), *_reject_images(records, found, files, metadata.passed_over)]
+    rejections = [*_reject_rows(records, metadata, task), *_reject_images(records, found, files, metadata.passed_over)]
     left = len(set(files.by_stem) & metadata.passed_over)
     notes = [
         *metadata.notes,
@@ -107,17 +114,19 @@ def read_source(folder: AnyPath) -> Source:
     return Source(records, rejections, groups, metadata, files, notes)
 
 
-def _normalise(metadata: Metadata) -> tuple[pd.DataFrame, tuple[str, ...], list[str]]:
+def _normalise(metadata: Metadata, task: Task) -> tuple[pd.DataFrame, tuple[str, ...], list[str]]:
     rows = metadata.rows
     records = pd.DataFrame({"image_id": rows[KEY]}, index=rows.index)
     for name in (name for name in ALIASES if name != "image_id"):
         column = next((alias for alias in ALIASES[name] if alias in rows), None)
         records[name] = rows[column] if column else ""
     records["age"] = pd.to_numeric(records["age"].str.replace(",", "."), errors="coerce").where(lambda age: age > 0)
-    diagnoses = read_diagnoses(rows)
+    diagnoses = read_diagnoses(rows, task)
     records["dx"] = [dx for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
-    records["label"] = records["dx"].map({name: index for index, name in enumerate(CLASSES)}).fillna(-1).astype(int)
+    records["label"] = (
+        records["dx"].map({name: index for index, name in enumerate(task.classes)}).fillna(-1).astype(int)
+    )
     notes = _clean_ids(records, metadata)
     groups = tuple(name for name in GROUP_COLUMNS if (records[name] != "").any())
     return records, groups, notes
@@ -150,9 +159,14 @@ def _without_ending(table: str) -> str:
     return table.rpartition(".")[0] or table
 
 
-def _reject_rows(records: pd.DataFrame, metadata: Metadata) -> Iterable[Rejection]:
+def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Iterable[Rejection]:
     for image_id, given in records.loc[records["label"] < 0, ["image_id", "dx_given"]].itertuples(index=False):
-        yield Rejection(image_id, "unknown_dx", f"dx {given!r} is none of {', '.join(CLASSES)} nor a known name of one")
+        if given.endswith(CONTRADICTION):
+            yield Rejection(image_id, "contradicting_labels", f"the row says {given}")
+        else:
+            yield Rejection(
+                image_id, "unknown_dx", f"dx {given!r} is none of {', '.join(task.classes)} nor a known name of one"
+            )
     for image_id in records.loc[records["image_id"] == "", "image_id"]:
         yield Rejection(image_id, "no_image_id", "the row has no image id")
     twice = records["image_id"].duplicated(keep=False) & (records["image_id"] != "")

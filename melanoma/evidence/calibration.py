@@ -1,7 +1,7 @@
 """The calibrator from logits: temperature and bias fitted by likelihood, the form chosen by held-out likelihood."""
 
 import dataclasses
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -9,38 +9,35 @@ from scipy.special import log_softmax, softmax
 from sklearn.model_selection import GroupKFold
 
 from melanoma.arrays import FloatArray, IntArray
-from melanoma.config import CLASSES
 from melanoma.evidence.metrics import negative_log_likelihood
+from melanoma.io.typed import Strict
 
-FORMS = ("identity", "temperature", "temperature_bias")
+Form = Literal["identity", "temperature", "temperature_bias"]
+FORMS: tuple[Form, ...] = ("identity", "temperature", "temperature_bias")
 # Keeps the bias of a class without a validation image finite; too weak to matter for the others.
 RIDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrator:
+class Calibrator(Strict):
     """``softmax(logits / temperature + bias)``.
 
     Class weights shift the prior the network learns, which temperature alone (Guo et al., On Calibration of Modern Neural
     Networks, 2017) cannot undo; a bias a class can.
     """
 
-    temperature: float = 1.0
-    bias: tuple[float, ...] = (0.0,) * len(CLASSES)
-    form: str = "identity"
+    temperature: float
+    bias: tuple[float, ...]
+    form: Form
+
+    @staticmethod
+    def identity(num_classes: int) -> "Calibrator":
+        """Return the calibrator that changes nothing but takes the softmax."""
+        return Calibrator(1.0, (0.0,) * num_classes, "identity")
 
     def __call__(self, logits: FloatArray) -> FloatArray:
         """Map ``(N, C)`` logits to ``(N, C)`` float64 probabilities."""
         return np.asarray(softmax(logits.astype(np.float64) / self.temperature + np.array(self.bias), axis=1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {**dataclasses.asdict(self), "bias": list(self.bias)}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Calibrator":
-        """Read what `as_dict` wrote."""
-        return Calibrator(float(values["temperature"]), tuple(float(b) for b in values["bias"]), str(values["form"]))
 
 
 def fit_calibrator(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> Calibrator:
@@ -54,8 +51,8 @@ def fit_calibrator(logits: FloatArray, labels: IntArray, groups: IntArray, *, fo
     """
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
-        return Calibrator()
-    scores = dict.fromkeys(FORMS, 0.0)
+        return Calibrator.identity(logits.shape[1])
+    scores: dict[Form, float] = dict.fromkeys(FORMS, 0.0)
     for fitted, held_out in GroupKFold(folds).split(logits, labels, groups):
         for form in FORMS:
             probabilities = _fit(logits[fitted], labels[fitted], form)(logits[held_out])
@@ -63,15 +60,16 @@ def fit_calibrator(logits: FloatArray, labels: IntArray, groups: IntArray, *, fo
     return _fit(logits, labels, min(FORMS, key=scores.__getitem__))
 
 
-def _fit(logits: FloatArray, labels: IntArray, form: str) -> Calibrator:
+def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
+    num_classes = logits.shape[1]
     if form == "identity":
-        return Calibrator()
+        return Calibrator.identity(num_classes)
     has_bias = form == "temperature_bias"
     logits = logits.astype(np.float64)
-    target = np.eye(len(CLASSES))[labels]
+    target = np.eye(num_classes)[labels]
 
     def loss_and_gradient(parameters: FloatArray) -> tuple[float, FloatArray]:
-        bias = parameters[1:] if has_bias else np.zeros(len(CLASSES))
+        bias = parameters[1:] if has_bias else np.zeros(num_classes)
         scaled = logits * np.exp(parameters[0]) + bias
         log_p = log_softmax(scaled, axis=1)
         error = (np.exp(log_p) - target) / len(labels)
@@ -79,9 +77,9 @@ def _fit(logits: FloatArray, labels: IntArray, form: str) -> Calibrator:
         loss = -(log_p * target).sum() / len(labels) + RIDGE * (bias**2).sum()
         return float(loss), gradient if has_bias else gradient[:1]
 
-    start = np.zeros(1 + (len(CLASSES) if has_bias else 0))
+    start = np.zeros(1 + (num_classes if has_bias else 0))
     found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B").x
-    bias = tuple(float(b) for b in found[1:]) if has_bias else (0.0,) * len(CLASSES)
+    bias = tuple(float(b) for b in found[1:]) if has_bias else (0.0,) * num_classes
     return Calibrator(float(np.exp(-found[0])), bias, form)
 
 
@@ -95,7 +93,7 @@ def expected_calibration_error(labels: IntArray, probabilities: FloatArray, *, n
 
 def calibration_scores(labels: IntArray, probabilities: FloatArray) -> dict[str, float]:
     """Return nll (nats), the multi-class Brier score and ece."""
-    brier = ((probabilities - np.eye(len(CLASSES))[labels]) ** 2).sum(axis=1).mean()
+    brier = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1).mean()
     return {
         "nll": negative_log_likelihood(labels, probabilities),
         "brier": float(brier),

@@ -15,20 +15,16 @@ from reportlab.platypus import Flowable, Image, KeepTogether, Paragraph, SimpleD
 from melanoma.config import DISCLAIMER
 from melanoma.data.external import EXTERNAL
 from melanoma.data.left_out import left_out_sentence
+from melanoma.evidence.metrics import METRICS
 from melanoma.evidence.page import html_table, image, page
 from melanoma.evidence.plots import ACCENT, INK
+from melanoma.task import task_of
 
 TITLE = "Melanoma triage: evaluation"
 _TITLES = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "specificity_at_sensitivity_90": "specificity at 90 % sensitivity",
-    "melanoma_recall_argmax": "melanoma recall, likeliest class",
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
+    **{name: metric.title for name, metric in METRICS.items()},
 }
 _NOTE = (
     "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, with as "
@@ -108,17 +104,18 @@ _LOOK = ["time", "bundle", "images"]
 
 def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
     contract, images, lesions = report["contract"], report["image"], report["lesion"]
+    nouns = html.escape(report["task"]["noun"][1])
     names = [name for name, value in images.items() if isinstance(value, dict)]
     verdict = [f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}", html.escape(promise)]
     if not report["same_splits_as_training"]:
         verdict.append(_OTHER_SPLITS)
     if report["left_out"]:
         when = "" if report["split"] == EXTERNAL else "When the data set was prepared: "
-        verdict.append(f"<b>{when}{html.escape(left_out_sentence(report['left_out']))}</b>")
+        verdict.append(f"<b>{when}{html.escape(left_out_sentence(report['left_out'], task_of(report['task'])))}</b>")
     return _Shown(
         heading=html.escape(report["population"]),
-        summary=f"{images['num']} images of {lesions['num']} lesions; {images['num_melanoma']} images of "
-        f"{lesions['num_melanoma']} melanomas. Bundle {report['bundle']['version']}, threshold {report['bundle']['threshold']:.4f}.",
+        summary=f"{images['num']} images of {lesions['num']} lesions; {images['num_target']} images of "
+        f"{lesions['num_target']} {nouns}. Bundle {report['bundle']['version']}, threshold {report['bundle']['threshold']:.4f}.",
         verdict=verdict,
         rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],
         note=_NOTE.format(**report["calibration"]),

@@ -1,112 +1,158 @@
-"""Metrics of a whole set of predictions, and their intervals over groups. Knows nothing of networks or thresholds' origin."""
+"""Metrics of a whole set of predictions, and their intervals over groups.
 
+`METRICS` is the one place to add a metric: reports, pages and tables list what stands there. Knows nothing of networks, or of
+where a threshold comes from.
+"""
+
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from melanoma.arrays import FloatArray, IntArray
-from melanoma.config import CLASSES, MELANOMA_INDEX
-
-Metric = Callable[[IntArray, FloatArray, FloatArray], float]
-"""Labels ``(N,)``, probabilities ``(N, C)`` and weights ``(N,)`` -> a number; NaN where it is undefined."""
+from melanoma.arrays import BoolArray, FloatArray, IntArray
+from melanoma.task import Task
 
 
-def auroc(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the area under melanoma's ROC curve."""
-    is_melanoma = labels == MELANOMA_INDEX
-    if not (weights[is_melanoma].any() and weights[~is_melanoma].any()):
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Labels and probabilities of N units.
+
+    Attributes:
+        task: what the classes mean.
+        labels: ``(N,)`` class indices.
+        probabilities: ``(N, C)``.
+    """
+
+    task: Task
+    labels: IntArray
+    probabilities: FloatArray
+
+    @functools.cached_property
+    def is_target(self) -> BoolArray:
+        """Which units must be referred, ``(N,)``."""
+        return self.task.is_target(self.labels)
+
+    @functools.cached_property
+    def scores(self) -> FloatArray:
+        """The probability of the targets, ``(N,)``."""
+        return self.task.target_scores(self.probabilities)
+
+    @functools.cached_property
+    def likeliest(self) -> IntArray:
+        """The likeliest class of each unit, ``(N,)``."""
+        likeliest: IntArray = self.probabilities.argmax(axis=1)
+        return likeliest
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One figure of a set of predictions.
+
+    Attributes:
+        title: its name for people.
+        value: units and their weights ``(N,)`` -> the figure; NaN where it is undefined.
+    """
+
+    title: str
+    value: Callable[[Predicted, FloatArray], float]
+
+
+def auroc(units: Predicted, weights: FloatArray) -> float:
+    """Return the area under the ROC curve of the targets."""
+    if not (weights[units.is_target].any() and weights[~units.is_target].any()):
         return float("nan")
-    return float(roc_auc_score(is_melanoma, probabilities[:, MELANOMA_INDEX], sample_weight=weights))
+    return float(roc_auc_score(units.is_target, units.scores, sample_weight=weights))
 
 
-def average_precision(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the area under melanoma's precision-recall curve, as average precision."""
-    is_melanoma = labels == MELANOMA_INDEX
-    if not weights[is_melanoma].any():
+def average_precision(units: Predicted, weights: FloatArray) -> float:
+    """Return the area under the precision-recall curve of the targets, as average precision."""
+    if not weights[units.is_target].any():
         return float("nan")
-    return float(average_precision_score(is_melanoma, probabilities[:, MELANOMA_INDEX], sample_weight=weights))
+    return float(average_precision_score(units.is_target, units.scores, sample_weight=weights))
 
 
-def specificity_at_sensitivity_90(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the best specificity of any threshold that refers at least 90 % of these melanomas; chosen on the data it is measured on."""
-    return specificity_at_sensitivity(
-        labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], weights, sensitivity=0.9
-    )
+def specificity_at_sensitivity_90(units: Predicted, weights: FloatArray) -> float:
+    """Return the best specificity of any threshold that refers at least 90 % of these targets.
+
+    The threshold is chosen on the data that it is measured on.
+    """
+    return specificity_at_sensitivity(units.is_target, units.scores, weights, sensitivity=0.9)
 
 
 def specificity_at_sensitivity(
-    is_melanoma: NDArray[np.bool_], scores: FloatArray, weights: FloatArray, *, sensitivity: float
+    is_target: BoolArray, scores: FloatArray, weights: FloatArray, *, sensitivity: float
 ) -> float:
-    """Return the best specificity among thresholds whose sensitivity is at least the one given; NaN without both classes."""
-    melanomas, benign = weights[is_melanoma].sum(), weights[~is_melanoma].sum()
-    if melanomas == 0 or benign == 0:
+    """Return the best specificity among thresholds whose sensitivity is at least the one given; NaN without both kinds."""
+    targets, others = weights[is_target].sum(), weights[~is_target].sum()
+    if targets == 0 or others == 0:
         return float("nan")
-    order = np.argsort(-scores[is_melanoma], kind="stable")
-    caught = np.cumsum(weights[is_melanoma][order])
-    last = int(np.searchsorted(caught, sensitivity * melanomas - 1e-9))
-    threshold = scores[is_melanoma][order][last]
-    return float(weights[~is_melanoma][scores[~is_melanoma] < threshold].sum() / benign)
+    order = np.argsort(-scores[is_target], kind="stable")
+    caught = np.cumsum(weights[is_target][order])
+    last = int(np.searchsorted(caught, sensitivity * targets - 1e-9))
+    threshold = scores[is_target][order][last]
+    return float(weights[~is_target][scores[~is_target] < threshold].sum() / others)
 
 
-def confusion(labels: IntArray, decided: IntArray, weights: FloatArray) -> FloatArray:
-    """Return the ``(C, C)`` weighted confusion matrix: true classes down, decided classes across."""
-    size = len(CLASSES)
-    counts = np.bincount(labels * size + decided, weights=weights.astype(np.float64), minlength=size * size)
+def confusion(units: Predicted, weights: FloatArray) -> FloatArray:
+    """Return the ``(C, C)`` weighted confusion matrix: true classes down, likeliest classes across."""
+    size = units.task.num_classes
+    cells = units.labels * size + units.likeliest
+    counts = np.bincount(cells, weights=weights.astype(np.float64), minlength=size * size)
     return counts.astype(np.float64).reshape(size, size)
 
 
-def _by_argmax(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> FloatArray:
-    return confusion(labels, probabilities.argmax(axis=1), weights)
+def target_recall_argmax(units: Predicted, weights: FloatArray) -> float:
+    """Return the share of targets whose likeliest class is a target."""
+    targets = units.task.target_indices
+    rows = confusion(units, weights)[targets]
+    return float(rows[:, targets].sum() / rows.sum()) if rows.sum() else float("nan")
 
 
-def melanoma_recall_argmax(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the share of melanomas whose likeliest class is melanoma."""
-    row = _by_argmax(labels, probabilities, weights)[MELANOMA_INDEX]
-    return float(row[MELANOMA_INDEX] / row.sum()) if row.sum() else float("nan")
-
-
-def macro_f1(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
+def macro_f1(units: Predicted, weights: FloatArray) -> float:
     """Return the mean F1 of the classes that occur, by likeliest class."""
-    matrix = _by_argmax(labels, probabilities, weights)
+    matrix = confusion(units, weights)
     present = matrix.sum(axis=1) > 0
     f1 = 2 * np.diag(matrix) / np.maximum(matrix.sum(axis=0) + matrix.sum(axis=1), 1e-12)
     return float(f1[present].mean())
 
 
-def balanced_accuracy(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
+def balanced_accuracy(units: Predicted, weights: FloatArray) -> float:
     """Return the mean recall of the classes that occur, by likeliest class."""
-    matrix = _by_argmax(labels, probabilities, weights)
+    matrix = confusion(units, weights)
     present = matrix.sum(axis=1) > 0
     return float((np.diag(matrix)[present] / matrix.sum(axis=1)[present]).mean())
 
 
-def accuracy(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> float:
-    """Return the share of images whose likeliest class is right."""
-    matrix = _by_argmax(labels, probabilities, weights)
+def accuracy(units: Predicted, weights: FloatArray) -> float:
+    """Return the share of units whose likeliest class is right."""
+    matrix = confusion(units, weights)
     return float(np.trace(matrix) / matrix.sum())
 
 
 METRICS: dict[str, Metric] = {
-    "auroc": auroc,
-    "average_precision": average_precision,
-    "specificity_at_sensitivity_90": specificity_at_sensitivity_90,
-    "melanoma_recall_argmax": melanoma_recall_argmax,
-    "macro_f1": macro_f1,
-    "balanced_accuracy": balanced_accuracy,
-    "accuracy": accuracy,
+    "auroc": Metric("AUROC", auroc),
+    "average_precision": Metric("average precision", average_precision),
+    "specificity_at_sensitivity_90": Metric("specificity at 90 % sensitivity", specificity_at_sensitivity_90),
+    "target_recall_argmax": Metric("sensitivity of the likeliest class", target_recall_argmax),
+    "macro_f1": Metric("macro-F1", macro_f1),
+    "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy),
+    "accuracy": Metric("accuracy", accuracy),
 }
 
 
-def validation_scores(labels: IntArray, logits: FloatArray) -> dict[str, float]:
+def validation_scores(task: Task, labels: IntArray, logits: FloatArray) -> dict[str, float]:
     """Return what a training run watches: point values without intervals, for ``(N, C)`` uncalibrated logits."""
-    probabilities, ones = softmax(logits.astype(np.float64), axis=1), np.ones(len(labels))
+    units = Predicted(task, labels, softmax(logits.astype(np.float64), axis=1))
     names = ("auroc", "specificity_at_sensitivity_90", "macro_f1", "balanced_accuracy")
-    scores = {name: METRICS[name](labels, probabilities, ones) for name in names}
-    return {**scores, "nll": negative_log_likelihood(labels, probabilities)}
+    scores = {name: METRICS[name].value(units, np.ones(len(units))) for name in names}
+    return {**scores, "nll": negative_log_likelihood(labels, units.probabilities)}
 
 
 def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> float:
@@ -115,20 +161,13 @@ def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> floa
 
 
 def group_bootstrap(
-    labels: IntArray,
-    probabilities: FloatArray,
-    groups: IntArray,
-    *,
-    num_draws: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    units: Predicted, groups: IntArray, *, num_draws: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, dict[str, float]]:
     """Return every metric with a percentile interval over groups drawn with replacement.
 
     Args:
-        labels: ``(N,)`` class indices.
-        probabilities: ``(N, C)``.
-        groups: ``(N,)`` integers naming the unit that is drawn.
+        units: what is measured.
+        groups: ``(N,)`` integers naming the group that is drawn.
         num_draws: bootstrap draws.
         seed: of the draws.
         confidence: of the two-sided interval.
@@ -139,19 +178,19 @@ def group_bootstrap(
     rng = np.random.default_rng(seed)
     _, member = np.unique(groups, return_inverse=True)
     num_groups = int(member.max()) + 1
-    ones = np.ones(len(labels))
     drawn: dict[str, list[float]] = {name: [] for name in METRICS}
     for _ in range(num_draws):
         weights = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)[member].astype(np.float64)
         for name, metric in METRICS.items():
-            drawn[name].append(metric(labels, probabilities, weights))
+            drawn[name].append(metric.value(units, weights))
     tail = (1 - confidence) / 2
     result = {}
     for name, metric in METRICS.items():
         values = np.array(drawn[name])
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (np.nan, np.nan)
-        result[name] = {"value": metric(labels, probabilities, ones), "low": float(low), "high": float(high)}
+        value = metric.value(units, np.ones(len(units)))
+        result[name] = {"value": value, "low": float(low), "high": float(high)}
     return result
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from melanoma.arrays import BoolArray, FloatArray, IntArray
-from melanoma.config import MELANOMA_INDEX
+from melanoma.arrays import BoolArray, FloatArray
 from melanoma.errors import SettingError
-from melanoma.evidence.metrics import specificity_at_sensitivity
+from melanoma.evidence.metrics import Predicted, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
 MIN_SENSITIVITY = 0.8  # of partial_auroc, as the ISIC 2024 challenge scored
@@ -23,26 +22,24 @@ _KINDS = {"melanoma_recall": "specificity", "specificity": "sensitivity", "auroc
 
 @dataclasses.dataclass(frozen=True)
 class FoldScores:
-    """Melanoma scores of one fold, by a network that did not train on it.
+    """Scores of the targets in one fold, by a network that did not train on it.
 
     Attributes:
-        is_melanoma: ``(N,)``, one entry a unit.
-        scores: ``(N,)``, larger is likelier melanoma.
+        is_target: ``(N,)``, one entry a unit.
+        scores: ``(N,)``, larger is likelier a target.
         groups: ``(N,)``, what is drawn with replacement; a group stands in one fold only.
     """
 
-    is_melanoma: BoolArray
+    is_target: BoolArray
     scores: FloatArray
     groups: NDArray[np.str_]
 
 
-def choose_fold_scores(
-    labels: IntArray, probabilities: FloatArray, groups: NDArray[np.str_], *, seed: int = 0
-) -> FoldScores:
-    """Keep one seeded-random melanoma image and one other image per group; arrays are ``(N,)``, ``(N, C)`` and ``(N,)``."""
-    melanomas, others = choose_units(labels, np.unique(groups, return_inverse=True)[1], seed=seed)
-    chosen = np.concatenate([melanomas, others])
-    return FoldScores(labels[chosen] == MELANOMA_INDEX, probabilities[chosen, MELANOMA_INDEX], groups[chosen])
+def choose_fold_scores(units: Predicted, groups: NDArray[np.str_], *, seed: int = 0) -> FoldScores:
+    """Keep one seeded-random target image and one other image per group; groups are ``(N,)``."""
+    targets, others = choose_units(units.is_target, np.unique(groups, return_inverse=True)[1], seed=seed)
+    chosen = np.concatenate([targets, others])
+    return FoldScores(units.is_target[chosen], units.scores[chosen], groups[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,22 +80,22 @@ class Objective:
 
     def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
         """Return the figure of one fold with weights ``(N,)`` and the weight it has among the folds; 0 where it is undefined."""
-        melanomas, others = float(weights[fold.is_melanoma].sum()), float(weights[~fold.is_melanoma].sum())
-        if melanomas == 0 or others == 0:
+        targets, others = float(weights[fold.is_target].sum()), float(weights[~fold.is_target].sum())
+        if targets == 0 or others == 0:
             return 0.0, 0.0
         if self.kind == "specificity":
-            value = specificity_at_sensitivity(fold.is_melanoma, fold.scores, weights, sensitivity=self.at or 0.0)
+            value = specificity_at_sensitivity(fold.is_target, fold.scores, weights, sensitivity=self.at or 0.0)
             return value, others
         if self.kind == "melanoma_recall":
             # Recall at a specificity is specificity at a sensitivity with the two classes and the order exchanged.
-            value = specificity_at_sensitivity(~fold.is_melanoma, -fold.scores, weights, sensitivity=self.at or 0.0)
-            return value, melanomas
+            value = specificity_at_sensitivity(~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0)
+            return value, targets
         if self.kind == "auroc":
-            return float(roc_auc_score(fold.is_melanoma, fold.scores, sample_weight=weights)), melanomas * others
-        return _partial_auroc(fold, weights), melanomas * others
+            return float(roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)), targets * others
+        return _partial_auroc(fold, weights), targets * others
 
     def score(self, folds: Sequence[FoldScores]) -> float:
-        """Return the figure over all folds, in [0, 1]; NaN if no fold holds melanomas and others."""
+        """Return the figure over all folds, in [0, 1]; NaN if no fold holds targets and others."""
         return self.score_weighted(folds, [np.ones(len(fold.scores)) for fold in folds])
 
     def score_weighted(self, folds: Sequence[FoldScores], weights: Sequence[FloatArray]) -> float:
@@ -111,7 +108,7 @@ class Objective:
 def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
     """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2] (ISIC 2024: the curve of the exchanged classes)."""
     width = 1 - MIN_SENSITIVITY
-    standardised = roc_auc_score(~fold.is_melanoma, -fold.scores, sample_weight=weights, max_fpr=width)
+    standardised = roc_auc_score(~fold.is_target, -fold.scores, sample_weight=weights, max_fpr=width)
     chance = width**2 / 2  # undoes McClish's standardisation, which maps [chance, width] to [0.5, 1]
     return float(chance + (2 * standardised - 1) * (width - chance))
 
@@ -161,7 +158,7 @@ def paired_difference(
     for mine, other in zip(
         [fold for run in ours for fold in run], [fold for run in theirs for fold in run], strict=True
     ):
-        if not (np.array_equal(mine.groups, other.groups) and np.array_equal(mine.is_melanoma, other.is_melanoma)):
+        if not (np.array_equal(mine.groups, other.groups) and np.array_equal(mine.is_target, other.is_target)):
             raise ValueError(
                 "a paired difference needs the same units on both sides, these differ; use the same folds."
             )

@@ -1,14 +1,13 @@
 """The images of an evaluation; knows numbers, not bundles or files."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
-from melanoma.config import CLASSES
 from melanoma.evidence.metrics import clopper_pearson
 
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
@@ -16,7 +15,6 @@ INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
 def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
     """Return an empty figure in the house's style and its axes."""
-    matplotlib.use("Agg")
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=INK)
@@ -26,14 +24,14 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def plot_roc(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
-    """Draw the ROC curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = new_axes("Melanoma: sensitivity against specificity", "1 - specificity", "sensitivity")
+def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str) -> Figure:
+    """Draw the ROC curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
+    figure, axes = new_axes(f"{noun.capitalize()}: sensitivity against specificity", "1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
-    if is_melanoma.any() and not is_melanoma.all():
-        x, y, _ = roc_curve(is_melanoma, scores)
+    if is_target.any() and not is_target.all():
+        x, y, _ = roc_curve(is_target, scores)
         axes.plot(x, y, color=INK, lw=1.8)
-        point = (scores[~is_melanoma] >= threshold).mean(), (scores[is_melanoma] >= threshold).mean()
+        point = (scores[~is_target] >= threshold).mean(), (scores[is_target] >= threshold).mean()
         axes.plot(
             *point,
             "o",
@@ -46,18 +44,18 @@ def plot_roc(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Fi
     return figure
 
 
-def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold: float) -> Figure:
-    """Draw the precision-recall curve of melanoma with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = new_axes("Melanoma: precision against sensitivity", "sensitivity", "precision")
-    if is_melanoma.any():
-        precision, recall, _ = precision_recall_curve(is_melanoma, scores)
+def plot_precision_recall(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str) -> Figure:
+    """Draw the precision-recall curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
+    figure, axes = new_axes(f"{noun.capitalize()}: precision against sensitivity", "sensitivity", "precision")
+    if is_target.any():
+        precision, recall, _ = precision_recall_curve(is_target, scores)
         axes.plot(recall, precision, color=INK, lw=1.8)
-        axes.axhline(is_melanoma.mean(), color=MUTED, lw=1, ls=":", label=f"prevalence here {is_melanoma.mean():.2f}")
+        axes.axhline(is_target.mean(), color=MUTED, lw=1, ls=":", label=f"prevalence here {is_target.mean():.2f}")
         referred = scores >= threshold
         if referred.any():
             axes.plot(
-                (referred & is_melanoma).sum() / is_melanoma.sum(),
-                is_melanoma[referred].mean(),
+                (referred & is_target).sum() / is_target.sum(),
+                is_target[referred].mean(),
                 "o",
                 color=ACCENT,
                 ms=8,
@@ -68,24 +66,26 @@ def plot_precision_recall(is_melanoma: BoolArray, scores: FloatArray, threshold:
     return figure
 
 
-def plot_reliability(is_melanoma: BoolArray, scores: FloatArray) -> Figure:
-    """Draw the reliability diagram of melanoma: ten bins with their Clopper-Pearson intervals and numbers of images; both arrays ``(N,)``."""
+def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> Figure:
+    """Draw the reliability diagram of the targets: ten bins with their Clopper-Pearson intervals and numbers of images; both arrays ``(N,)``."""
     figure, axes = new_axes(
-        "Melanoma: is a probability what it says?", "predicted probability of melanoma", "share that is melanoma"
+        f"{noun.capitalize()}: is a probability what it says?",
+        f"predicted probability of {noun}",
+        f"share that is {noun}",
     )
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
     bins = np.minimum((scores * 10).astype(int), 9)
     for index in np.unique(bins):
         chosen = bins == index
-        low, high = clopper_pearson(int(is_melanoma[chosen].sum()), int(chosen.sum()))
+        low, high = clopper_pearson(int(is_target[chosen].sum()), int(chosen.sum()))
         axes.plot([scores[chosen].mean()] * 2, [low, high], color=MUTED, lw=1.4)
-        axes.plot(scores[chosen].mean(), is_melanoma[chosen].mean(), "o", color=INK, ms=6)
+        axes.plot(scores[chosen].mean(), is_target[chosen].mean(), "o", color=INK, ms=6)
         axes.annotate(f"{chosen.sum()}", (scores[chosen].mean(), high), ha="center", va="bottom", fontsize=7, color=INK)
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
     return figure
 
 
-def plot_confusion(matrix: IntArray) -> Figure:
+def plot_confusion(matrix: IntArray, classes: Sequence[str]) -> Figure:
     """Draw a ``(C, C)`` confusion matrix, shaded by the share of each true class."""
     figure, axes = new_axes("Likeliest class (across) of each true class (down)", "", "")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -100,8 +100,8 @@ def plot_confusion(matrix: IntArray) -> Figure:
             fontsize=8,
             color="white" if share[row, column] > 0.6 else INK,
         )
-    axes.set_xticks(range(len(CLASSES)), CLASSES)
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure

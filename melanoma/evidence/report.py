@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma.arrays import FloatArray, IntArray
-from melanoma.bundle.bundle import Bundle
-from melanoma.config import CLASSES, MELANOMA_INDEX
+from melanoma.arrays import IntArray
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
-from melanoma.evidence.metrics import clopper_pearson, confusion, group_bootstrap
-from melanoma.evidence.operating_point import check_contract, choose_units, decide
+from melanoma.evidence.metrics import Predicted, clopper_pearson, confusion, group_bootstrap
+from melanoma.evidence.operating_point import OperatingPoint, check_contract, choose_units, decide
 from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_reliability, plot_roc
 from melanoma.io.files import write_bytes, write_json, write_text
+from melanoma.task import Task
 
 FORMAT_VERSION = 1
 
@@ -27,7 +26,10 @@ class Evaluated:
     """Predictions of a bundle on some images.
 
     Attributes:
-        bundle: what predicted.
+        task: what the classes mean.
+        operating_point: the bundle's threshold and contract.
+        bundle_version: of the bundle that predicted.
+        weights_sha256: of its weights.
         predictions: predictions.parquet's table.
         split: train, calibration, test or external.
         population: words for what the images are.
@@ -36,7 +38,10 @@ class Evaluated:
         left_out: images that could not be judged, or were left out when the data set was prepared: reason -> class -> number.
     """
 
-    bundle: Bundle
+    task: Task
+    operating_point: OperatingPoint
+    bundle_version: str
+    weights_sha256: str
     predictions: pd.DataFrame
     split: str
     population: str
@@ -50,84 +55,81 @@ class _Level:
     """Images, or lesions with the mean probability of their images.
 
     Attributes:
-        labels: ``(N,)``.
-        probabilities: ``(N, C)``.
+        units: what is measured.
         groups: ``(N,)`` integers.
     """
 
-    labels: IntArray
-    probabilities: FloatArray
+    units: Predicted
     groups: IntArray
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     """Write predictions.parquet, report.json, report.html, report.pdf and the images; return report.json."""
     evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
-    images, lesions = _levels(evaluated.predictions)
-    threshold = evaluated.bundle.operating_point.threshold
+    images, lesions = _levels(evaluated.predictions, evaluated.task)
+    units, threshold = images.units, evaluated.operating_point.threshold
     report: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
+        "task": evaluated.task.as_dict(),
         "population": evaluated.population,
         "split": evaluated.split,
         "bundle": {
-            "version": evaluated.bundle.version,
-            "weights_sha256": evaluated.bundle.weights_sha256,
+            "version": evaluated.bundle_version,
+            "weights_sha256": evaluated.weights_sha256,
             "threshold": threshold,
         },
         "same_splits_as_training": evaluated.same_splits,
         "left_out": {reason: dict(counts) for reason, counts in evaluated.left_out.items()},
         "image": _numbers(images, threshold),
         "lesion": _numbers(lesions, threshold),
-        "confusion": confusion(images.labels, images.probabilities.argmax(axis=1), np.ones(len(images.labels)))
-        .astype(int)
-        .tolist(),
-        "calibration": calibration_scores(images.labels, images.probabilities),
+        "confusion": confusion(units, np.ones(len(units))).astype(int).tolist(),
+        "calibration": calibration_scores(units.labels, units.probabilities),
         "contract": _contract(evaluated, images),
         "accesses": evaluated.accesses,
     }
     report = _without_nan(report)
     write_json(folder / "report.json", report)
-    is_melanoma, scores = images.labels == MELANOMA_INDEX, images.probabilities[:, MELANOMA_INDEX]
+    noun = evaluated.task.noun[0]
     figures = {
-        "roc.png": plot_roc(is_melanoma, scores, threshold),
-        "precision_recall.png": plot_precision_recall(is_melanoma, scores, threshold),
-        "reliability.png": plot_reliability(is_melanoma, scores),
-        "confusion.png": plot_confusion(np.array(report["confusion"])),
+        "roc.png": plot_roc(units.is_target, units.scores, threshold, noun=noun),
+        "precision_recall.png": plot_precision_recall(units.is_target, units.scores, threshold, noun=noun),
+        "reliability.png": plot_reliability(units.is_target, units.scores, noun=noun),
+        "confusion.png": plot_confusion(np.array(report["confusion"]), evaluated.task.classes),
     }
     drawn = {name: to_png(figure) for name, figure in figures.items()}
     for name, png in drawn.items():
         write_bytes(folder / name, png)
-    promise = evaluated.bundle.operating_point.contract.sentence()
+    promise = evaluated.operating_point.contract.sentence(evaluated.task)
     write_text(folder / "report.html", evaluation_page(report, drawn, promise))
     write_bytes(folder / "report.pdf", evaluation_pdf(report, drawn, promise))
     return report
 
 
-def _levels(table: pd.DataFrame) -> tuple[_Level, _Level]:
-    columns = [f"probability_{name}" for name in CLASSES]
+def _levels(table: pd.DataFrame, task: Task) -> tuple[_Level, _Level]:
+    columns = [f"probability_{name}" for name in task.classes]
     groups = pd.factorize(table["group"], sort=True)[0]
-    images = _Level(table["label"].to_numpy(), table[columns].to_numpy(), groups)
+    images = _Level(Predicted(task, table["label"].to_numpy(), table[columns].to_numpy()), groups)
     lesion = table["lesion_id"].where(table["lesion_id"] != "", table["group"])
     by_lesion = table.assign(lesion=lesion, code=groups).groupby(["lesion", "label"], sort=True)
-    means = by_lesion[[*columns, "code"]].mean().reset_index()
-    return images, _Level(
-        means["label"].to_numpy(), means[columns].to_numpy(), means["code"].round().astype(int).to_numpy()
-    )
+    means = by_lesion[columns].mean().reset_index()
+    lesions = Predicted(task, means["label"].to_numpy(), means[columns].to_numpy())
+    return images, _Level(lesions, by_lesion["code"].first().to_numpy())
 
 
 def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
-    is_melanoma = level.labels == MELANOMA_INDEX
-    right = level.probabilities.argmax(axis=1) == level.labels
-    referred = np.array([decide(float(p), threshold) == "refer" for p in level.probabilities[:, MELANOMA_INDEX]])
+    units, groups = level.units, level.groups
+    is_target, right = units.is_target, units.likeliest == units.labels
+    referred = np.array([decide(float(score), threshold) == "refer" for score in units.scores])
+    likely_target = units.task.is_target(units.likeliest)
     return {
-        "num": len(level.labels),
-        "num_melanoma": int(is_melanoma.sum()),
-        "sensitivity": _proportion(referred[is_melanoma], level.groups[is_melanoma]),
-        "specificity": _proportion(~referred[~is_melanoma], level.groups[~is_melanoma]),
-        **group_bootstrap(level.labels, level.probabilities, level.groups),
+        "num": len(units),
+        "num_target": int(is_target.sum()),
+        "sensitivity": _proportion(referred[is_target], groups[is_target]),
+        "specificity": _proportion(~referred[~is_target], groups[~is_target]),
+        **group_bootstrap(units, groups),
         # Shares of units under a fixed rule too: exact bounds hold even where all are right and a bootstrap has no width.
-        "melanoma_recall_argmax": _proportion(right[is_melanoma], level.groups[is_melanoma]),
-        "accuracy": _proportion(right, level.groups),
+        "target_recall_argmax": _proportion(likely_target[is_target], groups[is_target]),
+        "accuracy": _proportion(right, groups),
     }
 
 
@@ -146,24 +148,22 @@ def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
 
 
 def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
-    point = evaluated.bundle.operating_point
-    melanomas, _ = choose_units(images.labels, images.groups, seed=0)
-    referred = sum(
-        decide(float(images.probabilities[i, MELANOMA_INDEX]), point.threshold) == "refer" for i in melanomas
-    )
+    point, units = evaluated.operating_point, images.units
+    targets, _ = choose_units(units.is_target, images.groups, seed=0)
+    referred = sum(decide(float(units.scores[i]), point.threshold) == "refer" for i in targets)
     target = point.contract.target_sensitivity
     promised, unseen = point.contract.status == "met", _is_unseen(evaluated)
-    status = check_contract(referred, len(melanomas), target_sensitivity=target) if promised and unseen else "none"
-    low, high = clopper_pearson(referred, len(melanomas), confidence=2 * point.contract.confidence - 1)
+    status = check_contract(referred, len(targets), target_sensitivity=target) if promised and unseen else "none"
+    low, high = clopper_pearson(referred, len(targets), confidence=2 * point.contract.confidence - 1)
     words = (
-        f"{referred} of {len(melanomas)} melanomas were referred, one image a group "
+        f"{referred} of {len(targets)} {evaluated.task.noun[1]} were referred, one image a group "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
     )
     return {
         "status": status,
         "bundle_status": point.contract.status,
         "target_sensitivity": target,
-        "num_melanoma": len(melanomas),
+        "num_target": len(targets),
         "referred": referred,
         "sensitivity_low": low,
         "sensitivity_high": high,
@@ -190,7 +190,7 @@ def _is_unseen(evaluated: Evaluated) -> bool:
     A folder of the name that the bundle's own images came from is taken to hold them.
     """
     if evaluated.split == "external":
-        own = evaluated.bundle.operating_point.contract.population
+        own = evaluated.operating_point.contract.population
         return evaluated.population.split(",")[0] != own.split(",")[0]
     return evaluated.split == "test" and evaluated.same_splits
 

@@ -31,8 +31,8 @@ class Explained:
     heatmaps: Tensor
 
 
-def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
-    """Return logits ``(N, C)`` and the Grad-CAM map ``(N, h, w)`` of a class, for a feature map ``(N, K, h, w)``.
+def grad_cam_map(model: nn.Module, feature_map: Tensor, class_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return logits ``(N, C)`` and the Grad-CAM map ``(N, h, w)`` of some classes, for a feature map ``(N, K, h, w)``.
 
     The feature map may come from `torch.no_grad` but not from `torch.inference_mode`.
     """
@@ -40,21 +40,25 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_index: int) -> tup
         leaf = feature_map.detach().requires_grad_()
         logits = head(model, leaf)
         # One sum over the batch: images do not meet in the head, so each gets its own gradient.
-        (gradient,) = torch.autograd.grad(logits[:, class_index].sum(), leaf)
+        (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
 
 
-def explain_batch(model: nn.Module, images: Tensor, *, class_index: int, tta: int = 1) -> Explained:
-    """Predict ``(N, 3, H, W)`` images and explain one class."""
+def explain_batch(model: nn.Module, images: Tensor, *, class_indices: Sequence[int], tta: int = 1) -> Explained:
+    """Predict ``(N, 3, H, W)`` images and explain some classes."""
     with torch.no_grad():
-        return explain_feature_maps(model, tta_features(partial(features, model), images, tta), class_index=class_index)
+        return explain_feature_maps(
+            model, tta_features(partial(features, model), images, tta), class_indices=class_indices
+        )
 
 
-def explain_feature_maps(model: nn.Module, feature_maps: Sequence[Tensor], *, class_index: int) -> Explained:
+def explain_feature_maps(
+    model: nn.Module, feature_maps: Sequence[Tensor], *, class_indices: Sequence[int]
+) -> Explained:
     """Predict and explain from the feature maps ``(N, K, h, w)`` of some tta: both are averaged, the maps mirrored back."""
     logits, heatmaps = zip(
-        *(grad_cam_map(model, feature_map.float(), class_index) for feature_map in feature_maps), strict=True
+        *(grad_cam_map(model, feature_map.float(), class_indices) for feature_map in feature_maps), strict=True
     )
     upright = [flip(heatmap, view) for view, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))

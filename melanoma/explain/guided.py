@@ -6,6 +6,7 @@ smooth activation its own derivative. Guided Grad-CAM (Selvaraju et al., 2017) i
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,13 +33,13 @@ class GuidedNetwork:
                 f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__} has none; ask for grad_cam."
             )
 
-    def gradients(self, images: Tensor, *, class_index: int, tta: int = 1) -> Tensor:
-        """Return the guided gradient ``(N, 3, H, W)`` of a class's logit, averaged over tta, for ``(N, 3, H, W)`` images."""
+    def gradients(self, images: Tensor, *, class_indices: Sequence[int], tta: int = 1) -> Tensor:
+        """Return the guided gradient ``(N, 3, H, W)`` of the sum of some classes' logits, averaged over tta, for ``(N, 3, H, W)`` images."""
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             logits = tta_logits(self._model, leaf, tta)
             # One sum over the batch: in evaluation mode images do not meet, so each gets its own gradient.
-            (gradient,) = torch.autograd.grad(logits[:, class_index].sum(), leaf)
+            (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
         return gradient
 
 

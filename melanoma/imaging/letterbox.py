@@ -14,6 +14,7 @@ from torch import Tensor
 
 from melanoma.arrays import Uint8Array
 from melanoma.config import DataConfig
+from melanoma.io.typed import Strict
 
 # Padding is near the mean of natural images, so that it is close to zero after normalisation and no edge attracts the network.
 PADDING_RGB = (124, 116, 104)
@@ -52,7 +53,7 @@ def letterbox_box(image_size: tuple[int, int], shape: tuple[int, int]) -> tuple[
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Strict):
     """Turns stored images into network input.
 
     Attributes:

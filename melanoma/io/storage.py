@@ -48,13 +48,15 @@ def redacted(text: str) -> str:
     return _SECRET.sub(lambda found: f"{found[1]}{_HIDDEN}", text)
 
 
-def to_path(text: str) -> "AnyPath":
-    """Return the path, or the place in object storage, that a text names.
+def to_path(text: "str | AnyPath") -> "AnyPath":
+    """Return the path, or the place in object storage, that a text names; a path is returned as it is.
 
     Raises:
         SettingError: if an address holds a password or a key, which would end in logs and in Ray's list of jobs.
         DataError: if a part of an address is `..`.
     """
+    if not isinstance(text, str):
+        return text
     return RemotePath(text) if is_address(text) else Path(text)
 
 

@@ -8,20 +8,21 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from melanoma.config import CLASSES, TrainConfig
+from melanoma.config import TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import validation_scores
 from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
+from melanoma.task import Task
 from melanoma.training.distributed import World
 from melanoma.training.losses import class_weights_from_counts, focal_terms
 from melanoma.training.muon import Muon
@@ -146,6 +147,7 @@ class Training:
         validation: images that choose the epoch.
         preprocess: from stored images to network input.
         class_weights: ``(C,)``.
+        task: what the classes mean.
         world: the processes sharing the run.
         on_step: called with (epoch, step, num_steps, loss) on every rank.
     """
@@ -155,6 +157,7 @@ class Training:
     validation: ImageDataset
     preprocess: Preprocess
     class_weights: Tensor
+    task: Task
     world: World = dataclasses.field(default_factory=World)
     on_step: Callable[[int, int, int, float], None] | None = None
 
@@ -173,13 +176,16 @@ class Training:
         """
         fold, loss = config.data.validation_fold, config.loss
         rows = data.rows("train", without_fold=fold)
-        counts = [int((rows["label"] == label).sum()) for label in range(len(CLASSES))]
+        counts = [int((rows["label"] == label).sum()) for label in range(data.task.num_classes)]
         return Training(
             config=config,
             train=ImageDataset(data, rows),
             validation=ImageDataset(data, data.rows("train", fold=fold)),
             preprocess=Preprocess(data.stored_shape, config.data),
-            class_weights=class_weights_from_counts(counts, tau=loss.tau, target_factor=loss.target_factor),
+            class_weights=class_weights_from_counts(
+                counts, tau=loss.tau, target_factor=loss.target_factor, targets=data.task.target_indices
+            ),
+            task=data.task,
             world=world or World(),
             on_step=on_step,
         )
@@ -226,7 +232,7 @@ def fit(
                 "epoch": state.epoch,
                 "loss": loss,
                 "workers": training.world.size,
-                **validation_scores(predictions.labels, predictions.logits),
+                **validation_scores(training.task, predictions.labels, predictions.logits),
                 "train_seconds": round(trained - started, 2),
                 "validation_seconds": round(time.monotonic() - trained, 2),
             }
@@ -325,7 +331,7 @@ def predict(
     world = world or World()
     device = next(model.parameters()).device
     mine = list(world.share(len(dataset)))
-    logits = torch.zeros(len(mine), len(CLASSES), device=device)
+    logits = torch.zeros(len(mine), int(cast(Any, model).num_classes), device=device)
     model.eval()
     with torch.no_grad(), full_precision(device):
         for start in range(0, len(mine), PREDICT_BATCH):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melanoma.config import CLASSES, MELANOMA_INDEX, check_gamma
+from melanoma.config import check_gamma
 
 
 def focal_terms(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -60,25 +60,28 @@ class FocalLoss(nn.Module):
         return focal_loss(logits, target, class_weights=self.class_weights, gamma=self.gamma)
 
 
-def class_weights_from_counts(counts: Sequence[int], *, tau: float, target_factor: float = 1.0) -> Tensor:
+def class_weights_from_counts(
+    counts: Sequence[int], *, tau: float, target_factor: float = 1.0, targets: Sequence[int] = ()
+) -> Tensor:
     """Return ``n_c ** -tau`` times the target factor, scaled so that the average weight of a training image is 1.
 
     A class without an image gets weight 0: it has nothing to be weighted on and must not scale the others.
 
     Args:
-        counts: training images of each class, in the order of `CLASSES`.
+        counts: training images of each class, in the order of the task.
         tau: in [0, 1]; 0 weighs all classes alike, 1 by inverse frequency.
-        target_factor: further factor on melanoma, at least 1.
+        target_factor: further factor on the targets, at least 1.
+        targets: their indices.
 
     Returns:
         ``(C,)`` float32.
 
     Raises:
-        ValueError: if counts has the wrong length or no image at all.
+        ValueError: if there is no image at all.
     """
-    if len(counts) != len(CLASSES) or sum(counts) == 0:
-        raise ValueError(f"counts must hold {len(CLASSES)} numbers, not all 0, got {list(counts)}.")
+    if sum(counts) == 0:
+        raise ValueError(f"counts must not all be 0, got {list(counts)}.")
     numbers = torch.tensor(counts, dtype=torch.float64)
     weights = torch.where(numbers > 0, numbers.clamp(min=1) ** -tau, 0.0)
-    weights[MELANOMA_INDEX] *= target_factor
+    weights[list(targets)] *= target_factor
     return (weights * numbers.sum() / (weights * numbers).sum()).float()

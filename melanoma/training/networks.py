@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from melanoma.config import CLASSES, ModelConfig, OptimConfig
+from melanoma.config import ModelConfig, OptimConfig
 from melanoma.errors import SettingError
 from melanoma.imaging.tta import FeatureExtractor, tta_features
 from melanoma.io.storage import to_path
@@ -18,11 +18,12 @@ from melanoma.training.stochastic_depth import install_stochastic_depth
 from melanoma.training.weights import load_weights
 
 
-def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = False) -> nn.Module:
     """Build a timm network with one output a class.
 
     Args:
         config: backbone, drop path and layer scale.
+        num_classes: outputs.
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
@@ -38,15 +39,13 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
-        model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=len(CLASSES), **options)
+        model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=num_classes, **options)
     except TypeError as error:
         names = {"ls_init_value": ("model.layer_scale", "null"), "drop_path_rate": ("model.drop_path", "0")}
         unknown = next((names[option] for option in options if option in str(error)), None)
         if unknown is None:
             raise
-        check_feature_map(
-            timm.create_model(config.backbone, num_classes=len(CLASSES))
-        )  # the graver fault is told first
+        check_feature_map(timm.create_model(config.backbone, num_classes=num_classes))  # the graver fault is told first
         raise SettingError(
             f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
         ) from error
@@ -65,17 +64,18 @@ def _check_any_size(backbone: str) -> None:
         )
 
 
-def start_model(config: ModelConfig, *, weights: str, seed: int, device: torch.device) -> nn.Module:
+def start_model(config: ModelConfig, num_classes: int, *, weights: str, seed: int, device: torch.device) -> nn.Module:
     """Return the network a run starts from, on its device and laid out for it; the same on every rank.
 
     Args:
         config: what to build.
+        num_classes: outputs.
         weights: none (drawn from the seed), imagenet, a path or an address.
         seed: of whatever is drawn.
         device: where it goes.
     """
     torch.manual_seed(seed)
-    model = build_model(config, pretrained=weights == "imagenet")
+    model = build_model(config, num_classes, pretrained=weights == "imagenet")
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if weights not in ("none", "imagenet"):
         load_weights(model, to_path(weights))

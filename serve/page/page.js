@@ -1,28 +1,19 @@
 // The reading page: one image in, one reading out. Keeps nothing: no cookie, no storage; what is in memory goes with the page.
 "use strict";
 
-const NAMES = {
-  akiec: "Actinic keratosis, Bowen's disease", bcc: "Basal cell carcinoma", bkl: "Benign keratosis", df: "Dermatofibroma",
-  mel: "Melanoma", nv: "Nevus", vasc: "Vascular lesion",
-};
-const VERDICTS = { refer: "Refer", no_referral: "No referral", cannot_assess: "Cannot assess" };
-const WARNINGS = {
-  contract_not_met: "The network has not earned a promise: its sensitivity contract is not met, so no decision is given.",
-  uncontracted: "The operator has switched decisions on although the sensitivity contract is not met. Nothing is promised.",
-  heatmap_empty: "The map is empty: nothing in the image speaks for melanoma to this network.",
-};
 const MEANINGS = {
-  grad_cam: "Grad-CAM shows in coarse cells, each 32 px of the network's input, which regions raised the melanoma score.",
-  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the melanoma score. Its fine lines can look like borders that the network does not know.",
+  grad_cam: "Grad-CAM shows in coarse cells, each 32 px of the network's input, which regions raised the score.",
+  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the score. Its fine lines can look like borders that the network does not know.",
 };
 const NO_CLAIM = " No map here has been shown to mark lesions: do not read disease from it.";
 
 const NO_MAP = "This browser cannot lay the map over this image; the PDF shows both.";
 
 const find = (id) => document.getElementById(id);
-const state = { file: null, address: null, answer: null, key: null, turn: 0 };
+const state = { file: null, address: null, answer: null, key: null, turn: 0, model: null, words: null };
 
 function show(id, visible) { find(id).hidden = !visible; }
+function capital(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
 function percent(value, digits = 0) { return `${(100 * value).toFixed(digits)} %`; }
 
 function headers(file) {
@@ -41,6 +32,16 @@ async function post(path, file) {
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
   throw { status: response.status, detail: told.detail || "The service could not answer; try again in a moment." };
+}
+
+// The classes and their names for people come with the model, the sentences from one file that the PDF reads too.
+async function learn(version) {
+  state.words ??= await (await fetch("page/words.json")).json();
+  if (state.model?.model.version === version) return;
+  const sent = state.key ? { Authorization: `Bearer ${state.key}` } : {};
+  const response = await fetch("v1/model", { headers: sent, cache: "no-store", credentials: "omit" });
+  if (!response.ok) throw { status: response.status, detail: "The service could not say which model answers; try again in a moment." };
+  state.model = await response.json();
 }
 
 function choose(file) {
@@ -66,6 +67,7 @@ async function read() {
   find("status").textContent = "Reading the image…";
   try {
     const answer = await (await post(`v1/predict?explain=${method}`, state.file)).json();
+    await learn(answer.model.version);
     if (turn !== state.turn) return;
     state.answer = answer;
     find("status").textContent = "";
@@ -87,13 +89,14 @@ function fail(error) {
 }
 
 function render(answer) {
-  const melanoma = answer.probabilities.mel;
+  const { task } = state.model;
+  const score = task.targets.reduce((sum, name) => sum + answer.probabilities[name], 0);
   find("decision").className = `decision ${answer.decision}`;
-  find("verdict").textContent = VERDICTS[answer.decision];
-  const side = melanoma >= answer.threshold ? "at or above" : "below";
+  find("verdict").textContent = state.words.verdicts[answer.decision];
+  const side = score >= answer.threshold ? "at or above" : "below";
   // Without a promise the threshold means nothing, and to name the side would be a decision.
   find("because").textContent = answer.decision === "cannot_assess" ? ""
-    : `Melanoma ${percent(melanoma, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
+    : `${capital(task.noun[0])} ${percent(score, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
   find("contract").textContent = answer.contract_sentence;
   listWarnings(answer.warnings);
   listProbabilities(answer);
@@ -113,7 +116,7 @@ function render(answer) {
 function listWarnings(codes) {
   find("warnings").replaceChildren(...codes.map((code) => {
     const item = document.createElement("li");
-    item.textContent = WARNINGS[code] || code;
+    item.textContent = (state.words.warnings[code] || code).replace("{noun}", state.model.task.noun[0]);
     return item;
   }));
   show("warnings", codes.length > 0);
@@ -127,15 +130,16 @@ function element(tag, name, text = "") {
 }
 
 function listProbabilities(answer) {
+  const { targets, names } = state.model.task;
   const rows = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]);
   find("probabilities").replaceChildren(...rows.map(([name, value]) => {
-    const item = element("li", name === "mel" ? "melanoma" : "");
+    const item = element("li", targets.includes(name) ? "target" : "");
     const track = element("div", "track");
     const fill = element("div", "fill");
     fill.style.width = percent(value, 2).replace(" ", "");
     track.append(fill);
-    item.append(element("span", "name", NAMES[name] || name), track, element("span", "value", percent(value, 1)));
-    if (name === "mel" && answer.decision !== "cannot_assess") {
+    item.append(element("span", "name", names[name] || name), track, element("span", "value", percent(value, 1)));
+    if (targets.length === 1 && name === targets[0] && answer.decision !== "cannot_assess") {
       const mark = element("div", "mark");
       mark.style.left = percent(answer.threshold, 2).replace(" ", "");
       track.append(mark);
@@ -153,14 +157,15 @@ function explainPrevalence() {
   find("prevalence-value").textContent = percent(share, share < 0.1 ? 1 : 0);
   find("prevalence").setAttribute("aria-valuetext", percent(share, 1));
   if (!state.answer) return;
+  const [one, many] = state.model.task.noun;
   const { sensitivity, specificity } = state.answer.contract;
   const [sick, well] = [1000 * share, 1000 * (1 - share)];
   const [found, alarms] = [sick * sensitivity, well * (1 - specificity)];
   const [missed, cleared] = [sick - found, well - alarms];
   const whole = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
   find("meaning").textContent = state.answer.decision === "refer"
-    ? `Of 1000 such lesions about ${whole(found + alarms)} are referred, ${whole(found)} of them melanomas: a referral means melanoma in ${percent(found / (found + alarms), 1)}.`
-    : `Of 1000 such lesions about ${whole(missed + cleared)} are not referred, ${whole(missed)} of them melanomas: no referral still means melanoma in ${percent(missed / (missed + cleared), 2)}.`;
+    ? `Of 1000 such lesions about ${whole(found + alarms)} are referred, ${whole(found)} of them ${many}: a referral means ${one} in ${percent(found / (found + alarms), 1)}.`
+    : `Of 1000 such lesions about ${whole(missed + cleared)} are not referred, ${whole(missed)} of them ${many}: no referral still means ${one} in ${percent(missed / (missed + cleared), 2)}.`;
 }
 
 async function drawMap() {

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from melanoma.config import CLASSES
 from melanoma.data.phantom.camera import Camera
 from melanoma.data.phantom.drawing import Lesion, draw
 from melanoma.errors import SettingError
@@ -114,7 +113,7 @@ def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[
     counts = {dx: max(2, round(count * scale)) for dx, count in rest.items()}
     counts["mel"] = melanomas
     counts["nv"] = num_lesions - sum(counts.values())
-    return {dx: counts[dx] for dx in CLASSES}
+    return {dx: counts[dx] for dx in HAM10000_LESIONS}
 
 
 def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:

@@ -1,53 +1,61 @@
-"""Batch prediction of a bundle over a data set, with Ray Data, and what it proves."""
+"""A bundle scored on a data set, and what that proves."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import ray.data
-import torch
 
 from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.predictor import Prediction, Predictor
-from melanoma.config import CLASSES
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.data.external import EXTERNAL, read_external
+from melanoma.data.image_files import read_image
 from melanoma.data.left_out import left_out_sentence
+from melanoma.data.manifest import MANIFEST
 from melanoma.data.names import shown
 from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.evidence.report import Evaluated, write_report
+from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, is_address, to_path
-from ray_jobs.cluster import collect, connect, cpus_per_worker, node_resources
-from ray_jobs.progress import say
+from melanoma.task import Task, task_of
 
 BATCH = 64
+log = logging.getLogger(__name__)
 
 
 def evaluate(
-    bundle_dir: AnyPath,
-    data_dir: AnyPath,
-    out: AnyPath,
+    bundle_dir: str | AnyPath,
+    data_dir: str | AnyPath,
+    out: str | AnyPath,
     *,
     split: str | None = None,
     num_workers: int = 1,
     skip_bad: bool = False,
-    on_image: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a bundle on a split of a prepared data set (test unless named), or on a whole SOURCE folder, and write the evidence.
+
+    Example:
+        >>> report = evaluate(bundle_dir, dataset, tmp_path / "evidence")
+        >>> report["split"], report["contract"]["bundle_status"]
+        ('test', 'met')
 
     Args:
         bundle_dir: of the bundle.
         data_dir: a prepared data set or a SOURCE folder.
-        out: folder to write.
+        out: folder to write; an earlier evaluation there is replaced.
         split: of a prepared data set.
-        num_workers: scoring actors.
+        num_workers: how many workers score.
         skip_bad: go on without the bad rows and images of a SOURCE folder, and say what was left out.
-        on_image: called with (done, total).
+        executor: where images are scored; None: in this process.
+        progress: called with (images done, images in all).
 
     Returns:
         report.json.
@@ -56,30 +64,30 @@ def evaluate(
         BundleError: if the bundle cannot be loaded.
         DataError: if the data cannot be used.
     """
-    bundle = load_bundle(bundle_dir)
-    prepared = open_prepared(data_dir) if (data_dir / "manifest.json").is_file() else None
+    bundle_dir, data_dir, out = to_path(bundle_dir), to_path(data_dir), to_path(out)
+    executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
+    prepared = open_prepared(data_dir) if (data_dir / MANIFEST).is_file() else None
     if prepared is None and split is not None:
         raise DataError(
-            "--split needs a prepared data set, DATA is a folder of images; leave --split out or prepare it first."
+            "--split needs a prepared data set; DATA is a folder of images. Leave --split out or prepare it first."
         )
     if prepared is None:
-        name, external = EXTERNAL, read_external(data_dir, tuple(bundle.manifest["group_columns"]), skip_bad=skip_bad)
+        columns = bundle.manifest.group_columns
+        name, external = EXTERNAL, read_external(data_dir, bundle.task, columns, skip_bad=skip_bad)
         rows, population = external.rows, shown(data_dir.resolve().name)
         for note in external.notes:
-            say(note)
+            log.info("%s", note)
     else:
         name, external = split or "test", None
-        rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest["name"]
-    connect(num_workers=num_workers)  # a cluster that is not there must not cost a look
+        rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest.population
+    executor.start(num_workers)  # a cluster that cannot be reached must not cost an access
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
         if prepared is not None and name != "train":
-            # Logged before anything is predicted: a look that crashed has still been a look.
-            accesses = prepared.log_access(
-                name, {"bundle_version": bundle.version, "weights_sha256": bundle.weights_sha256, "num": len(rows)}
-            )
-        scored = _predict(bundle_dir, data_dir, rows, num_workers=num_workers, on_image=on_image)
-        left_out = {} if prepared is None else prepared.manifest.get("left_out", {})
+            # Logged before anything is predicted: an evaluation that crashed may still have shown something.
+            accesses = prepared.log_access(name, {**_identity(bundle), "num": len(rows)})
+        scored = _predict(bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress)
+        left_out = {} if prepared is None else prepared.manifest.left_out
         if external is not None:
             bad = _unreadable(scored)
             left_out = external.left_out(bad, skip_bad=skip_bad)
@@ -87,11 +95,14 @@ def evaluate(
                 write_rejections(work / REJECTED, rejections)
         predictions = scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
         if predictions.empty:
-            raise DataError(f"SOURCE must hold at least one usable image, it has none. {left_out_sentence(left_out)}")
-        same_data = prepared is not None and prepared.manifest["split_hash"] == bundle.manifest["split_hash"]
+            said = left_out_sentence(left_out, bundle.task)
+            raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
+        same_data = prepared is not None and prepared.manifest.split_hash == bundle.manifest.split_hash
         evaluated = Evaluated(
-            bundle,
-            predictions,
+            task=bundle.task,
+            operating_point=bundle.operating_point,
+            **_identity(bundle),
+            predictions=predictions,
             split=name,
             population=f"{population}, {name}",
             accesses=accesses,
@@ -99,6 +110,10 @@ def evaluate(
             left_out=left_out,
         )
         return write_report(evaluated, work)
+
+
+def _identity(bundle: Bundle) -> dict[str, str]:
+    return {"bundle_version": bundle.manifest.version, "weights_sha256": bundle.manifest.weights_sha256}
 
 
 def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFrame:
@@ -126,82 +141,86 @@ def _predict(
     bundle_dir: AnyPath,
     data_dir: AnyPath,
     rows: pd.DataFrame,
+    executor: Executor,
     *,
     num_workers: int,
-    on_image: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> pd.DataFrame:
-    """Predict all rows in parallel and return predictions.parquet's table, in the order of rows, with why some could not be judged."""
+    """Predict all rows and return predictions.parquet's table, in the order of rows, with why some could not be judged."""
     chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
-    num_cpus = cpus_per_worker(node_resources(), num_workers)
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-        _Scorer,
-        fn_constructor_args=[str(bundle_dir.resolve()), str(data_dir.resolve()), rows, num_cpus],
-        batch_size=1,
-        num_cpus=num_cpus,
-        compute=ray.data.ActorPoolStrategy(size=num_workers),
-    )
-    scored = pd.DataFrame(collect(dataset, len(rows), on_image)).sort_values("position").set_index("position")
+    score = ScoreRows(str(bundle_dir.resolve()), str(data_dir.resolve()), rows)
+    found = executor.map(score, chunks, num_workers=num_workers, progress=progress, total=len(rows))
+    scored = pd.DataFrame(found).sort_values("position").set_index("position")
     return rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
 
 
-class _Scorer:
-    """A Ray Data actor that holds the bundle and the data set; scores chunks of rows.
+@dataclasses.dataclass(frozen=True)
+class ScoreRows:
+    """Scores some rows of a data set. Holds the bundle and the data set from the first chunk on.
 
-    Both are opened for the first chunk: of what fails in a constructor, Ray tells the driver only a text.
+    Attributes:
+        bundle_dir: of the bundle.
+        data_dir: a prepared data set, or a SOURCE folder.
+        rows: the records of all that is scored.
     """
 
-    def __init__(self, bundle_dir: str, data_dir: str, rows: pd.DataFrame, num_threads: int) -> None:
-        self._bundle_dir, self._data_dir, self._rows, self._num_threads = bundle_dir, data_dir, rows, num_threads
+    bundle_dir: str
+    data_dir: str
+    rows: pd.DataFrame
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
-        torch.set_num_threads(self._num_threads)
-        return Predictor(load_bundle(to_path(self._bundle_dir)), allow_uncontracted=True)
+        return Predictor(load_bundle(self.bundle_dir), allow_uncontracted=True)
 
     @functools.cached_property
     def _dataset(self) -> ImageDataset | None:
-        is_prepared = (to_path(self._data_dir) / "manifest.json").is_file()
-        return ImageDataset(open_prepared(to_path(self._data_dir)), self._rows) if is_prepared else None
+        folder = to_path(self.data_dir)
+        return ImageDataset(open_prepared(folder), self.rows) if (folder / MANIFEST).is_file() else None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        positions = [i for start, stop in zip(batch["start"], batch["stop"], strict=True) for i in range(start, stop)]
+    def __call__(self, item: Item) -> list[Row]:
+        """Score the rows from start up to stop."""
+        positions = range(item["start"], item["stop"])
         images = [self._image(position) for position in positions]
         readable = [image for image in images if isinstance(image, np.ndarray)]
         predictions = iter(self._predictor.predict(readable) if readable else [])
-        rows = [
-            _row(position, next(predictions) if isinstance(image, np.ndarray) else image)
+        task = self._predictor.bundle.task
+        return [
+            {"position": position, **judged_row(task, next(predictions) if isinstance(image, np.ndarray) else image)}
             for position, image in zip(positions, images, strict=True)
         ]
-        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def _image(self, position: int) -> np.ndarray | tuple[str, str]:
         """Return an image as it was stored, or reason and detail of why the server would refuse it."""
         if self._dataset is not None:
             return self._dataset.images([position])[0].numpy()
-        path = self._rows["path"].iloc[position]
-        try:
-            image = decode_image(to_path(path).read_bytes())
-            check_content(image)
-            return self._predictor.bundle.preprocess.stored(image)
-        except InvalidImageError as error:
-            return reason_of(error), f"{error.code}: {error}"
-        except OSError as error:
-            if is_address(path) and not isinstance(error, FileNotFoundError):
-                raise  # a storage that is away says nothing against the image
-            return UNREADABLE, error.strerror or type(error).__name__
+        return read_stored(self.rows["path"].iloc[position], self._predictor.bundle)
 
 
-def _row(position: int, judged: Prediction | tuple[str, str]) -> dict[str, Any]:
-    nothing = np.full(len(CLASSES), np.nan)
+def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
+    """Return the image at a path as a bundle takes it, or reason and detail of why it cannot be judged."""
+    try:
+        image = decode_image(read_image(path))
+        check_content(image)
+        return bundle.preprocess.stored(image)
+    except InvalidImageError as error:
+        return reason_of(error), f"{error.code}: {error}"
+    except OSError as error:
+        if is_address(path) and not isinstance(error, FileNotFoundError):
+            raise  # a storage that is away says nothing against the image
+        return UNREADABLE, error.strerror or type(error).__name__
+
+
+def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
+    """Return logits, probabilities and decision of one image as columns, or NaN and why it could not be judged."""
+    nothing = np.full(task.num_classes, np.nan)
     logits, probabilities, decision, why = nothing, nothing, "cannot_assess", ("", "")
     if isinstance(judged, Prediction):
         logits, probabilities, decision = judged.logits, judged.probabilities, judged.decision
     else:
         why = judged
     return {
-        "position": position,
-        **{f"logit_{name}": float(logits[i]) for i, name in enumerate(CLASSES)},
-        **{f"probability_{name}": float(probabilities[i]) for i, name in enumerate(CLASSES)},
+        **{f"logit_{name}": float(logits[i]) for i, name in enumerate(task.classes)},
+        **{f"probability_{name}": float(probabilities[i]) for i, name in enumerate(task.classes)},
         "decision": decision,
         "reason": why[0],
         "detail": why[1],
@@ -219,7 +238,7 @@ def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
     if report["accesses"]:
         lines.append(f"this {report['split']} split has been opened {len(report['accesses'])} time(s)")
     if report["left_out"]:
-        lines.append(left_out_sentence(report["left_out"]))
+        lines.append(left_out_sentence(report["left_out"], task_of(report["task"])))
     return "\n".join([*lines, f"written to {out}"])
 
 

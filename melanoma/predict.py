@@ -1,5 +1,6 @@
 """Images from files -> decisions and heatmaps, in this process: a handful of images needs no cluster."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,10 @@ def predict_files(
             _predict_file(predictor, path, out / name if out and name else None, guided)
             for path, name in zip(paths, names, strict=True)
         ],
+        "target": predictor.bundle.task.noun[0],
         "threshold": point.threshold,
-        "contract": point.as_dict()["contract"],
-        "contract_sentence": point.contract.sentence(),
+        "contract": dataclasses.asdict(point.contract),
+        "contract_sentence": point.contract.sentence(predictor.bundle.task),
         "disclaimer": DISCLAIMER,
     }
 
@@ -69,12 +71,13 @@ def _predict_file(
         return {"image": str(path), "error": str(error)}
     stored = preprocess.stored(image)
     (prediction,) = predictor.predict([stored], explain=overlay is not None)
-    classes = predictor.bundle.manifest["classes"]
+    classes = predictor.bundle.task.classes
     result: dict[str, Any] = {
         "image": str(path),
         "decision": prediction.decision,
         "warnings": list(prediction.warnings),
         "probabilities": {name: float(p) for name, p in zip(classes, prediction.probabilities, strict=True)},
+        "score": float(predictor.bundle.task.target_scores(prediction.probabilities[None])[0]),
     }
     if prediction.heatmap is not None and overlay is not None:
         overlay.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +88,13 @@ def _predict_file(
 
 def describe_predictions(found: dict[str, Any]) -> str:
     """Return the answers of `predict_files` as lines for people, and what they rest on."""
-    answers = [_describe(result, found["threshold"]) for result in found["results"] if "error" not in result]
+    answers = [_describe(result, found) for result in found["results"] if "error" not in result]
     return "\n".join([*answers, found["contract_sentence"], found["disclaimer"]])
 
 
-def _describe(result: dict[str, Any], threshold: float) -> str:
-    melanoma = result["probabilities"]["mel"]
-    line = f"{result['decision']:14} melanoma {melanoma:.3f} (threshold {threshold:.3f})  {result['image']}"
+def _describe(result: dict[str, Any], found: dict[str, Any]) -> str:
+    said = f"{found['target']} {result['score']:.3f} (threshold {found['threshold']:.3f})"
+    line = f"{result['decision']:14} {said}  {result['image']}"
     warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
     overlay = [f"heatmap: {result['overlay']}"] if "overlay" in result else []
     return "\n".join([line, *(f"{'':14} {more}" for more in warnings + overlay)])

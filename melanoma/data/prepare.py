@@ -1,27 +1,24 @@
-"""Images -> decoded, grouped, split shards, with Ray Data doing the decoding in parallel.
+"""Images and metadata -> a prepared data set: checked, grouped, split and decoded.
 
-Whatever the metadata and the arguments alone can show is checked before the first image is read. Every shard is written by the task
-that made it, so that no image passes through the driver or the object store. Splits are drawn after decoding, because identical pixels
-must not be split; then each split gets shards of its own, so that what must not be looked at need not even be there.
+What the metadata and the arguments alone can show is checked before the first image is read. Workers write every shard
+themselves, so no image passes through the calling process. Splits are drawn after decoding, because identical pixels must
+not be split; then each split gets shards of its own (README.md in this folder says why images are written twice).
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import ray
-import ray.data
 
 from melanoma.arrays import Uint8Array
-from melanoma.config import CLASSES
-from melanoma.data.dataset import FORMAT_VERSION
 from melanoma.data.groups import join_groups, key_column, largest_groups
+from melanoma.data.image_files import read_image
 from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
+from melanoma.data.manifest import MANIFEST, DatasetManifest
 from melanoma.data.names import shown
 from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.records import Source, read_source
@@ -29,15 +26,17 @@ from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of,
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import SPLITS, apply_splits, check_shares, draw_splits, read_splits, split_hash
 from melanoma.errors import DataError, InvalidImageError, SettingError
+from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.letterbox import letterbox, letterbox_shape
-from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet
+from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet, write_text
 from melanoma.io.storage import AnyPath, is_address, remove_folder, to_path
-from ray_jobs.cluster import collect, connect
+from melanoma.io.typed import to_plain
+from melanoma.task import DEFAULT_TASK, TASKS, Task
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
-MANIFEST = "manifest.json"
+NOTES = "notes.txt"
 LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
 """A group with a larger share of the images, and more than so many, is worth a word."""
 RECORD_COLUMNS = (
@@ -51,6 +50,8 @@ class PrepareConfig:
     """How to prepare a data set.
 
     Attributes:
+        task: the classes.
+        population: what the images are a sample of, in words; None takes the name of SOURCE.
         size: long side of the stored images, px.
         num_folds: folds of the training part, at least 2.
         test_fraction: share of the images for test.
@@ -62,6 +63,8 @@ class PrepareConfig:
         skip_bad: go on without the bad rows.
     """
 
+    task: Task = TASKS[DEFAULT_TASK]
+    population: str | None = None
     size: int = 256
     num_folds: int = 5
     test_fraction: float = 0.15
@@ -79,32 +82,52 @@ class PrepareConfig:
 
 
 def prepare(
-    source_dir: AnyPath, out: AnyPath, config: PrepareConfig, *, on_image: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+    source_dir: AnyPath,
+    out: AnyPath,
+    config: PrepareConfig | None = None,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> DatasetManifest:
     """Prepare a data set and return its manifest.
+
+    Example:
+        >>> manifest = prepare(phantom, tmp_path / "dataset", PrepareConfig(size=64, num_folds=2))
+        >>> manifest.task.name, manifest.num_folds
+        ('ham10000', 2)
+
+    Args:
+        source_dir: SOURCE, a folder with metadata and images.
+        out: the folder to write, new or empty.
+        config: how to prepare it.
+        executor: where images are decoded; None: in this process.
+        progress: called with (images done, images in all).
 
     Raises:
         DataError: if SOURCE cannot be used as it is; bad rows are then listed in OUT/rejected.csv.
         LeakageError: if given splits part a group.
     """
+    config, executor = config or PrepareConfig(), executor or LocalExecutor()
     plan = _plan(source_dir, config)
     source = plan.source
+    executor.start()
     with _work_folder(out) as work:
         (work / DECODED).mkdir()
-        decoded = _decode(source, work / DECODED, config.size, on_image)
+        decoded = _decode(source, work / DECODED, config.size, executor, progress)
         everything, rejections = _join(source, decoded)
         # Grouped before anything is left out: two lesions may be known to be one only by an image that cannot be read.
         everything["group"] = _groups(everything, plan.group_columns, plan.pairs)
         records = _usable(everything, rejections)
-        left_out = count_left_out([(rejection.image_id, rejection.reason) for rejection in rejections], source.records)
+        reasons = [(rejection.image_id, rejection.reason) for rejection in rejections]
+        left_out = count_left_out(reasons, source.records, config.task)
         write_rejections(work / REJECTED, rejections)
         if not rejections or config.skip_bad:
             if records.empty:
-                raise DataError(
-                    f"SOURCE must hold at least one usable image, it has none. {left_out_sentence(left_out)}"
-                )
+                said = left_out_sentence(left_out, config.task)
+                raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
+            population = config.population or shown(source_dir.resolve().name)
             manifest = _write_dataset(
-                work, records, config, plan=plan, left_out=left_out, name=shown(source_dir.resolve().name)
+                work, records, config, plan=plan, left_out=left_out, population=population, executor=executor
             )
         remove_folder(work / DECODED)
     if rejections and not config.skip_bad:
@@ -131,7 +154,7 @@ class _Plan:
 
 def _plan(source_dir: AnyPath, config: PrepareConfig) -> _Plan:
     """Read the metadata and check all that they and the arguments alone can show."""
-    source = read_source(source_dir)
+    source = read_source(source_dir, config.task)
     group_columns = source.group_by(config.group_by)
     pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
     given = None if config.splits is None else read_splits(config.splits)
@@ -182,9 +205,9 @@ def _holds_only_rejections(out: AnyPath) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
 
 
-def _decode(source: Source, shards: AnyPath, size: int, on_image: Callable[[int, int], None] | None) -> pd.DataFrame:
+def _decode(source: Source, shards: AnyPath, size: int, executor: Executor, progress: Progress | None) -> pd.DataFrame:
     """Decode every image that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
-    bad = {rejection.image_id for rejection in source.rejections}
+    bad = frozenset(rejection.image_id for rejection in source.rejections)
     rows, num_rows = source.records[source.records["path"] != ""].drop_duplicates("image_id"), _shard_rows(size)
     chunks = [
         {
@@ -195,50 +218,60 @@ def _decode(source: Source, shards: AnyPath, size: int, on_image: Callable[[int,
         for start in range(0, len(rows), num_rows)
         for part in [rows.iloc[start : start + num_rows]]
     ]
-    connect()
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).flat_map(
-        decode_chunk,  # type: ignore[arg-type]
-        fn_kwargs={"shards": str(shards), "size": size, "skip": bad},
-    )
-    return pd.DataFrame(collect(dataset, len(rows), on_image))
+    decode = DecodeChunk(str(shards), size, bad)
+    return pd.DataFrame(executor.map(decode, chunks, progress=progress, total=len(rows)))
 
 
-def decode_chunk(chunk: dict[str, Any], *, shards: str, size: int, skip: set[str]) -> list[dict[str, Any]]:
-    """Decode the images of one shard, write it, and return a row an image. Runs in a Ray Data task."""
-    shape = letterbox_shape(size)
-    image_ids: list[str] = []
-    images: list[Uint8Array] = []
-    rows: list[dict[str, Any]] = []
-    for image_id, path in zip(chunk["image_ids"], map(os.fsdecode, chunk["paths"]), strict=True):
-        row: dict[str, Any] = {"image_id": image_id, "shard": chunk["shard"], "row": -1, "reason": "", "detail": ""}
-        row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
-        rows.append(row)
-        try:
-            data = to_path(path).read_bytes()
-            image = decode_image(data)
-            check_content(image)
-        except InvalidImageError as error:
-            row |= {"reason": reason_of(error), "detail": f"{error.code}: {error}"}
-            continue
-        except OSError as error:
-            if is_address(path) and not isinstance(error, FileNotFoundError):
-                raise  # a storage that is away says nothing against the image
-            row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
-            continue
-        pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-        row |= {
-            "width_px": image.width,
-            "height_px": image.height,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "pixel_sha256": pixels,
-        }
-        if image_id not in skip:
-            row["row"] = len(images)
-            image_ids.append(image_id)
-            images.append(letterbox(image, shape))
-    if images:
-        write_shard(to_path(shards) / str(chunk["shard"]), image_ids, images)
-    return rows
+@dataclasses.dataclass(frozen=True)
+class DecodeChunk:
+    """Decodes the images of one shard, writes it and returns a row for each image.
+
+    Attributes:
+        shards: the folder to write to.
+        size: long side of the stored images, px.
+        skip: image ids that are decoded, to be hashed, and not stored.
+    """
+
+    shards: str
+    size: int
+    skip: frozenset[str]
+
+    def __call__(self, item: Item) -> list[Row]:
+        """Decode one chunk: its shard, image_ids and paths."""
+        shape = letterbox_shape(self.size)
+        image_ids: list[str] = []
+        images: list[Uint8Array] = []
+        rows: list[Row] = []
+        for image_id, path in zip(item["image_ids"], map(os.fsdecode, item["paths"]), strict=True):
+            row: Row = {"image_id": image_id, "shard": item["shard"], "row": -1, "reason": "", "detail": ""}
+            row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
+            rows.append(row)
+            try:
+                data = read_image(path)
+                image = decode_image(data)
+                check_content(image)
+            except InvalidImageError as error:
+                row |= {"reason": reason_of(error), "detail": f"{error.code}: {error}"}
+                continue
+            except OSError as error:
+                if is_address(path) and not isinstance(error, FileNotFoundError):
+                    raise  # a storage that is away says nothing against the image
+                row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
+                continue
+            pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+            row |= {
+                "width_px": image.width,
+                "height_px": image.height,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "pixel_sha256": pixels,
+            }
+            if image_id not in self.skip:
+                row["row"] = len(images)
+                image_ids.append(image_id)
+                images.append(letterbox(image, shape))
+        if images:
+            write_shard(to_path(self.shards) / item["shard"], image_ids, images)
+        return rows
 
 
 def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
@@ -281,89 +314,110 @@ def _write_dataset(
     *,
     plan: _Plan,
     left_out: LeftOut,
-    name: str,
-) -> dict[str, Any]:
+    population: str,
+    executor: Executor,
+) -> DatasetManifest:
     drawn = _split(records, config, plan.given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
-    records, digests = _store_by_split(
-        work, records.astype({"width_px": int, "height_px": int, "row": int}), config.size
-    )
+    records = records.astype({"width_px": int, "height_px": int, "row": int})
+    records, digests = _store_by_split(work, records, config.size, executor)
     write_parquet(work / "records.parquet", records[list(RECORD_COLUMNS)])
     height, width = letterbox_shape(config.size)
-    manifest = {
-        "kind": "melanoma-dataset",
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "classes": list(CLASSES),
-        "image_height_px": height,
-        "image_width_px": width,
-        "num_images": len(records),
-        "num_groups": int(records["group"].nunique()),
-        "counts": {
-            part: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict()
+    manifest = DatasetManifest(
+        population=population,
+        task=config.task,
+        image_height_px=height,
+        image_width_px=width,
+        num_images=len(records),
+        num_groups=int(records["group"].nunique()),
+        counts={
+            str(part): {name: int((rows["dx"] == name).sum()) for name in config.task.classes}
             for part, rows in records.groupby("split")
         },
-        "num_folds": int(records["fold"].max()) + 1,
-        "seed": config.seed,
-        "group_columns": list(plan.group_columns),
-        "num_without_group_id": int((records[list(map(key_column, plan.group_columns))] == "").all(axis=1).sum()),
-        "num_known_pairs": len(plan.pairs),
-        "left_out": left_out,
-        "largest_groups": largest_groups(records, plan.group_columns),
-        "notes": [*plan.source.notes, *_warnings(records, plan)],
-        "splits": "drawn" if plan.given is None else "given",
-        "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
-        "shards": digests,
-    }
-    write_json(work / MANIFEST, manifest)
+        num_folds=int(records["fold"].max()) + 1,
+        seed=config.seed,
+        group_columns=plan.group_columns,
+        num_without_group_id=int((records[list(map(key_column, plan.group_columns))] == "").all(axis=1).sum()),
+        num_known_pairs=len(plan.pairs),
+        left_out=left_out,
+        largest_groups=tuple(largest_groups(records, plan.group_columns)),
+        splits="drawn" if plan.given is None else "given",
+        split_hash=split_hash(records["image_id"], records["split"], records["fold"]),
+        shards=digests,
+    )
+    notes = [*plan.source.notes, *_warnings(records, plan, config.task)]
+    write_text(work / NOTES, "".join(f"{note}\n" for note in notes))
+    write_json(work / MANIFEST, to_plain(manifest))
     return manifest
 
 
-def _warnings(records: pd.DataFrame, plan: _Plan) -> list[str]:
+def read_notes(folder: AnyPath) -> list[str]:
+    """Return what the owner of a prepared data set should know of how it was read."""
+    path = folder / NOTES
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
     """Return what a person should access to before training on these records."""
     warnings = []
     for found in largest_groups(records, plan.group_columns, num=20):
-        share, num = found["num_images"] / len(records), found["num_images"]
+        share, num = found.num_images / len(records), found.num_images
         if share > LARGE_GROUP and num > LARGE_GROUP_IMAGES:
-            ids = ", ".join(f"{name} {', '.join(values)}" for name, values in found["ids"].items() if values)
+            ids = ", ".join(f"{name} {', '.join(values)}" for name, values in found.ids.items() if values)
             warnings.append(
-                f"one group holds {num} of {len(records)} images ({share:.0%}; {ids or 'identical images'}), all in {found['split']}; "
+                f"one group holds {num} of {len(records)} images ({share:.0%}; {ids or 'identical images'}), all in {found.split}; "
                 "make sure that its id is no placeholder"
             )
-    melanomas = records[records["dx"] == "mel"]
-    if len(melanomas) and plan.given is not None and "calibration" not in set(records["split"]):
+    targets = records[records["dx"].isin(task.targets)]
+    if len(targets) and plan.given is not None and "calibration" not in set(records["split"]):
         warnings.append(
             "the splits file gives no image to calibration, without which `train` can make no contract; add such rows"
         )
     else:
-        for split in sorted(set(SPLITS) - set(melanomas["split"])) if len(melanomas) else []:
+        for split in sorted(set(SPLITS) - set(targets["split"])) if len(targets) else []:
             warnings.append(
-                f"{split} holds no melanoma, of {len(melanomas)} in all; other fractions or a finer group column may part them"
+                f"{split} holds no {task.noun[0]}, of {len(targets)} in all; other fractions or a finer group column may part them"
             )
     return warnings
 
 
-def _store_by_split(work: AnyPath, records: pd.DataFrame, size: int) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Write the images of each split into shards of its own; return the records with their new places, and the shards' hashes."""
+def _store_by_split(
+    work: AnyPath, records: pd.DataFrame, size: int, executor: Executor
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write the images of each split into shards of its own; return the records with their new addresses, and the shards' hashes."""
     (work / "shards").mkdir()
-    store = ray.remote(store_shard)
-    stored, waiting = [], {}
+    stored, items = [], []
     for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
         for number, start in enumerate(range(0, len(rows), _shard_rows(size))):
             part = rows.iloc[start : start + _shard_rows(size)]
-            path = work / "shards" / f"{split}-{number:05d}.arrow"
-            places = part[["image_id", "shard", "row"]]
-            waiting[path.name] = store.remote(path, places, work / DECODED, letterbox_shape(size))
-            stored.append(part.assign(shard=path.name, row=range(len(part))))
-    digests = dict(zip(waiting, ray.get(list(waiting.values())), strict=True))
+            name = f"{split}-{number:05d}.arrow"
+            items.append({"name": name, **{column: part[column].tolist() for column in ("image_id", "shard", "row")}})
+            stored.append(part.assign(shard=name, row=range(len(part))))
+    store = StoreShard(str(work / DECODED), str(work / "shards"), letterbox_shape(size))
+    digests = {row["name"]: row["sha256"] for row in executor.map(store, items)}
     return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(sorted(digests.items()))
 
 
-def store_shard(path: AnyPath, places: pd.DataFrame, decoded: AnyPath, shape: tuple[int, int]) -> str:
-    """Write one shard from the decoded images at some places (image_id, shard, row); return its sha256. Runs in a Ray task."""
-    shards = {name: open_shard(decoded / name, shape) for name in set(places["shard"])}
-    images = [shards[name][row] for name, row in zip(places["shard"], places["row"], strict=True)]
-    return write_shard(path, places["image_id"].tolist(), images)
+@dataclasses.dataclass(frozen=True)
+class StoreShard:
+    """Writes one shard of a split from the decoded images.
+
+    Attributes:
+        decoded: the folder of the decoded shards.
+        shards: the folder to write to.
+        shape: (H, W) of the images, px.
+    """
+
+    decoded: str
+    shards: str
+    shape: tuple[int, int]
+
+    def __call__(self, item: Item) -> list[Row]:
+        """Write the shard called name from some images (image_id, shard, row); return its name and sha256."""
+        opened = {name: open_shard(to_path(self.decoded) / name, self.shape) for name in set(item["shard"])}
+        images = [opened[name][row] for name, row in zip(item["shard"], item["row"], strict=True)]
+        digest = write_shard(to_path(self.shards) / item["name"], item["image_id"], images)
+        return [{"name": item["name"], "sha256": digest}]
 
 
 def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:

@@ -1,0 +1,168 @@
+"""The manifest of a bundle: `manifest.json` as a dataclass, and its one reader."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Literal
+
+from melanoma.bundle.drift import FeatureReference
+from melanoma.bundle.probes import Probe
+from melanoma.config import ModelConfig, TrainConfig
+from melanoma.errors import BundleError
+from melanoma.evidence.calibration import Calibrator
+from melanoma.evidence.operating_point import OperatingPoint
+from melanoma.imaging.letterbox import Preprocess
+from melanoma.io.storage import AnyPath, is_sha256
+from melanoma.io.typed import Strict, from_json, to_plain
+from melanoma.task import Task
+
+KIND, FORMAT_VERSION = "melanoma-bundle", 2
+MANIFEST, WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES = (
+    "manifest.json", "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
+)  # fmt: skip
+ONNX_RUNTIME: Literal["onnxruntime"] = "onnxruntime"
+TORCH: Literal["torch"] = "torch"
+MAX_BYTES = {WEIGHTS: 4 * 2**30, CALIBRATION: 2**30, MODEL_CARD: 2**20, FEATURES: 4 * 2**30}
+"""Every file that a bundle may hold beside its manifest, and the most that is fetched of each."""
+_MAX_MANIFEST_BYTES = 64 * 2**20
+_REMEDY = "Take the bundle from its source again."
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuBackend(Strict):
+    """What computes feature maps on a CPU, and how it was found to differ from torch on the calibration images.
+
+    Attributes:
+        name: onnxruntime or torch.
+        num_images: that were compared; 0 if the network cannot be exported.
+        max_probability_difference: the largest of any class.
+        num_other_decisions: images that get another decision.
+    """
+
+    name: Literal["onnxruntime", "torch"]
+    num_images: int = 0
+    max_probability_difference: float = 0.0
+    num_other_decisions: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleManifest(Strict):
+    """What a bundle is.
+
+    Attributes:
+        task: the classes.
+        architecture: the network.
+        preprocessing: from images to its input.
+        calibrator: from logits to probabilities.
+        operating_point: threshold and contract.
+        features: of the validation images, to measure how far served images drift.
+        cpu_backend: what computes feature maps on a CPU.
+        group_columns: the columns whose equal values were never split.
+        split_hash: of the data set's splits.
+        training_config: the settings of the run.
+        best_epoch: the epoch that was chosen, from 1.
+        validation: the scores that chose it.
+        versions: of the libraries that made it.
+        files: name -> sha256 of every other file.
+        probes: made-up images with the network's outputs.
+        version: a short hash of all the above.
+        name: of the model, as clients ask for it.
+    """
+
+    task: Task
+    architecture: ModelConfig
+    preprocessing: Preprocess
+    calibrator: Calibrator
+    operating_point: OperatingPoint
+    features: FeatureReference
+    cpu_backend: CpuBackend
+    group_columns: tuple[str, ...]
+    split_hash: str
+    training_config: TrainConfig
+    best_epoch: int
+    validation: dict[str, float]
+    versions: dict[str, str]
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    version: str = ""
+    name: str = "melanoma"
+    kind: Literal["melanoma-bundle"] = "melanoma-bundle"
+    format_version: Literal[2] = 2
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the weights file."""
+        return self.files[WEIGHTS]
+
+    @property
+    def tta(self) -> int:
+        """Mirrored copies averaged at prediction."""
+        return self.preprocessing.data.tta
+
+    def with_version(self) -> "BundleManifest":
+        """Return the manifest with the version that follows from all its other fields."""
+        content = to_plain(dataclasses.replace(self, version=""))
+        version = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return dataclasses.replace(self, version=version)
+
+
+def read_manifest(folder: AnyPath) -> BundleManifest:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        BundleError: if it is missing, damaged, changed, or of another format version.
+    """
+    return parse_manifest(manifest_bytes(folder))
+
+
+def manifest_bytes(folder: AnyPath) -> bytes:
+    """Return the bytes of a bundle's manifest.
+
+    Raises:
+        BundleError: if there is none, or it is far too large.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}.")
+    with path.open("rb") as file:
+        data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"The bundle's {MANIFEST} must have at most {_MAX_MANIFEST_BYTES} bytes; it has more. {_REMEDY}"
+        )
+    return data
+
+
+def parse_manifest(data: bytes) -> BundleManifest:
+    """Read a manifest from its bytes; raises as `read_manifest` does."""
+    _check_kind(data)
+    manifest = from_json(BundleManifest, data, what=f"The bundle's {MANIFEST}", error=BundleError, remedy=_REMEDY)
+    if manifest.version != manifest.with_version().version:
+        raise BundleError(
+            f"The bundle's version must match its {MANIFEST}; it does not. The manifest was changed after it was written."
+        )
+    if not manifest.files.keys() <= MAX_BYTES.keys() or not all(map(is_sha256, manifest.files.values())):
+        raise BundleError(
+            f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and nothing else; it lists something else."
+        )
+    num_classes = manifest.task.num_classes
+    if len(manifest.calibrator.bias) != num_classes or any(len(p.logits) != num_classes for p in manifest.probes):
+        raise BundleError(
+            f"The bundle's {MANIFEST} must have a number for each of {num_classes} classes; it has others. {_REMEDY}"
+        )
+    return manifest
+
+
+def _check_kind(data: bytes) -> None:
+    """Raise BundleError for a file of another kind or format version, before its fields are looked at."""
+    try:
+        values = json.loads(data)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise BundleError(f"The bundle's {MANIFEST} must be JSON; it is damaged. {_REMEDY}") from error
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise BundleError(f"The bundle's {MANIFEST} must describe a melanoma bundle; it describes something else.")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"The format version of the bundle must be {FORMAT_VERSION}; it is {values.get('format_version')!r}. "
+            "Use the release that wrote it."
+        )

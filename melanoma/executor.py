@@ -1,0 +1,104 @@
+"""What a pipeline hands its parallel work to. The default is this process; `ray_jobs/executor.py` puts the same work on Ray.
+
+A pipeline calls `map` for work on many items and `launch` for workers that share one training. Both give the same result
+wherever they run.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from melanoma.io.storage import AnyPath
+    from melanoma.training.job import TrainJob
+
+Row = dict[str, Any]
+"""Plain values by name; a table's row."""
+Item = Mapping[str, Any]
+"""Plain values by name that say what is to be done."""
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class Work(Protocol):
+    """What is done for every item.
+
+    It is copied to each worker once, so it must be small and picklable. What it needs to hold (a network, an open file) it
+    makes for its first item and keeps, for instance in a `functools.cached_property`.
+    """
+
+    def __call__(self, item: Item) -> Sequence[Row]:
+        """Do the work for one item and return its rows."""
+
+
+class Executor(Protocol):
+    """Where a pipeline's work runs."""
+
+    def start(self, num_workers: int = 1) -> None:
+        """Make sure that the workers can be had, before anything is done that cannot be undone.
+
+        Raises:
+            DataError: if they cannot.
+        """
+
+    def map(
+        self,
+        work: Work,
+        items: Sequence[Item],
+        *,
+        num_workers: int | None = None,
+        progress: Progress | None = None,
+        total: int | None = None,
+    ) -> list[Row]:
+        """Do some work for every item and return all rows, in any order.
+
+        Args:
+            work: what is done; each worker gets a copy.
+            items: what it is done for.
+            num_workers: how many workers share the CPUs; None: one for each CPU.
+            progress: called with the rows done so far and their total.
+            total: how many rows there will be; None: one for each item.
+        """
+
+    def launch(self, job: "TrainJob") -> "AnyPath":
+        """Train a run on its workers, going on where it was cut, and return the folder of its best checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalExecutor:
+    """This process: one item after another, and a training without other workers.
+
+    Example:
+        >>> LocalExecutor().map(lambda item: [{"twice": 2 * item["n"]}], [{"n": 1}, {"n": 2}])
+        [{'twice': 2}, {'twice': 4}]
+    """
+
+    def start(self, num_workers: int = 1) -> None:
+        """Do nothing: this process is here."""
+
+    def map(
+        self,
+        work: Work,
+        items: Sequence[Item],
+        *,
+        num_workers: int | None = None,
+        progress: Progress | None = None,
+        total: int | None = None,
+    ) -> list[Row]:
+        """Do the work for every item in turn; `num_workers` has no effect."""
+        rows: list[Row] = []
+        for item in items:
+            rows += work(item)
+            if progress is not None:
+                progress(len(rows), len(items) if total is None else total)
+        return rows
+
+    def launch(self, job: "TrainJob") -> "AnyPath":
+        """Train in this process.
+
+        Raises:
+            SettingError: if the job asks for several workers.
+        """
+        from melanoma.training.local import train_here
+
+        return train_here(job)

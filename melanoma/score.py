@@ -1,0 +1,137 @@
+"""A bundle's scores for images without labels: a folder of any size, on a disk or in object storage, resumable."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.bundle.predictor import Predictor
+from melanoma.data.names import IMAGE_SUFFIXES, shown
+from melanoma.errors import DataError
+from melanoma.evaluate import BATCH, judged_row, read_stored
+from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
+from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
+from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
+
+SCORES, PARTS = "scores.parquet", "parts"
+CHUNK = 16 * BATCH
+"""Images in a part; what a part holds is not scored again."""
+
+
+def score(
+    bundle_dir: str | AnyPath,
+    folder: str | AnyPath,
+    out: str | AnyPath,
+    *,
+    num_workers: int = 1,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Score every image below a folder and write OUT/scores.parquet; the same call again goes on where it was cut.
+
+    Images that the server would refuse are kept with the reason, and get no decision. While the bundle's contract is not
+    met, no image gets one.
+
+    Example:
+        >>> table = score(bundle_dir, phantom / "images", tmp_path / "scores")
+        >>> bool((table["reason"] == "").all()), set(table["decision"]) <= {"refer", "no_referral"}
+        (True, True)
+
+    Args:
+        bundle_dir: of the bundle.
+        folder: where the images are; hidden files and folders called masks are passed over.
+        out: folder to write, new or of the same scoring.
+        num_workers: how many workers score.
+        executor: where images are scored; None: in this process.
+        progress: called with (images done, images in all).
+
+    Returns:
+        scores.parquet: path below the folder, logits, probabilities, decision, and why an image could not be judged.
+
+    Raises:
+        BundleError: if the bundle cannot be loaded.
+        DataError: if there is no image, or OUT holds something else.
+    """
+    bundle_dir, folder, out = to_path(bundle_dir), to_path(folder), to_path(out)
+    executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
+    names = _image_names(folder)
+    with locked(out):
+        listed = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        claim_folder(out, {"bundle": bundle.manifest.version, "folder": str(folder.resolve()), "images": listed})
+        if (out / SCORES).is_file():
+            return read_parquet(out / SCORES)
+        executor.start(num_workers)
+        parts = {start: out / PARTS / f"{start:09d}.parquet" for start in range(0, len(names), CHUNK)}
+        missing = [{"start": start, "part": path.name} for start, path in parts.items() if not path.is_file()]
+        done = sum(min(CHUNK, len(names) - start) for start, path in parts.items() if path.is_file())
+        work = ScoreFiles(str(bundle_dir.resolve()), str(folder.resolve()), str((out / PARTS).resolve()), tuple(names))
+        (out / PARTS).mkdir(exist_ok=True)
+        executor.map(
+            work,
+            missing,
+            num_workers=num_workers,
+            progress=None if progress is None else lambda num, total: progress(done + num, len(names)),
+            total=len(names) - done,
+        )
+        table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
+        write_parquet(out / SCORES, table)
+        remove_folder(out / PARTS)
+    return table
+
+
+def _image_names(folder: AnyPath) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(f"FOLDER must be a folder of images; {folder} is not a folder.")
+    paths = [path.relative_to(folder) for path in files_below(folder, IMAGE_SUFFIXES)]  # type: ignore[arg-type]
+    names = [str(path) for path in paths if "masks" not in path.parts[:-1]]
+    if not names:
+        raise DataError(f"FOLDER must hold JPEG, PNG or WebP images; {folder} holds none.")
+    return names
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreFiles:
+    """Scores parts of a list of image files and writes each part once it is whole.
+
+    Attributes:
+        bundle_dir: of the bundle.
+        folder: that the images lie below.
+        parts: the folder to write to.
+        names: the images, as paths below the folder.
+    """
+
+    bundle_dir: str
+    folder: str
+    parts: str
+    names: tuple[str, ...]
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(load_bundle(self.bundle_dir))
+
+    def __call__(self, item: Item) -> list[Row]:
+        """Score the part that begins at start; return a row for each image, for the progress."""
+        names = self.names[item["start"] : item["start"] + CHUNK]
+        bundle = self._predictor.bundle
+        rows = [
+            row for start in range(0, len(names), BATCH) for row in self._rows(names[start : start + BATCH], bundle)
+        ]
+        write_parquet(to_path(self.parts) / item["part"], pd.DataFrame(rows))
+        return [{"path": shown(name)} for name in names]
+
+    def _rows(self, names: tuple[str, ...], bundle: Bundle) -> list[dict[str, Any]]:
+        images = [read_stored(str(to_path(self.folder) / name), bundle) for name in names]
+        readable = [image for image in images if isinstance(image, np.ndarray)]
+        predictions = iter(self._predictor.predict(readable) if readable else [])
+        return [
+            {
+                "path": shown(name),
+                **judged_row(bundle.task, next(predictions) if isinstance(image, np.ndarray) else image),
+            }
+            for name, image in zip(names, images, strict=True)
+        ]

@@ -1,0 +1,83 @@
+"""A training in this process: no other workers, checkpoints in the run's folder."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from melanoma.errors import SettingError
+from melanoma.io.storage import AnyPath, RemotePath, publish, remove_folder, rename
+from melanoma.training.checkpoints import PREFIX, State, aside, read_state, save_state, usable_checkpoints
+from melanoma.training.distributed import World
+from melanoma.training.job import TrainJob
+from melanoma.training.worker import train_worker
+
+log = logging.getLogger(__name__)
+
+
+def train_here(job: TrainJob) -> AnyPath:
+    """Train a run in this process and return the folder of its best checkpoint.
+
+    Raises:
+        SettingError: if the job asks for several workers, or for a GPU that is not there.
+    """
+    if job.least > 1:
+        raise SettingError("Several workers need an executor that starts them, such as ray_jobs' RayExecutor.")
+    if job.use_gpu and not torch.cuda.is_available():
+        raise SettingError("Training on a GPU needs one; this machine has none. Train without it.")
+    session = LocalSession(job)
+    if job.cpus_per_worker is not None:
+        torch.set_num_threads(job.cpus_per_worker)
+    train_worker(job, session)
+    best, *_ = usable_checkpoints(job.checkpoints_dir)
+    return job.checkpoints_dir / best.name
+
+
+class LocalSession:
+    """The one worker of a training in this process; keeps the latest checkpoint and the best one."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.world = World()
+        self.device = torch.device("cuda" if job.use_gpu else "cpu")
+        self._job, self._folder = job, job.checkpoints_dir
+
+    def resume(self) -> State | None:
+        """Return the state of the latest usable checkpoint; others are moved aside."""
+        if not self._folder.is_dir():
+            return None
+        usable = usable_checkpoints(self._folder)
+        names = {kept.name for kept in usable}
+        damaged = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names]
+        if damaged:
+            there = aside(self._folder)
+            for path in damaged:
+                rename(path, there / path.name)
+            log.warning("%s: a checkpoint is damaged; it is kept in %s.", self._job.run_dir, there.name)
+        return read_state(self._folder / usable[-1].name, self.device) if usable else None
+
+    def report(self, state: State) -> None:
+        """Save a state; then drop those that are neither the latest nor the best."""
+        row, epochs = state["history"][-1], self._job.config.optim.epochs
+        log.info("epoch %d of %d: loss %.3f, validation AUROC %.3f", row["epoch"], epochs, row["loss"], row["auroc"])
+        target = self._folder / f"{PREFIX}{state['epoch']:06d}"
+        with tempfile.TemporaryDirectory() as scratch:
+            save_state(Path(scratch), state)
+            _move(Path(scratch), target)
+        kept = {checkpoint.name for checkpoint in usable_checkpoints(self._folder)}
+        for path in [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]:
+            if path.name not in kept:
+                remove_folder(path)
+
+
+def _move(folder: Path, target: AnyPath) -> None:
+    """Copy a folder to its place, whole or not at all."""
+    if isinstance(target, RemotePath):
+        publish(folder, target)
+        return
+    work = target.parent / f".{target.name}"
+    remove_folder(work)
+    shutil.copytree(folder, work)
+    remove_folder(target)
+    work.rename(target)

@@ -1,0 +1,180 @@
+"""The executor on Ray: Ray Data maps, Ray Train trains. Everything that is computed stands in `melanoma`."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchTrainer
+
+from melanoma.errors import is_deterministic, root_cause
+from melanoma.executor import Item, Progress, Row, Work
+from melanoma.io.storage import AnyPath, as_file_system
+from melanoma.training.checkpoints import State, read_state, reported, save_state
+from melanoma.training.distributed import World
+from melanoma.training.engine import SELECTION
+from melanoma.training.job import TrainJob
+from melanoma.training.worker import train_worker
+from ray_jobs.checkpoints import mend
+from ray_jobs.cluster import Bundle, collect, connect, cpus_per_worker, node_resources, wait_for_room
+from ray_jobs.progress import say, training_progress
+
+MAX_FAILURES = 3  # of workers that are lost; what would happen again ends the run at once
+RESIZE_SECONDS = 30.0
+"""Between two checks whether the cluster has room for more workers; a resize costs the epoch under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RayExecutor:
+    """The cluster in RAY_ADDRESS, or one that is started on this machine."""
+
+    def start(self, num_workers: int = 1) -> None:
+        """Connect to the cluster, or start one."""
+        connect(num_workers=num_workers)
+
+    def map(
+        self,
+        work: Work,
+        items: Sequence[Item],
+        *,
+        num_workers: int | None = None,
+        progress: Progress | None = None,
+        total: int | None = None,
+    ) -> list[Row]:
+        """Do some work for every item in Ray Data tasks, or in as many actors as there are to be workers."""
+        connect(num_workers=num_workers or 1)
+        if not items:
+            return []
+        dataset = ray.data.from_items([{"item": dict(item)} for item in items], override_num_blocks=len(items))
+        if num_workers is None:
+            mapped = dataset.flat_map(_run, fn_kwargs={"work": work})  # type: ignore[arg-type]
+        else:
+            num_cpus = cpus_per_worker(node_resources(), num_workers)
+            mapped = dataset.flat_map(
+                _Actor,
+                fn_constructor_args=[work, num_cpus],
+                num_cpus=num_cpus,
+                compute=ray.data.ActorPoolStrategy(size=num_workers),
+            )
+        return collect(mapped, len(items) if total is None else total, progress)
+
+    def launch(self, job: TrainJob) -> AnyPath:
+        """Train a run with Ray Train and return the folder of its best checkpoint."""
+        if mended := mend(job.checkpoints_dir):
+            say(f"{job.run_dir}: {mended}")
+        connect(num_workers=job.num_workers)
+        bundle = worker_bundle(job, node_resources())
+        wait_for_room(bundle, job.least)
+        return job.checkpoints_dir / Path(_fit(job, bundle).path).name
+
+
+def _run(row: Mapping[str, Any], *, work: Work) -> list[Row]:
+    return list(work(row["item"]))
+
+
+class _Actor:
+    """Holds its own copy of the work, and with it what the work keeps between items."""
+
+    def __init__(self, work: Work, num_threads: int) -> None:
+        self._work, self._num_threads = work, num_threads
+
+    def __call__(self, row: Mapping[str, Any]) -> list[Row]:
+        torch.set_num_threads(self._num_threads)
+        return list(self._work(row["item"]))
+
+
+def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle:
+    """Return what each worker of a run holds on some nodes.
+
+    Sized for the fewest workers: were it for the most, all would fit on the nodes there are, and an elastic run would never grow.
+    """
+    gpus = 1.0 if job.use_gpu else 0.0
+    return Bundle(job.cpus_per_worker or cpus_per_worker(nodes, job.least, gpus=gpus), gpus)
+
+
+def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
+    """Train, going on from the latest checkpoint when a worker is lost, and return the best checkpoint.
+
+    Ray's own `max_failures` would try everything again, a loss that is not finite too.
+    """
+    for failures in range(MAX_FAILURES + 1):
+        try:
+            with training_progress(job.run_dir):
+                result = _trainer(job, bundle).fit()
+            break
+        except WorkerGroupError as error:
+            if failures == MAX_FAILURES or is_deterministic(error):
+                raise
+            what = f"{type(root_cause(error)).__name__}, failure {failures + 1} of at most {MAX_FAILURES}"
+            say(f"A worker failed ({what}); going on from the latest checkpoint.")
+            mend(job.checkpoints_dir)
+    best: Checkpoint
+    best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
+    return best
+
+
+def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
+    storage_path, file_system = as_file_system(job.run_dir)
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "num_threads": bundle.cpus},
+        # Annotated as the older class of the same name, which knew no range.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=_scale(job),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=job.use_gpu,
+            resources_per_worker=bundle.as_dict(),
+        ),
+        run_config=RunConfig(
+            name=job.checkpoints_dir.name,
+            storage_path=storage_path,
+            storage_filesystem=file_system,
+            failure_config=FailureConfig(max_failures=0),
+            # Ray keeps the latest besides the best one: what resumes, and what is shipped.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+            ),
+        ),
+    )
+
+
+def _scale(job: TrainJob) -> int | tuple[int, int]:
+    """Return the number of workers as Ray Train takes it: fixed, or (fewest, most)."""
+    return job.num_workers if job.least == job.num_workers else (job.least, job.num_workers)
+
+
+def _train_worker(values: Mapping[str, Any]) -> None:
+    """Train one run on this worker; Ray Train calls it on every worker at once."""
+    torch.set_num_threads(values["num_threads"])
+    train_worker(values["job"], RaySession())
+
+
+class RaySession:
+    """One of Ray Train's workers."""
+
+    def __init__(self) -> None:
+        self.world = World.current()
+        self.device = ray.train.torch.get_device()
+
+    def resume(self) -> State | None:
+        """Return the state of the checkpoint that Ray names."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return read_state(Path(folder), self.device)
+
+    def report(self, state: State) -> None:
+        """Report an epoch; every rank does, because `report` is a barrier, and rank 0 hands over the checkpoint."""
+        if self.world.rank > 0:
+            ray.train.report(reported(state))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder), state)
+            ray.train.report(reported(state), checkpoint=Checkpoint.from_directory(folder))

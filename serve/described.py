@@ -1,0 +1,23 @@
+"""What is said of the bundle that answers; goes from the classifier to the ingress."""
+
+import dataclasses
+
+from melanoma.bundle.manifest import BundleManifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What the ingress needs to know of a bundle.
+
+    Attributes:
+        manifest: of the bundle, without its probes.
+        model_card: MODEL_CARD.md.
+    """
+
+    manifest: BundleManifest
+    model_card: str
+
+    @property
+    def contract_sentence(self) -> str:
+        """The contract in words."""
+        return self.manifest.operating_point.contract.sentence(self.manifest.task)
