@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from melanoma.config import CLASSES, DataConfig, ModelConfig
+from melanoma.config import DataConfig, ModelConfig
 from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.evidence.metrics import METRICS, validation_scores
 from melanoma.imaging.letterbox import Preprocess
@@ -28,6 +28,7 @@ from melanoma.training.engine import predict
 from melanoma.training.losses import class_weights_from_counts
 from melanoma.training.networks import build_model
 from melanoma.training.weights import load_weights
+from tests.tasks import CLASSES
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
 NUM_DRAWS = 1000
@@ -41,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     learned = ImageDataset(data, data.rows("train", without_fold=0))
     validation = ImageDataset(data, data.rows("train", fold=0))
     torch.manual_seed(args.seed)
-    model = build_model(ModelConfig(args.backbone))
+    model = build_model(ModelConfig(args.backbone), len(CLASSES))
     if args.weights:
         load_weights(model, args.weights)
     started = time.monotonic()

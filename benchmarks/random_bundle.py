@@ -23,12 +23,13 @@ from melanoma.bundle.bundle import (
 )
 from melanoma.bundle.drift import fit_reference, pooled
 from melanoma.bundle.probes import record_probes
-from melanoma.config import CLASSES, MELANOMA_INDEX, DataConfig, ModelConfig, TrainConfig
+from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.operating_point import select_operating_point
 from melanoma.imaging.letterbox import Preprocess, letterbox_shape
 from melanoma.io.files import write_json
 from melanoma.training.networks import build_model, features, tta_logits
+from tests.tasks import CLASSES, MELANOMA_INDEX
 
 NUM_IMAGES = 210
 
@@ -60,7 +61,7 @@ def main() -> None:
         min_specificity=0.0,
     )
     torch.manual_seed(0)
-    model = build_model(config.model).eval().requires_grad_(False)
+    model = build_model(config.model, len(CLASSES)).eval().requires_grad_(False)
     stored_shape = letterbox_shape(height)
     images = Preprocess(stored_shape, config.data)(
         torch.randint(0, 256, (NUM_IMAGES, *stored_shape, 3), dtype=torch.uint8)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melanoma.config import CLASSES, TrainConfig
+from melanoma.config import TrainConfig
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
 from melanoma.training.engine import Training, start_state, train_one_epoch
 from melanoma.training.networks import build_model
+from tests.tasks import CLASSES
 
 BATCH, STEPS, REPEATS = 32, 12, 5
 STORED_SHAPE, SIZE = (192, 256), (96, 128)
@@ -61,7 +62,7 @@ def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
 
 def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
     """Return one epoch of the engine."""
-    model = build_model(config.model).to(memory_format=torch.channels_last)
+    model = build_model(config.model, len(CLASSES)).to(memory_format=torch.channels_last)
     state = start_state(model, config)
     training = Training(config, images, images, Preprocess(STORED_SHAPE, config.data), torch.ones(len(CLASSES)))  # type: ignore[arg-type]
     return lambda: _discard(train_one_epoch(training, model, state))
@@ -102,7 +103,9 @@ def main() -> None:
             ]
         )
         images = _Images()
-        rates = measure({"plain": plain_epoch(build_model(config.model), images), "ours": our_epoch(config, images)})
+        rates = measure(
+            {"plain": plain_epoch(build_model(config.model, len(CLASSES)), images), "ours": our_epoch(config, images)}
+        )
         plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
         print(
             f"{backbone:24} plain loop {plain:6.1f} images/s   engine ({optimizer}) {ours:6.1f}   ratio {ours / plain:.2f}"

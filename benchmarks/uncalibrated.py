@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from melanoma.config import CLASSES
 from melanoma.evidence.metrics import METRICS
+from tests.tasks import CLASSES
 
 
 def uncalibrated(table: pd.DataFrame) -> dict[str, float]:

@@ -26,16 +26,11 @@ from serve.environment import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 
-from melanoma.config import CLASSES, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from melanoma.data.dataset import FORMAT_VERSION, PreparedData, open_prepared
-from melanoma.data.groups import join_groups
+from melanoma.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.data.phantom.layout import PhantomConfig, write_phantom
-from melanoma.data.records import read_source
-from melanoma.data.shards import write_shard
-from melanoma.data.splits import draw_splits, split_hash
-from melanoma.imaging.decode import decode_image
-from melanoma.imaging.letterbox import letterbox, letterbox_shape
-from melanoma.io.files import write_json
+from melanoma.data.prepare import PrepareConfig, prepare
+from tests.tasks import CLASSES
 
 if TYPE_CHECKING:  # unit tests start without Ray
     from tests.runs import Run
@@ -59,48 +54,8 @@ def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    """A prepared data set made without Ray; `ray_jobs.prepare` has tests of its own."""
-    folder = tmp_path_factory.mktemp("prepared")
-    records = read_source(phantom_source).records.sort_values("image_id", ignore_index=True)
-    shape = letterbox_shape(96)
-    (folder / "shards").mkdir()
-    records["group"] = join_groups(
-        records["image_id"].tolist(), [records["lesion_id"].tolist(), records["patient_id"].tolist()]
-    )
-    drawn = draw_splits(
-        records["group"].tolist(),
-        records["label"].tolist(),
-        test_fraction=0.15,
-        calibration_fraction=0.45,
-        num_folds=3,
-        seed=0,
-    )
-    records = records.assign(split=drawn["split"], fold=drawn["fold"], shard=drawn["split"] + ".arrow")
-    records["row"] = records.groupby("shard").cumcount()
-    digests = {}
-    for name, rows in records.groupby("shard"):
-        images = [letterbox(decode_image(Path(path).read_bytes()), shape) for path in rows["path"]]
-        digests[name] = write_shard(folder / "shards" / str(name), rows["image_id"].tolist(), images)
-    records.to_parquet(folder / "records.parquet", index=False)
-    manifest = {
-        "kind": "melanoma-dataset",
-        "format_version": FORMAT_VERSION,
-        "name": "phantom",
-        "classes": list(CLASSES),
-        "image_height_px": shape[0],
-        "image_width_px": shape[1],
-        "num_images": len(records),
-        "num_groups": int(records["group"].nunique()),
-        "counts": {
-            s: rows["dx"].value_counts().reindex(CLASSES, fill_value=0).to_dict()
-            for s, rows in records.groupby("split")
-        },
-        "group_columns": ["patient_id", "lesion_id"],
-        "num_folds": 3,
-        "shards": digests,
-        "split_hash": split_hash(records["image_id"], records["split"], records["fold"]),
-    }
-    write_json(folder / "manifest.json", manifest)
+    folder = tmp_path_factory.mktemp("prepared") / "dataset"
+    prepare(phantom_source, folder, PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3))
     return open_prepared(folder, verify=True)
 
 
@@ -121,7 +76,7 @@ def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module
     from melanoma.training.networks import build_model
 
     torch.manual_seed(0)
-    model = build_model(tiny_config.model)
+    model = build_model(tiny_config.model, len(CLASSES))
     state = start_state(model, tiny_config)
     fit(Training.on(tiny_config, prepared), model, state, lambda _: None)
     return state.evaluated.eval()
@@ -134,6 +89,7 @@ def bundle_dir(
     from melanoma.bundle.packing import pack
 
     folder = tmp_path_factory.mktemp("run") / "bundle"
+    folder.mkdir()
     packed = pack(trained, tiny_config, prepared, folder, best_epoch=tiny_config.optim.epochs)
     assert packed.operating_point.contract.status == "met", (packed.operating_point, packed.validation)
     return folder

@@ -13,12 +13,12 @@ import ray.data
 from PIL import Image
 
 from melanoma.data.dataset import ImageDataset, open_prepared
+from melanoma.data.prepare import PrepareConfig, _shard_rows, prepare
 from melanoma.errors import DataError, LeakageError
 from melanoma.imaging.decode import decode_image
 from melanoma.imaging.letterbox import letterbox
 from ray_jobs.cli import BAD_INPUT, DONE, FAILED, main
 from ray_jobs.cluster import collect
-from ray_jobs.prepare import PrepareConfig, _shard_rows, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CONFIG = PrepareConfig(size=64, num_folds=2, test_fraction=0.2, calibration_fraction=0.2)
@@ -227,7 +227,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     def decode_chunk(chunk: dict[str, Any], **_: object) -> list[dict[str, Any]]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ray_jobs.prepare.decode_chunk", decode_chunk)
+    monkeypatch.setattr("melanoma.data.prepare.decode_chunk", decode_chunk)
     assert main(["data", "prepare", str(source), str(tmp_path / "out"), "--size", "64"]) == FAILED
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("melanoma: [Errno 28] No space left on device; once that is mended")

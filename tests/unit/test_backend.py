@@ -11,12 +11,13 @@ from melanoma.bundle.backend import OnnxFeatures, export_features
 from melanoma.bundle.bundle import load_bundle, verify_bundle
 from melanoma.bundle.packing import MAX_DIFFERENCE, compare_backend, pack
 from melanoma.bundle.predictor import Predictor
-from melanoma.config import MELANOMA_INDEX, ModelConfig, TrainConfig
+from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.grad_cam import explain_feature_maps
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import tta_features
 from melanoma.training.networks import build_model, features
+from tests.tasks import CLASSES, MELANOMA_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) 
     extract = OnnxFeatures(bundle.features_onnx, num_threads=2)
     with torch.no_grad():
         theirs, ours = (
-            explain_feature_maps(bundle.model, tta_features(way, images, 4), class_index=MELANOMA_INDEX)
+            explain_feature_maps(bundle.model, tta_features(way, images, 4), class_indices=[MELANOMA_INDEX])
             for way in (partial(features, bundle.model), extract)
         )
     assert torch.allclose(theirs.logits, ours.logits, atol=1e-4)
@@ -52,7 +53,7 @@ def test_an_image_is_the_same_in_whatever_batch(bundle_dir: Path, images: torch.
 @pytest.mark.parametrize("backbone", ["convnext_atto", "resnet18"])
 def test_other_networks_can_be_exported(backbone: str) -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone, layer_scale=None)).eval()
+    model = build_model(ModelConfig(backbone, layer_scale=None), len(CLASSES)).eval()
     images = torch.rand(3, 3, 64, 96)
     with torch.no_grad():
         expected = features(model, images)
@@ -105,7 +106,7 @@ def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: 
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
     assert Predictor(load_bundle(folder)).replay_probes() == []
     torch.manual_seed(1)
-    stranger = build_model(tiny_config.model).eval()
+    stranger = build_model(tiny_config.model, len(CLASSES)).eval()
     (folder / "features.onnx").write_bytes(
         export_features(stranger, (tiny_config.data.input_height, tiny_config.data.input_width))
     )

@@ -13,9 +13,9 @@ import torch
 from melanoma.bundle.bundle import load_bundle, verify_bundle, version_of
 from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
 from melanoma.bundle.probes import probe_images
-from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import BundleError
+from tests.tasks import CLASSES, MELANOMA_INDEX
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_calibration_table_leads_back_to_nobody(bundle_dir: Path) -> None:
 def test_the_contract_counts_one_image_a_group(bundle_dir: Path, prepared: PreparedData) -> None:
     contract = load_bundle(bundle_dir).operating_point.contract
     calibration = prepared.rows("calibration")
-    assert contract.num_melanoma == calibration.loc[calibration["dx"] == "mel", "group"].nunique()
+    assert contract.num_target == calibration.loc[calibration["dx"] == "mel", "group"].nunique()
     assert contract.num_other == calibration.loc[calibration["dx"] != "mel", "group"].nunique()
     assert contract.population == "phantom, calibration split"
 

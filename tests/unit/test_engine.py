@@ -25,6 +25,7 @@ from melanoma.training.engine import (
     start_state,
 )
 from melanoma.training.networks import build_model
+from tests.tasks import CLASSES
 
 # Largest difference of any weight: sums are made in another order, and Muon raises small singular values of what it is given.
 PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
@@ -46,7 +47,7 @@ def _fit(
     training = Training.on(config, data, world=world)
     if state is None:
         torch.manual_seed(config.seed)
-        state = start_state(build_model(config.model), config, world)
+        state = start_state(build_model(config.model, len(CLASSES)), config, world)
     return fit(training, training.world.wrap(state.model), state, on_epoch_end or (lambda _: None))
 
 
@@ -117,7 +118,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedDa
 
     _fit(prepared, config, on_epoch_end=save)
     torch.manual_seed(77)  # whatever the new process did before must not matter
-    fresh = start_state(build_model(config.model), config)
+    fresh = start_state(build_model(config.model, len(CLASSES)), config)
     fresh.load_state_dict(torch.load(io.BytesIO(saved[0]), weights_only=True))
     assert fresh.epoch == 1
     resumed = _fit(prepared, config, state=fresh)
@@ -131,7 +132,9 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedDa
 
 def test_training_draws_from_no_generator_of_torch(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     """Whatever does would give a run another end with another number of workers, or after a restart."""
-    state = start_state(build_model(tiny_config.model), config := _config(tiny_config, "model.drop_path=0.3"))
+    state = start_state(
+        build_model(tiny_config.model, len(CLASSES)), config := _config(tiny_config, "model.drop_path=0.3")
+    )
     before = torch.get_rng_state()
     _fit(prepared, config, state=state)
     assert torch.equal(before, torch.get_rng_state())
@@ -148,7 +151,7 @@ def test_predictions_are_made_in_float32_whatever_training_uses(
 
 
 def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    state = start_state(build_model(tiny_config.model), tiny_config)
+    state = start_state(build_model(tiny_config.model, len(CLASSES)), tiny_config)
     with torch.no_grad():
         next(iter(state.model.parameters())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="finite"):
@@ -158,7 +161,7 @@ def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainC
 def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     config = _config(tiny_config, "model.backbone=test_efficientnet", "model.layer_scale=null", "optim.frozen_layers=2")
     torch.manual_seed(config.seed)
-    before = build_model(config.model)
+    before = build_model(config.model, len(CLASSES))
     state = _fit(prepared, config, state=start_state(copy.deepcopy(before), config))
     frozen = ("conv_stem.", "bn1.", "blocks.0.")
     learned = {"weight", "bias", "running_mean", "running_var"}
@@ -172,7 +175,7 @@ def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_
 
 def test_a_head_alone_is_not_left_to_train(tiny_config: TrainConfig) -> None:
     with pytest.raises(SettingError, match=r"optim\.frozen_layers must be less than 10"):
-        start_state(build_model(tiny_config.model), _config(tiny_config, "optim.frozen_layers=10"))
+        start_state(build_model(tiny_config.model, len(CLASSES)), _config(tiny_config, "optim.frozen_layers=10"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:

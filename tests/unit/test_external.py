@@ -8,6 +8,7 @@ from melanoma.data.external import read_external
 from melanoma.data.rejections import Rejection
 from melanoma.errors import DataError
 from tests.sources import draw, rows, write_source
+from tests.tasks import HAM
 
 
 def _untidy(folder: Path) -> Path:
@@ -26,11 +27,11 @@ def test_bad_rows_are_refused_with_reason_and_class(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad"
     ):
-        read_external(_untidy(tmp_path), [], skip_bad=False)
+        read_external(_untidy(tmp_path), HAM, [], skip_bad=False)
 
 
 def test_bad_rows_may_be_left_out_and_are_counted(tmp_path: Path) -> None:
-    external = read_external(_untidy(tmp_path), [], skip_bad=True)
+    external = read_external(_untidy(tmp_path), HAM, [], skip_bad=True)
     assert len(external.rows) == 19
     counted = {"image_missing": {"mel": 3}, "image_without_row": {"(no row)": 1}, "unknown_dx": {"unknown": 2}}
     assert external.left_out([], skip_bad=True) == counted
@@ -43,7 +44,7 @@ def test_bad_rows_may_be_left_out_and_are_counted(tmp_path: Path) -> None:
 def test_images_without_a_row_are_no_fault_of_a_row(tmp_path: Path) -> None:
     source = write_source(tmp_path, rows(4))
     draw(source / "images" / "stray.jpg", 99)
-    assert read_external(source, [], skip_bad=False).left_out([], skip_bad=False) == {
+    assert read_external(source, HAM, [], skip_bad=False).left_out([], skip_bad=False) == {
         "image_without_row": {"(no row)": 1}
     }
 
@@ -51,6 +52,6 @@ def test_images_without_a_row_are_no_fault_of_a_row(tmp_path: Path) -> None:
 def test_the_bundle_s_own_columns_group_what_has_no_others(tmp_path: Path) -> None:
     table = [{"image_id": row["image_id"], "dx": row["dx"], "ward": f"{i // 2}"} for i, row in enumerate(rows())]
     source = write_source(tmp_path, table)
-    assert read_external(source, ["ward"], skip_bad=False).rows["group"].nunique() == 12
+    assert read_external(source, HAM, ["ward"], skip_bad=False).rows["group"].nunique() == 12
     with pytest.raises(DataError, match=r"must have patient_id or lesion_id.*the columns image_id, dx, ward"):
-        read_external(source, ["patient_id"], skip_bad=False)
+        read_external(source, HAM, ["patient_id"], skip_bad=False)

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma.config import MELANOMA_INDEX
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.grad_cam import explain_batch, render_heatmap
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import flip
 from melanoma.training.networks import tta_logits
+from tests.tasks import MELANOMA_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,20 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
     with Unscaled(model=model, target_layers=[model.stages[-1]]) as oracle:  # type: ignore[index]
         oracle(input_tensor=images.clone(), targets=[ClassifierOutputTarget(MELANOMA_INDEX)] * len(images))
         expected = oracle.unscaled
-    ours = explain_batch(trained, images, class_index=MELANOMA_INDEX)
+    ours = explain_batch(trained, images, class_indices=[MELANOMA_INDEX])
     assert ours.heatmaps.shape == expected.shape
     assert expected.max() > 1e-3  # a trained net has something to show
     assert np.abs(ours.heatmaps.numpy() - expected).max() < 1e-5
 
 
 def test_an_image_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
-    whole = explain_batch(trained, images, class_index=MELANOMA_INDEX, tta=4).heatmaps
-    alone = explain_batch(trained, images[2:3], class_index=MELANOMA_INDEX, tta=4).heatmaps
+    whole = explain_batch(trained, images, class_indices=[MELANOMA_INDEX], tta=4).heatmaps
+    alone = explain_batch(trained, images[2:3], class_indices=[MELANOMA_INDEX], tta=4).heatmaps
     assert torch.allclose(whole[2], alone[0], atol=1e-5)
 
 
 def test_it_leaves_no_trace_on_the_network(trained: torch.nn.Module, images: torch.Tensor) -> None:
-    explain_batch(trained, images, class_index=MELANOMA_INDEX)
+    explain_batch(trained, images, class_indices=[MELANOMA_INDEX])
     assert all(parameter.grad is None for parameter in trained.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in trained.modules())
 
@@ -60,7 +60,7 @@ def test_it_leaves_no_trace_on_the_network(trained: torch.nn.Module, images: tor
 def test_its_logits_are_those_of_prediction(trained: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         expected = tta_logits(trained, images, 4)
-    assert torch.allclose(explain_batch(trained, images, class_index=0, tta=4).logits, expected, atol=1e-6)
+    assert torch.allclose(explain_batch(trained, images, class_indices=0, tta=4).logits, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("view", range(4))
@@ -76,8 +76,8 @@ def test_the_four_views_differ() -> None:
 
 def test_a_mirrored_image_gets_the_mirrored_map(trained: torch.nn.Module, images: torch.Tensor) -> None:
     """Over all four tta the map does not depend on how the image was held."""
-    upright = explain_batch(trained, images, class_index=MELANOMA_INDEX, tta=4).heatmaps
-    mirrored = explain_batch(trained, flip(images, 3), class_index=MELANOMA_INDEX, tta=4).heatmaps
+    upright = explain_batch(trained, images, class_indices=[MELANOMA_INDEX], tta=4).heatmaps
+    mirrored = explain_batch(trained, flip(images, 3), class_indices=[MELANOMA_INDEX], tta=4).heatmaps
     assert torch.allclose(flip(mirrored, 3), upright, atol=1e-5)
 
 

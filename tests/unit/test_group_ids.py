@@ -10,6 +10,7 @@ from melanoma.data.groups import largest_groups
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
 from tests.sources import rows, write_source, write_table
+from tests.tasks import HAM
 
 NOT_KNOWN = [
     "nan",
@@ -51,7 +52,7 @@ def test_an_id_is_no_word_for_not_known(name: str) -> None:
 @pytest.mark.parametrize("word", ["nan", "unknown", "?"])
 def test_images_of_unknown_patients_stand_alone_and_it_is_said(column: str, word: str, tmp_path: Path) -> None:
     table = [{**row, column: word if i % 2 else row[column]} for i, row in enumerate(rows())]
-    source = read_source(write_source(tmp_path, table))
+    source = read_source(write_source(tmp_path, table), HAM)
     assert (source.records[column] == "").sum() == 12
     assert source.rejections == []
     assert source.notes == [f"12 images have {column} {word!r}, taken as not known"]
@@ -71,7 +72,7 @@ def _two_hospitals(*, patient: str, lesion: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(("patient", "lesion"), [("", ""), ("", "L"), ("P", "")])
 def test_numbers_of_two_hospitals_are_told_apart_by_their_source(patient: str, lesion: str, tmp_path: Path) -> None:
-    source = read_source(write_source(tmp_path, _two_hospitals(patient=patient, lesion=lesion)))
+    source = read_source(write_source(tmp_path, _two_hospitals(patient=patient, lesion=lesion)), HAM)
     assert source.rejections == []
     assert source.records["lesion_id"].nunique() == 24
     assert any("stand in several sources (north and south)" in note for note in source.notes)
@@ -85,14 +86,14 @@ def test_numbers_of_two_tables_are_told_apart_by_their_table(tmp_path: Path) -> 
     (tmp_path / "metadata.csv").unlink()
     write_table(tmp_path / "north" / "m.csv", table[:12])
     write_table(tmp_path / "south" / "m.csv", table[12:])
-    source = read_source(tmp_path)
+    source = read_source(tmp_path, HAM)
     assert source.rejections == []
     assert set(source.records["lesion_id"].str.partition("/")[0]) == {"north", "south"}
 
 
 def test_numbers_that_may_be_one_patients_are_not_parted_but_told(tmp_path: Path) -> None:
     """A source may be a camera: a patient in front of two must not cross a split."""
-    source = read_source(write_source(tmp_path, _two_hospitals(patient="", lesion="L")))
+    source = read_source(write_source(tmp_path, _two_hospitals(patient="", lesion="L")), HAM)
     assert source.records["patient_id"].nunique() == 6
     assert any("6 patient_ids are plain numbers that several sources use" in note for note in source.notes)
 
@@ -102,7 +103,7 @@ def test_numbers_that_nothing_tells_apart_are_named_as_the_cause(tmp_path: Path)
         {key: value for key, value in row.items() if key not in ("dataset", "patient_id")}
         for row in _two_hospitals(patient="", lesion="")
     ]
-    rejections = read_source(write_source(tmp_path, table)).rejections
+    rejections = read_source(write_source(tmp_path, table), HAM).rejections
     assert {r.reason for r in rejections} == {"lesion_with_two_labels"}
     assert "a plain number that two hospitals may both use" in rejections[0].detail
 
@@ -112,7 +113,7 @@ def test_a_lesion_that_two_sources_show_stays_one(tmp_path: Path) -> None:
         {**row, "lesion_id": f"HAM_{i // 2:07d}", "dx": "nv", "dataset": ("old", "new")[i % 2]}
         for i, row in enumerate(rows())
     ]
-    source = read_source(write_source(tmp_path, table))
+    source = read_source(write_source(tmp_path, table), HAM)
     assert source.records["lesion_id"].nunique() == 12
 
 
@@ -121,7 +122,7 @@ def test_any_column_of_the_table_groups(tmp_path: Path) -> None:
         {"Image": row["image_id"], "dx": row["dx"], "Patient": f"{i // 2}" if i < 20 else "nan"}
         for i, row in enumerate(rows())
     ]
-    source = read_source(write_source(tmp_path, table, names=[f"{row['Image']}.jpg" for row in table]))
+    source = read_source(write_source(tmp_path, table, names=[f"{row['Image']}.jpg" for row in table]), HAM)
     with pytest.raises(DataError, match=r"give no image a patient_id or lesion_id.*the columns Image, dx, Patient"):
         source.group_by(None)
     with pytest.raises(DataError, match=r"they lack ward; the metadata have the columns Image, dx, Patient"):
@@ -132,7 +133,7 @@ def test_any_column_of_the_table_groups(tmp_path: Path) -> None:
 
 
 def test_a_blank_column_groups_nothing(tmp_path: Path) -> None:
-    source = read_source(write_source(tmp_path, [{**row, "ward": "?"} for row in rows(4)]))
+    source = read_source(write_source(tmp_path, [{**row, "ward": "?"} for row in rows(4)]), HAM)
     with pytest.raises(DataError, match="ward is blank in every row"):
         source.group_by(("ward",))
 

@@ -7,13 +7,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from melanoma.config import MELANOMA_INDEX
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.explain.grad_cam import explain_batch
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import flip
+from tests.tasks import MELANOMA_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_is_the_rule_on_gelu(backbone: str, trained: nn.Module, images: Tenso
     torch.manual_seed(0)
     model = trained if backbone == "trained" else timm.create_model(backbone, num_classes=7, ls_init_value=0.5).eval()
     expected = torch.cat([_by_hooks(model, image[None]) for image in images])
-    ours = GuidedNetwork(model).gradients(images, class_index=MELANOMA_INDEX)
+    ours = GuidedNetwork(model).gradients(images, class_indices=[MELANOMA_INDEX])
     scale = float(expected.abs().max())
     assert scale > 0
     assert torch.allclose(ours, expected, atol=1e-5 * scale)
@@ -89,7 +89,7 @@ def test_on_relu_it_is_the_rule_of_its_paper(images: Tensor) -> None:
         def forward_head(self, x: Tensor) -> Tensor:
             return self.top(x)
 
-    ours = GuidedNetwork(WithHead()).gradients(images, class_index=MELANOMA_INDEX)
+    ours = GuidedNetwork(WithHead()).gradients(images, class_indices=[MELANOMA_INDEX])
     assert torch.allclose(ours, expected, atol=1e-7)
 
 
@@ -101,7 +101,7 @@ def test_other_activations_guide_too(backbone: str, images: Tensor) -> None:
     wanted = sum(type(module).__name__ in names for module in model.modules())
     network = GuidedNetwork(model)
     assert sum(type(module).__name__ == "_GuidedActivation" for module in network._model.modules()) == wanted > 0
-    ours = network.gradients(images[:1], class_index=MELANOMA_INDEX)
+    ours = network.gradients(images[:1], class_indices=[MELANOMA_INDEX])
     assert not torch.allclose(ours, _plain(model, images[:1]), atol=1e-9)
 
 
@@ -114,7 +114,7 @@ def test_it_leaves_the_network_as_it_was(trained: nn.Module, images: Tensor) -> 
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     kinds = [type(module) for module in trained.modules()]
     wanted = [parameter.requires_grad for parameter in trained.parameters()]
-    GuidedNetwork(trained).gradients(images, class_index=MELANOMA_INDEX, tta=4)
+    GuidedNetwork(trained).gradients(images, class_indices=[MELANOMA_INDEX], tta=4)
     assert [type(module) for module in trained.modules()] == kinds
     assert [parameter.requires_grad for parameter in trained.parameters()] == wanted
     assert all(parameter.grad is None for parameter in trained.parameters())
@@ -124,10 +124,10 @@ def test_it_leaves_the_network_as_it_was(trained: nn.Module, images: Tensor) -> 
 
 def test_alone_in_a_batch_and_in_threads_it_is_the_same(trained: nn.Module, images: Tensor) -> None:
     network = GuidedNetwork(trained)
-    whole = network.gradients(images, class_index=MELANOMA_INDEX, tta=2)
+    whole = network.gradients(images, class_indices=[MELANOMA_INDEX], tta=2)
     with ThreadPoolExecutor(4) as pool:
         alone = pool.map(
-            lambda i: network.gradients(images[i : i + 1], class_index=MELANOMA_INDEX, tta=2), [0, 1, 2, 3] * 3
+            lambda i: network.gradients(images[i : i + 1], class_indices=[MELANOMA_INDEX], tta=2), [0, 1, 2, 3] * 3
         )
         for number, one in enumerate(alone):
             assert torch.allclose(one[0], whole[number % 4], atol=1e-5 * float(whole.abs().max()))
@@ -135,14 +135,14 @@ def test_alone_in_a_batch_and_in_threads_it_is_the_same(trained: nn.Module, imag
 
 def test_a_mirrored_image_gets_the_mirrored_map(trained: nn.Module, images: Tensor) -> None:
     network = GuidedNetwork(trained)
-    upright = network.gradients(images, class_index=MELANOMA_INDEX, tta=4)
-    mirrored = network.gradients(flip(images, 3), class_index=MELANOMA_INDEX, tta=4)
+    upright = network.gradients(images, class_indices=[MELANOMA_INDEX], tta=4)
+    mirrored = network.gradients(flip(images, 3), class_indices=[MELANOMA_INDEX], tta=4)
     assert torch.allclose(flip(mirrored, 3), upright, atol=1e-5 * float(upright.abs().max()))
 
 
 def test_the_map_is_empty_where_grad_cam_is(trained: nn.Module, images: Tensor) -> None:
-    gradients = GuidedNetwork(trained).gradients(images, class_index=MELANOMA_INDEX)
-    heatmaps = explain_batch(trained, images, class_index=MELANOMA_INDEX).heatmaps
+    gradients = GuidedNetwork(trained).gradients(images, class_indices=[MELANOMA_INDEX])
+    heatmaps = explain_batch(trained, images, class_indices=[MELANOMA_INDEX]).heatmaps
     product = guided_grad_cam_map(gradients, heatmaps)
     assert product.shape == (len(images), *images.shape[-2:])
     assert float(product.min()) >= 0

@@ -10,6 +10,7 @@ import pytest
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
 from tests.sources import draw, rows, write_source, write_table
+from tests.tasks import HAM
 
 
 def _renamed(names: list[str]) -> list[dict[str, str]]:
@@ -32,7 +33,7 @@ def _renamed(names: list[str]) -> list[dict[str, str]]:
     ],
 )
 def test_a_name_is_found_however_it_is_written(in_table: str, file: str, tmp_path: Path) -> None:
-    source = read_source(write_source(tmp_path, _renamed([in_table]), names=[file]))
+    source = read_source(write_source(tmp_path, _renamed([in_table]), names=[file]), HAM)
     assert source.rejections == []
     assert Path(source.records["path"][0]).name == file
 
@@ -68,13 +69,13 @@ def test_images_that_are_not_found_are_told_with_the_likely_cause(
         shutil.copy(draw(tmp_path / "drawn" / "x.png"), tmp_path / name)
     shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
     with pytest.raises(DataError, match=message):
-        read_source(tmp_path).check_found()
+        read_source(tmp_path, HAM).check_found()
 
 
 def test_the_cause_is_told_for_one_image_too(tmp_path: Path) -> None:
     source = write_source(tmp_path, _renamed(["1000", "7", "9", "x"]), names=["1000.jpg", "0007.jpg", "9.jpg"])
     (source / "images" / "9.jpg").rename(source / "images" / "9.bmp")
-    told = {r.image_id: r.detail for r in read_source(source).rejections if r.reason == "image_missing"}
+    told = {r.image_id: r.detail for r in read_source(source, HAM).rejections if r.reason == "image_missing"}
     assert "leading zeros" in told["7"]
     assert "9.bmp is there" in told["9"]
     assert told["x"] == "no image of this name lies below SOURCE"
@@ -84,21 +85,21 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "metadata.csv", rows(2))
     (tmp_path / "images").symlink_to(tmp_path / "unmounted")
     with pytest.raises(DataError, match="the link images leads nowhere"):
-        read_source(tmp_path).check_found()
+        read_source(tmp_path, HAM).check_found()
 
 
 def test_copies_of_one_image_count_once(tmp_path: Path) -> None:
     source = write_source(tmp_path, rows(3))
     shutil.copytree(source / "images", source / "IMAGES again")
-    assert read_source(source).rejections == []
+    assert read_source(source, HAM).rejections == []
     draw(source / "IMAGES again" / "ISIC_0001.jpg", seed=99)
-    assert [(r.image_id, r.reason) for r in read_source(source).rejections] == [("ISIC_0001", "image_twice")]
+    assert [(r.image_id, r.reason) for r in read_source(source, HAM).rejections] == [("ISIC_0001", "image_twice")]
 
 
 def test_folders_in_the_table_tell_equal_names_apart(tmp_path: Path) -> None:
     write_table(tmp_path / "metadata.csv", _renamed(["north/1.jpg", "south/1.jpg"]))
     north, south = draw(tmp_path / "data/north/1.jpg", 1), draw(tmp_path / "data/south/1.jpg", 2)
-    source = read_source(tmp_path)
+    source = read_source(tmp_path, HAM)
     assert source.rejections == []
     assert source.records["path"].tolist() == [str(north), str(south)]
 
@@ -109,6 +110,6 @@ def test_names_that_are_not_utf_8_stop_nothing(tmp_path: Path) -> None:
     os.mkdir(folder)
     os.rename(os.fsencode(source / "images" / "ISIC_0000.jpg"), os.path.join(folder, b"ISIC_0000.jpg"))
     os.rename(os.fsencode(draw(source / "x.jpg", 5)), os.path.join(folder, b"N\xe4vus.jpg"))
-    read = read_source(source)
+    read = read_source(source, HAM)
     assert [(r.image_id, r.reason) for r in read.rejections] == [("N\\xe4vus", "image_without_row")]
     assert Path(read.records["path"][0]).is_file()

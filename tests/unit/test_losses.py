@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.errors import SettingError
 from melanoma.training.losses import FocalLoss, class_weights_from_counts, focal_loss, focal_terms
+from tests.tasks import CLASSES, MELANOMA_INDEX
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
 

@@ -7,6 +7,7 @@ import pytest
 from melanoma.data.metadata import KEY, Metadata, read_metadata
 from melanoma.errors import DataError
 from melanoma.io.storage import files_below
+from tests.tasks import HAM
 
 LABELS = "image_id,dx,age\nA,mel,40\nB,nv,50\n"
 
@@ -16,7 +17,7 @@ def _read(folder: Path, **tables: str) -> Metadata:
         path = folder / name.replace("__", "/").replace("_csv", ".csv").replace("_tab", ".tab").replace("_txt", ".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return read_metadata(folder, files_below(folder))
+    return read_metadata(folder, files_below(folder), HAM)
 
 
 def _column(metadata: Metadata, name: str) -> dict[str, str]:

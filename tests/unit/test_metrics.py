@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from melanoma.config import MELANOMA_INDEX
 from melanoma.evidence.metrics import METRICS, clopper_pearson, group_bootstrap
+from tests.tasks import MELANOMA_INDEX
 
 
 def _predictions(seed: int = 0, num: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
     decided = probabilities.argmax(axis=1)
     expected = {
         "auroc": roc_auc_score(labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights),
-        "melanoma_recall_argmax": recall_score(
+        "target_recall_argmax": recall_score(
             labels, decided, labels=[MELANOMA_INDEX], average="macro", sample_weight=weights
         ),
         "macro_f1": f1_score(labels, decided, average="macro", sample_weight=weights),

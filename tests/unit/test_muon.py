@@ -8,6 +8,7 @@ import torch
 from melanoma.config import ModelConfig, OptimConfig
 from melanoma.training.muon import Muon, is_matrix, share_out
 from melanoma.training.networks import build_model, parameter_groups
+from tests.tasks import CLASSES
 
 
 def _gradients(model: torch.nn.Module, seed: int) -> None:
@@ -22,7 +23,7 @@ def test_it_steps_as_timms_does_in_float32(backbone: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", in_float32)
     config = ModelConfig(backbone=backbone)
     torch.manual_seed(0)
-    ours, theirs = build_model(config), build_model(config)
+    ours, theirs = build_model(config, len(CLASSES)), build_model(config, len(CLASSES))
     theirs.load_state_dict(ours.state_dict())
     optim = OptimConfig(layer_decay=0.8)
     steps = [
@@ -46,7 +47,7 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
         return momentum
 
     monkeypatch.setattr("melanoma.training.muon.zeropower_via_newtonschulz", watched)
-    model = build_model(ModelConfig(backbone="test_convnext"))
+    model = build_model(ModelConfig(backbone="test_convnext"), len(CLASSES))
     _gradients(model, 0)
     Muon(model.parameters(), lr=0.01).step()
     assert kinds == {torch.float32}
@@ -54,7 +55,7 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_saved_state_goes_on_bit_for_bit() -> None:
     torch.manual_seed(0)
-    first, second = (build_model(ModelConfig(backbone="test_convnext")) for _ in range(2))
+    first, second = (build_model(ModelConfig(backbone="test_convnext"), len(CLASSES)) for _ in range(2))
     second.load_state_dict(first.state_dict())
     one, two = Muon(first.parameters(), lr=0.01), Muon(second.parameters(), lr=0.01)
     _gradients(first, 0)

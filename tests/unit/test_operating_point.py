@@ -4,18 +4,20 @@ from scipy.stats import beta, kstest
 
 from melanoma.errors import DataError
 from melanoma.evidence.operating_point import (
+    Promise,
     check_contract,
     choose_units,
     decide,
-    melanomas_needed,
     misses_allowed,
     select_operating_point,
+    targets_needed,
 )
+from tests.tasks import HAM, MELANOMA_INDEX
 
 
 def _select(melanomas: np.ndarray, others: np.ndarray, **settings: float):  # type: ignore[no-untyped-def]
     options = {"target_sensitivity": 0.9, "min_specificity": 0.5, **settings}
-    return select_operating_point(melanomas, others, population="simulated", **options)  # type: ignore[arg-type]
+    return select_operating_point(melanomas, others, Promise(HAM.targets, population="simulated", **options))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def test_misses_allowed_are_the_published_ones(num: int, allowed: int) -> None:
 
 
 def test_29_melanomas_are_needed() -> None:
-    assert melanomas_needed(target_sensitivity=0.9) == 29
+    assert targets_needed(target_sensitivity=0.9) == 29
 
 
 def test_the_threshold_lies_midway_below_the_last_melanoma_that_must_be_caught() -> None:
@@ -69,10 +71,10 @@ def test_choosing_the_epoch_on_calibration_breaks_the_contract() -> None:
     assert broken / trials > 0.08
 
 
-def test_too_few_melanomas_promise_nothing() -> None:
+def test_too_few_targets_promise_nothing() -> None:
     contract = _select(np.full(28, 0.9), np.full(50, 0.1)).contract
-    assert (contract.status, contract.reason, contract.num_melanoma_needed) == ("unmet", "too_few_melanomas", 29)
-    assert "29" in contract.sentence()
+    assert (contract.status, contract.reason, contract.num_target_needed) == ("unmet", "too_few_targets", 29)
+    assert "29" in contract.sentence(HAM)
 
 
 def test_a_network_that_knows_nothing_promises_nothing() -> None:
@@ -90,7 +92,7 @@ def test_ties_are_referred_together() -> None:
 @pytest.mark.parametrize(
     ("melanomas", "error", "message"),
     [
-        (np.array([]), DataError, "must hold melanomas"),
+        (np.array([]), DataError, "must hold targets"),
         (np.array([np.nan] * 40), FloatingPointError, "finite"),
     ],
 )
@@ -102,10 +104,10 @@ def test_undefined_scores_are_refused(melanomas: np.ndarray, error: type[Excepti
 def test_units_are_one_image_a_group() -> None:
     labels = np.array([4, 4, 4, 5, 5, 4])
     groups = np.array([0, 0, 1, 1, 2, 3])
-    melanomas, others = choose_units(labels, groups, seed=0)
+    melanomas, others = choose_units(labels == MELANOMA_INDEX, groups, seed=0)
     assert sorted(groups[melanomas]) == [0, 1, 3]
     assert sorted(groups[others]) == [1, 2]
-    assert {choose_units(labels, groups, seed=seed)[0][0] for seed in range(20)} == {0, 1}
+    assert {choose_units(labels == MELANOMA_INDEX, groups, seed=seed)[0][0] for seed in range(20)} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,18 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from melanoma.errors import SettingError
+from melanoma.evidence.metrics import Predicted
 from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores, paired_difference
+from tests.tasks import HAM
 
 RECALL = Objective("melanoma_recall", 0.8)
 
 
 def _fold(seed: int, *, lift: float = 1.2, num: int = 120, rounded: bool = False) -> FoldScores:
     rng = np.random.default_rng(seed)
-    is_melanoma = rng.random(num) < 0.3
-    scores = rng.normal(size=num) + lift * is_melanoma
-    return FoldScores(
-        is_melanoma, scores.round(1) if rounded else scores, np.array([f"{seed}-{i}" for i in range(num)])
-    )
+    is_target = rng.random(num) < 0.3
+    scores = rng.normal(size=num) + lift * is_target
+    return FoldScores(is_target, scores.round(1) if rounded else scores, np.array([f"{seed}-{i}" for i in range(num)]))
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def test_other_objectives_are_refused(text: str) -> None:
 def test_recall_at_a_specificity_is_the_best_over_all_thresholds(rounded: bool) -> None:
     fold = _fold(0, rounded=rounded)
     thresholds = np.append(np.unique(fold.scores), np.inf)
-    allowed = [t for t in thresholds if (fold.scores[~fold.is_melanoma] < t).mean() >= 0.8]
-    best = max((fold.scores[fold.is_melanoma] >= t).mean() for t in allowed)
+    allowed = [t for t in thresholds if (fold.scores[~fold.is_target] < t).mean() >= 0.8]
+    best = max((fold.scores[fold.is_target] >= t).mean() for t in allowed)
     assert RECALL.score([fold]) == pytest.approx(best)
 
 
 def test_hits_are_pooled_over_folds() -> None:
     folds = [_fold(0), _fold(1, num=200)]
-    hits = [RECALL.score([fold]) * fold.is_melanoma.sum() for fold in folds]
-    assert RECALL.score(folds) == pytest.approx(sum(hits) / sum(fold.is_melanoma.sum() for fold in folds))
+    hits = [RECALL.score([fold]) * fold.is_target.sum() for fold in folds]
+    assert RECALL.score(folds) == pytest.approx(sum(hits) / sum(fold.is_target.sum() for fold in folds))
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_hits_are_pooled_over_folds() -> None:
 )
 def test_the_scale_of_a_fold_does_not_matter(text: str) -> None:
     folds = [_fold(0), _fold(1)]
-    stretched = FoldScores(folds[1].is_melanoma, 5 + 100 * folds[1].scores, folds[1].groups)
+    stretched = FoldScores(folds[1].is_target, 5 + 100 * folds[1].scores, folds[1].groups)
     objective = Objective.parse(text)
     assert objective.score([folds[0], stretched]) == pytest.approx(objective.score(folds))
 
 
 def test_areas_are_those_of_scikit_learn() -> None:
     fold = _fold(2)
-    assert Objective("auroc").score([fold]) == pytest.approx(roc_auc_score(fold.is_melanoma, fold.scores))
-    false_positive, sensitivity, _ = roc_curve(fold.is_melanoma, fold.scores, drop_intermediate=False)
+    assert Objective("auroc").score([fold]) == pytest.approx(roc_auc_score(fold.is_target, fold.scores))
+    false_positive, sensitivity, _ = roc_curve(fold.is_target, fold.scores, drop_intermediate=False)
     fine = np.linspace(0, 1, 200_001)
     above = np.clip(np.interp(fine, false_positive, sensitivity) - 0.8, 0, None)
     assert Objective("partial_auroc").score([fold]) == pytest.approx(np.trapezoid(above, fine), abs=2e-3)
@@ -70,25 +70,25 @@ def test_areas_are_those_of_scikit_learn() -> None:
 
 def test_always_saying_melanoma_gains_nothing() -> None:
     fold = _fold(0)
-    constant = FoldScores(fold.is_melanoma, np.ones(len(fold.scores)), fold.groups)
+    constant = FoldScores(fold.is_target, np.ones(len(fold.scores)), fold.groups)
     assert RECALL.score([constant]) == 0
 
 
 def test_a_group_counts_once_a_side() -> None:
     labels, groups = np.array([4, 4, 5, 5, 4]), np.array(["a", "a", "a", "b", "c"])
-    fold = choose_fold_scores(labels, np.full((5, 7), 1 / 7), groups)
-    assert sorted(fold.groups[fold.is_melanoma]) == ["a", "c"]
-    assert sorted(fold.groups[~fold.is_melanoma]) == ["a", "b"]
+    fold = choose_fold_scores(Predicted(HAM, labels, np.full((5, 7), 1 / 7)), groups)
+    assert sorted(fold.groups[fold.is_target]) == ["a", "c"]
+    assert sorted(fold.groups[~fold.is_target]) == ["a", "b"]
 
 
 def test_a_real_difference_is_shown_and_none_is_not() -> None:
     base = [_fold(seed, num=400) for seed in range(3)]
-    better = [FoldScores(f.is_melanoma, f.scores + 1.0 * f.is_melanoma, f.groups) for f in base]
+    better = [FoldScores(f.is_target, f.scores + 1.0 * f.is_target, f.groups) for f in base]
     found = paired_difference(RECALL, [better], [base], num_draws=200)
     assert found.shown
     assert found.low > 0
     rng = np.random.default_rng(0)
-    alike = [FoldScores(f.is_melanoma, f.scores + 0.3 * rng.normal(size=len(f.scores)), f.groups) for f in base]
+    alike = [FoldScores(f.is_target, f.scores + 0.3 * rng.normal(size=len(f.scores)), f.groups) for f in base]
     assert not paired_difference(RECALL, [alike], [base], num_draws=200).shown
 
 

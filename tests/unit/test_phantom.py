@@ -16,6 +16,7 @@ from melanoma.data.phantom.layout import PhantomConfig, class_counts, lay_out, w
 from melanoma.data.records import read_source
 from melanoma.errors import DataError, SettingError
 from melanoma.imaging.decode import decode_image
+from tests.tasks import HAM
 
 
 def _metadata(source: Path) -> pd.DataFrame:
@@ -23,7 +24,7 @@ def _metadata(source: Path) -> pd.DataFrame:
 
 
 def test_it_reads_like_ham10000(phantom_source: Path) -> None:
-    source = read_source(phantom_source)
+    source = read_source(phantom_source, HAM)
     assert not source.rejections
     assert source.group_columns == ("patient_id", "lesion_id")
     assert {"lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"} <= set(

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
+from melanoma.data.prepare import PrepareConfig, decode_chunk, prepare
 from melanoma.errors import DataError, LeakageError, UserError
+from melanoma.evaluate import evaluate
 from ray_jobs.cli import BAD_INPUT, FAILED, main
-from ray_jobs.evaluate import evaluate
-from ray_jobs.prepare import PrepareConfig, decode_chunk, prepare
 from tests.sources import draw, rows, write_source, write_table
 
 
@@ -23,7 +23,7 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         pytest.fail("an image was read")
 
-    monkeypatch.setattr("ray_jobs.prepare._decode", decode)
+    monkeypatch.setattr("melanoma.data.prepare._decode", decode)
 
 
 def _splits(path: Path, names: Callable[[int], str]) -> Path:
@@ -72,7 +72,7 @@ def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_re
 def test_a_dead_ray_address_is_told_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ray_jobs.prepare._decode", lambda *_: __import__("ray_jobs.cluster").cluster.connect())
+    monkeypatch.setattr("melanoma.data.prepare._decode", lambda *_: __import__("ray_jobs.cluster").cluster.connect())
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     source = write_source(tmp_path / "source", rows())
@@ -154,7 +154,7 @@ def test_a_dead_cluster_costs_no_look_at_test(
     def gone(**_: object) -> None:
         raise ConnectionError("no Ray answers")
 
-    monkeypatch.setattr("ray_jobs.evaluate.connect", gone)
+    monkeypatch.setattr("melanoma.evaluate.connect", gone)
     with pytest.raises(ConnectionError):
         evaluate(bundle_dir, copied, tmp_path / "out")
     assert not (copied / ACCESS_LOG).exists()

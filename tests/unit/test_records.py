@@ -7,6 +7,7 @@ from PIL import Image
 
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
+from tests.tasks import HAM
 
 TABLES = {
     "ham10000": (
@@ -56,7 +57,7 @@ def _write(folder: Path, table: str, images: tuple[str, ...] = ("A", "B")) -> Pa
 @pytest.mark.parametrize("name", TABLES)
 def test_public_layouts_are_understood(name: str, tmp_path: Path) -> None:
     table, expected, groups = TABLES[name]
-    source = read_source(_write(tmp_path, table))
+    source = read_source(_write(tmp_path, table), HAM)
     assert source.records["image_id"].tolist() == ["A", "B"]
     assert source.records["dx"].tolist() == expected
     assert source.group_columns == groups
@@ -69,13 +70,13 @@ def test_public_layouts_are_understood(name: str, tmp_path: Path) -> None:
 def test_tables_are_joined_on_the_image_id(tmp_path: Path) -> None:
     folder = _write(tmp_path, TABLES["isic 2018"][0])
     (folder / "groupings.csv").write_text("image,lesion_id\nB,L2\nA,L1\n")
-    source = read_source(folder)
+    source = read_source(folder, HAM)
     assert dict(zip(source.records["image_id"], source.records["lesion_id"], strict=True)) == {"A": "L1", "B": "L2"}
     assert source.group_columns == ("lesion_id",)
 
 
 def test_an_age_of_zero_is_unknown(tmp_path: Path) -> None:
-    ages = read_source(_write(tmp_path, TABLES["ham10000"][0])).records["age"]
+    ages = read_source(_write(tmp_path, TABLES["ham10000"][0]), HAM).records["age"]
     assert ages[0] == 80
     assert np.isnan(ages[1])
 
@@ -90,7 +91,7 @@ def test_every_fault_is_found_in_one_reading(source: Path) -> None:
     table.to_csv(source / "metadata.csv", index=False)
     (source / "images" / "IMG_005_0.jpg").unlink()
     (source / "images" / "IMG_006_0.jpg").rename(source / "images" / "STRAY.jpg")
-    found = {(r.image_id, r.reason) for r in read_source(source).rejections}
+    found = {(r.image_id, r.reason) for r in read_source(source, HAM).rejections}
     assert found == {
         ("IMG_000_0", "unknown_dx"),
         ("IMG_001_0", "lesion_with_two_labels"),
@@ -105,10 +106,10 @@ def test_every_fault_is_found_in_one_reading(source: Path) -> None:
 def test_masks_are_no_images(source: Path) -> None:
     (source / "masks").mkdir()
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(source / "masks" / "IMG_000_0.png")
-    assert not read_source(source).rejections
+    assert not read_source(source, HAM).rejections
 
 
 @pytest.mark.parametrize(("table", "message"), [("a,b\n1,2\n", "image_id"), ("image_id,lesion_id\nA,L\n", "diagnosis")])
 def test_a_missing_column_is_named(table: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        read_source(_write(tmp_path, table))
+        read_source(_write(tmp_path, table), HAM)

@@ -8,9 +8,9 @@ import pypdfium2
 import pytest
 
 from melanoma.bundle.bundle import Bundle, load_bundle
-from melanoma.config import CLASSES, MELANOMA_INDEX
 from melanoma.evidence.metrics import clopper_pearson
 from melanoma.evidence.report import Evaluated, write_report
+from tests.tasks import CLASSES, MELANOMA_INDEX
 
 NEVUS = CLASSES.index("nv")
 
@@ -48,8 +48,8 @@ def test_its_numbers_are_those_of_the_table(bundle: Bundle, tmp_path: Path) -> N
     nevi = [("N0", "N0", NEVUS, 0.6), ("N1", "N1", NEVUS, 0.3), ("N2", "N2", NEVUS, 0.1), ("N3", "N3", NEVUS, 0.1)]
     report = _report(bundle, _table([*melanomas, *nevi]), tmp_path)
     image, lesion = report["image"], report["lesion"]
-    assert (image["num"], image["num_melanoma"]) == (7, 3)
-    assert (lesion["num"], lesion["num_melanoma"]) == (6, 2)
+    assert (image["num"], image["num_target"]) == (7, 3)
+    assert (lesion["num"], lesion["num_target"]) == (6, 2)
     assert image["sensitivity"]["value"] == pytest.approx(1 / 3)
     assert image["specificity"]["value"] == pytest.approx(3 / 4)
     assert lesion["sensitivity"]["value"] == pytest.approx(1 / 2)  # the mean of M0's images is 0.55
@@ -77,7 +77,7 @@ def test_the_contract_is_judged_by_referred_melanomas(
     table = _table([*rows, ("N0", "N0", NEVUS, 0.2)])
     contract = _report(bundle, table, tmp_path)["contract"]
     assert contract["status"] == status
-    assert (contract["referred"], contract["num_melanoma"]) == (referred, 60)
+    assert (contract["referred"], contract["num_target"]) == (referred, 60)
     low, high = clopper_pearson(referred, 60, confidence=0.9)  # two one-sided bounds of 95 %
     assert (contract["sensitivity_low"], contract["sensitivity_high"]) == pytest.approx((low, high))
 
@@ -93,7 +93,7 @@ def test_images_it_may_know_cannot_judge_it(split: str, same_splits: bool, bundl
 def test_two_images_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle, tmp_path: Path) -> None:
     rows = [(f"M{i}", f"G{i // 2}", MELANOMA_INDEX, 0.8) for i in range(60)]
     report = _report(bundle, _table([*rows, ("N0", "N0", NEVUS, 0.2)]), tmp_path)
-    assert report["contract"]["num_melanoma"] == 30
+    assert report["contract"]["num_target"] == 30
 
 
 @pytest.mark.parametrize("split", ["external", "test"])

@@ -10,6 +10,7 @@ from melanoma.data.pairs import read_pairs
 from melanoma.data.records import read_source
 from melanoma.data.splits import apply_splits, check_shares, check_splits, draw_splits, read_splits, split_hash
 from melanoma.errors import DataError, LeakageError, SettingError
+from tests.tasks import HAM
 
 
 def _table(seed: int = 0, num: int = 900) -> pd.DataFrame:
@@ -158,7 +159,7 @@ def test_pairs_of_other_images_are_refused(text: str, message: str, tmp_path: Pa
 
 def test_ham10000_has_its_known_groups(shared) -> None:  # type: ignore[no-untyped-def]
     folder = shared / "data" / "ham10000"
-    records = read_source(folder).records
+    records = read_source(folder, HAM).records
     lesions = [records["lesion_id"].tolist()]
     pairs = list(pd.read_csv(folder / "known_duplicates.csv").iloc[:, :2].itertuples(index=False, name=None))
     assert len(set(join_groups(records["image_id"].tolist(), lesions))) == 7470

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from melanoma.data.prepare import REJECTED, _work_folder
 from melanoma.errors import DataError, SettingError, UserError
 from melanoma.io.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
 from melanoma.io.storage import (
@@ -19,7 +20,6 @@ from melanoma.io.storage import (
     remove_folder,
     to_path,
 )
-from ray_jobs.prepare import REJECTED, _work_folder
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray_jobs.train import TrainJob, check_data, check_network
 
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import PreparedData
@@ -10,7 +11,7 @@ from melanoma.errors import DataError
 from melanoma.io.files import locked
 from melanoma.training.networks import build_model
 from ray_jobs.cli import BAD_INPUT, main
-from ray_jobs.train import TrainJob, check_data, check_network
+from tests.tasks import CLASSES
 
 
 def _job(prepared: PreparedData, config: TrainConfig, **changes: object) -> TrainJob:
@@ -46,7 +47,7 @@ def test_an_unreachable_hub_is_one_sentence(
     def offline(config: ModelConfig, *, pretrained: bool = False) -> torch.nn.Module:
         if pretrained:
             raise ConnectionError("no route to host")
-        return build_model(config)
+        return build_model(config, len(CLASSES))
 
     monkeypatch.setattr("ray_jobs.train.build_model", offline)
     with pytest.raises(DataError, match="--weights imagenet needs timm's hub"):

@@ -12,6 +12,7 @@ from melanoma.config import ModelConfig
 from melanoma.errors import SettingError
 from melanoma.training.networks import build_model
 from melanoma.training.weights import load_weights
+from tests.tasks import CLASSES
 
 TINY = ModelConfig(backbone="test_convnext", layer_scale=0.5)
 State = dict[str, Tensor]
@@ -56,11 +57,11 @@ WRAPPED: dict[str, Callable[[State], Mapping[str, object]]] = {
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_wrappers_and_other_names_are_taken_off(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    donor = build_model(TINY)
+    donor = build_model(TINY, len(CLASSES))
     state = {name: value for name, value in donor.state_dict().items() if not name.startswith("head.fc")}
     state |= {"head.fc.weight": torch.zeros(1000, 64), "head.fc.bias": torch.zeros(1000)}
     torch.save(WRAPPED[kind](state), tmp_path / "w.pth")
-    model = build_model(TINY)
+    model = build_model(TINY, len(CLASSES))
     report = load_weights(model, tmp_path / "w.pth")
     assert report.missing == ["head.fc.bias", "head.fc.weight"]
     for name, value in model.state_dict().items():
@@ -68,23 +69,26 @@ def test_wrappers_and_other_names_are_taken_off(kind: str, tmp_path: Path) -> No
 
 
 def test_another_size_of_the_network_is_named_as_the_cause(tmp_path: Path) -> None:
-    torch.save(build_model(ModelConfig(backbone="convnext_atto", layer_scale=None)).state_dict(), tmp_path / "atto.pth")
+    torch.save(
+        build_model(ModelConfig(backbone="convnext_atto", layer_scale=None), len(CLASSES)).state_dict(),
+        tmp_path / "atto.pth",
+    )
     with pytest.raises(
         SettingError, match=r"stem\.0\.weight is \(40, 3, 4, 4\) there and \(24, 3, 4, 4\) here.*another size"
     ):
-        load_weights(build_model(TINY), tmp_path / "atto.pth")
+        load_weights(build_model(TINY, len(CLASSES)), tmp_path / "atto.pth")
 
 
 def test_foreign_names_are_shown_beside_ours(tmp_path: Path) -> None:
-    state = _named(build_model(TINY).state_dict(), lambda name: name.replace("stages.", "layers_"))
+    state = _named(build_model(TINY, len(CLASSES)).state_dict(), lambda name: name.replace("stages.", "layers_"))
     torch.save(state, tmp_path / "foreign.pth")
     with pytest.raises(
         SettingError, match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight"
     ):
-        load_weights(build_model(TINY), tmp_path / "foreign.pth")
+        load_weights(build_model(TINY, len(CLASSES)), tmp_path / "foreign.pth")
 
 
 def test_a_whole_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    torch.save(build_model(TINY), tmp_path / "whole.pth")
+    torch.save(build_model(TINY, len(CLASSES)), tmp_path / "whole.pth")
     with pytest.raises(SettingError, match=r"save model\.state_dict\(\)"):
-        load_weights(build_model(TINY), tmp_path / "whole.pth")
+        load_weights(build_model(TINY, len(CLASSES)), tmp_path / "whole.pth")

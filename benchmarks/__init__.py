@@ -1,0 +1,1 @@
+"""Measurements beside peers and of costs; started as `python -m benchmarks.NAME`."""
