@@ -32,7 +32,7 @@ drill: setup
 	$(BIN)/python -m pytest -m "drill or fault" -s
 
 bench: setup
-	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python -m benchmarks.training_speed
 	$(BIN)/python -m benchmarks.grad_cam_cost
 	$(BIN)/python -m benchmarks.hostile_images
 

@@ -14,8 +14,8 @@ import torch
 from benchmarks.timing import in_turn
 from melanoma.bundle.backend import OnnxFeatures, export_features
 from melanoma.config import ModelConfig
+from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.networks import build_model, features
-from tests.tasks import CLASSES
 
 REPEATS = 15
 CASES = (("convnext_atto", (96, 128)), ("convnext_tiny", (168, 224)), ("tf_efficientnet_lite0", (96, 128)))
@@ -26,7 +26,11 @@ def main() -> None:
     print(f"ms an image by eager torch, then times as fast; median of {REPEATS}")
     for backbone, size in CASES:
         torch.manual_seed(0)
-        model = build_model(ModelConfig(backbone, layer_scale=None), len(CLASSES)).eval().requires_grad_(False)
+        model = (
+            build_model(ModelConfig(backbone, layer_scale=None), TASKS[DEFAULT_TASK].num_classes)
+            .eval()
+            .requires_grad_(False)
+        )
         onnx = export_features(model, size)
         for num_threads in sorted({1, torch.get_num_threads()}):
             for batch in (1, 8):

@@ -10,9 +10,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from benchmarks.timing import in_turn
 from melanoma.config import ModelConfig
 from melanoma.explain.grad_cam import explain_batch
+from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.networks import build_model
-from tests.tasks import CLASSES, MELANOMA_INDEX
 
+TASK = TASKS[DEFAULT_TASK]
 REPEATS = 15
 CASES = (("convnext_atto", (96, 128), 8), ("convnext_tiny", (168, 224), 1), ("convnext_tiny", (168, 224), 8))
 
@@ -29,13 +30,13 @@ def main() -> None:
 
 
 def _measure(backbone: str, size: tuple[int, int], batch: int) -> list[float]:
-    model = build_model(ModelConfig(backbone), len(CLASSES)).eval()
+    model = build_model(ModelConfig(backbone), TASK.num_classes).eval()
     images = torch.rand(batch, 3, *size)
     theirs = GradCAM(model, [model.stages[-1]])
-    targets = [ClassifierOutputTarget(MELANOMA_INDEX)] * batch
+    targets = [ClassifierOutputTarget(TASK.target_indices[0])] * batch
     runs = [
         lambda: _forward(model, images),
-        lambda: explain_batch(model, images, class_indices=[MELANOMA_INDEX]),
+        lambda: explain_batch(model, images, class_indices=TASK.target_indices),
         lambda: theirs(images, targets),
     ]
     return in_turn(runs, repeats=REPEATS)

@@ -1,6 +1,7 @@
 """What every server of serve_peers.py does with an image, so that they differ in nothing but the way a request travels."""
 
 import base64
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ class Peer:
         torch.set_num_threads(num_threads)
         bundle = load_bundle(Path(os.environ[BUNDLE]))
         if os.environ[BACKEND] == "torch":
-            object.__setattr__(bundle, "features_onnx", None)
+            bundle = dataclasses.replace(bundle, features_onnx=None)
         self._predictor = Predictor(bundle)
         if os.environ[BACKEND] != "torch":
             torch.set_num_threads(1)
@@ -47,9 +48,9 @@ class Peer:
         """Return an answer: probabilities, decision and, if asked, the map and the map over the image."""
         bundle = self._predictor.bundle
         answer = {
-            "probabilities": dict(zip(bundle.manifest["classes"], prediction.probabilities.tolist(), strict=True)),
+            "probabilities": dict(zip(bundle.task.classes, prediction.probabilities.tolist(), strict=True)),
             "decision": prediction.decision,
-            "contract": bundle.manifest["operating_point"]["contract"],
+            "contract": dataclasses.asdict(bundle.operating_point.contract),
         }
         if prediction.heatmap is not None:
             shown, heatmap = heatmap_on(image, prediction.heatmap, bundle.preprocess)

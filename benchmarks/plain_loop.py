@@ -4,8 +4,8 @@
 layer alike, the last epoch taken, two tta on test. It accesses to test once and logs that. `compare` draws test's groups with
 replacement, the same for both, and prints each metric's difference with its 95 % interval, before any calibrator.
 
-    python benchmarks/plain_loop.py train DATASET plain.parquet --backbone tf_efficientnet_lite0 --weights lite0.safetensors
-    python benchmarks/plain_loop.py compare plain.parquet evidence/predictions.parquet
+    python -m benchmarks.plain_loop train DATASET plain.parquet --backbone tf_efficientnet_lite0 --weights lite0.safetensors
+    python -m benchmarks.plain_loop compare plain.parquet evidence/predictions.parquet
 """
 
 import argparse
@@ -21,16 +21,15 @@ from torch import Tensor, nn
 
 from melanoma.config import DataConfig, ModelConfig
 from melanoma.data.dataset import ImageDataset, open_prepared
-from melanoma.evidence.metrics import METRICS, validation_scores
+from melanoma.evidence.metrics import METRICS, Predicted, validation_scores
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.files import write_parquet
+from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.engine import predict
 from melanoma.training.losses import class_weights_from_counts
 from melanoma.training.networks import build_model
 from melanoma.training.weights import load_weights
-from tests.tasks import CLASSES
 
-LOGITS = [f"logit_{name}" for name in CLASSES]
 NUM_DRAWS = 1000
 
 
@@ -42,23 +41,31 @@ def train(args: argparse.Namespace) -> None:
     learned = ImageDataset(data, data.rows("train", without_fold=0))
     validation = ImageDataset(data, data.rows("train", fold=0))
     torch.manual_seed(args.seed)
-    model = build_model(ModelConfig(args.backbone), len(CLASSES))
+    model = build_model(ModelConfig(args.backbone), data.task.num_classes)
     if args.weights:
         load_weights(model, args.weights)
     started = time.monotonic()
     for epoch in _fit(model, learned, preprocess, args.epochs, args.batch_size, args.lr):
         seen = predict(model, validation, preprocess, tta=2)
-        scores = validation_scores(seen.labels, seen.logits)
+        scores = validation_scores(data.task, seen.labels, seen.logits)
         print(f"epoch {epoch}: {scores}, {time.monotonic() - started:.0f} s", flush=True)
     rows = data.rows("test")
     data.log_access("test", {"bundle_version": "plain loop", "num": len(rows)})
     found = predict(model, ImageDataset(data, rows), preprocess, tta=2)
-    write_parquet(args.out, rows[["image_id", "group", "label"]].join(pd.DataFrame(found.logits, columns=LOGITS)))
+    write_parquet(
+        args.out,
+        rows[["image_id", "group", "label"]].join(
+            pd.DataFrame(found.logits, columns=[f"logit_{name}" for name in data.task.classes])
+        ),
+    )
 
 
 def _fit(model: nn.Module, learned: ImageDataset, preprocess: Preprocess, epochs: int, batch_size: int, lr: float):  # type: ignore[no-untyped-def]
     images = torch.cat([preprocess(learned.images(part.tolist())) for part in torch.arange(len(learned)).split(256)])
-    counts = torch.bincount(learned.labels, minlength=len(CLASSES)).tolist()
+    counts = torch.bincount(
+        learned.labels,
+        minlength=model.num_classes,  # type: ignore[arg-type]
+    ).tolist()
     weights = class_weights_from_counts(counts, tau=0.5, target_factor=1.0)
     steps = len(learned) // batch_size
     model.to(memory_format=torch.channels_last)
@@ -87,14 +94,15 @@ def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
     plain, ours = (table.sort_values("image_id", ignore_index=True) for table in (plain, ours))
     if not plain["image_id"].equals(ours["image_id"]):
         raise SystemExit("both tables must hold the same images, these do not.")
-    labels = plain["label"].to_numpy()
-    probabilities = [softmax(table[LOGITS].to_numpy(dtype=np.float64), axis=1) for table in (plain, ours)]
+    task, labels = TASKS[DEFAULT_TASK], plain["label"].to_numpy()
+    logits = [table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64) for table in (plain, ours)]
+    theirs, mine = (Predicted(task, labels, softmax(values, axis=1)) for values in logits)
     member = pd.factorize(plain["group"])[0]
     num, rng = member.max() + 1, np.random.default_rng(0)
     drawn = [np.bincount(rng.integers(0, num, num), minlength=num)[member].astype(float) for _ in range(NUM_DRAWS)]
     for name, metric in METRICS.items():
-        values = [metric(labels, p, np.ones(len(labels))) for p in probabilities]
-        differences = [metric(labels, probabilities[1], w) - metric(labels, probabilities[0], w) for w in drawn]
+        values = [metric.value(units, np.ones(len(labels))) for units in (theirs, mine)]
+        differences = [metric.value(mine, w) - metric.value(theirs, w) for w in drawn]
         low, high = np.nanquantile(differences, [0.025, 0.975])
         print(
             f"{name:32} plain {values[0]:.3f}   ours {values[1]:.3f}   ours - plain {values[1] - values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -4,6 +4,7 @@ python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96
 """
 
 import argparse
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,37 +13,31 @@ import pandas as pd
 import torch
 
 from melanoma.bundle.backend import export_features
-from melanoma.bundle.bundle import (
-    MANIFEST,
-    ONNX_RUNTIME,
-    BundleParts,
-    load_bundle,
-    read_manifest,
-    save_bundle,
-    version_of,
-)
+from melanoma.bundle.bundle import Extras, library_versions, load_bundle, save_bundle
 from melanoma.bundle.drift import fit_reference, pooled
+from melanoma.bundle.manifest import MANIFEST, ONNX_RUNTIME, BundleManifest, CpuBackend
 from melanoma.bundle.probes import record_probes
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import fit_calibrator
-from melanoma.evidence.operating_point import select_operating_point
+from melanoma.evidence.operating_point import Promise, select_operating_point
 from melanoma.imaging.letterbox import Preprocess, letterbox_shape
 from melanoma.io.files import write_json
+from melanoma.io.typed import to_plain
+from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.networks import build_model, features, tta_logits
-from tests.tasks import CLASSES, MELANOMA_INDEX
 
 NUM_IMAGES = 210
 
 
-def other_canvas(bundle_dir: Path, out: Path) -> Path:
-    """Write a bundle's network under another version and on a larger stored_shape, as a later training might; return its folder."""
+def other_shape(bundle_dir: Path, out: Path) -> Path:
+    """Write a bundle's network under another version and for larger stored images, as a later training might; return its folder."""
     shutil.copytree(bundle_dir, out)
-    bundle, manifest = load_bundle(bundle_dir), read_manifest(out)
+    bundle = load_bundle(bundle_dir)
     height, width = bundle.preprocess.stored_shape
-    stored_shape = (2 * height, 2 * width)
-    manifest["preprocessing"]["stored_shape"] = list(stored_shape)
-    manifest["probes"] = record_probes(bundle.model, Preprocess(stored_shape, bundle.preprocess.data), bundle.tta)
-    write_json(out / MANIFEST, manifest | {"version": version_of(manifest)})
+    preprocessing = Preprocess((2 * height, 2 * width), bundle.preprocess.data)
+    probes = record_probes(bundle.model, preprocessing, bundle.manifest.tta)
+    manifest = dataclasses.replace(bundle.manifest, preprocessing=preprocessing, probes=probes).with_version()
+    write_json(out / MANIFEST, to_plain(manifest))
     return out
 
 
@@ -61,42 +56,35 @@ def main() -> None:
         min_specificity=0.0,
     )
     torch.manual_seed(0)
-    model = build_model(config.model, len(CLASSES)).eval().requires_grad_(False)
-    stored_shape = letterbox_shape(height)
-    images = Preprocess(stored_shape, config.data)(
-        torch.randint(0, 256, (NUM_IMAGES, *stored_shape, 3), dtype=torch.uint8)
-    )
+    model = build_model(config.model, TASKS[DEFAULT_TASK].num_classes).eval().requires_grad_(False)
+    preprocess = Preprocess(letterbox_shape(width), config.data)
+    images = preprocess(torch.randint(0, 256, (NUM_IMAGES, *preprocess.stored_shape, 3), dtype=torch.uint8))
     with torch.no_grad():
         logits = torch.cat([tta_logits(model, part, args.tta) for part in images.split(8)]).numpy()
         maps = np.concatenate([pooled(features(model, part)) for part in images[:16].split(8)])
-    labels = np.arange(NUM_IMAGES) % len(CLASSES)
+    task = TASKS[DEFAULT_TASK]
+    labels = np.arange(NUM_IMAGES) % task.num_classes
     calibrator = fit_calibrator(logits, labels, np.arange(NUM_IMAGES))
-    scores = calibrator(logits)[:, MELANOMA_INDEX]
-    is_melanoma = labels == MELANOMA_INDEX
-    point = select_operating_point(
-        scores[is_melanoma],
-        scores[~is_melanoma],
-        target_sensitivity=config.target_sensitivity,
-        min_specificity=config.min_specificity,
-        population="noise",
+    scores, is_target = task.target_scores(calibrator(logits)), task.is_target(labels)
+    promise = Promise(task.targets, config.target_sensitivity, config.min_specificity, population="noise")
+    draft = BundleManifest(
+        task=task,
+        architecture=config.model,
+        preprocessing=preprocess,
+        calibrator=calibrator,
+        operating_point=select_operating_point(scores[is_target], scores[~is_target], promise),
+        features=fit_reference(maps),
+        cpu_backend=CpuBackend(ONNX_RUNTIME),
+        group_columns=("lesion_id",),
+        split_hash="0" * 64,
+        training_config=config,
+        best_epoch=1,
+        validation={},
+        versions=library_versions(),
     )
-    save_bundle(
-        BundleParts(
-            model=model,
-            config=config,
-            stored_shape=stored_shape,
-            calibrator=calibrator,
-            operating_point=point,
-            features=fit_reference(maps),
-            cpu_backend={"name": ONNX_RUNTIME},
-            features_onnx=export_features(model, (height, width)),
-            calibration_rows=pd.DataFrame({"label": [CLASSES[label] for label in labels], "score": scores}),
-            group_columns=("lesion_id",),
-            split_hash="0" * 64,
-            model_card="# Random weights, for benchmarks of speed\n",
-        ),
-        args.out,
-    )
+    rows = pd.DataFrame({"label": [task.classes[label] for label in labels], "score": scores})
+    card = "# Random weights, for benchmarks of speed\n"
+    save_bundle(args.out, draft, model, Extras(rows, export_features(model, (height, width)), card))
     print(f"wrote {args.out}")
 
 

@@ -3,8 +3,8 @@
 `record` trains every setting of a grid on all folds once, unpruned. `replay` plays the search's own searcher and scheduler over that
 table with many seeds; a drawn sample stands for the setting of the grid that is nearest to it.
 
-    python benchmarks/search_efficiency.py record DATASET table.parquet
-    python benchmarks/search_efficiency.py replay table.parquet
+    python -m benchmarks.search_efficiency record DATASET table.parquet
+    python -m benchmarks.search_efficiency replay table.parquet
 """
 
 import argparse
@@ -42,7 +42,7 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
     connect()
     folds_dir, data = table.with_suffix(".folds"), open_prepared(dataset)
     claim_folder(folds_dir, {"content": data.content_hash})
-    study = Study(dataset.resolve(), folds_dir.resolve(), smoke(), data.manifest["num_folds"], at_once=at_once)
+    study = Study(dataset.resolve(), data.task, folds_dir.resolve(), smoke(), data.manifest.num_folds, at_once=at_once)
     samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     trained = train_all_folds(
         study, [to_config(sample, study.base) for sample in samples], what="grid", counted=counted

@@ -32,8 +32,8 @@ os.environ.update(ENVIRONMENT)
 
 from ray import serve
 
-from benchmarks.random_bundle import other_canvas
-from melanoma.bundle.bundle import MANIFEST
+from benchmarks.random_bundle import other_shape
+from melanoma.bundle.manifest import MANIFEST
 from melanoma.io.files import sha256_of
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
@@ -220,7 +220,7 @@ def main() -> None:
     print(f"replica killed at {0.7 * capacity:.0f} a second: {_told(killed)}", flush=True)
     rate = capacity / 4  # replicas that start share the two cores with those that answer
     with tempfile.TemporaryDirectory() as folder:
-        other = other_canvas(bundle, Path(folder) / "bundle")
+        other = other_shape(bundle, Path(folder) / "bundle")
         updated = _while_asked(
             service, body, rate, 2 * args.seconds, lambda: service.deploy(other, min_replicas=2, max_replicas=2)
         )

@@ -3,7 +3,7 @@
 The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same size: any rotation, zoom and
 recolouring, Muon or AdamW, the moving average, clipping. Random images, for only time is asked.
 
-    python benchmarks/training_speed.py
+    python -m benchmarks.training_speed
 """
 
 import argparse
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from melanoma.config import TrainConfig
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
+from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.engine import Training, start_state, train_one_epoch
 from melanoma.training.networks import build_model
-from tests.tasks import CLASSES
 
+TASK = TASKS[DEFAULT_TASK]
 BATCH, STEPS, REPEATS = 32, 12, 5
 STORED_SHAPE, SIZE = (192, 256), (96, 128)
 
@@ -31,7 +32,7 @@ class _Images:
 
     def __init__(self) -> None:
         self.image_ids = [str(number) for number in range(BATCH * STEPS)]
-        self.labels = torch.randint(0, len(CLASSES), (BATCH * STEPS,))
+        self.labels = torch.randint(0, TASK.num_classes, (BATCH * STEPS,))
         self._images = torch.randint(0, 256, (BATCH * STEPS, *STORED_SHAPE, 3), dtype=torch.uint8)
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
     """Return one epoch of the plain loop, on images already resized as such loops keep them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     small = F.interpolate(images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE)
-    weights = torch.ones(len(CLASSES))
+    weights = torch.ones(TASK.num_classes)
 
     def run() -> None:
         model.train()
@@ -62,9 +63,11 @@ def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
 
 def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
     """Return one epoch of the engine."""
-    model = build_model(config.model, len(CLASSES)).to(memory_format=torch.channels_last)
+    model = build_model(config.model, TASK.num_classes).to(memory_format=torch.channels_last)
     state = start_state(model, config)
-    training = Training(config, images, images, Preprocess(STORED_SHAPE, config.data), torch.ones(len(CLASSES)))  # type: ignore[arg-type]
+    training = Training(
+        config, images, images, Preprocess(STORED_SHAPE, config.data), torch.ones(TASK.num_classes), TASK
+    )  # type: ignore[arg-type]
     return lambda: _discard(train_one_epoch(training, model, state))
 
 
@@ -104,7 +107,10 @@ def main() -> None:
         )
         images = _Images()
         rates = measure(
-            {"plain": plain_epoch(build_model(config.model, len(CLASSES)), images), "ours": our_epoch(config, images)}
+            {
+                "plain": plain_epoch(build_model(config.model, TASK.num_classes), images),
+                "ours": our_epoch(config, images),
+            }
         )
         plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
         print(

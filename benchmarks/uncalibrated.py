@@ -1,6 +1,6 @@
 """The metrics of an evaluation before its calibrator, as a plain loop reports them: likeliest class of the raw logits.
 
-python benchmarks/uncalibrated.py evidence/predictions.parquet
+python -m benchmarks.uncalibrated evidence/predictions.parquet
 """
 
 import sys
@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from melanoma.evidence.metrics import METRICS
-from tests.tasks import CLASSES
+from melanoma.evidence.metrics import METRICS, Predicted
+from melanoma.task import DEFAULT_TASK, TASKS, Task
 
 
-def uncalibrated(table: pd.DataFrame) -> dict[str, float]:
+def uncalibrated(table: pd.DataFrame, task: Task) -> dict[str, float]:
     """Return every metric of predictions.parquet's table, per image."""
-    logits = table[[f"logit_{name}" for name in CLASSES]].to_numpy(dtype=np.float64)
-    labels, probabilities, ones = table["label"].to_numpy(), softmax(logits, axis=1), np.ones(len(table))
-    return {name: metric(labels, probabilities, ones) for name, metric in METRICS.items()}
+    logits = table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
+    units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
+    return {name: metric.value(units, np.ones(len(units))) for name, metric in METRICS.items()}
 
 
 if __name__ == "__main__":
-    for name, value in uncalibrated(pd.read_parquet(sys.argv[1])).items():
+    for name, value in uncalibrated(pd.read_parquet(sys.argv[1]), TASKS[DEFAULT_TASK]).items():
         print(f"{name:32}{value:.3f}")

@@ -1,3 +1,56 @@
-"""Melanoma triage: the science. Trains, evaluates and explains in one process; knows nothing of Ray, HTTP or Kubernetes."""
+"""Melanoma triage: the science and its pipelines. Runs in one process; knows nothing of Ray, HTTP or Kubernetes.
 
-__version__ = "0.1.0"
+Research use only. Not a medical device; not a diagnosis.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melanoma.bundle.bundle import load_bundle
+    from melanoma.bundle.predictor import Predictor
+    from melanoma.config import TrainConfig
+    from melanoma.data.prepare import PrepareConfig, prepare
+    from melanoma.evaluate import evaluate
+    from melanoma.executor import Executor, LocalExecutor
+    from melanoma.presets import preset
+    from melanoma.score import score
+    from melanoma.task import Task
+    from melanoma.training.run import train
+
+__version__ = "0.2.0"
+__all__ = [
+    "Executor",
+    "LocalExecutor",
+    "Predictor",
+    "PrepareConfig",
+    "Task",
+    "TrainConfig",
+    "evaluate",
+    "load_bundle",
+    "prepare",
+    "preset",
+    "score",
+    "train",
+]
+_HOMES = {
+    "Executor": "melanoma.executor",
+    "LocalExecutor": "melanoma.executor",
+    "Predictor": "melanoma.bundle.predictor",
+    "PrepareConfig": "melanoma.data.prepare",
+    "Task": "melanoma.task",
+    "TrainConfig": "melanoma.config",
+    "evaluate": "melanoma.evaluate",
+    "load_bundle": "melanoma.bundle.bundle",
+    "prepare": "melanoma.data.prepare",
+    "preset": "melanoma.presets",
+    "score": "melanoma.score",
+    "train": "melanoma.training.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `import melanoma` alone loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -14,6 +14,8 @@ MARK = "MELANOMA_RESULT_MARK"
 NEW_FOLDER = "folder to write, new or empty"
 PREPARED = "folder written by `melanoma data prepare`"
 BUNDLE = "folder written by `melanoma train` (OUT/RUN/bundle)"
+NAMED_OR_PATH = {"weights": ("none", "imagenet"), "task": ("ham10000", "isic2019", "binary")}
+"""Options that take one of some names, or a path."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -57,8 +59,11 @@ def path(text: str) -> AnyPath:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def _weights(text: str) -> str:
-    return text if text in ("none", "imagenet") else str(path(text))
+def _named_or_path(option: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        return text if text in NAMED_OR_PATH[option] else str(path(text))
+
+    return read
 
 
 def _positive(text: str) -> int:
@@ -142,6 +147,7 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     prepare.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
         "--task",
+        type=_named_or_path("task"),
         default="ham10000",
         metavar="NAME|FILE",
         help="the classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign, malignant), or a JSON file "
@@ -306,7 +312,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--weights",
-        type=_weights,
+        type=_named_or_path("weights"),
         default="none",
         metavar="none|imagenet|PATH",
         help="start weights: random, timm's published ones, or a safetensors or tensors-only torch file (default %(default)s)",

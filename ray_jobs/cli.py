@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from melanoma import __version__
 from melanoma.errors import SettingError
 from melanoma.io.storage import is_address
-from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, Command, build_parser
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, NAMED_OR_PATH, Command, build_parser
 from ray_jobs.failures import explain
+from ray_jobs.progress import show_log
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
@@ -396,6 +397,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, "address", None) is not None and MARK not in os.environ:
             return _submit(args, sys.argv[1:] if argv is None else argv)
         _resolve_paths(args)
+        show_log()
         if getattr(args, "insecure_ray", False):
             from ray_jobs.local_ray import allow_insecure_ray
 
@@ -422,8 +424,10 @@ def _resolve_paths(args: argparse.Namespace) -> None:
             setattr(args, name, value.resolve())
         elif isinstance(value, list) and value and all(isinstance(item, Path) for item in value):
             setattr(args, name, [item.resolve() for item in value])
-    if getattr(args, "weights", "none") not in ("none", "imagenet") and not is_address(args.weights):
-        args.weights = str(Path(args.weights).resolve())
+    for name, value in NAMED_OR_PATH.items():
+        text = getattr(args, name, None)
+        if text is not None and text not in value and not is_address(text):
+            setattr(args, name, str(Path(text).resolve()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from melanoma.errors import UserError, root_cause
 from melanoma.io.storage import RemotePath, redacted, to_path
-from ray_jobs.arguments import BAD_INPUT, FAILED
+from ray_jobs.arguments import BAD_INPUT, FAILED, NAMED_OR_PATH
 
 _OF_PATHS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
@@ -66,8 +66,11 @@ def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
     if not isinstance(cause, OSError) or not (isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS):
         return False
     given = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
-    if (weights := getattr(args, "weights", "none")) not in ("none", "imagenet"):
-        given.append(to_path(weights))
+    given += [
+        to_path(text)
+        for name, names in NAMED_OR_PATH.items()
+        if (text := getattr(args, name, None)) and text not in names
+    ]
     if any(there.key in str(cause) for there in given if isinstance(there, RemotePath)):
         return True
     named = [there.absolute() for there in given if isinstance(there, Path)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
@@ -42,6 +43,19 @@ def counted(what: str, unit: str = "images") -> Iterator[Callable[[int, int], No
 def say(line: str) -> None:
     """Print one line to stderr, with the secrets in its addresses hidden."""
     print(redacted(line), file=sys.stderr, flush=True)
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_log() -> None:
+    """Show on stderr what the pipelines log."""
+    logger = logging.getLogger("melanoma")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_ToStderr()]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from melanoma.errors import DataError
 from melanoma.io.storage import is_address
-from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, NAMED_OR_PATH
 from ray_jobs.progress import say
 from ray_jobs.remote_job import JobLog, RemoteJob, follow
 
@@ -80,9 +80,10 @@ def check_paths(args: argparse.Namespace) -> None:
                 raise DataError(
                     f"{name.upper()} must be an absolute path that every node of the cluster has, or an address such as s3://, got {path}."
                 )
-    weights = getattr(args, "weights", "none")
-    if weights not in ("none", "imagenet") and not is_address(weights) and not Path(weights).is_absolute():
-        raise DataError(f"--weights must be an absolute path that every node of the cluster has, got {weights}.")
+    for name, names in NAMED_OR_PATH.items():
+        text = getattr(args, name, None)
+        if text is not None and text not in names and not is_address(text) and not Path(text).is_absolute():
+            raise DataError(f"--{name} must be an absolute path that every node of the cluster has, got {text}.")
 
 
 def _connect(address: str) -> JobSubmissionClient:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import serve
 
-from melanoma.bundle.bundle import MANIFEST
+from melanoma.bundle.manifest import MANIFEST
 from melanoma.io.files import sha256_of
 from serve.api_keys import VARIABLE
 from serve.app import build_graph

@@ -146,7 +146,7 @@ class Pack:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with new_folder(job.bundle_dir, replace_if=MANIFEST) as work:
             pack(model, job.config, data, work, best_epoch=state["epoch"])
-        return [{}]
+        return [{"bundle": str(job.bundle_dir)}]
 
 
 def check_data(job: TrainJob, data: PreparedData) -> None:

@@ -15,12 +15,12 @@ import httpx
 import pytest
 import yaml
 
-from melanoma.bundle.bundle import MANIFEST
+from melanoma.bundle.manifest import MANIFEST
 from melanoma.data.dataset import open_prepared
 from melanoma.io.cache import CACHE
 from melanoma.io.files import sha256_of
 from melanoma.io.storage import RemotePath, publish, to_path
-from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND
 from serve.environment import ENVIRONMENT
 from tests import manifests
 from tests.clusters import BIN, CREDENTIALS, Head, head_with_token, object_storage, wait_for

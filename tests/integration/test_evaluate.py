@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ray_jobs.cli import BAD_INPUT, DONE, main
+from ray_jobs.arguments import BAD_INPUT, DONE
+from ray_jobs.cli import main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -17,7 +17,8 @@ from melanoma.data.prepare import PrepareConfig, _shard_rows, prepare
 from melanoma.errors import DataError, LeakageError
 from melanoma.imaging.decode import decode_image
 from melanoma.imaging.letterbox import letterbox
-from ray_jobs.cli import BAD_INPUT, DONE, FAILED, main
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED
+from ray_jobs.cli import main
 from ray_jobs.cluster import collect
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -37,13 +38,13 @@ def _spoil(source: Path) -> None:
 def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> None:
     manifest = prepare(source, tmp_path / "out", CONFIG)
     data = open_prepared(tmp_path / "out", verify=True)
-    assert manifest["num_images"] == len(data.records) == 48
+    assert manifest.num_images == len(data.records) == 48
     dataset = ImageDataset(data, data.records)
     for index in (0, 17, 47):
-        image, label, image_id = dataset[index]
+        image, image_id = dataset.images([index])[0], dataset.image_ids[index]
         encoded = (source / "images" / f"{image_id}.jpg").read_bytes()
         assert np.array_equal(image.numpy(), letterbox(decode_image(encoded), data.stored_shape))
-        assert label == data.records["label"][index]
+        assert dataset.labels[index] == data.records["label"][index]
 
 
 def test_each_split_has_shards_of_its_own(source: Path, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_metadata_without_any_image_are_refused(source: Path, tmp_path: Path) ->
 def test_bad_rows_can_be_left_out_and_are_listed(source: Path, tmp_path: Path) -> None:
     _spoil(source)
     manifest = prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, skip_bad=True))
-    assert manifest["num_images"] == 43
+    assert manifest.num_images == 43
     assert len(pd.read_csv(tmp_path / "out" / "rejected.csv")) == 5
 
 
@@ -109,7 +110,7 @@ def test_copies_and_known_pairs_are_joined(source: Path, tmp_path: Path) -> None
 def test_pairs_need_no_header_and_may_name_files(source: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("IMG_001_0.jpg, IMG_003_1.jpg\nIMG_005_0,ELSEWHERE\n")
     config = PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv")
-    assert prepare(source, tmp_path / "out", config)["num_known_pairs"] == 1
+    assert prepare(source, tmp_path / "out", config).num_known_pairs == 1
     group = open_prepared(tmp_path / "out").records.set_index("image_id")["group"]
     assert group["IMG_001_1"] == group["IMG_003_0"]
 
@@ -167,15 +168,15 @@ def test_a_column_of_blanks_groups_nothing(source: Path, tmp_path: Path) -> None
     table.loc[:39, "lesion_id"] = [f"L{row // 2}" for row in range(40)]
     table.to_csv(source / "metadata.csv", index=False)
     manifest = prepare(source, tmp_path / "out", CONFIG)
-    assert manifest["group_columns"] == ["lesion_id"]
-    assert manifest["num_without_group_id"] == 8
+    assert manifest.group_columns == ("lesion_id",)
+    assert manifest.num_without_group_id == 8
 
 
 def test_a_data_set_is_never_overwritten(source: Path, tmp_path: Path) -> None:
     prepare(source, tmp_path / "out", CONFIG)
     with pytest.raises(DataError, match="must be new or empty"):
         prepare(source, tmp_path / "out", CONFIG)
-    assert open_prepared(tmp_path / "out", verify=True).manifest["seed"] == 0
+    assert open_prepared(tmp_path / "out", verify=True).manifest.seed == 0
 
 
 def test_a_large_group_and_what_was_left_out_are_said(
@@ -213,21 +214,25 @@ def test_any_column_groups(source: Path, tmp_path: Path) -> None:
     table = pd.read_csv(source / "metadata.csv").rename(columns={"lesion_id": "Ward"})
     table.to_csv(source / "metadata.csv", index=False)
     manifest = prepare(source, tmp_path / "out", dataclasses.replace(CONFIG, group_by=("ward",)))
-    assert (manifest["group_columns"], manifest["num_groups"]) == (["ward"], 24)
+    assert (manifest.group_columns, manifest.num_groups) == (("ward",), 24)
 
 
 def test_names_that_are_not_utf_8_are_prepared(source: Path, tmp_path: Path) -> None:
     os.rename(os.fsencode(source / "images"), os.path.join(os.fsencode(source), b"bilder\xe4"))
-    assert prepare(source, tmp_path / "out", CONFIG)["num_images"] == 48
+    assert prepare(source, tmp_path / "out", CONFIG).num_images == 48
 
 
 def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def decode_chunk(chunk: dict[str, Any], **_: object) -> list[dict[str, Any]]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full:
+        def __init__(self, *_: object) -> None:
+            pass
 
-    monkeypatch.setattr("melanoma.data.prepare.decode_chunk", decode_chunk)
+        def __call__(self, item: object) -> list[dict[str, Any]]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("melanoma.data.prepare.DecodeChunk", Full)
     assert main(["data", "prepare", str(source), str(tmp_path / "out"), "--size", "64"]) == FAILED
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("melanoma: [Errno 28] No space left on device; once that is mended")
@@ -267,7 +272,7 @@ def test_public_photographs_with_patients_are_prepared(shared: Path, tmp_path: P
     folder = shared / "data" / "pad_ufes_20_sample"
     manifest = prepare(folder, tmp_path / "out", PrepareConfig(size=64, num_folds=2, skip_bad=True))
     rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
-    assert manifest["group_columns"] == ["patient_id", "lesion_id"]
+    assert manifest.group_columns == ("patient_id", "lesion_id")
     # Squamous cell carcinoma has no counterpart; four originals lie beside their copies.
     assert rejected["reason"].value_counts().to_dict() == {"unknown_dx": 6, "image_twice": 4}
-    assert manifest["num_images"] == 125 - rejected["image_id"].nunique()
+    assert manifest.num_images == 125 - rejected["image_id"].nunique()

@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -50,10 +51,14 @@ def test_the_server_answers_what_evaluation_computes(
 def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bundle_dir: Path, image: bytes) -> None:
     answer = client.post("/v1/predict", content=image, headers={"Content-Type": "image/jpeg"}).json()
     bundle = load_bundle(bundle_dir)
-    assert answer["model"] == {"name": "melanoma", "version": bundle.version, "weights_sha256": bundle.weights_sha256}
+    assert answer["model"] == {
+        "name": "melanoma",
+        "version": bundle.manifest.version,
+        "weights_sha256": bundle.manifest.weights_sha256,
+    }
     assert list(answer["probabilities"]) == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    assert answer["contract"] == bundle.manifest["operating_point"]["contract"]
+    assert answer["contract"] == json.loads(json.dumps(dataclasses.asdict(bundle.operating_point.contract)))
     assert answer["threshold"] == bundle.operating_point.threshold
     assert answer["explanation"] is None
     assert "Not a medical device" in answer["disclaimer"]
@@ -107,7 +112,7 @@ def test_a_bad_image_does_not_fail_its_neighbours(client: httpx.Client, image: b
 
 def test_the_model_describes_itself(client: httpx.Client, bundle_dir: Path) -> None:
     body = client.get("/v1/model").json()
-    assert body["model"]["version"] == load_bundle(bundle_dir).version
+    assert body["model"]["version"] == load_bundle(bundle_dir).manifest.version
     assert "Research use only" in body["model_card"]
     assert str(bundle_dir) not in json.dumps(body)
 

@@ -22,8 +22,9 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.random_bundle import other_canvas
-from melanoma.bundle.bundle import MANIFEST, load_bundle
+from benchmarks.random_bundle import other_shape
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.manifest import MANIFEST
 from melanoma.io.files import sha256_of
 from serve.api_keys import VARIABLE
 from serve.environment import ENVIRONMENT
@@ -233,7 +234,7 @@ def test_a_bad_bundle_is_rolled_out_and_back(
         record_property("back_seconds", time.monotonic() - started)
 
     balancer.during(act)
-    assert balancer.versions == {load_bundle(bundle_dir).version}
+    assert balancer.versions == {load_bundle(bundle_dir).manifest.version}
     record_property("lost", balancer.lost())
 
 
@@ -241,7 +242,7 @@ def test_the_head_is_lost_and_starts_again_from_redis(
     service: Service, balancer: Balancer, bundle_dir: Path, image: bytes, tmp_path: Path, record_property: Record
 ) -> None:
     """Machines serve on while it is away; afterwards it can do what a head does: roll out another bundle."""
-    other = other_canvas(bundle_dir, tmp_path / "bundle")
+    other = other_shape(bundle_dir, tmp_path / "bundle")
 
     def act() -> None:
         service.cluster.head.crash()
@@ -259,7 +260,7 @@ def test_the_head_is_lost_and_starts_again_from_redis(
     service.wait_until_whole()
     after = Balancer(service, image)
     after.during(lambda: None)
-    assert after.versions == {load_bundle(other).version}
+    assert after.versions == {load_bundle(other).manifest.version}
     service.deploy(bundle_dir)
 
 

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from ray import serve
 
-from benchmarks.random_bundle import other_canvas
-from melanoma.bundle.bundle import WEIGHTS, load_bundle
+from benchmarks.random_bundle import other_shape
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.manifest import WEIGHTS
 from tests.clusters import wait_for
 from tests.problems import is_problem
 from tests.serving import Deployer, Service, local_serve
@@ -36,7 +37,7 @@ def deploy(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def other_bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network under another version and on another canvas."""
-    return other_canvas(bundle_dir, tmp_path_factory.mktemp("other") / "bundle")
+    return other_shape(bundle_dir, tmp_path_factory.mktemp("other") / "bundle")
 
 
 def _replicas(scale: int) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def test_a_new_bundle_is_rolled_out_under_load(
     answers = _steadily(service, image, lambda: deploy(other_bundle, Classifier=_replicas(2)))
     assert set(_statuses(answers)) == {200}, _statuses(answers)
     told = [answer.json()["model"]["version"] for answer in answers if isinstance(answer, httpx.Response)]
-    assert set(told) == {load_bundle(bundle_dir).version, load_bundle(other_bundle).version}
-    assert _ask(service, image).json()["model"]["version"] == load_bundle(other_bundle).version
+    assert set(told) == {load_bundle(bundle_dir).manifest.version, load_bundle(other_bundle).manifest.version}
+    assert _ask(service, image).json()["model"]["version"] == load_bundle(other_bundle).manifest.version
     record_property("lost", f"nothing of {len(answers)}")
 
 
@@ -169,7 +170,7 @@ def test_a_bad_bundle_is_rolled_out_under_load(
     answers = _steadily(service, image, roll_out)
     assert set(_statuses(answers)) == {200}, _statuses(answers)
     assert {a.json()["model"]["version"] for a in answers if isinstance(a, httpx.Response)} == {
-        load_bundle(bundle_dir).version
+        load_bundle(bundle_dir).manifest.version
     }
     record_property("lost", f"nothing of {len(answers)}")
 

@@ -7,7 +7,8 @@ import pytest
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
 from melanoma.evidence.metrics import METRICS
-from ray_jobs.cli import BAD_INPUT, DONE, FOUND, main
+from ray_jobs.arguments import BAD_INPUT, DONE, FOUND
+from ray_jobs.cli import main
 from tests.runs import SETTINGS, Run
 
 pytestmark = pytest.mark.ray

@@ -17,8 +17,9 @@ import pytest
 
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.io.storage import AnyPath, to_path
-from ray_jobs.checkpoints import SNAPSHOT, STATE
-from ray_jobs.cli import BAD_INPUT, FAILED
+from melanoma.training.checkpoints import STATE
+from ray_jobs.arguments import BAD_INPUT, FAILED
+from ray_jobs.checkpoints import SNAPSHOT
 from tests.clusters import CREDENTIALS, wait_for
 from tests.runs import Run
 from tests.unreliable import Trouble, unreliable_storage

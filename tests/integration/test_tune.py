@@ -14,7 +14,8 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.evidence.out_of_fold import Objective
 from melanoma.io.files import write_json
-from ray_jobs.cli import BAD_INPUT, DONE, main
+from ray_jobs.arguments import BAD_INPUT, DONE
+from ray_jobs.cli import main
 from tune.compare import train_all_folds
 from tune.search import Search, run_search
 from tune.space import SearchSpace, to_config
@@ -30,7 +31,7 @@ SETTINGS = [
 def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
     quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.tta=1"])
     (folder / "folds").mkdir(parents=True)
-    return Study(data.folder, folder / "folds", quick, data.manifest["num_folds"], at_once=2)
+    return Study(data.folder, data.task, folder / "folds", quick, data.manifest.num_folds, at_once=2)
 
 
 def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:

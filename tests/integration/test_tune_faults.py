@@ -116,7 +116,7 @@ def test_a_node_of_a_search_is_lost(
     address, lose = two_nodes
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "2", RAY_ADDRESS=address)
     # Base and plain have their folds, and a trial runs on each of the two nodes.
-    wait_for(lambda: len(_folds(tmp_path)) > 2 * prepared.manifest["num_folds"], seconds=600)
+    wait_for(lambda: len(_folds(tmp_path)) > 2 * prepared.manifest.num_folds, seconds=600)
     lose()
     before = _folds(tmp_path)
     assert process.wait(1800) == 0
@@ -125,7 +125,7 @@ def test_a_node_of_a_search_is_lost(
     assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
     # Two at a time are drawn in another order; a setting's folds are the same wherever they were trained.
     both = set(after) & set(_folds(undisturbed_search))
-    assert len(both) > 2 * prepared.manifest["num_folds"]
+    assert len(both) > 2 * prepared.manifest.num_folds
     for name in both:
         tables = [
             pd.read_parquet(o / "search" / "folds" / name / "predictions.parquet")

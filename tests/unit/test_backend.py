@@ -17,7 +17,8 @@ from melanoma.explain.grad_cam import explain_feature_maps
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import tta_features
 from melanoma.training.networks import build_model, features
-from tests.tasks import CLASSES, MELANOMA_INDEX
+from tests.bundles import sign
+from tests.tasks import CLASSES, HAM, MELANOMA_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +63,21 @@ def test_other_networks_can_be_exported(backbone: str) -> None:
 
 
 def test_the_bundle_says_how_far_the_backends_lie_apart(bundle_dir: Path) -> None:
-    backend = load_bundle(bundle_dir).manifest["cpu_backend"]
-    assert backend["name"] == "onnxruntime"
-    assert 0 < backend["max_probability_difference"] <= MAX_DIFFERENCE
-    assert backend["num_other_decisions"] == 0
-    assert backend["num_images"] > 100
+    backend = load_bundle(bundle_dir).manifest.cpu_backend
+    assert backend.name == "onnxruntime"
+    assert 0 < backend.max_probability_difference <= MAX_DIFFERENCE
+    assert backend.num_other_decisions == 0
+    assert backend.num_images > 100
 
 
 def test_a_backend_that_changes_a_decision_or_too_much_is_not_used() -> None:
     probabilities = np.full((4, 7), 0.1)
-    same = compare_backend(probabilities, probabilities + 2e-5, 0.2)
-    assert (same["name"], same["num_other_decisions"]) == ("onnxruntime", 0)
-    far = compare_backend(probabilities, probabilities + 2e-4, 0.2)
-    assert (far["name"], far["max_probability_difference"]) == ("torch", pytest.approx(2e-4))
-    other = compare_backend(probabilities, probabilities + 2e-5, 0.1 + 1e-5)
-    assert (other["name"], other["num_other_decisions"]) == ("torch", 4)
+    same = compare_backend(HAM, probabilities, probabilities + 2e-5, 0.2)
+    assert (same.name, same.num_other_decisions) == ("onnxruntime", 0)
+    far = compare_backend(HAM, probabilities, probabilities + 2e-4, 0.2)
+    assert (far.name, far.max_probability_difference) == ("torch", pytest.approx(2e-4))
+    other = compare_backend(HAM, probabilities, probabilities + 2e-5, 0.1 + 1e-5)
+    assert (other.name, other.num_other_decisions) == ("torch", 4)
 
 
 def test_a_network_that_cannot_be_exported_is_served_by_torch(
@@ -90,6 +91,7 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
         raise torch.onnx.OnnxExporterError("no such operator")
 
     monkeypatch.setattr("melanoma.bundle.packing.export_features", fail)
+    (tmp_path / "bundle").mkdir()
     pack(trained, tiny_config, prepared, tmp_path / "bundle", best_epoch=1)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.features_onnx is None
@@ -100,7 +102,6 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
 
 def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
     """Signed by a forger, so that only its answers can give it away: to whoever verifies and to the replica that loads it."""
-    from melanoma.bundle.bundle import version_of
     from melanoma.io.files import sha256_of
 
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
@@ -112,7 +113,6 @@ def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: 
     )
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["features.onnx"] = sha256_of(folder / "features.onnx")
-    manifest["version"] = version_of(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sign(manifest)))
     assert any("must repeat its recorded outputs" in finding for finding in verify_bundle(folder))
     assert Predictor(load_bundle(folder)).replay_probes() != []

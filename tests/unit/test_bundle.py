@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from melanoma.bundle.bundle import load_bundle, verify_bundle, version_of
+from melanoma.bundle.bundle import load_bundle, verify_bundle
 from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
 from melanoma.bundle.probes import probe_images
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import BundleError
-from tests.tasks import CLASSES, MELANOMA_INDEX
+from tests.bundles import sign
+from tests.tasks import MELANOMA_INDEX
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     if "version" in manifest:  # a forger would sign again; what is refused then is refused for its content
-        manifest["version"] = version_of(manifest)
+        manifest = sign(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -54,16 +55,20 @@ def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop("operating_point"), "field operating_point"),
-        (lambda m: m.update(classes=list(reversed(CLASSES))), "classes must be"),
-        (lambda m: m.update(format_version=99), "format version must be 1, got 99"),
+        (lambda m: m.pop("operating_point"), "damaged at operating_point"),
+        (lambda m: m["task"]["classes"].pop(), "about the classes|a number for each of 6 classes"),
+        (lambda m: m["task"].update(targets=["wart"]), "targets of a task"),
+        (lambda m: m.update(format_version=99), "format version of the bundle must be 2; it is 99"),
         (lambda m: m["operating_point"].update(threshold=0.9), "must follow from calibration.parquet"),
         (
             lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.99),
             "must follow from calibration.parquet",
         ),
-        (lambda m: m["operating_point"]["contract"].pop("status"), "complete and consistent"),
-        (lambda m: m["architecture"].update(backbone="resnet18"), "does not|must take the settings"),
+        (lambda m: m["operating_point"]["contract"].pop("status"), "damaged at operating_point.contract.status"),
+        (
+            lambda m: m["architecture"].update(backbone="resnet18"),
+            "does not|must take the settings|complete and consistent",
+        ),
         (lambda m: m.update(kind="other"), "describes something else"),
     ],
 )
@@ -148,7 +153,7 @@ def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
     unmet = dataclasses.replace(
         point, contract=dataclasses.replace(point.contract, status="unmet", reason="uninformative")
     )
-    bundle = dataclasses.replace(bundle, operating_point=unmet)
+    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, operating_point=unmet))
     images = probe_images(bundle.preprocess.stored_shape)
     assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(images)} == {("cannot_assess", (NO_CONTRACT,))}
     allowed = Predictor(bundle, allow_uncontracted=True).predict(images)

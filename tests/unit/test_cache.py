@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from melanoma.bundle.bundle import MANIFEST, WEIGHTS, load_bundle
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.manifest import MANIFEST, WEIGHTS
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.errors import BundleError, DataError
 from melanoma.io import cache, files
 from melanoma.io.cache import CACHE, cache_folder, local_file, local_folder
 from melanoma.io.files import read_json, sha256_of, write_json, write_text
 from melanoma.io.storage import RemotePath, publish, to_path
+from tests.bundles import sign
 from tests.clusters import CREDENTIALS
 from tests.unreliable import unreliable_storage
 
@@ -168,12 +170,10 @@ def test_of_a_bundle_only_its_own_files_are_fetched(bundle_dir: Path, kept: Path
 def test_a_bundle_that_lists_anything_else_is_refused(
     files: object, bundle_dir: Path, tmp_path: Path, kept: Path
 ) -> None:
-    from melanoma.bundle.bundle import version_of
-
     copied, remote = Path(shutil.copytree(bundle_dir, tmp_path / "copied")), _remote()
     manifest = read_json(copied / MANIFEST)
     manifest["files"] = manifest["files"] | files if isinstance(files, dict) else files
-    write_json(copied / MANIFEST, manifest | {"version": version_of(manifest)})
+    write_json(copied / MANIFEST, sign(manifest))
     publish(copied, remote)
     for there in (copied, remote):
         with pytest.raises(BundleError, match="nothing else"):
@@ -242,5 +242,5 @@ def test_a_data_set_in_object_storage_is_read_through_the_cache(prepared: Prepar
     publish(prepared.folder, remote)
     data = open_prepared(remote)
     images = ImageDataset(data, data.rows("calibration"))
-    assert (images[0][0] == ImageDataset(prepared, prepared.rows("calibration"))[0][0]).all()
-    assert _written(kept) == [data.manifest["shards"]["calibration.arrow"]]
+    assert (images.images([0]) == ImageDataset(prepared, prepared.rows("calibration")).images([0])).all()
+    assert _written(kept) == [data.manifest.shards["calibration-00000.arrow"]]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from melanoma.evidence.calibration import Calibrator, expected_calibration_error, fit_calibrator
+from melanoma.evidence.calibration import expected_calibration_error, fit_calibrator
 from melanoma.evidence.metrics import negative_log_likelihood
 
 
@@ -42,8 +42,3 @@ def test_class_weights_are_undone_where_temperature_cannot() -> None:
 def test_a_class_never_seen_keeps_a_finite_bias() -> None:
     logits, labels, groups = _simulate(lambda z: z - np.array([0, 0, 0, 99.0, 0, 0, 0]), num=300)
     assert np.isfinite(fit_calibrator(logits, labels, groups).bias).all()
-
-
-def test_the_map_survives_the_manifest() -> None:
-    original = Calibrator(1.7, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "temperature_bias")
-    assert Calibrator.from_dict(original.as_dict()) == original

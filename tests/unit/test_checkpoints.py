@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from ray.train import Checkpoint, CheckpointConfig
+from ray.train import CheckpointConfig
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 
 from melanoma.io.storage import AnyPath, to_path
+from melanoma.training.checkpoints import HASH, STATE, read_state, reported, save_state
 from melanoma.training.engine import SELECTION
 from ray_jobs import checkpoints
-from ray_jobs.checkpoints import HASH, SNAPSHOT, STATE, load_state, mend, reported, save_state
+from ray_jobs.checkpoints import SNAPSHOT, mend
 
 SCORES = [0.5, 0.9, 0.7, 0.8]
 
@@ -78,7 +79,7 @@ def test_a_whole_checkpoint_is_read_as_it_was_written(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert mend(folder) == ""
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    state = load_state(Checkpoint.from_directory(folder / "checkpoint_4"), "cpu")
+    state = read_state(folder / "checkpoint_4", "cpu")
     assert state["epoch"] == 4
     assert torch.equal(state["model"]["weight"], torch.arange(1000.0))
 
@@ -120,7 +121,7 @@ def test_of_a_damaged_latest_one_the_run_goes_on_from_the_best(folder: Path) -> 
     _flip(folder, 4)
     torch.load(folder / "checkpoint_4" / STATE, weights_only=True)  # without a word
     with pytest.raises(OSError, match="must match its hash"):
-        load_state(Checkpoint.from_directory(folder / "checkpoint_4"), "cpu")
+        read_state(folder / "checkpoint_4", "cpu")
     assert "a checkpoint is damaged" in (told := mend(folder))
     assert "goes on after epoch 2" in told
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_2")

@@ -12,7 +12,8 @@ import pytest
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import BundleError, DataError, SettingError, UserError
-from ray_jobs.cli import BAD_INPUT, DONE, FAILED, FOUND, main
+from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND
+from ray_jobs.cli import main
 
 
 def _task_error(error: Exception) -> Exception:

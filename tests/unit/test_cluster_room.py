@@ -8,10 +8,11 @@ import ray
 
 from melanoma.errors import DataError
 from melanoma.presets import preset
+from melanoma.training.job import TrainJob
 from ray_jobs import cluster
 from ray_jobs.cluster import Bundle, cpus_per_worker, gpus_per_trial, num_placeable, wait_for_room
+from ray_jobs.executor import worker_bundle
 from ray_jobs.local_ray import INSECURE, allow_insecure_ray, safe_defaults
-from ray_jobs.train import TrainJob, worker_bundle
 
 HEAD = {"CPU": 4.0}
 GPU_NODE = {"CPU": 16.0, "GPU": 8.0}

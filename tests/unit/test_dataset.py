@@ -26,7 +26,7 @@ def copied(prepared: PreparedData, tmp_path: Path) -> Path:
 def test_images_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
     rows = prepared.rows("test")
     dataset = ImageDataset(prepared, rows)
-    image, label, image_id = dataset[3]
+    image, label, image_id = dataset.images([3])[0], int(dataset.labels[3]), dataset.image_ids[3]
     data = (phantom_source / "images" / f"{image_id}.jpg").read_bytes()
     assert np.array_equal(image.numpy(), letterbox(decode_image(data), prepared.stored_shape))
     assert label == rows["label"][3]

@@ -132,7 +132,19 @@ def test_a_job_is_a_command_of_ours(overlay: list[Document]) -> None:
         )
 
 
-_COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
+_COMMANDS = (
+    "phantom",
+    "prepare",
+    "describe",
+    "config",
+    "train",
+    "tune",
+    "evaluate",
+    "score",
+    "predict",
+    "serve",
+    "verify",
+)
 
 
 def test_the_serving_image_keeps_all_that_serving_imports() -> None:

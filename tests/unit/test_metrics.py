@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from melanoma.evidence.metrics import METRICS, clopper_pearson, group_bootstrap
-from tests.tasks import MELANOMA_INDEX
+from melanoma.evidence.metrics import METRICS, Predicted, clopper_pearson, group_bootstrap
+from tests.tasks import HAM, MELANOMA_INDEX
 
 
 def _predictions(seed: int = 0, num: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
         "accuracy": accuracy_score(labels, decided, sample_weight=weights),
     }
     for name, value in expected.items():
-        assert METRICS[name](labels, probabilities, weights) == pytest.approx(value), name
+        assert METRICS[name].value(Predicted(HAM, labels, probabilities), weights) == pytest.approx(value), name
 
 
 def test_specificity_at_sensitivity_is_the_best_over_all_thresholds() -> None:
@@ -38,7 +38,9 @@ def test_specificity_at_sensitivity_is_the_best_over_all_thresholds() -> None:
     scores, is_melanoma = probabilities[:, MELANOMA_INDEX], labels == MELANOMA_INDEX
     allowed = [t for t in scores if (scores[is_melanoma] >= t).mean() >= 0.9]
     best = max((scores[~is_melanoma] < t).mean() for t in allowed)
-    assert METRICS["specificity_at_sensitivity_90"](labels, probabilities, np.ones(len(labels))) == pytest.approx(best)
+    assert METRICS["specificity_at_sensitivity_90"].value(
+        Predicted(HAM, labels, probabilities), np.ones(len(labels))
+    ) == pytest.approx(best)
 
 
 @pytest.mark.parametrize(("successes", "num"), [(0, 10), (10, 10), (127, 187), (1, 2)])
@@ -53,7 +55,7 @@ def test_nothing_observed_leaves_everything_open() -> None:
 
 def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
     labels, probabilities = _predictions(num=120)
-    once = group_bootstrap(labels, probabilities, np.arange(120), num_draws=200)
+    once = group_bootstrap(Predicted(HAM, labels, probabilities), np.arange(120), num_draws=200)
     thrice = group_bootstrap(
         np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(np.arange(120), 3), num_draws=200
     )
@@ -63,13 +65,18 @@ def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
 def _coverage(num_trials: int, num_draws: int) -> dict[str, float]:
     """Return how often each metric's bootstrap interval holds its true value, for groups of one to three alike images."""
     big_labels, big = _predictions(seed=999, num=200_000)
-    truth = {name: metric(big_labels, big, np.ones(len(big_labels))) for name, metric in METRICS.items()}
+    truth = {
+        name: metric.value(Predicted(HAM, big_labels, big), np.ones(len(big_labels)))
+        for name, metric in METRICS.items()
+    }
     covered = dict.fromkeys(METRICS, 0)
     for trial in range(num_trials):
         labels, probabilities = _predictions(seed=trial, num=250)
         repeats = np.random.default_rng(trial).integers(1, 4, 250)
         groups = np.repeat(np.arange(250), repeats)
-        intervals = group_bootstrap(labels[groups], probabilities[groups], groups, num_draws=num_draws, seed=trial)
+        intervals = group_bootstrap(
+            Predicted(HAM, labels[groups], probabilities[groups]), groups, num_draws=num_draws, seed=trial
+        )
         for name, interval in intervals.items():
             covered[name] += interval["low"] <= truth[name] <= interval["high"]
     return {name: count / num_trials for name, count in covered.items()}

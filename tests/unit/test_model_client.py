@@ -1,7 +1,6 @@
 """How the parts of an answer come from one bundle while two are being served: with stand-ins for the deployments, without Ray."""
 
 import asyncio
-import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -16,13 +15,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
 from melanoma.bundle.predictor import Prediction
-from melanoma.config import DataConfig
 from melanoma.errors import InvalidImageError
 from serve import model_client
 from serve.classifier import Answer, Job
+from serve.described import Described
 from serve.lanes import Lane, OverloadedError
 from serve.model_client import BundleChangingError, ModelClient, NotReadyError
 from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
+from tests.bundles import described
 
 
 @pytest.fixture(autouse=True)
@@ -65,15 +65,6 @@ def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(raised: Excepti
         asyncio.run(ModelClient(deployment, deployment).describe())
 
 
-def _described(version: str, stored_shape: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "manifest": {
-            "version": version,
-            "preprocessing": {"stored_shape": list(stored_shape), **dataclasses.asdict(DataConfig())},
-        }
-    }
-
-
 class _Method:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -93,16 +84,16 @@ class _Replicas:
     def _draw(self) -> str:
         return str(self._rng.choice(list(self._versions)))
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> Described:
         version = self._draw()
-        return _described(version, self._versions[version])
+        return described(version, self._versions[version])
 
     def _predict(self, job: Job) -> Answer:
         version = self._draw()
-        described = None if job.known == version else _described(version, self._versions[version])
+        said = None if job.known == version else described(version, self._versions[version])
         if job.image.shape[:2] != self._versions[version]:
-            return Answer(None, described)
-        return Answer(Prediction(np.zeros(7), np.full(7, 1 / 7), "refer", (), 0.0), described)
+            return Answer(None, said)
+        return Answer(Prediction(np.zeros(7), np.full(7, 1 / 7), "refer", (), 0.0), said)
 
 
 IMAGE = Upload(Image.linear_gradient("L").resize((80, 60)).convert("RGB"))
@@ -111,7 +102,7 @@ IMAGE = Upload(Image.linear_gradient("L").resize((80, 60)).convert("RGB"))
 TWO = {"old": (96, 128), "new": (72, 96)}
 
 
-def test_no_request_is_lost_while_a_bundle_of_another_canvas_is_taken_up() -> None:
+def test_no_request_is_lost_while_a_bundle_of_another_shape_is_taken_up() -> None:
     async def ask() -> list[model_client.Reading]:
         replicas: Any = _Replicas(TWO)
         asked = ModelClient(replicas, replicas)

@@ -10,11 +10,9 @@ from PIL import Image
 
 from melanoma.errors import InvalidImageError
 from serve.open_inference import HEADER_LENGTH, InferenceRequestError, metadata, read_request, write_response
+from tests.bundles import described
 
-DESCRIBED = {
-    "manifest": {"version": "v", "operating_point": {"threshold": 0.5, "contract": {"status": "unmet"}}},
-    "contract_sentence": "No promise.",
-}
+DESCRIBED = described("v")
 IMAGE = b"\xff\xd8\xffimage"
 
 

@@ -12,6 +12,7 @@ from melanoma.data.dataset import PreparedData
 
 
 def _manifest(model: torch.nn.Module, config: TrainConfig, data: PreparedData, folder: Path) -> dict:  # type: ignore[type-arg]
+    folder.mkdir()
     pack(model, config, data, folder, best_epoch=1)
     manifest: dict = json.loads((folder / "manifest.json").read_text())  # type: ignore[type-arg]
     return manifest
@@ -32,7 +33,7 @@ def test_calibration_moves_the_operating_point_and_nothing_else(
     plain = _manifest(trained, tiny_config, prepared, tmp_path / "plain")
     other = _shuffle_labels(prepared, prepared.records["split"] == "calibration")
     moved = _manifest(trained, tiny_config, other, tmp_path / "moved")
-    assert moved["calibration"] == plain["calibration"]
+    assert moved["calibrator"] == plain["calibrator"]
     assert moved["files"]["model.safetensors"] == plain["files"]["model.safetensors"]
     assert moved["operating_point"]["threshold"] != plain["operating_point"]["threshold"]
 
@@ -42,6 +43,6 @@ def test_validation_moves_the_calibrator_and_test_moves_nothing(
 ) -> None:
     plain = _manifest(trained, tiny_config, prepared, tmp_path / "plain")
     validation = _shuffle_labels(prepared, (prepared.records["split"] == "train") & (prepared.records["fold"] == 0))
-    assert _manifest(trained, tiny_config, validation, tmp_path / "validation")["calibration"] != plain["calibration"]
+    assert _manifest(trained, tiny_config, validation, tmp_path / "validation")["calibrator"] != plain["calibrator"]
     test = _shuffle_labels(prepared, prepared.records["split"] == "test")
     assert _manifest(trained, tiny_config, test, tmp_path / "test")["operating_point"] == plain["operating_point"]

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
-from melanoma.data.prepare import PrepareConfig, decode_chunk, prepare
+from melanoma.data.prepare import DecodeChunk, PrepareConfig, prepare
 from melanoma.errors import DataError, LeakageError, UserError
 from melanoma.evaluate import evaluate
-from ray_jobs.cli import BAD_INPUT, FAILED, main
+from melanoma.executor import LocalExecutor
+from ray_jobs.arguments import BAD_INPUT, FAILED
+from ray_jobs.cli import main
 from tests.sources import draw, rows, write_source, write_table
 
 
@@ -72,7 +74,6 @@ def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_re
 def test_a_dead_ray_address_is_told_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("melanoma.data.prepare._decode", lambda *_: __import__("ray_jobs.cluster").cluster.connect())
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     source = write_source(tmp_path / "source", rows())
@@ -91,7 +92,7 @@ def test_blank_images_are_rejected_as_the_server_refuses_them(colour: tuple[int,
     good, blank = draw(tmp_path / "good.jpg"), tmp_path / "blank.jpg"
     Image.new("RGB", (64, 48), colour).save(blank)
     chunk = {"shard": "s.arrow", "image_ids": ["good", "blank"], "paths": [os.fsencode(good), os.fsencode(blank)]}
-    found = decode_chunk(chunk, shards=str(tmp_path), size=64, skip=set())
+    found = DecodeChunk(str(tmp_path), 64, frozenset())(chunk)
     assert [(row["image_id"], row["reason"], row["row"]) for row in found] == [
         ("good", "", 0),
         ("blank", "blank_image", -1),
@@ -114,8 +115,8 @@ def test_a_data_set_of_another_size_costs_no_look_at_test(bundle_dir: Path, copi
 
 
 def test_a_shard_that_is_away_costs_no_look_at_test(bundle_dir: Path, copied: Path, tmp_path: Path) -> None:
-    (copied / "shards" / "test.arrow").unlink()
-    with pytest.raises(DataError, match=r"must hold shards/test\.arrow"):
+    (copied / "shards" / "test-00000.arrow").unlink()
+    with pytest.raises(DataError, match=r"must hold shards/test-00000\.arrow"):
         evaluate(bundle_dir, copied, tmp_path / "out")
     assert not (copied / ACCESS_LOG).exists()
 
@@ -141,22 +142,20 @@ def test_a_read_only_data_set_is_found_out_before_anything_starts(
 
     monkeypatch.setattr(PreparedData, "check_writable", refuse)
     monkeypatch.setattr("ray_jobs.cluster.connect", lambda **_: pytest.fail("Ray was started"))
-    monkeypatch.setattr("ray_jobs.train.connect", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray_jobs.executor.connect", lambda **_: pytest.fail("Ray was started"))
     places = {"BUNDLE": bundle_dir, "DATA": copied, "OUT": tmp_path / "out"}
     settings = ["--set", "min_specificity=0"] if words[0] != "evaluate" else []
     assert main([str(places.get(word, word)) for word in words] + settings) == BAD_INPUT
     assert "must be writable" in capsys.readouterr().err
 
 
-def test_a_dead_cluster_costs_no_look_at_test(
-    bundle_dir: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(**_: object) -> None:
-        raise ConnectionError("no Ray answers")
+def test_a_dead_cluster_costs_no_look_at_test(bundle_dir: Path, copied: Path, tmp_path: Path) -> None:
+    class Gone(LocalExecutor):
+        def start(self, num_workers: int = 1) -> None:
+            raise ConnectionError("no Ray answers")
 
-    monkeypatch.setattr("melanoma.evaluate.connect", gone)
     with pytest.raises(ConnectionError):
-        evaluate(bundle_dir, copied, tmp_path / "out")
+        evaluate(bundle_dir, copied, tmp_path / "out", executor=Gone())
     assert not (copied / ACCESS_LOG).exists()
 
 
@@ -164,10 +163,8 @@ def test_describe_shows_the_largest_groups_and_what_was_left_out(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
-    manifest |= {
-        "left_out": {"unknown_dx": {"unknown": 7}},
-        "notes": ["60 images have patient_id 'nan', taken as not known"],
-    }
+    manifest |= {"left_out": {"unknown_dx": {"unknown": 7}}}
+    (copied / "notes.txt").write_text("60 images have patient_id 'nan', taken as not known\n")
     (copied / "manifest.json").write_text(json.dumps(manifest))
     assert main(["data", "describe", str(copied)]) == 0
     shown = capsys.readouterr().out

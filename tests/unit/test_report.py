@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,8 @@ NEVUS = CLASSES.index("nv")
 def bundle(bundle_dir: Path) -> Bundle:
     """A bundle whose contract is met, with a threshold that is easy to read."""
     loaded = load_bundle(bundle_dir)
-    return dataclasses.replace(loaded, operating_point=dataclasses.replace(loaded.operating_point, threshold=0.5))
+    point = dataclasses.replace(loaded.operating_point, threshold=0.5)
+    return dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, operating_point=point))
 
 
 def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
@@ -32,8 +34,20 @@ def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
     return table.drop(columns="melanoma").assign(image_id=image_ids, split="test", **named)
 
 
+def _evaluated(bundle: Bundle, table: pd.DataFrame, **values: Any) -> Evaluated:
+    return Evaluated(
+        task=bundle.task,
+        operating_point=bundle.operating_point,
+        bundle_version=bundle.manifest.version,
+        weights_sha256=bundle.manifest.weights_sha256,
+        predictions=table,
+        accesses=[],
+        **values,
+    )
+
+
 def _report(bundle: Bundle, table: pd.DataFrame, folder: Path, *, split: str = "test", same_splits: bool = True):  # type: ignore[no-untyped-def]
-    evaluated = Evaluated(bundle, table, split=split, population=f"some, {split}", accesses=[], same_splits=same_splits)
+    evaluated = _evaluated(bundle, table, split=split, population=f"some, {split}", same_splits=same_splits)
     report = write_report(evaluated, folder)
     assert json.loads((folder / "report.json").read_text()) == report
     return report
@@ -100,9 +114,7 @@ def test_two_images_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle
 def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_path: Path) -> None:
     table = _table([("M0", "M0", MELANOMA_INDEX, 0.9), ("N0", "N0", NEVUS, 0.2)])
     left_out = {"image_missing": {"mel": 3}, "unknown_dx": {"un<known": 4}}
-    evaluated = Evaluated(
-        bundle, table, split=split, population="some", accesses=[], same_splits=False, left_out=left_out
-    )
+    evaluated = _evaluated(bundle, table, split=split, population="some", same_splits=False, left_out=left_out)
     assert write_report(evaluated, tmp_path)["left_out"] == left_out
     page = (tmp_path / "report.html").read_text()
     assert (

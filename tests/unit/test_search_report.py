@@ -53,7 +53,7 @@ def _findings() -> Findings:
     }  # fmt: skip
     anchors = {"base": _folds(0), "plain": _folds(1), "winner": _folds(2)}
     space = SPACE.distributions(BASE)
-    return Findings(trials, result, space, 99, [_folds(3), _folds(4)], anchors, nevi_per_melanoma=6.0)
+    return Findings(trials, result, space, 99, [_folds(3), _folds(4)], anchors, commonest="nv", others_per_target=6.0)
 
 
 def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from melanoma.data.prepare import REJECTED, _work_folder
+from melanoma.data.prepare import _work_folder
+from melanoma.data.rejections import REJECTED
 from melanoma.errors import DataError, SettingError, UserError
 from melanoma.io.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
 from melanoma.io.storage import (

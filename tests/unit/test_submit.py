@@ -17,7 +17,19 @@ from ray_jobs.arguments import FAILED, build_parser
 from ray_jobs.remote_job import JobLog, RemoteJob, follow
 from ray_jobs.submit import _exit_code, _interrupted, check_paths, submit
 
-COMMANDS = ("phantom", "prepare", "describe", "train", "tune", "evaluate", "predict", "serve", "verify")
+COMMANDS = (
+    "phantom",
+    "prepare",
+    "describe",
+    "config",
+    "train",
+    "tune",
+    "evaluate",
+    "score",
+    "predict",
+    "serve",
+    "verify",
+)
 PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
 
 

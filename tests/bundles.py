@@ -1,0 +1,51 @@
+"""Manifests of bundles for tests: one made up, and changed ones signed again as a forger would."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from melanoma.bundle.drift import FeatureReference
+from melanoma.bundle.manifest import TORCH, WEIGHTS, BundleManifest, CpuBackend
+from melanoma.config import DataConfig, ModelConfig, TrainConfig
+from melanoma.evidence.calibration import Calibrator
+from melanoma.evidence.operating_point import Promise, select_operating_point
+from melanoma.imaging.letterbox import Preprocess
+from serve.described import Described
+from tests.tasks import HAM
+
+
+def sign(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the version that follows from its other fields."""
+    content = json.dumps({**manifest, "version": ""}, sort_keys=True)
+    return {**manifest, "version": hashlib.sha256(content.encode()).hexdigest()[:16]}
+
+
+def made_up_manifest(**changes: Any) -> BundleManifest:
+    """Return the manifest of a bundle that nobody trained; its contract is met."""
+    promise = Promise(HAM.targets, 0.9, 0.5, population="made up")
+    manifest = BundleManifest(
+        task=HAM,
+        architecture=ModelConfig(),
+        preprocessing=Preprocess((96, 128), DataConfig()),
+        calibrator=Calibrator.identity(HAM.num_classes),
+        operating_point=select_operating_point(np.full(60, 0.9), np.full(60, 0.1), promise),
+        features=FeatureReference((0.0,), (1.0,), 1.0),
+        cpu_backend=CpuBackend(TORCH),
+        group_columns=("lesion_id",),
+        split_hash="0" * 64,
+        training_config=TrainConfig(),
+        best_epoch=1,
+        validation={"auroc": 0.9},
+        versions={},
+        files={WEIGHTS: "0" * 64},
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def described(version: str, stored_shape: tuple[int, int] = (96, 128)) -> Described:
+    """Return what a classifier says of such a bundle."""
+    preprocessing = Preprocess(stored_shape, DataConfig())
+    return Described(made_up_manifest(version=version, preprocessing=preprocessing), "# Model card")
