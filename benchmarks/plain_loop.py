@@ -66,7 +66,7 @@ def _fit(model: nn.Module, learned: ImageDataset, preprocess: Preprocess, epochs
         learned.labels,
         minlength=model.num_classes,  # type: ignore[arg-type]
     ).tolist()
-    weights = class_weights_from_counts(counts, tau=0.5, target_factor=1.0)
+    weights = class_weights_from_counts(counts, targets=[], tau=0.5)
     steps = len(learned) // batch_size
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from melanoma.bundle.predictor import Predictor
     from melanoma.config import TrainConfig
     from melanoma.data.prepare import PrepareConfig, prepare
-    from melanoma.evaluate import evaluate
+    from melanoma.evaluation import evaluate
     from melanoma.executor import Executor, LocalExecutor
     from melanoma.presets import preset
-    from melanoma.score import score
+    from melanoma.scoring import score
     from melanoma.task import Task
     from melanoma.training.run import train
 
@@ -40,11 +40,11 @@ _HOMES = {
     "PrepareConfig": "melanoma.data.prepare",
     "Task": "melanoma.task",
     "TrainConfig": "melanoma.config",
-    "evaluate": "melanoma.evaluate",
+    "evaluate": "melanoma.evaluation",
     "load_bundle": "melanoma.bundle.bundle",
     "prepare": "melanoma.data.prepare",
     "preset": "melanoma.presets",
-    "score": "melanoma.score",
+    "score": "melanoma.scoring",
     "train": "melanoma.training.run",
 }
 

@@ -305,7 +305,16 @@ class OptimConfig(_Config):
 class TrainConfig(_Config):
     """One training run.
 
+    Example:
+        >>> TrainConfig().with_overrides(["loss.gamma=2", "optim.epochs=3"]).optim.epochs
+        3
+
     Attributes:
+        data: what the network is shown.
+        augment: how far a training image may be changed.
+        model: the network.
+        loss: the weighted focal loss.
+        optim: the optimiser and its schedule.
         seed: with the epoch and the image_id the only source of randomness.
         target_sensitivity: the melanoma sensitivity the bundle's contract promises, in (0, 1).
         min_specificity: the specificity whose lower bound a met contract must reach, in [0, 1).

@@ -32,7 +32,13 @@ class Work(Protocol):
 
 
 class Executor(Protocol):
-    """Where a pipeline's work runs."""
+    """Where a pipeline's work runs.
+
+    Example:
+        >>> executor: Executor = LocalExecutor()
+        >>> executor.map(lambda item: [{"length": len(item["name"])}], [{"name": "nevus"}])
+        [{'length': 5}]
+    """
 
     def start(self, num_workers: int = 1) -> None:
         """Make sure that the workers can be had, before anything is done that cannot be undone.

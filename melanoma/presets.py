@@ -57,6 +57,10 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "cpu_quick": cp
 def preset(name: str) -> TrainConfig:
     """Return a preset by name.
 
+    Example:
+        >>> preset("cpu_quick").model.backbone
+        'convnext_atto'
+
     Raises:
         SettingError: if there is none of that name.
     """

@@ -183,10 +183,10 @@ def _read_file(path: "AnyPath") -> Task:
         if isinstance(values, dict):
             values.setdefault("name", path.stem)
         return task_of(values)
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise SettingError(f"--task must be a JSON file; {path.name} is not ({error}).") from error
     except SettingError as error:
         raise SettingError(f"--task {path.name}: {error}") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise SettingError(f"--task must be a JSON file; {path.name} is not ({error}).") from error
 
 
 def task_of(values: Any) -> Task:
@@ -201,5 +201,5 @@ def task_of(values: Any) -> Task:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise first["ctx"]["error"] from None
-        where = ".".join(map(str, first["loc"])) or "the task"
+        where = ".".join(map(str, first["loc"])) or "the whole"
         raise SettingError(f"{where} of a task: {first['msg'][0].lower()}{first['msg'][1:]}.") from error

@@ -263,7 +263,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
     """Search on the cluster, with bundles scored on test by `evaluate`."""
-    from melanoma.evaluate import evaluate
+    from melanoma.evaluation import evaluate
     from ray_jobs.cluster import Bundle, connect, cpus_per_worker, gpus_per_trial, node_resources, wait_for_room
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
@@ -291,7 +291,7 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from melanoma.data.left_out import left_out_sentence
-    from melanoma.evaluate import describe_evaluation, evaluate
+    from melanoma.evaluation import describe_evaluation, evaluate
     from melanoma.task import task_of
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted, say
@@ -314,7 +314,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from melanoma.score import SCORES, score
+    from melanoma.scoring import SCORES, score
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
 

@@ -55,7 +55,9 @@ def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
-    prepare(phantom_source, folder, PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3))
+    prepare(
+        phantom_source, folder, PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3, population="phantom")
+    )
     return open_prepared(folder, verify=True)
 
 

@@ -82,6 +82,24 @@ _NO_MELANOMA = re.compile(r"\b(non|not|no)[-_ ]*melanom")
 CONTRADICTION = "two labels that contradict each other"
 
 
+def is_label(text: str, task: Task) -> bool:
+    """Return whether a text says a class of a task, or benign or malignant."""
+    return says_binary(text) or class_in(text, task) is not None
+
+
+def says_binary(text: str) -> bool:
+    """Return whether a text is the word benign or malignant."""
+    return text.casefold() in (BENIGN, MALIGNANT)
+
+
+def how_to_read_binary(task: Task) -> str:
+    """Return what to do with labels that only say benign or malignant."""
+    return (
+        f"Benign and malignant do not say which class of the task {task.name} an image shows: pass --task {_BINARY_TASK}, "
+        f"or write one of {', '.join(task.classes)}, or a name such as nevus or melanoma, into a column dx"
+    )
+
+
 def diagnosis_of(text: str) -> str | None:
     """Return the diagnosis (a key of `SPELLINGS`) that a text spells, or None; the last known part of ISIC's ``a::b::c``."""
     parts = [" ".join(part.casefold().replace("_", " ").split()) for part in text.split("::")]
@@ -206,10 +224,7 @@ def _says_benign(values: pd.Series) -> bool:
 
 
 def _refuse_binary(columns: Sequence[str], table: str, task: Task) -> str:
-    return (
-        f"{table} has binary labels only ({', '.join(columns)}), which do not say which class of the task {task.name} an image shows. "
-        f"Pass --task {_BINARY_TASK}, or write one of {', '.join(task.classes)}, or a name such as nevus or melanoma, into a column dx."
-    )
+    return f"{table} has binary labels only ({', '.join(columns)}). {how_to_read_binary(task)}."
 
 
 _BINARY_TASK = next(task.name for task in TASKS.values() if _is_binary(task))

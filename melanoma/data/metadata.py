@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, class_in, has_diagnosis, no_diagnosis
+from melanoma.data.diagnoses import (
+    DIAGNOSIS_COLUMNS,
+    class_in,
+    has_diagnosis,
+    how_to_read_binary,
+    is_label,
+    no_diagnosis,
+    says_binary,
+)
 from melanoma.data.names import image_id_of, path_parts, shown, without_suffix
 from melanoma.data.tables import Table, read_rows, read_table
 from melanoma.errors import DataError
@@ -247,7 +255,7 @@ def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table]
     others = [shown(path.name) for path in files if path.suffix.lower() in _WORKBOOKS]
     there = f"there is {', '.join(others[:3])}, save it as CSV" if others else "there is none"
     parts = {part.casefold() for path in files for part in path.relative_to(folder).parts[:-1]}  # type: ignore[arg-type]
-    named = sorted(part for part in parts if _is_label(part, task))
+    named = sorted(part for part in parts if is_label(part, task))
     folders = (
         f". Names of folders ({', '.join(named)}) are not read as labels: write them into the column dx of that table"
         if named
@@ -273,21 +281,11 @@ def _columns(table: Table, task: Task) -> str:
 
 
 def _binary_note(table: Table, task: Task) -> str:
-    is_binary = {"benign", "malignant"} & {cell.casefold() for cell in table.header}
-    return (
-        f". Benign and malignant do not say which class of the task {task.name} it is: pass --task binary, or write one of "
-        f"{', '.join(task.classes)} into dx"
-        if is_binary
-        else ""
-    )
-
-
-def _is_label(text: str, task: Task) -> bool:
-    return text.casefold() in {"benign", "malignant"} or class_in(text, task) is not None
+    return f". {how_to_read_binary(task)}" if any(map(says_binary, table.header)) else ""
 
 
 def _looks_like_data(header: Sequence[str], task: Task) -> bool:
     """Return whether a first line holds values: a number, or an id with a number in it and a label."""
     cells = [cell.casefold() for cell in header]
-    is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(_is_label(cell, task) for cell in cells[1:])
+    is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(is_label(cell, task) for cell in cells[1:])
     return is_labelled or any(cell.replace(".", "").isdigit() for cell in cells)

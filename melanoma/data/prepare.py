@@ -49,6 +49,10 @@ RECORD_COLUMNS = (
 class PrepareConfig:
     """How to prepare a data set.
 
+    Example:
+        >>> PrepareConfig(size=128, group_by=("patient",)).num_folds
+        5
+
     Attributes:
         task: the classes.
         population: what the images are a sample of, in words; None takes the name of SOURCE.

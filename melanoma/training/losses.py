@@ -61,7 +61,7 @@ class FocalLoss(nn.Module):
 
 
 def class_weights_from_counts(
-    counts: Sequence[int], *, tau: float, target_factor: float = 1.0, targets: Sequence[int] = ()
+    counts: Sequence[int], *, targets: Sequence[int], tau: float, target_factor: float = 1.0
 ) -> Tensor:
     """Return ``n_c ** -tau`` times the target factor, scaled so that the average weight of a training image is 1.
 
@@ -69,9 +69,9 @@ def class_weights_from_counts(
 
     Args:
         counts: training images of each class, in the order of the task.
+        targets: indices of the target classes.
         tau: in [0, 1]; 0 weighs all classes alike, 1 by inverse frequency.
         target_factor: further factor on the targets, at least 1.
-        targets: their indices.
 
     Returns:
         ``(C,)`` float32.

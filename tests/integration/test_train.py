@@ -81,7 +81,7 @@ def test_evidence_is_written_and_follows_from_the_predictions(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_folder_of_images_is_scored_as_external_data(undisturbed: Run, source: Path, tmp_path: Path) -> None:
-    from melanoma.evaluate import evaluate
+    from melanoma.evaluation import evaluate
 
     report = evaluate(undisturbed.folder / "bundle", source, tmp_path / "evidence")
     assert (report["split"], report["image"]["num"], report["accesses"]) == ("external", 48, [])
@@ -97,7 +97,7 @@ def test_a_folder_of_images_is_scored_as_external_data(undisturbed: Run, source:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_images_a_bundle_came_from_cannot_judge_it(undisturbed: Run, source: Path, tmp_path: Path) -> None:
-    from melanoma.evaluate import evaluate
+    from melanoma.evaluation import evaluate
 
     own = source.rename(tmp_path / "phantom")  # the name of the data the bundle was trained on
     assert evaluate(undisturbed.folder / "bundle", own, tmp_path / "evidence")["contract"]["status"] == "none"
@@ -105,7 +105,7 @@ def test_the_images_a_bundle_came_from_cannot_judge_it(undisturbed: Run, source:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_calibration_cannot_confirm_its_own_contract(prepared: PreparedData, undisturbed: Run, tmp_path: Path) -> None:
-    from melanoma.evaluate import evaluate
+    from melanoma.evaluation import evaluate
 
     report = evaluate(undisturbed.folder / "bundle", prepared.folder, tmp_path / "evidence", split="calibration")
     assert report["contract"]["bundle_status"] == "met"
@@ -115,7 +115,7 @@ def test_calibration_cannot_confirm_its_own_contract(prepared: PreparedData, und
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_data_without_melanomas_are_described_too(undisturbed: Run, source: Path, tmp_path: Path) -> None:
-    from melanoma.evaluate import describe_evaluation, evaluate
+    from melanoma.evaluation import describe_evaluation, evaluate
 
     table = pd.read_csv(source / "metadata.csv")
     table.assign(dx="nv").to_csv(source / "metadata.csv", index=False)

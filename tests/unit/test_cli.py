@@ -158,7 +158,7 @@ def test_what_is_full_is_told_with_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", "b", "d", "o")
-    monkeypatch.setattr("melanoma.evaluate.evaluate", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")))
+    monkeypatch.setattr("melanoma.evaluation.evaluate", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")))
     assert main([*words]) == FAILED
     assert "No space; once that is mended, the same command goes on where it can; the trace" in capsys.readouterr().err
 

@@ -60,7 +60,7 @@ def test_it_leaves_no_trace_on_the_network(trained: torch.nn.Module, images: tor
 def test_its_logits_are_those_of_prediction(trained: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         expected = tta_logits(trained, images, 4)
-    assert torch.allclose(explain_batch(trained, images, class_indices=0, tta=4).logits, expected, atol=1e-6)
+    assert torch.allclose(explain_batch(trained, images, class_indices=[0], tta=4).logits, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("view", range(4))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from melanoma.data.group_ids import known_ids
-from melanoma.data.groups import largest_groups
+from melanoma.data.groups import LargeGroup, largest_groups
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
 from tests.sources import rows, write_source, write_table
@@ -141,6 +141,6 @@ def test_a_blank_column_groups_nothing(tmp_path: Path) -> None:
 def test_the_largest_groups_are_shown_with_what_joins_them() -> None:
     records = pd.DataFrame({"group": ["a"] * 3 + ["b", "c"], "patient_id": ["P"] * 3 + ["", "Q"], "split": "train"})
     assert largest_groups(records, ["patient_id"], num=2) == [
-        {"group": "a", "num_images": 3, "split": "train", "ids": {"patient_id": ["P"]}},
-        {"group": "b", "num_images": 1, "split": "train", "ids": {"patient_id": []}},
+        LargeGroup("a", 3, "train", {"patient_id": ["P"]}),
+        LargeGroup("b", 1, "train", {"patient_id": []}),
     ]

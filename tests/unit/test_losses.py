@@ -61,7 +61,7 @@ def test_gamma_between_zero_and_one_is_refused() -> None:
 
 def test_class_weights_follow_the_counts() -> None:
     counts = [327, 514, 1099, 115, 1113, 6705, 0]
-    weights = class_weights_from_counts(counts, tau=0.5, target_factor=2.0)
+    weights = class_weights_from_counts(counts, targets=[MELANOMA_INDEX], tau=0.5, target_factor=2.0)
     nv, bcc = CLASSES.index("nv"), CLASSES.index("bcc")
     assert weights[bcc] / weights[nv] == pytest.approx((514 / 6705) ** -0.5, rel=1e-5)
     assert weights[MELANOMA_INDEX] / weights[nv] == pytest.approx(2 * (1113 / 6705) ** -0.5, rel=1e-5)

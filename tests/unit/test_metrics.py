@@ -57,7 +57,7 @@ def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
     labels, probabilities = _predictions(num=120)
     once = group_bootstrap(Predicted(HAM, labels, probabilities), np.arange(120), num_draws=200)
     thrice = group_bootstrap(
-        np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(np.arange(120), 3), num_draws=200
+        Predicted(HAM, np.tile(labels, 3), np.tile(probabilities, (3, 1))), np.tile(np.arange(120), 3), num_draws=200
     )
     assert thrice["auroc"] == pytest.approx(once["auroc"])
 

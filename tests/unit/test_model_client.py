@@ -139,7 +139,7 @@ def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
     reading = asyncio.run(
         ModelClient(replicas, replicas).read(Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")))
     )
-    assert reading.shown.size == (1200, 900)
+    assert reading.shown.size == (1024, 768)
 
 
 def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,10 @@ def test_an_answer_says_what_it_rests_on() -> None:
     warnings = ["uncontracted", "uncontracted"]
     body, _ = write_response(_read(_json()), DESCRIBED, np.array([[0.25, 0.75]]), ["refer"], warnings=warnings)
     told = json.loads(body)["parameters"]
-    assert told["contract_status"] == metadata(DESCRIBED)["parameters"]["contract_status"] == "unmet"
-    assert told["contract"] == "No promise."
-    assert told["threshold"] == 0.5
+    assert told["contract_status"] == metadata(DESCRIBED)["parameters"]["contract_status"] == "met"
+    assert told["contract"] == DESCRIBED.contract_sentence
+    assert told["threshold"] == DESCRIBED.manifest.operating_point.threshold
+    assert (told["classes"], told["targets"]) == ("akiec, bcc, bkl, df, mel, nv, vasc", "mel")
     assert told["warnings"] == "uncontracted"
     assert all(isinstance(value, str | int | float) for value in told.values())  # as the protocol has parameters
 

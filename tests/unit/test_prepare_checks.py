@@ -13,7 +13,7 @@ from PIL import Image
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
 from melanoma.data.prepare import DecodeChunk, PrepareConfig, prepare
 from melanoma.errors import DataError, LeakageError, UserError
-from melanoma.evaluate import evaluate
+from melanoma.evaluation import evaluate
 from melanoma.executor import LocalExecutor
 from ray_jobs.arguments import BAD_INPUT, FAILED
 from ray_jobs.cli import main

@@ -13,7 +13,7 @@ from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, shown
 from melanoma.errors import DataError
-from melanoma.evaluate import BATCH, judged_row, read_stored
+from melanoma.evaluation import BATCH, judged_row, read_stored
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
