@@ -257,7 +257,8 @@ def _tune(args: argparse.Namespace) -> int:
             result = _run_search(args, search, train=lambda config, folder: run_job(job(config, folder), RayExecutor()))
         else:
             say(f"{run_dir} is finished; nothing is left to do.")
-    _print(args, result, describe_search(result, run_dir))
+    paths = {name: str(run_dir / result[name]) for name in ("bundle", "best")}
+    _print(args, result | paths, describe_search(result, run_dir))
     return _contract_code(args, result["contract"]["status"])
 
 

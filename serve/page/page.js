@@ -100,6 +100,7 @@ function render(answer) {
   find("contract").textContent = answer.contract_sentence;
   listWarnings(answer.warnings);
   listProbabilities(answer);
+  find("prevalence-label").textContent = `${capital(task.noun[1])} among the lesions you examine`;
   show("clinic", answer.decision !== "cannot_assess");
   explainPrevalence();
   show("answer", true);

@@ -121,7 +121,8 @@ def test_a_finished_run_is_only_reported(head: Head, bucket: str, dataset: str, 
     done = _melanoma(head, "train", dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
     assert done.returncode == DONE
     assert "nothing is left to do" in done.stderr
-    assert json.loads(done.stdout) == json.loads((to_path(trained_run) / "result.json").read_text())
+    result = json.loads((to_path(trained_run) / "result.json").read_text())
+    assert json.loads(done.stdout) == {**result, "bundle": str(to_path(trained_run) / "bundle")}
 
 
 def test_evidence_is_written_there_and_every_look_is_logged(

@@ -1,12 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
-from melanoma.evidence.metrics import METRICS
+from melanoma.evidence.metrics import METRICS, Predicted
 from ray_jobs.arguments import BAD_INPUT, DONE, FOUND
 from ray_jobs.cli import main
 from tests.runs import SETTINGS, Run
@@ -68,11 +69,10 @@ def test_evidence_is_written_and_follows_from_the_predictions(
     test = prepared.rows("test")
     assert table["image_id"].tolist() == test["image_id"].tolist()
     probabilities = table[[name for name in table.columns if name.startswith("probability_")]].to_numpy()
+    units = Predicted(prepared.task, table["label"].to_numpy(), probabilities)
     for name, metric in METRICS.items():
         value = report["image"][name]
-        assert value["value"] == pytest.approx(
-            metric(table["label"].to_numpy(), probabilities, pd.Series(1.0, test.index).to_numpy())
-        )
+        assert value["value"] == pytest.approx(metric.value(units, np.ones(len(table))))
         assert value["low"] <= value["value"] <= value["high"]
     assert report["image"]["num"] == len(test)
     assert report["lesion"]["num"] == test["lesion_id"].nunique()

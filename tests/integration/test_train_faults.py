@@ -163,10 +163,10 @@ def test_what_the_user_must_mend_is_not_tried_again(prepared: PreparedData, tmp_
     """Only the workers read the shards."""
     assert isinstance(prepared.folder, Path)
     data = open_prepared(Path(shutil.copytree(prepared.folder, tmp_path / "data")))
-    (tmp_path / "data" / "shards" / "train.arrow").unlink()
+    (tmp_path / "data" / "shards" / "train-00000.arrow").unlink()
     run, log = Run(data, tmp_path, tmp_path), tmp_path / "log"
     assert run.start(log=log).wait(300) == BAD_INPUT
-    assert "the data set must hold train.arrow" in log.read_text().splitlines()[-1]
+    assert "the data set must hold train-00000.arrow" in log.read_text().splitlines()[-1]
     assert "going on from" not in log.read_text()
 
 

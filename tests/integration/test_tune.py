@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,6 +29,13 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+def _result(run: Path) -> dict[str, Any]:
+    """Return what a finished search prints: result.json, whose paths are those below its folder."""
+    result = json.loads((run / "result.json").read_text())
+    assert (result["bundle"], result["best"]) == ("bundle", "best.json")
+    return {**result, "bundle": str(run / "bundle"), "best": str(run / "best.json")}
+
+
 def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
     quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.tta=1"])
     (folder / "folds").mkdir(parents=True)
@@ -46,7 +54,7 @@ def finished(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["tune", str(dataset), str(folder / "runs"), *SETTINGS, "--name", "search", "--json"]) == DONE
     run = folder / "runs" / "search"
-    assert json.loads(out.getvalue()) == json.loads((run / "result.json").read_text())
+    assert json.loads(out.getvalue()) == _result(run)
     return dataset, run
 
 
@@ -100,7 +108,7 @@ def test_a_finished_search_is_only_reported(finished: tuple[Path, Path], capsys:
     dataset, run = finished
     before = sorted(path.stat().st_mtime for path in run.rglob("*"))
     assert main(["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--json"]) == DONE
-    assert json.loads(capsys.readouterr().out) == json.loads((run / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == _result(run)
     assert sorted(path.stat().st_mtime for path in run.rglob("*")) == before
     other = ["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--objective", "auroc"]
     assert main(other) == BAD_INPUT
@@ -109,8 +117,8 @@ def test_a_finished_search_is_only_reported(finished: tuple[Path, Path], capsys:
 
 def test_calibration_and_test_are_never_read(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
     dataset = Path(shutil.copytree(prepared.folder, tmp_path / "dataset"))
-    (dataset / "shards" / "calibration.arrow").unlink()
-    (dataset / "shards" / "test.arrow").unlink()
+    (dataset / "shards" / "calibration-00000.arrow").unlink()
+    (dataset / "shards" / "test-00000.arrow").unlink()
     trials = run_search(_search(_study(open_prepared(dataset), tiny_config, tmp_path / "run"), tmp_path / "run"))
     assert (trials["status"] != "failed").all()
 
