@@ -18,7 +18,11 @@ from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.networks import build_model, features
 
 REPEATS = 15
-CASES = (("convnext_atto", (96, 128)), ("convnext_tiny", (168, 224)), ("tf_efficientnet_lite0", (96, 128)))
+CASES = (
+    ("convnext_atto", (96, 128)),
+    ("convnext_tiny", (168, 224)),
+    ("tf_efficientnet_lite0", (96, 128)),
+)
 
 
 def main() -> None:
@@ -37,11 +41,17 @@ def main() -> None:
                 _compare(backbone, model, onnx, torch.rand(batch, 3, *size), num_threads)
 
 
-def _compare(backbone: str, model: torch.nn.Module, onnx: bytes, images: torch.Tensor, num_threads: int) -> None:
+def _compare(
+    backbone: str, model: torch.nn.Module, onnx: bytes, images: torch.Tensor, num_threads: int
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     compiled = core.compile_model(core.read_model(onnx), "CPU", settings)
     last = images.contiguous(memory_format=torch.channels_last)
     runs: dict[str, Callable[[], object]] = {

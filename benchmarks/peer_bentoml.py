@@ -17,4 +17,7 @@ class Service:
     def predict(self, images: list[Path]) -> list[dict[str, Any]]:
         read = [self.peer.decode(path.read_bytes()) for path in images]
         predictions = self.peer.predict([stored for _, stored in read])
-        return [self.peer.encode(image, found) for (image, _), found in zip(read, predictions, strict=True)]
+        return [
+            self.peer.encode(image, found)
+            for (image, _), found in zip(read, predictions, strict=True)
+        ]

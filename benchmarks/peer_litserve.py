@@ -21,7 +21,9 @@ class Api(litserve.LitAPI):
 
     def predict(self, inputs: list[Any]) -> list[Any]:
         predictions = self.peer.predict([stored for _, stored in inputs])
-        return [(image, prediction) for (image, _), prediction in zip(inputs, predictions, strict=True)]
+        return [
+            (image, prediction) for (image, _), prediction in zip(inputs, predictions, strict=True)
+        ]
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         return output

@@ -48,12 +48,16 @@ class Peer:
         """Return an answer: probabilities, decision and, if asked, the map and the map over the image."""
         bundle = self._predictor.bundle
         answer = {
-            "probabilities": dict(zip(bundle.task.classes, prediction.probabilities.tolist(), strict=True)),
+            "probabilities": dict(
+                zip(bundle.task.classes, prediction.probabilities.tolist(), strict=True)
+            ),
             "decision": prediction.decision,
             "contract": dataclasses.asdict(bundle.operating_point.contract),
         }
         if prediction.heatmap is not None:
             shown, heatmap = heatmap_on(image, prediction.heatmap, bundle.preprocess)
-            answer["heatmap_png"] = base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode()
+            answer["heatmap_png"] = base64.b64encode(
+                to_png(Image.fromarray(heatmap.values))
+            ).decode()
             answer["overlay_png"] = base64.b64encode(to_png(overlay(shown, heatmap))).decode()
         return answer

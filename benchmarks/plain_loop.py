@@ -37,7 +37,9 @@ def train(args: argparse.Namespace) -> None:
     """Train the peer and write its predictions of test."""
     data = open_prepared(args.dataset)
     pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if args.weights else {}
-    preprocess = Preprocess(data.stored_shape, DataConfig(input_height=96, input_width=128, **pixels))
+    preprocess = Preprocess(
+        data.stored_shape, DataConfig(input_height=96, input_width=128, **pixels)
+    )
     learned = ImageDataset(data, data.rows("train", without_fold=0))
     validation = ImageDataset(data, data.rows("train", fold=0))
     torch.manual_seed(args.seed)
@@ -60,8 +62,20 @@ def train(args: argparse.Namespace) -> None:
     )
 
 
-def _fit(model: nn.Module, learned: ImageDataset, preprocess: Preprocess, epochs: int, batch_size: int, lr: float):  # type: ignore[no-untyped-def]
-    images = torch.cat([preprocess(learned.images(part.tolist())) for part in torch.arange(len(learned)).split(256)])
+def _fit(
+    model: nn.Module,
+    learned: ImageDataset,
+    preprocess: Preprocess,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+):  # type: ignore[no-untyped-def]
+    images = torch.cat(
+        [
+            preprocess(learned.images(part.tolist()))
+            for part in torch.arange(len(learned)).split(256)
+        ]
+    )
     counts = torch.bincount(
         learned.labels,
         minlength=model.num_classes,  # type: ignore[arg-type]
@@ -75,7 +89,9 @@ def _fit(model: nn.Module, learned: ImageDataset, preprocess: Preprocess, epochs
         model.train()
         for batch in torch.randperm(len(learned))[: steps * batch_size].split(batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(model(_flipped(images[batch])), learned.labels[batch], weight=weights).backward()
+            F.cross_entropy(
+                model(_flipped(images[batch])), learned.labels[batch], weight=weights
+            ).backward()
             optimizer.step()
             schedule.step()
         yield epoch
@@ -95,11 +111,17 @@ def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
     if not plain["image_id"].equals(ours["image_id"]):
         raise SystemExit("both tables must hold the same images, these do not.")
     task, labels = TASKS[DEFAULT_TASK], plain["label"].to_numpy()
-    logits = [table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64) for table in (plain, ours)]
+    logits = [
+        table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
+        for table in (plain, ours)
+    ]
     theirs, mine = (Predicted(task, labels, softmax(values, axis=1)) for values in logits)
     member = pd.factorize(plain["group"])[0]
     num, rng = member.max() + 1, np.random.default_rng(0)
-    drawn = [np.bincount(rng.integers(0, num, num), minlength=num)[member].astype(float) for _ in range(NUM_DRAWS)]
+    drawn = [
+        np.bincount(rng.integers(0, num, num), minlength=num)[member].astype(float)
+        for _ in range(NUM_DRAWS)
+    ]
     for name, metric in METRICS.items():
         values = [metric.value(units, np.ones(len(labels))) for units in (theirs, mine)]
         differences = [metric.value(mine, w) - metric.value(theirs, w) for w in drawn]
@@ -111,7 +133,9 @@ def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
 
 def main() -> None:
     """Train or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     steps = parser.add_subparsers(required=True)
     training = steps.add_parser("train")
     training.add_argument("dataset", type=Path)
@@ -126,7 +150,9 @@ def main() -> None:
     comparing = steps.add_parser("compare")
     comparing.add_argument("plain", type=Path)
     comparing.add_argument("ours", type=Path)
-    comparing.set_defaults(run=lambda args: compare(pd.read_parquet(args.plain), pd.read_parquet(args.ours)))
+    comparing.set_defaults(
+        run=lambda args: compare(pd.read_parquet(args.plain), pd.read_parquet(args.ours))
+    )
     args = parser.parse_args()
     args.run(args)
 

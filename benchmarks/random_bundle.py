@@ -36,14 +36,18 @@ def other_shape(bundle_dir: Path, out: Path) -> Path:
     height, width = bundle.preprocess.stored_shape
     preprocessing = Preprocess((2 * height, 2 * width), bundle.preprocess.data)
     probes = record_probes(bundle.model, preprocessing, bundle.manifest.tta)
-    manifest = dataclasses.replace(bundle.manifest, preprocessing=preprocessing, probes=probes).with_version()
+    manifest = dataclasses.replace(
+        bundle.manifest, preprocessing=preprocessing, probes=probes
+    ).with_version()
     write_json(out / MANIFEST, to_plain(manifest))
     return out
 
 
 def main() -> None:
     """Write one bundle."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--backbone", default="convnext_atto")
     parser.add_argument("--size", default="128x96", help="of the network's input, WIDTHxHEIGHT")
@@ -58,7 +62,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_model(config.model, TASKS[DEFAULT_TASK].num_classes).eval().requires_grad_(False)
     preprocess = Preprocess(letterbox_shape(width), config.data)
-    images = preprocess(torch.randint(0, 256, (NUM_IMAGES, *preprocess.stored_shape, 3), dtype=torch.uint8))
+    images = preprocess(
+        torch.randint(0, 256, (NUM_IMAGES, *preprocess.stored_shape, 3), dtype=torch.uint8)
+    )
     with torch.no_grad():
         logits = torch.cat([tta_logits(model, part, args.tta) for part in images.split(8)]).numpy()
         maps = np.concatenate([pooled(features(model, part)) for part in images[:16].split(8)])
@@ -66,7 +72,9 @@ def main() -> None:
     labels = np.arange(NUM_IMAGES) % task.num_classes
     calibrator = fit_calibrator(logits, labels, np.arange(NUM_IMAGES))
     scores, is_target = task.target_scores(calibrator(logits)), task.is_target(labels)
-    promise = Promise(task.targets, config.target_sensitivity, config.min_specificity, population="noise")
+    promise = Promise(
+        task.targets, config.target_sensitivity, config.min_specificity, population="noise"
+    )
     draft = BundleManifest(
         task=task,
         architecture=config.model,

@@ -42,7 +42,14 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
     connect()
     folds_dir, data = table.with_suffix(".folds"), open_prepared(dataset)
     claim_folder(folds_dir, {"content": data.content_hash})
-    study = Study(dataset.resolve(), data.task, folds_dir.resolve(), smoke(), data.manifest.num_folds, at_once=at_once)
+    study = Study(
+        dataset.resolve(),
+        data.task,
+        folds_dir.resolve(),
+        smoke(),
+        data.manifest.num_folds,
+        at_once=at_once,
+    )
     samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     trained = train_all_folds(
         study, [to_config(sample, study.base) for sample in samples], what="grid", counted=counted
@@ -66,7 +73,9 @@ class Table:
     def __init__(self, table: pd.DataFrame) -> None:
         wide = table.pivot(index=list(GRID), columns="folds", values="objective")
         self.figures = wide.to_numpy()
-        self._places = np.array([self._place(dict(zip(GRID, index, strict=True))) for index in wide.index])
+        self._places = np.array(
+            [self._place(dict(zip(GRID, index, strict=True))) for index in wide.index]
+        )
 
     @staticmethod
     def _place(sample: Sample) -> tuple[float, float, float]:
@@ -103,7 +112,10 @@ def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) ->
         figure, spent = float(table(anchor)[-1]), spent + num_folds
         known.append((anchor, figure - float(of_base[-1])))
         yield Tried(anchor, True, figure, spent)
-    searcher, scheduler = make_searcher(SPACE, base, kind=kind, known=known, first=[]), make_scheduler(num_folds)
+    searcher, scheduler = (
+        make_searcher(SPACE, base, kind=kind, known=known, first=[]),
+        make_scheduler(num_folds),
+    )
     scheduler.set_search_properties(LEAD, "max")
     for number in range(num_trials - len(known)):
         trial = types.SimpleNamespace(trial_id=str(number))
@@ -113,8 +125,16 @@ def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) ->
         scheduler.on_trial_add(None, trial)
         for done in range(1, num_folds + 1):
             spent += 1
-            lead = {LEAD: float(figures[done - 1] - of_base[done - 1]), "folds": done, "training_iteration": done}
-            if kind == "tpe" and done < num_folds and scheduler.on_trial_result(None, trial, lead) == "STOP":
+            lead = {
+                LEAD: float(figures[done - 1] - of_base[done - 1]),
+                "folds": done,
+                "training_iteration": done,
+            }
+            if (
+                kind == "tpe"
+                and done < num_folds
+                and scheduler.on_trial_result(None, trial, lead) == "STOP"
+            ):
                 break
         searcher.on_trial_complete(trial.trial_id, lead)
         yield Tried(sample, done == num_folds, float(figures[done - 1]), spent)
@@ -142,13 +162,17 @@ def replay(path: Path, *, num_seeds: int) -> None:
         needed[kind] = np.array([folds for folds, _ in runs]) * epochs
         quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
         missed = sum(not reached for _, reached in runs)
-        print(f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never there: {missed}")
+        print(
+            f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never there: {missed}"
+        )
     print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
 
 
 def main() -> None:
     """Record or replay."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=("record", "replay"))
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--at-once", type=int, default=2)

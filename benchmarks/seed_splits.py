@@ -24,7 +24,9 @@ def seed_splits(metadata: pd.DataFrame) -> pd.DataFrame:
     middle, test = _halve(rest, 0.5, 42)
     validation, calibration = _halve(middle, 0.5, 0)
     if (len(train), len(middle), len(test)) != (7002, 1519, 1494):
-        raise SystemExit("the metadata must be HAM10000's 10,015 rows in their published order, these are not.")
+        raise SystemExit(
+            "the metadata must be HAM10000's 10,015 rows in their published order, these are not."
+        )
     parts = {"train": train, "validation": validation, "calibration": calibration, "test": test}
     return pd.concat(part[["image_id"]].assign(split=name) for name, part in parts.items())
 

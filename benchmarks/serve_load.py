@@ -59,7 +59,13 @@ class Service:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/v1/predict"
-        ray.init(address="local", num_cpus=12, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(
+            address="local",
+            num_cpus=12,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
         config = read_config()
         serve.start(
             http_options=config["http_options"] | {"host": "127.0.0.1", "port": port},
@@ -74,18 +80,24 @@ class Service:
         for name, values in options.items():
             more = scaling if name == "Classifier" else {"max_replicas": others}
             values["autoscaling_config"] = values["autoscaling_config"] | more
-        args = AppArgs(bundle=str(bundle), manifest_sha256=sha256_of(bundle / MANIFEST), require_api_key=False)
+        args = AppArgs(
+            bundle=str(bundle), manifest_sha256=sha256_of(bundle / MANIFEST), require_api_key=False
+        )
         serve.run(build_graph(args, options), name="melanoma", route_prefix="/")
 
     def replicas(self) -> list[psutil.Process]:
         """Return the processes of all classifier replicas."""
         return [
-            process for process, words in self._processes() if words.startswith("ray::ServeReplica:melanoma:Classifier")
+            process
+            for process, words in self._processes()
+            if words.startswith("ray::ServeReplica:melanoma:Classifier")
         ]
 
     def megabytes(self) -> float:
         """Return what proxy and replicas hold in memory together; of what they share each has its part."""
-        return float(sum(process.memory_full_info().pss for process, _ in self._processes())) / 2**20
+        return (
+            float(sum(process.memory_full_info().pss for process, _ in self._processes())) / 2**20
+        )
 
     @staticmethod
     def _processes() -> Iterator[tuple[psutil.Process, str]]:
@@ -111,7 +123,9 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: bytes) -> Asked:
 
 
 def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
+    )
 
 
 async def _closed_loop(url: str, body: bytes, seconds: float, at_once: int) -> list[Asked]:
@@ -125,7 +139,11 @@ async def _closed_loop(url: str, body: bytes, seconds: float, at_once: int) -> l
 
     stop = time.monotonic() + seconds
     async with _session() as session:
-        return [one for each in await asyncio.gather(*(client(session) for _ in range(at_once))) for one in each]
+        return [
+            one
+            for each in await asyncio.gather(*(client(session) for _ in range(at_once)))
+            for one in each
+        ]
 
 
 async def _open_loop(url: str, body: bytes, seconds: float, rate: float) -> list[Asked]:
@@ -143,7 +161,11 @@ async def _open_loop(url: str, body: bytes, seconds: float, rate: float) -> list
 def _told(asked: list[Asked]) -> str:
     counts = collections.Counter(str(one.status) for one in asked)
     good = [1000 * one.seconds for one in asked if one.status == 200]
-    times = f"; 200 in ms: p50 {np.percentile(good, 50):.0f}, p99 {np.percentile(good, 99):.0f}" if good else ""
+    times = (
+        f"; 200 in ms: p50 {np.percentile(good, 50):.0f}, p99 {np.percentile(good, 99):.0f}"
+        if good
+        else ""
+    )
     return f"{len(asked)} requests: {', '.join(f'{status} x {num}' for status, num in sorted(counts.items()))}{times}"
 
 
@@ -173,7 +195,9 @@ def _overload(service: Service, body: bytes, capacity: float, seconds: float) ->
     )
 
 
-def _while_asked(service: Service, body: bytes, rate: float, seconds: float, act: Any) -> list[Asked]:
+def _while_asked(
+    service: Service, body: bytes, rate: float, seconds: float, act: Any
+) -> list[Asked]:
     """Send requests and do something a third into them; what goes wrong with it goes wrong here, and so does an end after theirs."""
     ended: list[float] = []
 
@@ -203,7 +227,9 @@ def _watch(service: Service, counts: list[int], stop: threading.Event) -> None:
 
 def main() -> None:
     """Run all phases and print a line or two each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument("--seconds", type=float, default=30)
@@ -216,17 +242,27 @@ def main() -> None:
     print(f"capacity      {capacity:.0f} images a second; {_told(closed)}", flush=True)
     _overload(service, body, capacity, args.seconds)
     service.deploy(bundle, min_replicas=2, max_replicas=2)
-    killed = _while_asked(service, body, 0.7 * capacity, args.seconds, lambda: service.replicas()[0].kill())
+    killed = _while_asked(
+        service, body, 0.7 * capacity, args.seconds, lambda: service.replicas()[0].kill()
+    )
     print(f"replica killed at {0.7 * capacity:.0f} a second: {_told(killed)}", flush=True)
     rate = capacity / 4  # replicas that start share the two cores with those that answer
     with tempfile.TemporaryDirectory() as folder:
         other = other_shape(bundle, Path(folder) / "bundle")
         updated = _while_asked(
-            service, body, rate, 2 * args.seconds, lambda: service.deploy(other, min_replicas=2, max_replicas=2)
+            service,
+            body,
+            rate,
+            2 * args.seconds,
+            lambda: service.deploy(other, min_replicas=2, max_replicas=2),
         )
         print(f"new bundle    {_told(updated)}", flush=True)
         back = _while_asked(
-            service, body, rate, 2 * args.seconds, lambda: service.deploy(bundle, min_replicas=2, max_replicas=2)
+            service,
+            body,
+            rate,
+            2 * args.seconds,
+            lambda: service.deploy(bundle, min_replicas=2, max_replicas=2),
         )
         print(f"and back      {_told(back)}", flush=True)
     service.deploy(bundle, others=4, min_replicas=1, max_replicas=4, downscale_delay_s=30)

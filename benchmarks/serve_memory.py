@@ -30,7 +30,12 @@ def _name(process: psutil.Process) -> str:
     if "ray_jobs.cli" in words:
         return "melanoma serve"
     return next(
-        (word.rpartition("/")[2] for word in words if word.endswith((".py", "gcs_server", "raylet"))), title[:60]
+        (
+            word.rpartition("/")[2]
+            for word in words
+            if word.endswith((".py", "gcs_server", "raylet"))
+        ),
+        title[:60],
     )
 
 

@@ -51,12 +51,29 @@ class Server:
 def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> list[Server]:
     def fastapi(port: int) -> list[str]:
         module = "benchmarks.peer_fastapi:app"
-        return [sys.executable, "-m", "uvicorn", module, "--port", str(port), "--log-level", "error"]
+        return [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            module,
+            "--port",
+            str(port),
+            "--log-level",
+            "error",
+        ]
 
     servers = [
         Server(
             "this graph",
-            lambda port: [sys.executable, "-m", "ray_jobs.cli", "serve", str(bundle), "--port", str(port)],
+            lambda port: [
+                sys.executable,
+                "-m",
+                "ray_jobs.cli",
+                "serve",
+                str(bundle),
+                "--port",
+                str(port),
+            ],
             "/v1/predict?explain=grad_cam" if explain else "/v1/predict",
         ),
         Server("FastAPI, eager torch", fastapi, backend="torch"),
@@ -72,7 +89,14 @@ def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> list[Server]
             ),
             Server(
                 "BentoML",
-                lambda port: [sys.executable, bento, "serve", "benchmarks.peer_bentoml:Service", "--port", str(port)],
+                lambda port: [
+                    sys.executable,
+                    bento,
+                    "serve",
+                    "benchmarks.peer_bentoml:Service",
+                    "--port",
+                    str(port),
+                ],
                 field="images",
             ),
         ]
@@ -111,7 +135,9 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: bytes, field: str
     return time.perf_counter() - started
 
 
-async def _load(url: str, body: bytes, field: str | None, *, clients: int, seconds: float) -> list[float]:
+async def _load(
+    url: str, body: bytes, field: str | None, *, clients: int, seconds: float
+) -> list[float]:
     stop = time.perf_counter() + seconds
 
     async def client(session: aiohttp.ClientSession) -> list[float]:
@@ -121,7 +147,11 @@ async def _load(url: str, body: bytes, field: str | None, *, clients: int, secon
         return found
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        return [one for each in await asyncio.gather(*(client(session) for _ in range(clients))) for one in each]
+        return [
+            one
+            for each in await asyncio.gather(*(client(session) for _ in range(clients)))
+            for one in each
+        ]
 
 
 async def _until_ready(url: str, body: bytes, field: str | None) -> None:
@@ -193,13 +223,21 @@ def _measure(server: Server, environment: dict[str, str], body: bytes, seconds: 
 
 def main() -> None:
     """Print one line a server, without and with explanation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--peers", type=Path, help="folder that LitServe and BentoML were installed into")
+    parser.add_argument(
+        "--peers", type=Path, help="folder that LitServe and BentoML were installed into"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="of load a server")
     args = parser.parse_args()
-    bundle, peers, body = args.bundle.resolve(), args.peers and args.peers.resolve(), args.image.read_bytes()
+    bundle, peers, body = (
+        args.bundle.resolve(),
+        args.peers and args.peers.resolve(),
+        args.image.read_bytes(),
+    )
     for explain in (False, True):
         os.environ |= {BUNDLE: str(bundle), EXPLAIN: str(int(explain)), BACKEND: "onnxruntime"}
         print("with Grad-CAM" if explain else "without explanation")
@@ -208,8 +246,14 @@ def main() -> None:
         for server in _servers(bundle, peers, explain=explain):
             # Only the peers see the folder of the peers, whose libraries differ from those installed here.
             folders = [HERE] if server.field is None else [HERE, peers]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "BENTOML_DO_NOT_TRACK": "1"}
-            print(_measure(server, environment, body, args.seconds).told(server.name, bare), flush=True)
+            environment = os.environ | {
+                "PYTHONPATH": os.pathsep.join(map(str, folders)),
+                "BENTOML_DO_NOT_TRACK": "1",
+            }
+            print(
+                _measure(server, environment, body, args.seconds).told(server.name, bare),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ class _Images:
 def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
     """Return one epoch of the plain loop, on images already resized as such loops keep them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    small = F.interpolate(images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE)
+    small = F.interpolate(
+        images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE
+    )
     weights = torch.ones(TASK.num_classes)
 
     def run() -> None:
@@ -66,7 +68,12 @@ def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
     model = build_model(config.model, TASK.num_classes).to(memory_format=torch.channels_last)
     state = start_state(model, config)
     training = Training(
-        config, images, images, Preprocess(STORED_SHAPE, config.data), torch.ones(TASK.num_classes), TASK
+        config,
+        images,
+        images,
+        Preprocess(STORED_SHAPE, config.data),
+        torch.ones(TASK.num_classes),
+        TASK,
     )  # type: ignore[arg-type]
     return lambda: _discard(train_one_epoch(training, model, state))
 
@@ -89,8 +96,12 @@ def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 def main() -> None:
     """Print one line a network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"]
+    )
     print(
         f"{torch.get_num_threads()} threads, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of {REPEATS} epochs of {STEPS} steps"
     )

@@ -58,7 +58,9 @@ class _Config(Strict):
             for section in sections:
                 target = target.setdefault(section, {})
                 if not isinstance(target, dict):
-                    raise SettingError(f"{path} is not a setting; {section} holds a value, not a section.")
+                    raise SettingError(
+                        f"{path} is not a setting; {section} holds a value, not a section."
+                    )
             target[name] = _parse(text)
         return self.from_dict(values)
 
@@ -119,7 +121,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         inner = typing.get_args(hint)[0]
         return tuple(_convert(item, inner, path) for item in value)
     if hint is float:
-        _require(isinstance(value, int | float) and not isinstance(value, bool), path, "a number", value)
+        _require(
+            isinstance(value, int | float) and not isinstance(value, bool), path, "a number", value
+        )
         return float(value)
     _require(
         isinstance(value, hint) and (hint is bool or not isinstance(value, bool)),
@@ -152,7 +156,12 @@ class DataConfig(_Config):
 
     def __post_init__(self) -> None:
         for name in ("input_height", "input_width"):
-            _require(32 <= getattr(self, name) <= 2048, f"data.{name}", "32 to 2048 px", getattr(self, name))
+            _require(
+                32 <= getattr(self, name) <= 2048,
+                f"data.{name}",
+                "32 to 2048 px",
+                getattr(self, name),
+            )
         ratio = self.input_width / self.input_height
         _require(
             abs(ratio * 3 / 4 - 1) < 0.03,
@@ -161,8 +170,12 @@ class DataConfig(_Config):
             ratio,
         )
         _require(len(self.mean) == 3, "data.mean", "three numbers", self.mean)
-        _require(len(self.std) == 3 and min(self.std) > 0, "data.std", "three positive numbers", self.std)
-        _require(self.validation_fold >= 0, "data.validation_fold", "at least 0", self.validation_fold)
+        _require(
+            len(self.std) == 3 and min(self.std) > 0, "data.std", "three positive numbers", self.std
+        )
+        _require(
+            self.validation_fold >= 0, "data.validation_fold", "at least 0", self.validation_fold
+        )
         _require(self.tta in TTA_COPIES, "data.tta", f"one of {TTA_COPIES}", self.tta)
 
 
@@ -190,7 +203,9 @@ class AugmentConfig(_Config):
         _require(self.zoom >= 1, "augment.zoom", "at least 1", self.zoom)
         _require(0 <= self.shift <= 0.5, "augment.shift", "in [0, 0.5]", self.shift)
         for name in ("brightness", "contrast", "saturation", "tint"):
-            _require(0 <= getattr(self, name) < 1, f"augment.{name}", "in [0, 1)", getattr(self, name))
+            _require(
+                0 <= getattr(self, name) < 1, f"augment.{name}", "in [0, 1)", getattr(self, name)
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +225,10 @@ class ModelConfig(_Config):
     def __post_init__(self) -> None:
         _require(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
         _require(
-            self.layer_scale is None or self.layer_scale > 0, "model.layer_scale", "positive or null", self.layer_scale
+            self.layer_scale is None or self.layer_scale > 0,
+            "model.layer_scale",
+            "positive or null",
+            self.layer_scale,
         )
 
 
@@ -234,7 +252,9 @@ class LossConfig(_Config):
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
         _require(0 <= self.tau <= 1, "loss.tau", "in [0, 1]", self.tau)
-        _require(1 <= self.target_factor <= 8, "loss.target_factor", "in [1, 8]", self.target_factor)
+        _require(
+            1 <= self.target_factor <= 8, "loss.target_factor", "in [1, 8]", self.target_factor
+        )
 
 
 def check_gamma(gamma: float) -> None:
@@ -276,7 +296,9 @@ class OptimConfig(_Config):
     progressive_resizing: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self.optimizer in ("adamw", "muon"), "optim.optimizer", "adamw or muon", self.optimizer)
+        _require(
+            self.optimizer in ("adamw", "muon"), "optim.optimizer", "adamw or muon", self.optimizer
+        )
         _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 1, "optim.batch_size", "at least 1", self.batch_size)
         _require(self.lr > 0, "optim.lr", "positive", self.lr)
@@ -284,7 +306,10 @@ class OptimConfig(_Config):
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)
         _require(self.frozen_layers >= 0, "optim.frozen_layers", "at least 0", self.frozen_layers)
         _require(
-            0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", "in [0, optim.epochs)", self.warmup_epochs
+            0 <= self.warmup_epochs < self.epochs,
+            "optim.warmup_epochs",
+            "in [0, optim.epochs)",
+            self.warmup_epochs,
         )
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
         _require(self.grad_clip >= 0, "optim.grad_clip", "at least 0", self.grad_clip)
@@ -331,5 +356,12 @@ class TrainConfig(_Config):
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
-        _require(0 < self.target_sensitivity < 1, "target_sensitivity", "in (0, 1)", self.target_sensitivity)
-        _require(0 <= self.min_specificity < 1, "min_specificity", "in [0, 1)", self.min_specificity)
+        _require(
+            0 < self.target_sensitivity < 1,
+            "target_sensitivity",
+            "in (0, 1)",
+            self.target_sensitivity,
+        )
+        _require(
+            0 <= self.min_specificity < 1, "min_specificity", "in [0, 1)", self.min_specificity
+        )

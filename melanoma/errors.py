@@ -83,7 +83,11 @@ def _leaves(error: BaseException, above: frozenset[int]) -> Iterator[BaseExcepti
 
 def _inside(error: BaseException) -> list[BaseException]:
     kept = [getattr(error, name, None) for name in _WRAPPED]
-    each = [inner for value in kept for inner in (value.values() if isinstance(value, dict) else [value])]
+    each = [
+        inner
+        for value in kept
+        for inner in (value.values() if isinstance(value, dict) else [value])
+    ]
     found = [inner for inner in each if isinstance(inner, BaseException)]
     return found or ([error.__cause__] if _is_of_ray(error) and error.__cause__ else [])
 

@@ -86,18 +86,24 @@ def evaluate(
         if prepared is not None and name != "train":
             # Logged before anything is predicted: an evaluation that crashed may still have shown something.
             accesses = prepared.log_access(name, {**_identity(bundle), "num": len(rows)})
-        scored = _predict(bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress)
+        scored = _predict(
+            bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress
+        )
         left_out = {} if prepared is None else prepared.manifest.left_out
         if external is not None:
             bad = _unreadable(scored)
             left_out = external.left_out(bad, skip_bad=skip_bad)
             if rejections := [*external.rejections, *bad]:
                 write_rejections(work / REJECTED, rejections)
-        predictions = scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
+        predictions = (
+            scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
+        )
         if predictions.empty:
             said = left_out_sentence(left_out, bundle.task)
             raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
-        same_data = prepared is not None and prepared.manifest.split_hash == bundle.manifest.split_hash
+        same_data = (
+            prepared is not None and prepared.manifest.split_hash == bundle.manifest.split_hash
+        )
         evaluated = Evaluated(
             task=bundle.task,
             operating_point=bundle.operating_point,
@@ -113,7 +119,10 @@ def evaluate(
 
 
 def _identity(bundle: Bundle) -> dict[str, str]:
-    return {"bundle_version": bundle.manifest.version, "weights_sha256": bundle.manifest.weights_sha256}
+    return {
+        "bundle_version": bundle.manifest.version,
+        "weights_sha256": bundle.manifest.weights_sha256,
+    }
 
 
 def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFrame:
@@ -124,9 +133,13 @@ def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFra
             f"the bundle takes images of {stored_shape[1]} x {stored_shape[0]} px, the data set holds {data.stored_shape[1]} x {data.stored_shape[0]}; prepare it again "
             f"with --size {stored_shape[1]}."
         )
-    missing = [name for name in sorted(set(rows["shard"])) if not (data.folder / "shards" / name).is_file()]
+    missing = [
+        name for name in sorted(set(rows["shard"])) if not (data.folder / "shards" / name).is_file()
+    ]
     if missing:
-        raise DataError(f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set again.")
+        raise DataError(
+            f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set again."
+        )
     if split != "train":
         data.check_writable()
     return rows.assign(path="")
@@ -147,7 +160,10 @@ def _predict(
     progress: Progress | None,
 ) -> pd.DataFrame:
     """Predict all rows and return predictions.parquet's table, in the order of rows, with why some could not be judged."""
-    chunks = [{"start": start, "stop": min(start + BATCH, len(rows))} for start in range(0, len(rows), BATCH)]
+    chunks = [
+        {"start": start, "stop": min(start + BATCH, len(rows))}
+        for start in range(0, len(rows), BATCH)
+    ]
     score = ScoreRows(str(bundle_dir.resolve()), str(data_dir.resolve()), rows)
     found = executor.map(score, chunks, num_workers=num_workers, progress=progress, total=len(rows))
     scored = pd.DataFrame(found).sort_values("position").set_index("position")
@@ -175,7 +191,11 @@ class ScoreRows:
     @functools.cached_property
     def _dataset(self) -> ImageDataset | None:
         folder = to_path(self.data_dir)
-        return ImageDataset(open_prepared(folder), self.rows) if (folder / MANIFEST).is_file() else None
+        return (
+            ImageDataset(open_prepared(folder), self.rows)
+            if (folder / MANIFEST).is_file()
+            else None
+        )
 
     def __call__(self, item: Item) -> list[Row]:
         """Score the rows from start up to stop."""
@@ -185,7 +205,10 @@ class ScoreRows:
         predictions = iter(self._predictor.predict(readable) if readable else [])
         task = self._predictor.bundle.task
         return [
-            {"position": position, **judged_row(task, next(predictions) if isinstance(image, np.ndarray) else image)}
+            {
+                "position": position,
+                **judged_row(task, next(predictions) if isinstance(image, np.ndarray) else image),
+            }
             for position, image in zip(positions, images, strict=True)
         ]
 
@@ -229,14 +252,26 @@ def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
 
 def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
     """Return the evaluation as a table for people."""
-    lines = [f"{report['population']}: {report['image']['num']} images, {report['lesion']['num']} lesions", ""]
+    lines = [
+        f"{report['population']}: {report['image']['num']} images, {report['lesion']['num']} lesions",
+        "",
+    ]
     lines.append(f"{'':32}{'per image':>26}{'per lesion':>26}")
-    for name in (key for key, value in report["image"].items() if isinstance(value, dict) and "value" in value):
+    for name in (
+        key
+        for key, value in report["image"].items()
+        if isinstance(value, dict) and "value" in value
+    ):
         cells = [_cell(report[level][name]) for level in ("image", "lesion")]
         lines.append(f"{name:32}{cells[0]:>26}{cells[1]:>26}")
-    lines += ["", f"contract here: {report['contract']['status']}. {report['contract']['sentence']}"]
+    lines += [
+        "",
+        f"contract here: {report['contract']['status']}. {report['contract']['sentence']}",
+    ]
     if report["accesses"]:
-        lines.append(f"this {report['split']} split has been opened {len(report['accesses'])} time(s)")
+        lines.append(
+            f"this {report['split']} split has been opened {len(report['accesses'])} time(s)"
+        )
     if report["left_out"]:
         lines.append(left_out_sentence(report["left_out"], task_of(report["task"])))
     return "\n".join([*lines, f"written to {out}"])

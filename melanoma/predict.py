@@ -15,7 +15,12 @@ from melanoma.imaging.decode import check_content, decode_image
 
 
 def predict_files(
-    bundle_dir: Path, paths: Sequence[Path], *, explain: str | None, out: Path | None, allow_uncontracted: bool
+    bundle_dir: Path,
+    paths: Sequence[Path],
+    *,
+    explain: str | None,
+    out: Path | None,
+    allow_uncontracted: bool,
 ) -> dict[str, Any]:
     """Predict some files and, if asked, write their heatmaps into out; an unusable file costs no other its answer.
 
@@ -30,7 +35,9 @@ def predict_files(
     if explain and out is None:
         raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
     if out is not None and not explain:
-        raise DataError("--out is the folder for heatmaps, none is asked for; add --explain grad_cam.")
+        raise DataError(
+            "--out is the folder for heatmaps, none is asked for; add --explain grad_cam."
+        )
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     guided = GuidedExplainer(predictor.bundle) if explain == "guided_grad_cam" else None
     point = predictor.bundle.operating_point
@@ -76,12 +83,18 @@ def _predict_file(
         "image": str(path),
         "decision": prediction.decision,
         "warnings": list(prediction.warnings),
-        "probabilities": {name: float(p) for name, p in zip(classes, prediction.probabilities, strict=True)},
+        "probabilities": {
+            name: float(p) for name, p in zip(classes, prediction.probabilities, strict=True)
+        },
         "score": float(predictor.bundle.task.target_scores(prediction.probabilities[None])[0]),
     }
     if prediction.heatmap is not None and overlay is not None:
         overlay.parent.mkdir(parents=True, exist_ok=True)
-        heatmap = prediction.heatmap if guided is None else guided.explain([stored], [prediction.heatmap])[0]
+        heatmap = (
+            prediction.heatmap
+            if guided is None
+            else guided.explain([stored], [prediction.heatmap])[0]
+        )
         result["overlay"] = str(write_overlay(overlay, image, heatmap, preprocess))
     return result
 

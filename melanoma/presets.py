@@ -20,7 +20,9 @@ def cpu_quick() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(input_height=72, input_width=96, tta=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
-        optim=OptimConfig(optimizer="muon", epochs=6, batch_size=32, lr=1e-3, warmup_epochs=1, ema_decay=0.998),
+        optim=OptimConfig(
+            optimizer="muon", epochs=6, batch_size=32, lr=1e-3, warmup_epochs=1, ema_decay=0.998
+        ),
     )
 
 
@@ -47,11 +49,18 @@ def gpu() -> TrainConfig:
         data=DataConfig(input_height=168, input_width=224, tta=4),
         model=ModelConfig(backbone="convnext_tiny.fb_in22k_ft_in1k", drop_path=0.1),
         loss=LossConfig(),
-        optim=OptimConfig(epochs=18, batch_size=64, lr=1e-4, layer_decay=0.75, warmup_epochs=2, ema_decay=0.999),
+        optim=OptimConfig(
+            epochs=18, batch_size=64, lr=1e-4, layer_decay=0.75, warmup_epochs=2, ema_decay=0.999
+        ),
     )
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "cpu_quick": cpu_quick, "cpu": cpu, "gpu": gpu}
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "smoke": smoke,
+    "cpu_quick": cpu_quick,
+    "cpu": cpu,
+    "gpu": gpu,
+}
 
 
 def preset(name: str) -> TrainConfig:

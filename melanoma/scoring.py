@@ -62,20 +62,38 @@ def score(
     names = _image_names(folder)
     with locked(out):
         listed = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        claim_folder(out, {"bundle": bundle.manifest.version, "folder": str(folder.resolve()), "images": listed})
+        claim_folder(
+            out,
+            {"bundle": bundle.manifest.version, "folder": str(folder.resolve()), "images": listed},
+        )
         if (out / SCORES).is_file():
             return read_parquet(out / SCORES)
         executor.start(num_workers)
-        parts = {start: out / PARTS / f"{start:09d}.parquet" for start in range(0, len(names), CHUNK)}
-        missing = [{"start": start, "part": path.name} for start, path in parts.items() if not path.is_file()]
-        done = sum(min(CHUNK, len(names) - start) for start, path in parts.items() if path.is_file())
-        work = ScoreFiles(str(bundle_dir.resolve()), str(folder.resolve()), str((out / PARTS).resolve()), tuple(names))
+        parts = {
+            start: out / PARTS / f"{start:09d}.parquet" for start in range(0, len(names), CHUNK)
+        }
+        missing = [
+            {"start": start, "part": path.name}
+            for start, path in parts.items()
+            if not path.is_file()
+        ]
+        done = sum(
+            min(CHUNK, len(names) - start) for start, path in parts.items() if path.is_file()
+        )
+        work = ScoreFiles(
+            str(bundle_dir.resolve()),
+            str(folder.resolve()),
+            str((out / PARTS).resolve()),
+            tuple(names),
+        )
         (out / PARTS).mkdir(exist_ok=True)
         executor.map(
             work,
             missing,
             num_workers=num_workers,
-            progress=None if progress is None else lambda num, total: progress(done + num, len(names)),
+            progress=None
+            if progress is None
+            else lambda num, total: progress(done + num, len(names)),
             total=len(names) - done,
         )
         table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
@@ -119,7 +137,9 @@ class ScoreFiles:
         names = self.names[item["start"] : item["start"] + CHUNK]
         bundle = self._predictor.bundle
         rows = [
-            row for start in range(0, len(names), BATCH) for row in self._rows(names[start : start + BATCH], bundle)
+            row
+            for start in range(0, len(names), BATCH)
+            for row in self._rows(names[start : start + BATCH], bundle)
         ]
         write_parquet(to_path(self.parts) / item["part"], pd.DataFrame(rows))
         return [{"path": shown(name)} for name in names]
@@ -131,7 +151,9 @@ class ScoreFiles:
         return [
             {
                 "path": shown(name),
-                **judged_row(bundle.task, next(predictions) if isinstance(image, np.ndarray) else image),
+                **judged_row(
+                    bundle.task, next(predictions) if isinstance(image, np.ndarray) else image
+                ),
             }
             for name, image in zip(names, images, strict=True)
         ]

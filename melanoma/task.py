@@ -55,7 +55,12 @@ class Task:
 
     def __post_init__(self) -> None:
         _require(len(self.classes) >= 2, "classes", "at least two classes", self.classes)
-        _require(len(set(self.classes)) == len(self.classes), "classes", "different classes", self.classes)
+        _require(
+            len(set(self.classes)) == len(self.classes),
+            "classes",
+            "different classes",
+            self.classes,
+        )
         for name in self.classes:
             _require(
                 name.isidentifier() and name == name.casefold(),
@@ -71,7 +76,12 @@ class Task:
         )
         for field in ("malignant", "names", "diagnoses"):
             unknown = sorted(set(getattr(self, field)) - set(self.classes))
-            _require(not unknown, field, f"about the classes {', '.join(self.classes)}", ", ".join(unknown))
+            _require(
+                not unknown,
+                field,
+                f"about the classes {', '.join(self.classes)}",
+                ", ".join(unknown),
+            )
         twice = set(self.targets) & set(self.malignant)
         _require(not twice, "malignant", "classes that are no targets", ", ".join(sorted(twice)))
         held = [diagnosis for diagnoses in self.diagnoses.values() for diagnosis in diagnoses]
@@ -146,13 +156,23 @@ TASKS: dict[str, Task] = {
             malignant=("akiec", "bcc"),
             noun=_MELANOMA,
         ),
-        Task(tuple(_NAMES), ("mel",), "isic2019", _NAMES, malignant=("akiec", "bcc", "scc"), noun=_MELANOMA),
+        Task(
+            tuple(_NAMES),
+            ("mel",),
+            "isic2019",
+            _NAMES,
+            malignant=("akiec", "bcc", "scc"),
+            noun=_MELANOMA,
+        ),
         Task(
             ("benign", "malignant"),
             ("malignant",),
             "binary",
             {"benign": "Benign", "malignant": "Malignant"},
-            diagnoses={"benign": ("bkl", "df", "nv", "vasc"), "malignant": ("akiec", "bcc", "mel", "scc")},
+            diagnoses={
+                "benign": ("bkl", "df", "nv", "vasc"),
+                "malignant": ("akiec", "bcc", "mel", "scc"),
+            },
             noun=("malignant lesion", "malignant lesions"),
         ),
     )
@@ -173,7 +193,9 @@ def read_task(text: str) -> Task:
         return TASKS[text]
     path = to_path(text)
     if not path.is_file():
-        raise SettingError(f"--task must be one of {', '.join(TASKS)} or a JSON file; {text} is neither.")
+        raise SettingError(
+            f"--task must be one of {', '.join(TASKS)} or a JSON file; {text} is neither."
+        )
     return _read_file(path)
 
 
@@ -202,4 +224,6 @@ def task_of(values: Any) -> Task:
         if first["type"] == "value_error":
             raise first["ctx"]["error"] from None
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise SettingError(f"{where} of a task: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
+        raise SettingError(
+            f"{where} of a task: {first['msg'][0].lower()}{first['msg'][1:]}."
+        ) from error

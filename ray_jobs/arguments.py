@@ -28,7 +28,10 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentParser:
     """Return the parser, which stores the chosen command as ``args.run``."""
-    parser = _Parser(prog="melanoma", description="Melanoma triage on Ray. Research use only; not a medical device.")
+    parser = _Parser(
+        prog="melanoma",
+        description="Melanoma triage on Ray. Research use only; not a medical device.",
+    )
     parser.add_argument("--version", action="version", version=f"melanoma {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_data(_group(commands, "data", "make, prepare and describe data sets"), run)
@@ -45,7 +48,9 @@ def _group(commands: Any, name: str, description: str) -> Any:
 
 
 def _add(where: Any, name: str, run: Command, description: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = where.add_parser(name, help=description, description=description)
+    command: argparse.ArgumentParser = where.add_parser(
+        name, help=description, description=description
+    )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object")
     command.set_defaults(run=run)
     return command
@@ -114,17 +119,29 @@ def _port(text: str) -> int:
 
 
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
-    phantom = _add(data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout")
+    phantom = _add(
+        data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout"
+    )
     phantom.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     phantom.add_argument(
-        "--lesions", type=_positive, default=2000, metavar="N", help="lesions in all (default %(default)s)"
+        "--lesions",
+        type=_positive,
+        default=2000,
+        metavar="N",
+        help="lesions in all (default %(default)s)",
     )
     phantom.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
     phantom.add_argument(
-        "--leaks", type=int, default=0, metavar="N", help="plant a leak: show N lesions again under a second id"
+        "--leaks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="plant a leak: show N lesions again under a second id",
     )
     phantom.add_argument(
-        "--shortcut", action="store_true", help="plant a shortcut: one source holds nearly all melanomas"
+        "--shortcut",
+        action="store_true",
+        help="plant a shortcut: one source holds nearly all melanomas",
     )
     phantom.add_argument(
         "--melanomas",
@@ -140,9 +157,17 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         help="share of melanomas that look like nevi, and of nevi that look like melanomas (default %(default)s)",
     )
 
-    prepare = _add(data, "prepare", run["prepare"], "images and metadata -> checked, grouped, split, decoded shards")
+    prepare = _add(
+        data,
+        "prepare",
+        run["prepare"],
+        "images and metadata -> checked, grouped, split, decoded shards",
+    )
     prepare.add_argument(
-        "source", type=path, metavar="SOURCE", help="a folder with one metadata CSV and the images anywhere below it"
+        "source",
+        type=path,
+        metavar="SOURCE",
+        help="a folder with one metadata CSV and the images anywhere below it",
     )
     prepare.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
@@ -154,7 +179,9 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         "(default %(default)s)",
     )
     prepare.add_argument(
-        "--population", metavar="TEXT", help="what the images are a sample of (default: the name of SOURCE)"
+        "--population",
+        metavar="TEXT",
+        help="what the images are a sample of (default: the name of SOURCE)",
     )
     prepare.add_argument(
         "--size",
@@ -163,10 +190,18 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         metavar="PX",
         help="long side of the stored images (default %(default)s)",
     )
-    prepare.add_argument("--folds", type=_positive, default=5, metavar="K", help="default %(default)s")
-    prepare.add_argument("--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
-    prepare.add_argument("--calibration-fraction", type=float, default=0.15, metavar="F", help="default %(default)s")
-    prepare.add_argument("--seed", type=int, default=0, metavar="S", help="of the splits (default %(default)s)")
+    prepare.add_argument(
+        "--folds", type=_positive, default=5, metavar="K", help="default %(default)s"
+    )
+    prepare.add_argument(
+        "--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s"
+    )
+    prepare.add_argument(
+        "--calibration-fraction", type=float, default=0.15, metavar="F", help="default %(default)s"
+    )
+    prepare.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the splits (default %(default)s)"
+    )
     prepare.add_argument(
         "--group-by",
         metavar="COL,...",
@@ -185,19 +220,29 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         help="CSV image_id,split (train, validation, calibration, test) instead of drawing",
     )
     prepare.add_argument(
-        "--skip-bad", action="store_true", help="go on without the bad rows; they are listed in OUT/rejected.csv"
+        "--skip-bad",
+        action="store_true",
+        help="go on without the bad rows; they are listed in OUT/rejected.csv",
     )
 
     _add_address(prepare)
 
     describe = _add(
-        data, "describe", run["describe"], "counts by class, split, group and source; checks every checksum"
+        data,
+        "describe",
+        run["describe"],
+        "counts by class, split, group and source; checks every checksum",
     )
     describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
 
 
 def _add_config(commands: Any, run: Mapping[str, Command]) -> None:
-    config = _add(commands, "config", run["config"], "print every setting of a training with its value and meaning")
+    config = _add(
+        commands,
+        "config",
+        run["config"],
+        "print every setting of a training with its value and meaning",
+    )
     _add_settings(config)
     config.add_argument("--markdown", action="store_true", help="print a table in Markdown")
 
@@ -210,7 +255,9 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "Ray Train DDP -> contracted bundle; the same command again resumes",
     )
     _add_run(train)
-    train.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name)")
+    train.add_argument(
+        "--name", metavar="RUN", help="folder below OUT (default: the preset's name)"
+    )
     train.add_argument(
         "--workers",
         type=_workers,
@@ -227,8 +274,16 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "Ray Tune over gamma and class weights, under grouped cross-validation -> contracted bundle; again: resumes",
     )
     _add_run(tune)
-    tune.add_argument("--name", metavar="RUN", help="folder below OUT (default: the preset's name and _tune)")
-    tune.add_argument("--trials", type=_positive, default=16, metavar="N", help="settings to try (default %(default)s)")
+    tune.add_argument(
+        "--name", metavar="RUN", help="folder below OUT (default: the preset's name and _tune)"
+    )
+    tune.add_argument(
+        "--trials",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help="settings to try (default %(default)s)",
+    )
     tune.add_argument(
         "--objective",
         default="melanoma_recall@specificity=0.8",
@@ -243,7 +298,11 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         help="tpe: every other sample by TPE, the rest at random, with halving; random: all at random, without (default %(default)s)",
     )
     tune.add_argument(
-        "--also", action="append", default=[], choices=("lr", "drop_path"), help="search this too; may be repeated"
+        "--also",
+        action="append",
+        default=[],
+        choices=("lr", "drop_path"),
+        help="search this too; may be repeated",
     )
     tune.add_argument(
         "--at-once",
@@ -254,7 +313,11 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "halving may differ",
     )
     tune.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="DDP workers of each trial (default %(default)s)"
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="DDP workers of each trial (default %(default)s)",
     )
     _add_address(tune)
     _add_evaluation(commands, run)
@@ -262,14 +325,23 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
 
 def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate = _add(
-        commands, "evaluate", run["evaluate"], "score a bundle and write the evidence. Exit 1: the contract is refuted"
+        commands,
+        "evaluate",
+        run["evaluate"],
+        "score a bundle and write the evidence. Exit 1: the contract is refuted",
     )
     evaluate.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     evaluate.add_argument(
-        "data", type=path, metavar="DATA", help="a prepared data set, or a folder of images with metadata"
+        "data",
+        type=path,
+        metavar="DATA",
+        help="a prepared data set, or a folder of images with metadata",
     )
     evaluate.add_argument(
-        "out", type=path, metavar="OUT", help="folder to write; an earlier evaluation there is replaced"
+        "out",
+        type=path,
+        metavar="OUT",
+        help="folder to write; an earlier evaluation there is replaced",
     )
     evaluate.add_argument(
         "--split",
@@ -277,7 +349,11 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         help="of a prepared data set (default test; every look is logged)",
     )
     evaluate.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)"
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="scoring actors (default %(default)s)",
     )
     evaluate.add_argument(
         "--skip-bad",
@@ -289,20 +365,36 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--preset", default="cpu_quick", metavar="NAME", help="smoke, cpu_quick, cpu or gpu (default %(default)s)"
+        "--preset",
+        default="cpu_quick",
+        metavar="NAME",
+        help="smoke, cpu_quick, cpu or gpu (default %(default)s)",
     )
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set loss.gamma=2; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="e.g. --set loss.gamma=2; may be repeated",
     )
-    command.add_argument("--set-file", type=path, metavar="FILE", help="a JSON file of settings in place of the preset")
+    command.add_argument(
+        "--set-file",
+        type=path,
+        metavar="FILE",
+        help="a JSON file of settings in place of the preset",
+    )
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     """Add what training and search share: data, place and settings."""
     command.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
-    command.add_argument("out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN")
+    command.add_argument(
+        "out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN"
+    )
     _add_settings(command)
-    command.add_argument("--require-contract", action="store_true", help="exit 1 if the bundle's contract is not met")
+    command.add_argument(
+        "--require-contract", action="store_true", help="exit 1 if the bundle's contract is not met"
+    )
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(
         "--cpus-per-worker",
@@ -320,11 +412,26 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
-    score = _add(commands, "score", run["score"], "a folder of images without labels -> scores.parquet; again: resumes")
+    score = _add(
+        commands,
+        "score",
+        run["score"],
+        "a folder of images without labels -> scores.parquet; again: resumes",
+    )
     score.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
-    score.add_argument("folder", type=path, metavar="FOLDER", help="a folder with images anywhere below it")
-    score.add_argument("out", type=path, metavar="OUT", help="folder to write, new or of the same scoring")
-    score.add_argument("--workers", type=_positive, default=1, metavar="N", help="scoring actors (default %(default)s)")
+    score.add_argument(
+        "folder", type=path, metavar="FOLDER", help="a folder with images anywhere below it"
+    )
+    score.add_argument(
+        "out", type=path, metavar="OUT", help="folder to write, new or of the same scoring"
+    )
+    score.add_argument(
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="scoring actors (default %(default)s)",
+    )
     _add_address(score)
 
     predict = _add(commands, "predict", run["predict"], "images -> decisions and heatmaps")
@@ -337,15 +444,24 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     )
     predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
-        "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
+        "--allow-uncontracted",
+        action="store_true",
+        help="decide although the contract is unmet, and say so",
     )
 
     serve = _add(commands, "serve", run["serve"], "serve a bundle on this machine with Ray Serve")
     serve.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
-    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default %(default)s)")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on (default %(default)s)",
+    )
     serve.add_argument("--port", type=_port, default=8000, metavar="P", help="default %(default)s")
     serve.add_argument(
-        "--allow-uncontracted", action="store_true", help="decide although the contract is unmet, and say so"
+        "--allow-uncontracted",
+        action="store_true",
+        help="decide although the contract is unmet, and say so",
     )
     _add_insecure(serve)
 

@@ -12,7 +12,13 @@ import ray
 
 from melanoma.io.files import write_bytes, write_text
 from melanoma.io.storage import AnyPath, rename
-from melanoma.training.checkpoints import PREFIX, Kept, is_whole, usable_checkpoints, whole_checkpoints
+from melanoma.training.checkpoints import (
+    PREFIX,
+    Kept,
+    is_whole,
+    usable_checkpoints,
+    whole_checkpoints,
+)
 from melanoma.training.checkpoints import aside as new_name_aside
 from melanoma.training.engine import SELECTION
 
@@ -31,7 +37,11 @@ def mend(folder: AnyPath) -> str:
     listed = _listed(folder)
     if listed is not None and all(is_whole(folder / name) for name in listed):
         return ""
-    wrong = "a checkpoint is damaged" if listed else f"Ray {ray.__version__} cannot read the list of its checkpoints"
+    wrong = (
+        "a checkpoint is damaged"
+        if listed
+        else f"Ray {ray.__version__} cannot read the list of its checkpoints"
+    )
     chosen = usable_checkpoints(folder)
     snapshot, aside = _snapshot(chosen), new_name_aside(folder)
     if snapshot is None:
@@ -41,10 +51,14 @@ def mend(folder: AnyPath) -> str:
     if (folder / SNAPSHOT).is_file():
         write_bytes(aside / SNAPSHOT, (folder / SNAPSHOT).read_bytes())
     names = {kept.name for kept in chosen}
-    for path in [path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names]:
+    for path in [
+        path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names
+    ]:
         rename(path, aside / path.name)
     write_text(folder / SNAPSHOT, snapshot)
-    return f"{wrong}; it is kept in {aside.name}, and the run goes on after epoch {chosen[-1].epoch}"
+    return (
+        f"{wrong}; it is kept in {aside.name}, and the run goes on after epoch {chosen[-1].epoch}"
+    )
 
 
 def _listed(folder: AnyPath) -> set[str] | None:
@@ -64,7 +78,9 @@ def _listed(folder: AnyPath) -> set[str] | None:
 def _layout() -> dict[str, Any]:
     """Return an empty list of checkpoints as this version of Ray writes it; empty if that is not known here."""
     try:
-        from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
+        from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+            _CheckpointManagerState,
+        )
     except ImportError:
         return {}
     return dict.fromkeys(_CheckpointManagerState.model_fields)
@@ -74,8 +90,13 @@ def _snapshot(chosen: Sequence[Kept]) -> str | None:
     """Return the list of some checkpoints, the latest last, as Ray reads it; None without any, or if its layout is not known here."""
     if not chosen:
         return None
-    entries = [{"version": 0, "checkpoint_dir_name": kept.name, "metrics": kept.metrics} for kept in chosen]
-    ranked = sorted(zip(entries, chosen, strict=True), key=lambda pair: (pair[1].metrics[SELECTION], pair[1].epoch))
+    entries = [
+        {"version": 0, "checkpoint_dir_name": kept.name, "metrics": kept.metrics} for kept in chosen
+    ]
+    ranked = sorted(
+        zip(entries, chosen, strict=True),
+        key=lambda pair: (pair[1].metrics[SELECTION], pair[1].epoch),
+    )
     known = {
         "ray_version": ray.__version__,
         "checkpoint_results": [entry for entry, _ in ranked],

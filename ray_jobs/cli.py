@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from melanoma import __version__
 from melanoma.errors import SettingError
 from melanoma.io.storage import is_address
-from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND, MARK, NAMED_OR_PATH, Command, build_parser
+from ray_jobs.arguments import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    FOUND,
+    MARK,
+    NAMED_OR_PATH,
+    Command,
+    build_parser,
+)
 from ray_jobs.failures import explain
 from ray_jobs.progress import show_log
 
@@ -71,7 +80,9 @@ def _prepare(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         calibration_fraction=args.calibration_fraction,
         seed=args.seed,
-        group_by=tuple(filter(None, map(str.strip, args.group_by.split(",")))) if args.group_by else None,
+        group_by=tuple(filter(None, map(str.strip, args.group_by.split(","))))
+        if args.group_by
+        else None,
         same_lesion=args.same_lesion,
         splits=args.splits,
         skip_bad=args.skip_bad,
@@ -107,7 +118,9 @@ def _describe(args: argparse.Namespace) -> int:
 
     data = open_prepared(args.dataset, verify=True)
     manifest, records, notes = data.manifest, data.records, read_notes(args.dataset)
-    part = records["split"].where(records["split"] != "train", "train, fold " + records["fold"].astype(str))
+    part = records["split"].where(
+        records["split"] != "train", "train, fold " + records["fold"].astype(str)
+    )
     by_class = pd.crosstab(part, records["dx"], margins=True, margins_name="all")
     by_source = pd.crosstab(records["source"].replace("", "(not named)"), records["split"])
     value = {
@@ -141,12 +154,16 @@ def _settings_command(args: argparse.Namespace) -> int:
     config = _config(args)
     settings = settings_of(config)
     if args.markdown:
-        rows = [f"| `{found.name}` | `{json.dumps(found.value)}` | {found.meaning} |" for found in settings]
+        rows = [
+            f"| `{found.name}` | `{json.dumps(found.value)}` | {found.meaning} |"
+            for found in settings
+        ]
         text = "\n".join(["| setting | value | meaning |", "|---|---|---|", *rows])
     else:
         width = max(len(f"{found.name} = {json.dumps(found.value)}") for found in settings)
         text = "\n".join(
-            f"{f'{found.name} = {json.dumps(found.value)}':{width}}  {found.meaning}" for found in settings
+            f"{f'{found.name} = {json.dumps(found.value)}':{width}}  {found.meaning}"
+            for found in settings
         )
     _print(args, dataclasses.asdict(config), text)
     return DONE
@@ -166,7 +183,9 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise SettingError(f"--set-file must be a JSON file of settings, {path.name} is not ({error}).") from error
+        raise SettingError(
+            f"--set-file must be a JSON file of settings, {path.name} is not ({error})."
+        ) from error
     if not isinstance(values, dict):
         raise SettingError(
             f"--set-file must be a JSON object of settings, {path.name} holds a {type(values).__name__}."
@@ -219,7 +238,11 @@ def _tune(args: argparse.Namespace) -> int:
     from tune.space import SearchSpace
     from tune.trial import Study
 
-    objective, data, run_dir = Objective.parse(args.objective), open_prepared(args.dataset), args.out / _tune_name(args)
+    objective, data, run_dir = (
+        Objective.parse(args.objective),
+        open_prepared(args.dataset),
+        args.out / _tune_name(args),
+    )
 
     def job(config: "TrainConfig", folder: "AnyPath") -> TrainJob:
         return TrainJob(
@@ -254,7 +277,11 @@ def _tune(args: argparse.Namespace) -> int:
             check_network(job(config, run_dir), data.task.num_classes)
         result = claim_search(search, content=data.content_hash)
         if result is None:
-            result = _run_search(args, search, train=lambda config, folder: run_job(job(config, folder), RayExecutor()))
+            result = _run_search(
+                args,
+                search,
+                train=lambda config, folder: run_job(job(config, folder), RayExecutor()),
+            )
         else:
             say(f"{run_dir} is finished; nothing is left to do.")
     paths = {name: str(run_dir / result[name]) for name in ("bundle", "best")}
@@ -262,10 +289,19 @@ def _tune(args: argparse.Namespace) -> int:
     return _contract_code(args, result["contract"]["status"])
 
 
-def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBundle") -> dict[str, Any]:
+def _run_search(
+    args: argparse.Namespace, search: "Search", *, train: "TrainBundle"
+) -> dict[str, Any]:
     """Search on the cluster, with bundles scored on test by `evaluate`."""
     from melanoma.evaluation import evaluate
-    from ray_jobs.cluster import Bundle, connect, cpus_per_worker, gpus_per_trial, node_resources, wait_for_room
+    from ray_jobs.cluster import (
+        Bundle,
+        connect,
+        cpus_per_worker,
+        gpus_per_trial,
+        node_resources,
+        wait_for_room,
+    )
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
     from tune.pipeline import tune_run
@@ -274,7 +310,13 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
     connect(num_workers=num_processes)
     nodes = node_resources()
     # Two ranks of one trial cannot share a GPU; trials that train alone can.
-    gpus = 0.0 if not args.gpu else 1.0 if args.workers > 1 else gpus_per_trial(nodes, args.at_once) or 1.0
+    gpus = (
+        0.0
+        if not args.gpu
+        else 1.0
+        if args.workers > 1
+        else gpus_per_trial(nodes, args.at_once) or 1.0
+    )
     bundle = Bundle(args.cpus_per_worker or cpus_per_worker(nodes, num_processes, gpus=gpus), gpus)
     wait_for_room(bundle, args.workers)
     placed = dataclasses.replace(search.study, num_cpus=bundle.cpus, num_gpus=bundle.gpus)
@@ -283,7 +325,9 @@ def _run_search(args: argparse.Namespace, search: "Search", *, train: "TrainBund
         evaluate(bundle, args.dataset, folder, executor=RayExecutor())
         return folder / "predictions.parquet"
 
-    return tune_run(dataclasses.replace(search, study=placed), train=train, score=score, counted=counted)
+    return tune_run(
+        dataclasses.replace(search, study=placed), train=train, score=score, counted=counted
+    )
 
 
 def _tune_name(args: argparse.Namespace) -> str:
@@ -321,14 +365,26 @@ def _score(args: argparse.Namespace) -> int:
 
     with counted("scoring") as progress:
         table = score(
-            args.bundle, args.folder, args.out, num_workers=args.workers, executor=RayExecutor(), progress=progress
+            args.bundle,
+            args.folder,
+            args.out,
+            num_workers=args.workers,
+            executor=RayExecutor(),
+            progress=progress,
         )
     decisions = {str(name): int(num) for name, num in table["decision"].value_counts().items()}
     unusable = int((table["reason"] != "").sum())
     path = args.out / SCORES
-    value = {"scores": str(path), "num_images": len(table), "decisions": decisions, "num_unusable": unusable}
+    value = {
+        "scores": str(path),
+        "num_images": len(table),
+        "decisions": decisions,
+        "num_unusable": unusable,
+    }
     told = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
-    _print(args, value, f"{len(table)} images: {told}; {unusable} could not be judged\nscores {path}")
+    _print(
+        args, value, f"{len(table)} images: {told}; {unusable} could not be judged\nscores {path}"
+    )
     return DONE
 
 
@@ -336,7 +392,11 @@ def _predict(args: argparse.Namespace) -> int:
     from melanoma.predict import describe_predictions, predict_files
 
     found = predict_files(
-        args.bundle, args.image, explain=args.explain, out=args.out, allow_uncontracted=args.allow_uncontracted
+        args.bundle,
+        args.image,
+        explain=args.explain,
+        out=args.out,
+        allow_uncontracted=args.allow_uncontracted,
     )
     unusable = [result for result in found["results"] if "error" in result]
     if args.json or len(unusable) < len(found["results"]):
@@ -356,7 +416,9 @@ def _serve(args: argparse.Namespace) -> int:
 
     check_temp_dir()
     with safe_defaults():
-        serve_locally(args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted)
+        serve_locally(
+            args.bundle, host=args.host, port=args.port, allow_uncontracted=args.allow_uncontracted
+        )
     return DONE
 
 
@@ -370,7 +432,10 @@ def _verify(args: argparse.Namespace) -> int:
             f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {args.bundle} has no {MANIFEST}."
         )
     findings = verify_bundle(args.bundle)
-    text = "\n".join(findings) or f"{args.bundle} is whole, repeats its recorded outputs, and its contract is met"
+    text = (
+        "\n".join(findings)
+        or f"{args.bundle} is whole, repeats its recorded outputs, and its contract is met"
+    )
     _print(args, {"ok": not findings, "findings": findings}, text)
     return FOUND if findings else DONE
 

@@ -119,7 +119,9 @@ def num_placeable(nodes: Sequence[Mapping[str, float]], bundle: Bundle) -> int:
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in wanted)) for node in nodes)
 
 
-def cpus_per_worker(nodes: Sequence[Mapping[str, float]], num_workers: int, *, gpus: float = 0.0) -> int:
+def cpus_per_worker(
+    nodes: Sequence[Mapping[str, float]], num_workers: int, *, gpus: float = 0.0
+) -> int:
     """Return the most CPUs, at least 1, that each of some equal workers may use, every worker on one node.
 
     Workers with a GPU share the CPUs of the nodes that have GPUs, as many to each as leave none of the GPUs without a worker.
@@ -130,10 +132,16 @@ def cpus_per_worker(nodes: Sequence[Mapping[str, float]], num_workers: int, *, g
         gpus: GPUs, or the share of one, of each.
     """
     if gpus:
-        shares = [int(node.get("CPU", 0.0) * gpus / node["GPU"]) for node in nodes if node.get("GPU", 0.0) >= gpus]
+        shares = [
+            int(node.get("CPU", 0.0) * gpus / node["GPU"])
+            for node in nodes
+            if node.get("GPU", 0.0) >= gpus
+        ]
         return max(1, min(shares, default=1))
     most = max((int(node.get("CPU", 0.0)) for node in nodes), default=1)
-    fitting = (cpus for cpus in range(most, 0, -1) if num_placeable(nodes, Bundle(cpus)) >= num_workers)
+    fitting = (
+        cpus for cpus in range(most, 0, -1) if num_placeable(nodes, Bundle(cpus)) >= num_workers
+    )
     return next(fitting, 1)
 
 
@@ -143,9 +151,13 @@ def gpus_per_trial(nodes: Sequence[Mapping[str, float]], num_trials: int) -> flo
     return 1 / math.ceil(num_trials / num_gpus) if num_gpus else 0.0
 
 
-def collect(dataset: ray.data.Dataset, total: int, on_image: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
+def collect(
+    dataset: ray.data.Dataset, total: int, on_image: Callable[[int, int], None] | None
+) -> list[dict[str, Any]]:
     """Run a Ray Data pipeline and return its rows, telling how many of the total are done; what fails in a task is raised as it was."""
-    context = dataset.context  # a data set keeps the settings it was made with: those of the process come too late
+    context = (
+        dataset.context
+    )  # a data set keeps the settings it was made with: those of the process come too late
     context.enable_progress_bars = False  # progress is shown by the command, once, in its own words
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
@@ -166,7 +178,11 @@ def collect(dataset: ray.data.Dataset, total: int, on_image: Callable[[int, int]
 
 def _without_advice(cause: Exception) -> Exception:
     """Take off the sentences on retries that Ray Data writes behind the message of what failed in a task."""
-    if isinstance(cause, OSError) and isinstance(cause.filename, str) and _ADVICE.search(cause.filename):
+    if (
+        isinstance(cause, OSError)
+        and isinstance(cause.filename, str)
+        and _ADVICE.search(cause.filename)
+    ):
         return OSError(cause.errno, cause.strerror)  # there they became the name of its file
     cause.args = tuple(_ADVICE.sub("", arg) if isinstance(arg, str) else arg for arg in cause.args)
     return cause

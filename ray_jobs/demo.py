@@ -37,9 +37,13 @@ REAL_TRAINING = ["--preset", "cpu_quick"]
 
 def main() -> int:
     """Run the demonstration; serve on at a terminal unless DEMO_EXIT=1."""
-    parser = argparse.ArgumentParser(prog="make demo", description="images -> bundle -> an answer over HTTP")
+    parser = argparse.ArgumentParser(
+        prog="make demo", description="images -> bundle -> an answer over HTTP"
+    )
     parser.add_argument("--data", type=Path, help="a SOURCE folder in place of the phantom data")
-    parser.add_argument("--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     args = parser.parse_args()
     os.environ.pop("RAY_ADDRESS", None)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +61,9 @@ def main() -> int:
         _save(answer, args.out)
         _show(answer, f"{image.name} (test, labelled {dx})", args.out)
         if stay:
-            say(f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image} {address}/v1/predict")
+            say(
+                f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image} {address}/v1/predict"
+            )
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
     return 0
@@ -69,16 +75,35 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
     if data is None:
         source = out / "phantom"
         _melanoma("data", "phantom", source)
-        _melanoma("data", "prepare", source, prepared, "--size", "128", "--calibration-fraction", "0.25")
+        _melanoma(
+            "data", "prepare", source, prepared, "--size", "128", "--calibration-fraction", "0.25"
+        )
         training = PHANTOM_TRAINING
     else:
         source = data
         pairs = data / "known_duplicates.csv"
-        _melanoma("data", "prepare", source, prepared, *(["--same-lesion", pairs] if pairs.is_file() else []))
+        _melanoma(
+            "data",
+            "prepare",
+            source,
+            prepared,
+            *(["--same-lesion", pairs] if pairs.is_file() else []),
+        )
         training = REAL_TRAINING
     # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and still worth showing.
     required, allowed = (["--require-contract"], (0,)) if data is None else ([], (0, 1))
-    _melanoma("train", prepared, runs, *training, "--workers", "2", "--name", "demo", *required, allowed=allowed)
+    _melanoma(
+        "train",
+        prepared,
+        runs,
+        *training,
+        "--workers",
+        "2",
+        "--name",
+        "demo",
+        *required,
+        allowed=allowed,
+    )
     bundle = runs / "demo" / "bundle"
     _melanoma("evaluate", bundle, prepared, out / "evidence", allowed=allowed)
     _melanoma("bundle", "verify", bundle, allowed=allowed)
@@ -98,7 +123,9 @@ def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:
     """Show and run one `melanoma` command; end the demonstration if it fails."""
     say(f"\n$ melanoma {' '.join(map(str, words))}")
     started = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "ray_jobs.cli", *map(str, words)], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", *map(str, words)], check=False
+    ).returncode
     say(f"  ({time.monotonic() - started:.0f} s)")
     if code not in allowed:
         sys.exit(code)
@@ -111,7 +138,9 @@ def _serving(bundle: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     say(f"\n$ melanoma serve {bundle} --port {port}")
-    server = subprocess.Popen([sys.executable, "-m", "ray_jobs.cli", "serve", str(bundle), "--port", str(port)])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.cli", "serve", str(bundle), "--port", str(port)]
+    )
     try:
         _wait_ready(server, f"http://127.0.0.1:{port}")
         yield server, f"http://127.0.0.1:{port}"
@@ -132,7 +161,9 @@ def _wait_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
         ):
             return
         time.sleep(0.5)
-    sys.exit("melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see why.")
+    sys.exit(
+        "melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see why."
+    )
 
 
 def _ask(address: str, image: Path) -> dict[str, Any]:
@@ -152,9 +183,13 @@ def _save(answer: dict[str, Any], out: Path) -> None:
 
 def _show(answer: dict[str, Any], image: str, out: Path) -> None:
     score = sum(answer["probabilities"][name] for name in answer["contract"]["targets"])
-    print(f"\n{image}: {answer['decision']}, score {score:.3f}, threshold {answer['threshold']:.3f}")
+    print(
+        f"\n{image}: {answer['decision']}, score {score:.3f}, threshold {answer['threshold']:.3f}"
+    )
     print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
-    print(f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)")
+    print(
+        f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)"
+    )
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)
 
 

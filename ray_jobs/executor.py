@@ -10,7 +10,14 @@ import ray.data
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from melanoma.errors import is_deterministic, root_cause
@@ -22,7 +29,14 @@ from melanoma.training.engine import SELECTION
 from melanoma.training.job import TrainJob
 from melanoma.training.worker import train_worker
 from ray_jobs.checkpoints import mend
-from ray_jobs.cluster import Bundle, collect, connect, cpus_per_worker, node_resources, wait_for_room
+from ray_jobs.cluster import (
+    Bundle,
+    collect,
+    connect,
+    cpus_per_worker,
+    node_resources,
+    wait_for_room,
+)
 from ray_jobs.progress import say, training_progress
 
 MAX_FAILURES = 3  # of workers that are lost; what would happen again ends the run at once
@@ -51,7 +65,9 @@ class RayExecutor:
         connect(num_workers=num_workers or 1)
         if not items:
             return []
-        dataset = ray.data.from_items([{"item": dict(item)} for item in items], override_num_blocks=len(items))
+        dataset = ray.data.from_items(
+            [{"item": dict(item)} for item in items], override_num_blocks=len(items)
+        )
         if num_workers is None:
             mapped = dataset.flat_map(_run, fn_kwargs={"work": work})  # type: ignore[arg-type]
         else:

@@ -13,7 +13,13 @@ from melanoma.errors import UserError, root_cause
 from melanoma.io.storage import RemotePath, redacted, to_path
 from ray_jobs.arguments import BAD_INPUT, FAILED, NAMED_OR_PATH
 
-_OF_PATHS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_OF_PATHS = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
 _ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 """Why a path cannot be read or written, whatever is done about the disk."""
 
@@ -63,9 +69,15 @@ def _kept(trace: str) -> str:
 
 def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
     """Return whether an error is of a path that the user named: that path itself, or one below or above it."""
-    if not isinstance(cause, OSError) or not (isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS):
+    if not isinstance(cause, OSError) or not (
+        isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS
+    ):
         return False
-    given = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
+    given = [
+        item
+        for value in vars(args).values()
+        for item in (value if isinstance(value, list) else [value])
+    ]
     given += [
         to_path(text)
         for name, names in NAMED_OR_PATH.items()
@@ -74,7 +86,11 @@ def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
     if any(there.key in str(cause) for there in given if isinstance(there, RemotePath)):
         return True
     named = [there.absolute() for there in given if isinstance(there, Path)]
-    failed = [os.fsdecode(name) for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]
+    failed = [
+        os.fsdecode(name)
+        for name in (cause.filename, cause.filename2)
+        if isinstance(name, str | bytes)
+    ]
     failed += re.findall("'(/[^']*)'", str(cause))  # as Arrow tells it
     return any(
         path == there or path in there.parents or there in path.parents

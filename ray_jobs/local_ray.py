@@ -39,7 +39,9 @@ def safe_defaults() -> Iterator[None]:
     if mode.lower() in ("", "token") and not any(os.environ.get(name) for name in TOKENS):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if not mode:
-        os.environ.pop(MODE, None)  # Ray then turns the token on itself, also where it was imported before
+        os.environ.pop(
+            MODE, None
+        )  # Ray then turns the token on itself, also where it was imported before
     from ray._private.node import Node
 
     # Without a dashboard this starts nothing but Ray's usage reporter, which asks clouds' metadata hosts although it is switched off.

@@ -26,9 +26,13 @@ def check_address(address: str) -> None:
     if address in _LEFT_TO_RAY:
         return
     scheme, host, port = _parse(address)
-    problem = _connect(host, port) or ("" if scheme in ("http", "https") else _speaks_grpc(host, port))
+    problem = _connect(host, port) or (
+        "" if scheme in ("http", "https") else _speaks_grpc(host, port)
+    )
     if problem:
-        raise ConnectionError(f"no Ray answers at {address} ({problem}); unset RAY_ADDRESS or start it.")
+        raise ConnectionError(
+            f"no Ray answers at {address} ({problem}); unset RAY_ADDRESS or start it."
+        )
     if scheme in ("http", "https"):
         raise DataError(
             f"RAY_ADDRESS must be HOST:PORT of the head (6379 as a rule), {address} is a dashboard; unset it and pass --address {address}."

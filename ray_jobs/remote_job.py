@@ -44,7 +44,9 @@ class RemoteJob:
         Raises:
             RuntimeError: if the head refuses it, or does not say whether it took it.
         """
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {MARK: mark}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
+            MARK: mark
+        }
         try:
             self.client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),
@@ -83,7 +85,11 @@ class RemoteJob:
                 time.sleep(POLL_SECONDS)
 
     def _untold(self, error: Exception) -> RuntimeError:
-        why = "does not answer" if isinstance(error, OSError) else f"says: {' '.join(str(error).split())}"
+        why = (
+            "does not answer"
+            if isinstance(error, OSError)
+            else f"says: {' '.join(str(error).split())}"
+        )
         return RuntimeError(
             f"the head at {self.address} must tell of job {self.name}, it {why}; the job may run all the same, and the same command must wait for "
             f"its end: {self.hint}."
@@ -141,7 +147,9 @@ def follow(job: RemoteJob, log: JobLog) -> JobDetails:
                 say("the log broke off; the job goes on, and its log is asked for again")
                 was_told = True
             time.sleep(POLL_SECONDS)
-            if has_more or not is_silent:  # else another stream would be as silent, and the head keeps every one
+            if (
+                has_more or not is_silent
+            ):  # else another stream would be as silent, and the head keeps every one
                 break
 
 

@@ -82,13 +82,22 @@ def check_paths(args: argparse.Namespace) -> None:
                 )
     for name, names in NAMED_OR_PATH.items():
         text = getattr(args, name, None)
-        if text is not None and text not in names and not is_address(text) and not Path(text).is_absolute():
-            raise DataError(f"--{name} must be an absolute path that every node of the cluster has, got {text}.")
+        if (
+            text is not None
+            and text not in names
+            and not is_address(text)
+            and not Path(text).is_absolute()
+        ):
+            raise DataError(
+                f"--{name} must be an absolute path that every node of the cluster has, got {text}."
+            )
 
 
 def _connect(address: str) -> JobSubmissionClient:
     if not address.startswith(("http://", "https://")):
-        raise DataError(f"--address must be that of the head's dashboard, http://HEAD:8265, got {address}.")
+        raise DataError(
+            f"--address must be that of the head's dashboard, http://HEAD:8265, got {address}."
+        )
     try:
         client = JobSubmissionClient(address)
         theirs = client._do_request("GET", "/api/version").json()["ray_version"]
@@ -102,7 +111,9 @@ def _connect(address: str) -> JobSubmissionClient:
             "in RAY_AUTH_TOKEN_PATH."
         ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise DataError(f"{address} must be a Ray head's dashboard, it answers like none.") from error
+        raise DataError(
+            f"{address} must be a Ray head's dashboard, it answers like none."
+        ) from error
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise DataError(
             f"the cluster must run the Ray of this command, {ray.__version__}, it runs {theirs}; install that one, or start a cluster of this one."
@@ -124,7 +135,9 @@ def _copy_code(folder: Path) -> None:
         assert found is not None  # it runs
         assert found.submodule_search_locations is not None
         shutil.copytree(
-            found.submodule_search_locations[0], folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            found.submodule_search_locations[0],
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
         )
 
 
@@ -133,7 +146,9 @@ def _exit_code(details: JobDetails) -> int:
         return DONE
     if details.driver_exit_code in (FOUND, BAD_INPUT, FAILED):
         return int(details.driver_exit_code)
-    say(f"melanoma: the job must run to its end, it was {details.status.lower()}: {details.message}")
+    say(
+        f"melanoma: the job must run to its end, it was {details.status.lower()}: {details.message}"
+    )
     return FAILED
 
 
@@ -157,7 +172,9 @@ def _interrupted(job: RemoteJob) -> None:
 def _wants_to_stop() -> bool:
     if not sys.stdin.isatty():
         return False
-    print("\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is the result's
+    print(
+        "\nstop the job too? [y/N] ", end="", file=sys.stderr, flush=True
+    )  # stdout is the result's
     try:
         return input().strip().lower().startswith("y")
     except (KeyboardInterrupt, EOFError):

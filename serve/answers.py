@@ -48,7 +48,9 @@ async def _form_image(headers: Headers, data: bytes) -> bytes:
         yield data
         yield b""
 
-    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=MAX_TEXT_FIELDS, max_part_size=MAX_BODY_BYTES)
+    parser = MultiPartParser(
+        headers, stream(), max_files=1, max_fields=MAX_TEXT_FIELDS, max_part_size=MAX_BODY_BYTES
+    )
     try:
         form = await parser.parse()
     except (
@@ -61,7 +63,9 @@ async def _form_image(headers: Headers, data: bytes) -> bytes:
     try:
         if "explain" in form:
             raise RefusedError(
-                422, "invalid_request", "explain belongs into the address: /v1/predict?explain=grad_cam."
+                422,
+                "invalid_request",
+                "explain belongs into the address: /v1/predict?explain=grad_cam.",
             )
         field = form.get("image")
         found = await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
@@ -84,7 +88,9 @@ def _bytes_of_text(field: str | None) -> bytes | None:
     return data if format_of(data) else None
 
 
-def explanation_of(method: Literal["grad_cam", "guided_grad_cam"], reading: Reading, values: FloatArray) -> Explanation:
+def explanation_of(
+    method: Literal["grad_cam", "guided_grad_cam"], reading: Reading, values: FloatArray
+) -> Explanation:
     """Return a map ``(h, w)`` of the whole letterbox in the frame of its image."""
     manifest = reading.described.manifest
     shown, heatmap = heatmap_on(reading.shown, values, manifest.preprocessing)
@@ -99,17 +105,24 @@ def explanation_of(method: Literal["grad_cam", "guided_grad_cam"], reading: Read
 
 def model_info(manifest: BundleManifest) -> ModelInfo:
     """Return which network answers."""
-    return ModelInfo(name=manifest.name, version=manifest.version, weights_sha256=manifest.weights_sha256)
+    return ModelInfo(
+        name=manifest.name, version=manifest.version, weights_sha256=manifest.weights_sha256
+    )
 
 
-def answer_of(reading: Reading, explanation: Explanation | None, *, request_id: str) -> PredictResponse:
+def answer_of(
+    reading: Reading, explanation: Explanation | None, *, request_id: str
+) -> PredictResponse:
     """Return the answer to one image."""
     manifest, prediction = reading.described.manifest, reading.prediction
     empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
     return PredictResponse(
         request_id=request_id,
         model=model_info(manifest),
-        probabilities={name: float(p) for name, p in zip(manifest.task.classes, prediction.probabilities, strict=True)},
+        probabilities={
+            name: float(p)
+            for name, p in zip(manifest.task.classes, prediction.probabilities, strict=True)
+        },
         decision=prediction.decision,
         threshold=manifest.operating_point.threshold,
         contract=manifest.operating_point.contract,

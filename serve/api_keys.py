@@ -45,7 +45,9 @@ class ApiKeys:
     def allow(self, key: str) -> bool:
         """Say whether a key is one of the file's, in a time that tells nothing of how near it was."""
         digest = hashlib.sha256(key.encode()).hexdigest()
-        found = [hmac.compare_digest(digest, known) for known in self._hashes]  # all of them, not up to the first
+        found = [
+            hmac.compare_digest(digest, known) for known in self._hashes
+        ]  # all of them, not up to the first
         return any(found)
 
     def refresh(self) -> None:
@@ -63,7 +65,11 @@ class ApiKeys:
             stat, data = os.fstat(file.fileno()), file.read()
         # What was changed just now is read again at the next request: two changes may bear the same time.
         settled = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
-        self._identity, self._hashes, self.invalid_lines = _identity(stat) if settled else None, [], []
+        self._identity, self._hashes, self.invalid_lines = (
+            _identity(stat) if settled else None,
+            [],
+            [],
+        )
         for number, line in enumerate(data.removeprefix(_BYTE_ORDER_MARK).splitlines(), start=1):
             words = line.split()
             if not words or words[0].startswith(b"#"):
@@ -72,12 +78,20 @@ class ApiKeys:
                 self._hashes.append(words[0].decode())
             else:
                 self.invalid_lines.append(number)
-        self.trouble = "" if self._hashes else f"{VARIABLE} must hold at least one key, its file has none; {MAKE_ONE}."
+        self.trouble = (
+            ""
+            if self._hashes
+            else f"{VARIABLE} must hold at least one key, its file has none; {MAKE_ONE}."
+        )
 
     def _tell(self) -> None:
         """Log what is wrong with the file, once for each change; a line by its number only, because it may hold a key in clear."""
         numbers = ", ".join(map(str, self.invalid_lines[:20]))
-        told = [f"line {numbers} of the API keys must begin with a sha256 in hex, it lets nobody in"] if numbers else []
+        told = (
+            [f"line {numbers} of the API keys must begin with a sha256 in hex, it lets nobody in"]
+            if numbers
+            else []
+        )
         told += [f"{self.trouble} Nobody is let in until it does."] if self.trouble else []
         if (words := "; ".join(told)) != self._told:
             self._told = words

@@ -24,12 +24,17 @@ def build_graph(args: AppArgs, options: Mapping[str, Mapping[str, Any]]) -> Appl
         return serve.deployment(cls, name=cls.__name__, **options.get(cls.__name__, {}))  # type: ignore[attr-defined]
 
     classifier = deployment(Classifier).bind(
-        args.bundle, manifest_sha256=args.manifest_sha256, allow_uncontracted=args.allow_uncontracted
+        args.bundle,
+        manifest_sha256=args.manifest_sha256,
+        allow_uncontracted=args.allow_uncontracted,
     )
     explainer = deployment(Explainer).bind(args.bundle, manifest_sha256=args.manifest_sha256)
     return cast(
         Application,
         deployment(Ingress).bind(
-            classifier, explainer, require_api_key=args.require_api_key, answer_timeout_s=args.answer_timeout_s
+            classifier,
+            explainer,
+            require_api_key=args.require_api_key,
+            answer_timeout_s=args.answer_timeout_s,
         ),
     )

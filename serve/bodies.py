@@ -20,7 +20,9 @@ class RefusedError(Exception):
         headers: of the answer.
     """
 
-    def __init__(self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.status, self.code, self.headers = status, code, headers or {}
 
@@ -55,7 +57,9 @@ async def read_body(request: Request) -> bytes:
 
 def _has_lost_its_body(request: Request) -> bool:
     length = request.headers.get("content-length", "")
-    return "upgrade" in request.headers and (length.strip("0") != "" or "transfer-encoding" in request.headers)
+    return "upgrade" in request.headers and (
+        length.strip("0") != "" or "transfer-encoding" in request.headers
+    )
 
 
 def _all_members(data: bytes, window: int) -> bytes:
@@ -68,7 +72,9 @@ def _all_members(data: bytes, window: int) -> bytes:
         whole += reader.decompress(data, MAX_BODY_BYTES + 1 - len(whole))
         if len(whole) > MAX_BODY_BYTES:
             raise RefusedError(
-                413, "body_too_large", f"The unpacked body must have at most {MAX_BODY_BYTES // 2**20} MiB."
+                413,
+                "body_too_large",
+                f"The unpacked body must have at most {MAX_BODY_BYTES // 2**20} MiB.",
             )
         if not reader.eof:
             raise zlib.error
@@ -80,4 +86,6 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
     for window in _WINDOWS[encoding]:
         with contextlib.suppress(zlib.error):
             return _all_members(data, window)
-    raise RefusedError(400, "bad_encoding", "The body must be whole and in its Content-Encoding; send it as it is.")
+    raise RefusedError(
+        400, "bad_encoding", "The body must be whole and in its Content-Encoding; send it as it is."
+    )

@@ -16,9 +16,7 @@ from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
 MAX_BATCH = 8
-BATCH_WAIT_SECONDS = (
-    0.0  # what came while the last batch was computed is the next; an idle classifier keeps nobody waiting
-)
+BATCH_WAIT_SECONDS = 0.0  # what came while the last batch was computed is the next; an idle classifier keeps nobody waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +50,20 @@ class Answer:
 class Classifier:
     """Loads a bundle once and predicts in batches; holds nothing of any request."""
 
-    def __init__(self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool) -> None:
+    def __init__(
+        self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool
+    ) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
         if bundle.features_onnx is not None and device == "cpu":
-            torch.set_num_threads(1)  # its threads are ONNX Runtime's; what is left to torch is too small to be shared
+            torch.set_num_threads(
+                1
+            )  # its threads are ONNX Runtime's; what is left to torch is too small to be shared
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
-        self._predictor.predict([blank], explain=True)  # the first pass allocates; nobody should wait for it
+        self._predictor.predict(
+            [blank], explain=True
+        )  # the first pass allocates; nobody should wait for it
         if findings := self._predictor.replay_probes():
             raise BundleError(" ".join(findings))
 
@@ -89,9 +93,17 @@ class Classifier:
     def _predict(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
         started = time.perf_counter()
         try:
-            predictions = self._predictor.predict([job.image for job in jobs], explain=any(job.explain for job in jobs))
-        except FloatingPointError as error:  # which of them it is shows one by one: the others must not fail with it
-            return [error] if len(jobs) == 1 else [found for job in jobs for found in self._predict([job])]
+            predictions = self._predictor.predict(
+                [job.image for job in jobs], explain=any(job.explain for job in jobs)
+            )
+        except (
+            FloatingPointError
+        ) as error:  # which of them it is shows one by one: the others must not fail with it
+            return (
+                [error]
+                if len(jobs) == 1
+                else [found for job in jobs for found in self._predict([job])]
+            )
         self._metrics.computed(predictions, time.perf_counter() - started)
         return [
             prediction if job.explain else dataclasses.replace(prediction, heatmap=None)

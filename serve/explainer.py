@@ -37,7 +37,9 @@ class Explainer:
         self._version = bundle.manifest.version
         self._explainer = GuidedExplainer(bundle, device=device)
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
-        self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])  # nobody should wait for the first pass
+        self._explainer.explain(
+            [blank], [np.ones((1, 1), dtype=np.float32)]
+        )  # nobody should wait for the first pass
 
     async def explain(self, job: GuidedJob) -> FloatArray | None:
         """Return the Guided Grad-CAM ``(H, W)`` of the targets at the network's input size; None if another bundle gave the Grad-CAM."""
@@ -48,4 +50,6 @@ class Explainer:
         return await asyncio.to_thread(self._explain, jobs)
 
     def _explain(self, jobs: list[GuidedJob]) -> list[FloatArray]:
-        return list(self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs]))
+        return list(
+            self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs])
+        )

@@ -70,7 +70,9 @@ class Ingress:
             )
         self._client = ModelClient(classifier, explainer)
         self._timeout_s = answer_timeout_s
-        self._parsing = Lane("parse", num_threads=1)  # JSON may take twenty times its size in memory
+        self._parsing = Lane(
+            "parse", num_threads=1
+        )  # JSON may take twenty times its size in memory
 
     async def drain(self) -> int:
         """Take no more requests and return how many are under way; asked by `melanoma serve` when it ends, not over HTTP."""
@@ -86,8 +88,14 @@ class Ingress:
             request_metrics().decided(reading.prediction.decision)
             return reading, answer_of(reading, explanation, request_id=request.state.request_id)
 
-    async def _explanation(self, method: Literal["grad_cam", "guided_grad_cam"], reading: Reading) -> Explanation:
-        heatmap = reading.prediction.heatmap if method == "grad_cam" else await self._client.guided(reading)
+    async def _explanation(
+        self, method: Literal["grad_cam", "guided_grad_cam"], reading: Reading
+    ) -> Explanation:
+        heatmap = (
+            reading.prediction.heatmap
+            if method == "grad_cam"
+            else await self._client.guided(reading)
+        )
         assert heatmap is not None  # of the classifier: it was asked for
         with request_metrics().stage("encode"):
             return await asyncio.to_thread(explanation_of, method, reading, heatmap)
@@ -99,7 +107,9 @@ class Ingress:
         openapi_extra=IMAGE,
         dependencies=GUARDED,
     )
-    async def predict(self, request: Request, explain: Annotated[Explain, Query()] = "none") -> PredictResponse:
+    async def predict(
+        self, request: Request, explain: Annotated[Explain, Query()] = "none"
+    ) -> PredictResponse:
         """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
         return (await self._read(request, explain))[1]
 
@@ -114,7 +124,9 @@ class Ingress:
         """Return the same prediction with its heatmap as one page of PDF."""
         reading, answer = await self._read(request, "grad_cam")
         task = reading.described.manifest.task
-        page = await asyncio.to_thread(report_pdf, reading.shown, answer, task, now=datetime.datetime.now(datetime.UTC))
+        page = await asyncio.to_thread(
+            report_pdf, reading.shown, answer, task, now=datetime.datetime.now(datetime.UTC)
+        )
         return Response(page, media_type="application/pdf")
 
     @app.get(
@@ -187,14 +199,19 @@ class Ingress:
         """Return the same for the version that is served, and 404 for any other."""
         return open_inference.metadata(await self._check_version(version))
 
-    @app.get("/v2/models/melanoma/versions/{version}/ready", responses=_V2_READING, dependencies=GUARDED)
+    @app.get(
+        "/v2/models/melanoma/versions/{version}/ready", responses=_V2_READING, dependencies=GUARDED
+    )
     async def version_ready(self, version: str) -> dict[str, Any]:
         """Answer whether a classifier of this version can be asked."""
         await self._check_version(version)
         return {"name": open_inference.MODEL, "ready": True}
 
     @app.post(
-        "/v2/models/melanoma/infer", responses=_V2_REFUSALS, openapi_extra=open_inference.BODY, dependencies=GUARDED
+        "/v2/models/melanoma/infer",
+        responses=_V2_REFUSALS,
+        openapi_extra=open_inference.BODY,
+        dependencies=GUARDED,
     )
     async def infer(self, request: Request) -> Response:
         """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 images at once."""
@@ -215,7 +232,9 @@ class Ingress:
         described = await self._client.describe()
         if described.manifest.version != version:
             raise RefusedError(
-                404, "unknown_version", "The version must be the one that is served; /v2/models/melanoma names it."
+                404,
+                "unknown_version",
+                "The version must be the one that is served; /v2/models/melanoma names it.",
             )
         return described
 
@@ -228,7 +247,9 @@ class Ingress:
 
     async def _answer(self, body: bytes, header_length: str | None) -> Response:
         asked = await self._parsing.run(partial(open_inference.read_request, body, header_length))
-        readings = await self._client.read_all(await self._parsing.run(partial(uploads_of, asked.images)))
+        readings = await self._client.read_all(
+            await self._parsing.run(partial(uploads_of, asked.images))
+        )
         for reading in readings:
             request_metrics().decided(reading.prediction.decision)
         body, headers = open_inference.write_response(

@@ -38,7 +38,9 @@ from serve.api_keys import VARIABLE, check_keys
 from serve.local_graph import LocalService, deploy_when_told
 
 MAX_THREADS = 4  # of the classifier: a batch of eight small images gains little from more
-OBJECT_STORE_BYTES = 100 * 2**20  # images go from replica to replica past the object store; Ray's least is 75 MiB
+OBJECT_STORE_BYTES = (
+    100 * 2**20
+)  # images go from replica to replica past the object store; Ray's least is 75 MiB
 SHARED_MEMORY_BYTES = 128 * 2**20
 READY_SECONDS, PATIENCE_SECONDS = 300.0, 15.0
 STOP_SECONDS = 30.0
@@ -66,7 +68,12 @@ def serve_locally(bundle: AnyPath, *, host: str, port: int, allow_uncontracted: 
     _check_free(host, port)
     shared = _shared_memory()
     service = LocalService(
-        str(bundle.resolve()), host, port, _num_threads(), allow_uncontracted, require_api_key=not _is_loopback(host)
+        str(bundle.resolve()),
+        host,
+        port,
+        _num_threads(),
+        allow_uncontracted,
+        require_api_key=not _is_loopback(host),
     )
     stop = threading.Event()
     with _signals(stop), tempfile.TemporaryDirectory(prefix="melanoma-", dir=shared) as spill:
@@ -84,7 +91,9 @@ def _start(service: LocalService, spill: str, stop: threading.Event) -> str:
     """Bring the service up and return what its contract promises."""
     with _deployer(service) as pipe:
         _say(f"checking {service.bundle}")
-        sentence: str = _told(pipe, stop)  # a refusal should come at once and in words, not from a replica's log
+        sentence: str = _told(
+            pipe, stop
+        )  # a refusal should come at once and in words, not from a replica's log
         logs = _start_ray(spill, stop)
         _say(f"starting, which takes a minute or less; the log is in {logs}/serve")
         pipe.send(ray.get_runtime_context().gcs_address)
@@ -97,7 +106,9 @@ def _end(stop: threading.Event) -> None:
     """Let what is under way end, then end the cluster; a second signal ends it at once."""
     try:
         if stop.is_set():
-            _say("stopping: requests under way are answered, new ones are not taken; another signal ends at once")
+            _say(
+                "stopping: requests under way are answered, new ones are not taken; another signal ends at once"
+            )
             if ray.is_initialized():
                 asyncio.run(_drain())
     except (KeyboardInterrupt, RayServeException, RayError):
@@ -108,10 +119,14 @@ def _end(stop: threading.Event) -> None:
 
 async def _drain() -> None:
     """Refuse new requests and return once none is under way, or after `STOP_SECONDS`."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own workings is not for people
+    logging.getLogger("ray.serve").setLevel(
+        logging.WARNING
+    )  # what it tells of its own workings is not for people
     ingress = serve.get_app_handle("melanoma")
     deadline, num_quiet = time.monotonic() + STOP_SECONDS, 0
-    while time.monotonic() < deadline and num_quiet < 2:  # twice: one may be between the proxy and the ingress
+    while (
+        time.monotonic() < deadline and num_quiet < 2
+    ):  # twice: one may be between the proxy and the ingress
         try:
             async with asyncio.timeout(5):
                 in_flight = await ingress.drain.remote()
@@ -148,7 +163,8 @@ def _start_ray(spill: str, stop: threading.Event) -> Path:
     try:
         context: Any = ray.init(
             address="local",
-            num_cpus=_num_threads() + 2,  # of which Ray counts one for ingress and explainer, and one is to spare
+            num_cpus=_num_threads()
+            + 2,  # of which Ray counts one for ingress and explainer, and one is to spare
             object_store_memory=OBJECT_STORE_BYTES,
             object_spilling_directory=spill,
             include_dashboard=False,
@@ -215,7 +231,9 @@ def _wait_until_ready(service: LocalService, stop: threading.Event, logs: Path) 
         ) from None
 
 
-def _wait(condition: Callable[[], bool], stop: threading.Event, *, what: str, seconds: float = 600.0) -> None:
+def _wait(
+    condition: Callable[[], bool], stop: threading.Event, *, what: str, seconds: float = 600.0
+) -> None:
     """Return once a condition holds, and say from time to time that it does not yet."""
     started = said = time.monotonic()
     while not condition():
@@ -278,7 +296,11 @@ def _check_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except socket.gaierror as error:
-            raise DataError(f"cannot listen on {host}: --host must be an address of this machine.") from error
+            raise DataError(
+                f"cannot listen on {host}: --host must be an address of this machine."
+            ) from error
         except OSError as error:
-            remedy = _REMEDIES.get(error.errno or 0, f"{error.strerror}; pass another --host or --port.")
+            remedy = _REMEDIES.get(
+                error.errno or 0, f"{error.strerror}; pass another --host or --port."
+            )
             raise DataError(f"cannot listen on {host}, port {port}: {remedy}") from error

@@ -49,7 +49,9 @@ def _url(host: str, port: int) -> str:
 
 def deploy_when_told(service: LocalService, pipe: Connection) -> None:
     """Check the bundle and say what its contract promises; deploy on the cluster that is then named, and say so; say what fails."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends Ctrl-C to the whole group; the parent decides
     try:
         sentence, manifest_sha256 = _check(service)
         pipe.send(sentence)
@@ -69,20 +71,26 @@ def _check(service: LocalService) -> tuple[str, str]:
     from melanoma.io.storage import to_path
 
     bundle = load_bundle(to_path(service.bundle))
-    return bundle.operating_point.contract.sentence(bundle.task), sha256_of(to_path(service.bundle) / MANIFEST)
+    return bundle.operating_point.contract.sentence(bundle.task), sha256_of(
+        to_path(service.bundle) / MANIFEST
+    )
 
 
 def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> None:
     """Deploy the graph; it stays when this process ends."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray turns it on by itself for a cluster that it starts only
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # Ray turns it on by itself for a cluster that it starts only
     import ray
     from ray import serve
 
     from serve.app import build_graph
     from serve.settings import AppArgs, deployment_options, read_config
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of its own start is not for people
+    logging.getLogger("ray.serve").setLevel(
+        logging.WARNING
+    )  # what it tells of its own start is not for people
     config = read_config()
     (app,) = config["applications"]
     args = AppArgs(
@@ -99,9 +107,16 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
         signal.SIGTERM, signal.SIG_DFL
     )  # Ray's own handler would show a traceback when the parent ends this process
     listening = {"host": service.host, "port": service.port, "request_timeout_s": REQUEST_SECONDS}
-    serve.start(http_options=config["http_options"] | listening, logging_config=config["logging_config"])
+    serve.start(
+        http_options=config["http_options"] | listening, logging_config=config["logging_config"]
+    )
     options = _fit_machine(deployment_options(config), service.num_threads)
-    serve.run(build_graph(args, options), name="melanoma", route_prefix="/", logging_config=app["logging_config"])
+    serve.run(
+        build_graph(args, options),
+        name="melanoma",
+        route_prefix="/",
+        logging_config=app["logging_config"],
+    )
 
 
 def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[str, dict[str, Any]]:
@@ -110,11 +125,16 @@ def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[s
 
     fitted = {
         name: values
-        | {"autoscaling_config": values["autoscaling_config"] | {"max_replicas": 1}, "max_surge_percent": 0}
+        | {
+            "autoscaling_config": values["autoscaling_config"] | {"max_replicas": 1},
+            "max_surge_percent": 0,
+        }
         for name, values in options.items()
     }
     fitted["Classifier"]["ray_actor_options"] = {"num_cpus": num_threads}
     if ray.cluster_resources().get("GPU", 0) > 0:
         for name in ("Classifier", "Explainer"):
-            fitted[name]["ray_actor_options"] = fitted[name]["ray_actor_options"] | {"num_gpus": 0.5}
+            fitted[name]["ray_actor_options"] = fitted[name]["ray_actor_options"] | {
+                "num_gpus": 0.5
+            }
     return fitted

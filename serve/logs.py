@@ -26,7 +26,11 @@ class _NoTraces(logging.Filter):
         first, *more = record.getMessage().splitlines() or [""]
         if error is not None and str(error) and str(error) in first:
             first = first.replace(str(error), "").rstrip(": ")
-        told = [first, "(the lines after it are left out)" if more else "", kind_and_place(error) if error else ""]
+        told = [
+            first,
+            "(the lines after it are left out)" if more else "",
+            kind_and_place(error) if error else "",
+        ]
         record.msg, record.args = redacted(" ".join(filter(None, told))), ()
         record.exc_info = record.exc_text = record.stack_info = None
         return True

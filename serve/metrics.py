@@ -20,18 +20,24 @@ class RequestMetrics:
     """Of requests: decisions by kind, refusals by code, seconds by stage; and of the keys they are let in by."""
 
     def __init__(self) -> None:
-        self._decisions = Counter("melanoma_decisions", "answers by decision", tag_keys=("decision",))
+        self._decisions = Counter(
+            "melanoma_decisions", "answers by decision", tag_keys=("decision",)
+        )
         self._refusals = Counter(
             "melanoma_refusals",
             "requests not answered, by code of the problem",
             tag_keys=("code", "status"),  # type: ignore[arg-type]  # annotated as one word, taken as many
         )
         self._seconds = Histogram(
-            "melanoma_stage_seconds", "seconds of a request by stage, waiting included", _SECONDS, tag_keys=("stage",)
+            "melanoma_stage_seconds",
+            "seconds of a request by stage, waiting included",
+            _SECONDS,
+            tag_keys=("stage",),
         )
 
         self._invalid_key_lines = Gauge(
-            "melanoma_invalid_key_lines", "lines of the file of API keys that are no hash and let nobody in"
+            "melanoma_invalid_key_lines",
+            "lines of the file of API keys that are no hash and let nobody in",
         )
 
     def read_keys(self, num_invalid_lines: int) -> None:
@@ -61,7 +67,9 @@ class BatchMetrics:
 
     def __init__(self) -> None:
         self._sizes = Histogram("melanoma_batch_size", "images a batch", _SIZES)
-        self._seconds = Histogram("melanoma_batch_seconds", "seconds of the network a batch", _SECONDS)
+        self._seconds = Histogram(
+            "melanoma_batch_seconds", "seconds of the network a batch", _SECONDS
+        )
         self._distances = Histogram(
             "melanoma_feature_distance",
             "distance of served features from the validation ones; 5 % of those lie above 1",

@@ -13,7 +13,14 @@ from serve.api_keys import ApiKeys, key_of, keys_of_environment
 from serve.in_flight import in_flight
 from serve.logs import kind_and_place
 from serve.metrics import request_metrics
-from serve.problems import body_too_large, crashed, keys_unavailable, new_request_id, problem, stopping
+from serve.problems import (
+    body_too_large,
+    crashed,
+    keys_unavailable,
+    new_request_id,
+    problem,
+    stopping,
+)
 
 # What says nothing about images or the model: anybody may ask, as probes and the page must.
 OPEN = (
@@ -43,13 +50,19 @@ logger = logging.getLogger("ray.serve")
 
 def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
     """Surround every request of an application."""
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)  # counts bodies that state no length
+    app.add_middleware(
+        RequestBodyLimitMiddleware, max_body_size=max_body_bytes
+    )  # counts bodies that state no length
 
     @app.middleware("http")
-    async def frame(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def frame(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
         request.state.request_id, started = new_request_id(), time.perf_counter()
-        if request.method == "HEAD":  # of any address that can be got; the HTTP server leaves the body out
+        if (
+            request.method == "HEAD"
+        ):  # of any address that can be got; the HTTP server leaves the body out
             request.scope["method"] = "GET"
         try:
             response = _refusal(request, max_body_bytes)
@@ -81,12 +94,19 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
         return stopping(request)
     if not _HOST.fullmatch(request.headers.get("host", "")):
         return problem(
-            request, 400, "bad_host", "The Host header must be a name or an address; send that of the service."
+            request,
+            400,
+            "bad_host",
+            "The Host header must be a name or an address; send that of the service.",
         )
     if (refused := _key_refusal(request, _keys())) is not None:
         return refused
     length = request.headers.get("content-length", "")
-    return body_too_large(request, max_body_bytes) if length.isdigit() and int(length) > max_body_bytes else None
+    return (
+        body_too_large(request, max_body_bytes)
+        if length.isdigit() and int(length) > max_body_bytes
+        else None
+    )
 
 
 @functools.cache
@@ -109,5 +129,8 @@ def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
     if keys.allow(key):
         return None
     return problem(
-        request, 403, "wrong_key", "The API key must be valid here; ask the operator of the service for another."
+        request,
+        403,
+        "wrong_key",
+        "The API key must be valid here; ask the operator of the service for another.",
     )

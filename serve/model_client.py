@@ -87,7 +87,9 @@ class Reading:
 class ModelClient:
     """The two deployments behind the ingress; remembers what the last classifier said of its bundle."""
 
-    def __init__(self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]") -> None:
+    def __init__(
+        self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]"
+    ) -> None:
         self._classifier, self._explainer = classifier, explainer
         self._described: Described | None = None
         self._waiting = 0
@@ -102,7 +104,9 @@ class ModelClient:
             NotReadyError: if none answers although nothing is waiting, for this question computes nothing.
         """
         try:
-            described: Described = await asyncio.wait_for(_ask(self._classifier.describe), timeout=READY_SECONDS)
+            described: Described = await asyncio.wait_for(
+                _ask(self._classifier.describe), timeout=READY_SECONDS
+            )
         except TimeoutError:
             raise (OverloadedError if self._waiting else NotReadyError) from None
         self._described = described
@@ -134,7 +138,9 @@ class ModelClient:
             await asyncio.sleep(PAUSE_SECONDS if attempt else 0)
         raise BundleChangingError
 
-    async def _decoded(self, source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
+    async def _decoded(
+        self, source: Source, preprocess: Preprocess
+    ) -> tuple[Image.Image, Uint8Array]:
         lane = self._small if await self._small.run(source.work) <= SMALL_WORK else self._large
         return await lane.run(partial(_prepared, source, preprocess))
 
@@ -155,7 +161,9 @@ class ModelClient:
         """
         readings = await self._read_at_once(sources)
         for _ in range(ATTEMPTS):
-            (version, num), *_ = collections.Counter(reading.version for reading in readings).most_common()
+            (version, num), *_ = collections.Counter(
+                reading.version for reading in readings
+            ).most_common()
             if num == len(readings):
                 return readings
             await asyncio.sleep(PAUSE_SECONDS)
@@ -225,5 +233,9 @@ async def _ask(method: Any, *arguments: Any) -> Any:
 def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
     """Return a small copy of an image to show, and the image as stored; the whole one is let go."""
     image = source.decode()
-    shown = ImageOps.contain(image, (MAX_SIDE_PX, MAX_SIDE_PX)) if max(image.size) > MAX_SIDE_PX else image
+    shown = (
+        ImageOps.contain(image, (MAX_SIDE_PX, MAX_SIDE_PX))
+        if max(image.size) > MAX_SIDE_PX
+        else image
+    )
     return shown, preprocess.stored(image)

@@ -51,7 +51,12 @@ BODY = {
                     "required": ["inputs"],
                     "properties": {
                         "id": {"type": "string", "maxLength": 256},
-                        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _ELEMENT},
+                        "inputs": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 1,
+                            "items": _ELEMENT,
+                        },
                         "outputs": {"type": "array", "items": _ELEMENT},
                         "parameters": {"type": "object"},
                     },
@@ -93,7 +98,11 @@ def metadata(described: Described) -> dict[str, Any]:
             {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
         ],
         "outputs": [
-            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, described.manifest.task.num_classes]},
+            {
+                "name": PROBABILITIES,
+                "datatype": "FP32",
+                "shape": [-1, described.manifest.task.num_classes],
+            },
             {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
         ],
         "parameters": _promise(described),
@@ -127,8 +136,12 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
     try:
         header = json.loads(body[:length])
     except (ValueError, RecursionError):
-        raise InferenceRequestError("The body must begin with one JSON object; see /openapi.json.") from None
-    _require(isinstance(header, dict), "The body must begin with one JSON object; see /openapi.json.")
+        raise InferenceRequestError(
+            "The body must begin with one JSON object; see /openapi.json."
+        ) from None
+    _require(
+        isinstance(header, dict), "The body must begin with one JSON object; see /openapi.json."
+    )
     inputs = header.get("inputs")
     _require(
         isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict),
@@ -138,15 +151,22 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
     name = asked.get("name")
     if not isinstance(name, str) or name not in _DATATYPES:
         raise InferenceRequestError("inputs[0].name must be image or pixels.")
-    _require(asked.get("datatype") == _DATATYPES[name], f"inputs[0].datatype of {name} must be {_DATATYPES[name]}.")
+    _require(
+        asked.get("datatype") == _DATATYPES[name],
+        f"inputs[0].datatype of {name} must be {_DATATYPES[name]}.",
+    )
     shape = asked.get("shape")
     _require(
-        isinstance(shape, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in shape),
+        isinstance(shape, list)
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in shape),
         "inputs[0].shape must be a list of whole numbers.",
     )
     images = (_images if name == "image" else _pixels)(asked, shape, body[length:])
     identity = header.get("id")
-    _require(identity is None or (isinstance(identity, str) and len(identity) <= 256), "id must be a short string.")
+    _require(
+        identity is None or (isinstance(identity, str) and len(identity) <= 256),
+        "id must be a short string.",
+    )
     return InferenceRequest(identity, images, _wanted(header))
 
 
@@ -177,7 +197,9 @@ def write_response(
             output["parameters"] = {"binary_data_size": len(data)}
             tail += data
         else:
-            output["data"] = values[name].ravel().tolist() if name == PROBABILITIES else values[name]
+            output["data"] = (
+                values[name].ravel().tolist() if name == PROBABILITIES else values[name]
+            )
         outputs.append(output)
     version = described.manifest.version
     answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
@@ -187,7 +209,10 @@ def write_response(
     header = json.dumps(answer).encode()
     if not tail:
         return header, {"Content-Type": "application/json"}
-    return header + tail, {"Content-Type": "application/octet-stream", HEADER_LENGTH.title(): str(len(header))}
+    return header + tail, {
+        "Content-Type": "application/octet-stream",
+        HEADER_LENGTH.title(): str(len(header)),
+    }
 
 
 def _require(kept: bool, rule: str) -> None:
@@ -199,7 +224,8 @@ def _header_length(text: str | None, most: int) -> int:
     if text is None:
         return most
     _require(
-        text.isdecimal() and len(text) < 12 and int(text) <= most, f"{HEADER_LENGTH.title()} must be within the body."
+        text.isdecimal() and len(text) < 12 and int(text) <= most,
+        f"{HEADER_LENGTH.title()} must be within the body.",
     )
     return int(text)
 
@@ -209,8 +235,14 @@ def _images(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[bytes]
         len(shape) == 1 and 1 <= shape[0] <= MAX_IMAGES,
         f"The shape of image must be [N], N from 1 to {MAX_IMAGES}.",
     )
-    images = _from_lengths(_binary(asked, tail)) if _is_binary(asked) else _from_base64(asked.get("data"))
-    _require(len(images) == shape[0], "The data of image must hold as many images as its shape says.")
+    images = (
+        _from_lengths(_binary(asked, tail))
+        if _is_binary(asked)
+        else _from_base64(asked.get("data"))
+    )
+    _require(
+        len(images) == shape[0], "The data of image must hold as many images as its shape says."
+    )
     return images
 
 
@@ -221,7 +253,10 @@ def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.
     )
     num, height, width, _ = shape
     check_size(width, height)
-    _require(num * height * width <= MAX_PIXELS, f"All pixels together must be at most {MAX_PIXELS // 10**6} million.")
+    _require(
+        num * height * width <= MAX_PIXELS,
+        f"All pixels together must be at most {MAX_PIXELS // 10**6} million.",
+    )
     values: Uint8Array
     if _is_binary(asked):
         data = _binary(asked, tail)
@@ -234,8 +269,13 @@ def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.
 
 def _from_numbers(data: Any, size: int) -> Uint8Array:
     rule = "The data of pixels must fill its shape with whole numbers from 0 to 255."
-    values = list(_flat(data, size + 1))  # element by element: numpy would give each the width of the longest string
-    _require(len(values) == size and all(type(value) is int and 0 <= value <= 255 for value in values), rule)
+    values = list(
+        _flat(data, size + 1)
+    )  # element by element: numpy would give each the width of the longest string
+    _require(
+        len(values) == size and all(type(value) is int and 0 <= value <= 255 for value in values),
+        rule,
+    )
     return np.array(values, dtype=np.uint8)
 
 
@@ -244,7 +284,10 @@ def _flat(data: Any, most: int) -> Iterator[Any]:
     level = [data]
     for _ in range(4):
         level = list(
-            itertools.islice((item for part in level for item in (part if isinstance(part, list) else [part])), most)
+            itertools.islice(
+                (item for part in level for item in (part if isinstance(part, list) else [part])),
+                most,
+            )
         )
     return iter(level)
 
@@ -271,7 +314,9 @@ def _from_lengths(data: bytes) -> list[bytes]:
         _require(len(parts) < MAX_IMAGES, f"BYTES must have at most {MAX_IMAGES} elements.")
         _require(place + 4 <= len(data), "Each element of BYTES must be preceded by its length.")
         (length,) = struct.unpack_from("<I", data, place)
-        _require(place + 4 + length <= len(data), "Each element of BYTES must be preceded by its length.")
+        _require(
+            place + 4 + length <= len(data), "Each element of BYTES must be preceded by its length."
+        )
         parts.append(data[place + 4 : place + 4 + length])
         place += 4 + length
     return parts
@@ -296,20 +341,27 @@ def _wanted(header: dict[str, Any]) -> dict[str, bool]:
     """Return which outputs are wanted, and whether as binary data."""
     asked = header.get("parameters")
     parameters = asked if isinstance(asked, dict) else {}
-    _require("explain" not in parameters, "The protocol has no explanations; ask /v1/predict?explain=grad_cam for one.")
+    _require(
+        "explain" not in parameters,
+        "The protocol has no explanations; ask /v1/predict?explain=grad_cam for one.",
+    )
     binary = bool(parameters.get("binary_data_output"))
     outputs = header.get("outputs")
     if not outputs:
         return dict.fromkeys(_OUTPUTS, binary)
     _require(
         isinstance(outputs, list)
-        and all(isinstance(output, dict) and output.get("name") in list(_OUTPUTS) for output in outputs),
+        and all(
+            isinstance(output, dict) and output.get("name") in list(_OUTPUTS) for output in outputs
+        ),
         f"outputs must be of {', '.join(_OUTPUTS)}.",
     )
     wanted = {}
     for output in outputs:
         asked = output.get("parameters")
         parameters = asked if isinstance(asked, dict) else {}
-        _require("classification" not in parameters, "Classification is not offered; read probabilities.")
+        _require(
+            "classification" not in parameters, "Classification is not offered; read probabilities."
+        )
         wanted[output["name"]] = bool(parameters.get("binary_data", binary))
     return wanted

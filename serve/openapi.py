@@ -17,7 +17,13 @@ DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not
 Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with a `code` and the
 `request_id`; Ray's proxy in front of it tells a full
 queue (503) or a body that takes too long (408) in plain words. How often one may ask is the gateway's business."""
-_ANSWERED = {"*/*", "application/*", "application/json", "application/pdf", "application/octet-stream"}
+_ANSWERED = {
+    "*/*",
+    "application/*",
+    "application/json",
+    "application/pdf",
+    "application/octet-stream",
+}
 PAGE = Path(__file__).with_name("page")
 IMAGE = {
     "requestBody": {
@@ -43,12 +49,17 @@ async def refuse_unknown_query(request: Request) -> None:
     """Refuse a query field that the route does not know: mistyped, it would be passed over in silence."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     if set(request.query_params) - known:
-        raise RequestValidationError([{"type": "extra_forbidden", "loc": ("query", "an unknown field"), "msg": ""}])
+        raise RequestValidationError(
+            [{"type": "extra_forbidden", "loc": ("query", "an unknown field"), "msg": ""}]
+        )
 
 
 async def refuse_other_types(request: Request) -> None:
     """Refuse a client that takes none of the types all answers here have."""
-    taken = [part.partition(";")[0].strip().lower() for part in (request.headers.get("accept") or "*/*").split(",")]
+    taken = [
+        part.partition(";")[0].strip().lower()
+        for part in (request.headers.get("accept") or "*/*").split(",")
+    ]
     if not _ANSWERED.intersection(taken):
         raise HTTPException(406)
 
@@ -62,15 +73,21 @@ GUARDED: Any = [
 ]
 
 
-def errors(*statuses: int, kind: str = "application/problem+json") -> dict[int | str, dict[str, Any]]:
+def errors(
+    *statuses: int, kind: str = "application/problem+json"
+) -> dict[int | str, dict[str, Any]]:
     """Return the description of some errors."""
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {status: {"model": Problem, "content": {kind: {"schema": schema}}} for status in statuses}
+    return {
+        status: {"model": Problem, "content": {kind: {"schema": schema}}} for status in statuses
+    }
 
 
 def install_docs(app: FastAPI) -> None:
     """Add /docs: Swagger UI out of a package, started by a script of our own, for the policy allows none inside a page."""
-    app.mount("/docs/assets", StaticFiles(directory=str(resources.files("fastapi_offline") / "static")))
+    app.mount(
+        "/docs/assets", StaticFiles(directory=str(resources.files("fastapi_offline") / "static"))
+    )
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> FileResponse:

@@ -19,7 +19,10 @@ from serve.schemas import Problem
 
 RETRY_AFTER_SECONDS, KEYS_RETRY_AFTER_SECONDS = "1", "10"
 _TOLD = {
-    400: ("bad_request", "The body must be an image, or a whole multipart form with one; see /openapi.json."),
+    400: (
+        "bad_request",
+        "The body must be an image, or a whole multipart form with one; see /openapi.json.",
+    ),
     404: ("not_found", "The address must be one of those at /openapi.json."),
     405: ("method_not_allowed", "The method must be one that this address has; see /openapi.json."),
     406: (
@@ -59,26 +62,37 @@ def problem(
 
 def stopping(request: Request) -> JSONResponse:
     """Return the answer to a request that came after the service was told to stop."""
-    detail = "The service is stopping; ask another one, or this one again after the time in Retry-After."
-    return problem(request, 503, "stopping", detail, headers={"Retry-After": "10", "Connection": "close"})
+    detail = (
+        "The service is stopping; ask another one, or this one again after the time in Retry-After."
+    )
+    return problem(
+        request, 503, "stopping", detail, headers={"Retry-After": "10", "Connection": "close"}
+    )
 
 
 def body_too_large(request: Request, limit: int) -> JSONResponse:
     """Return the refusal of a body whose stated length is over the limit, without reading it."""
     return problem(
-        request, 413, "body_too_large", f"The body must have at most {limit // 2**20} MiB; send a smaller image."
+        request,
+        413,
+        "body_too_large",
+        f"The body must have at most {limit // 2**20} MiB; send a smaller image.",
     )
 
 
 def keys_unavailable(request: Request) -> JSONResponse:
     """Return the refusal of everybody while the file of API keys cannot be used."""
     detail = "The service cannot tell who may ask, because its API keys cannot be read; try again after the time in Retry-After."
-    return problem(request, 503, "keys_unavailable", detail, headers={"Retry-After": KEYS_RETRY_AFTER_SECONDS})
+    return problem(
+        request, 503, "keys_unavailable", detail, headers={"Retry-After": KEYS_RETRY_AFTER_SECONDS}
+    )
 
 
 async def _bundle_changing(request: Request, error: Exception) -> JSONResponse:
     detail = "The service is taking up another bundle; try again after the time in Retry-After."
-    return problem(request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+    return problem(
+        request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
+    )
 
 
 async def _invalid_inference(request: Request, error: Exception) -> JSONResponse:
@@ -97,7 +111,9 @@ async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code, detail = _TOLD.get(error.status_code, ("error", f"{http.HTTPStatus(error.status_code).phrase}."))
+    code, detail = _TOLD.get(
+        error.status_code, ("error", f"{http.HTTPStatus(error.status_code).phrase}.")
+    )
     return problem(request, error.status_code, code, detail, headers=dict(error.headers or {}))
 
 
@@ -139,7 +155,12 @@ async def _too_slow(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _model_failed(request: Request, error: Exception) -> JSONResponse:
-    return problem(request, 500, "model_error", "The network gave no finite scores for this image; send another.")
+    return problem(
+        request,
+        500,
+        "model_error",
+        "The network gave no finite scores for this image; send another.",
+    )
 
 
 async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
@@ -147,8 +168,12 @@ async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, FloatingPointError):
         return await _model_failed(request, error)
     if isinstance(error, (ActorDiedError, ActorUnavailableError, NodeDiedError)):
-        detail = "A part of the service was lost on the way; try again after the time in Retry-After."
-        return problem(request, 503, "replica_lost", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+        detail = (
+            "A part of the service was lost on the way; try again after the time in Retry-After."
+        )
+        return problem(
+            request, 503, "replica_lost", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
+        )
     return crashed(request)
 
 

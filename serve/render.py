@@ -32,7 +32,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+_Dumper.add_representer(
+    _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
+)
 
 
 def serve_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +49,9 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     config = read_config()
     (app,) = config["applications"]
     if unknown := values.keys() - {"args", "deployments"}:
-        raise SettingError(f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither.")
+        raise SettingError(
+            f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither."
+        )
     args = values.get("args") or {}
     if not args.get("bundle") or not args.get("manifest_sha256"):
         raise SettingError(
@@ -78,7 +82,9 @@ def patch(folder: Path) -> str:
     try:
         values = yaml.safe_load((folder / VALUES).read_text())
     except yaml.YAMLError as error:
-        raise SettingError(f"the values must be YAML, they are not ({' '.join(str(error).split())}).") from error
+        raise SettingError(
+            f"the values must be YAML, they are not ({' '.join(str(error).split())})."
+        ) from error
     if not isinstance(values, dict):
         raise SettingError("the values must be args and deployments, they are neither.")
     text = _Text(_dump(serve_config(values)))

@@ -20,16 +20,25 @@ from serve.openapi import PAGE
 from serve.schemas import PredictResponse
 
 _WORDS: dict[str, dict[str, str]] = json.loads((PAGE / "words.json").read_text())
-_INK, _QUIET, _BAR, _ACCENT = HexColor("#1b2430"), HexColor("#52606d"), HexColor("#61758a"), HexColor("#a3195b")
+_INK, _QUIET, _BAR, _ACCENT = (
+    HexColor("#1b2430"),
+    HexColor("#52606d"),
+    HexColor("#61758a"),
+    HexColor("#a3195b"),
+)
 _MARGIN, _GAP = 18 * mm, 6 * mm
 _WIDTH, _HEIGHT = A4
 _TEXT = ParagraphStyle("text", fontName="Helvetica", fontSize=10, leading=14, textColor=_INK)
 _SMALL = ParagraphStyle("small", parent=_TEXT, fontSize=8, leading=11, textColor=_QUIET)
-_VERDICT = ParagraphStyle("verdict", parent=_TEXT, fontName="Helvetica-Bold", fontSize=20, leading=25)
+_VERDICT = ParagraphStyle(
+    "verdict", parent=_TEXT, fontName="Helvetica-Bold", fontSize=20, leading=25
+)
 _HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, leading=16)
 
 
-def report_pdf(image: Image.Image, answer: PredictResponse, task: Task, *, now: datetime.datetime) -> bytes:
+def report_pdf(
+    image: Image.Image, answer: PredictResponse, task: Task, *, now: datetime.datetime
+) -> bytes:
     """Return the page.
 
     Args:
@@ -62,7 +71,11 @@ def report_pdf(image: Image.Image, answer: PredictResponse, task: Task, *, now: 
         canvas,
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights {answer.model.weights_sha256[:12]}; "
         f"request {answer.request_id}. "
-        + (f"The line across the bar of {noun} is the threshold. " if _has_mark(answer, task) else "")
+        + (
+            f"The line across the bar of {noun} is the threshold. "
+            if _has_mark(answer, task)
+            else ""
+        )
         + f"The map is Grad-CAM of {noun} in coarse cells; no map here has been shown to mark lesions.",
         _SMALL,
         top,
@@ -80,14 +93,18 @@ def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> floa
     return top - float(height)
 
 
-def _images(canvas: Canvas, image: Image.Image, answer: PredictResponse, task: Task, top: float) -> float:
+def _images(
+    canvas: Canvas, image: Image.Image, answer: PredictResponse, task: Task, top: float
+) -> float:
     """Draw the image and, beside it, the map laid over it; return where they end."""
     assert answer.explanation is not None
     width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 95 * mm
     overlaid = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
     scale = min(width / image.width, most / image.height)
     size = image.width * scale, image.height * scale
-    for column, (drawn, title) in enumerate(((image, "Image"), (overlaid, f"Grad-CAM of {task.noun[0]}"))):
+    for column, (drawn, title) in enumerate(
+        ((image, "Image"), (overlaid, f"Grad-CAM of {task.noun[0]}"))
+    ):
         left = _MARGIN + column * (width + _GAP)
         canvas.drawImage(ImageReader(drawn), left, top - size[1], *size)
         canvas.setFont("Helvetica", 8)

@@ -12,7 +12,9 @@ from melanoma.task import Task
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), serialize_by_alias=True, validate_by_name=True
+    )
 
 
 class ModelInfo(_Model):
@@ -28,9 +30,13 @@ class Explanation(_Model):
 
     method: Literal["grad_cam", "guided_grad_cam"]
     class_name: str = Field(alias="class")
-    heatmap_png: str = Field(description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright image")
+    heatmap_png: str = Field(
+        description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright image"
+    )
     overlay_png: str = Field(description="base64 PNG, the map laid over the image")
-    peak: float = Field(description="largest value of the map before scaling; 0 means that the map is empty")
+    peak: float = Field(
+        description="largest value of the map before scaling; 0 means that the map is empty"
+    )
     lesion_claim: Literal["none"] = "none"
 
 

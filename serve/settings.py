@@ -30,7 +30,9 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bundle: str
-    manifest_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # as sha256sum prints it
+    manifest_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$"
+    )  # as sha256sum prints it
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
@@ -62,7 +64,9 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
     for place, known in _unknown(ServeDeploySchema, values, ""):
         nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
-        raise SettingError(f"every key of the Serve config must be one that Serve knows, {place} is not{hint}")
+        raise SettingError(
+            f"every key of the Serve config must be one that Serve knows, {place} is not{hint}"
+        )
     try:
         config = ServeDeploySchema.model_validate(values)
         for app in config.applications:
@@ -72,7 +76,9 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise SettingError(f"the Serve config must hold valid values, {place} does not: {first['msg']}.") from error
+        raise SettingError(
+            f"the Serve config must hold valid values, {place} does not: {first['msg']}."
+        ) from error
     for app in config.applications:
         names = sorted(deployment.name for deployment in app.deployments)
         if names != sorted(DEPLOYMENTS):

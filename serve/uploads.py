@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from melanoma.imaging.decode import MAX_PIXELS, announced_size, check_content, decode_image, decoding_work
+from melanoma.imaging.decode import (
+    MAX_PIXELS,
+    announced_size,
+    check_content,
+    decode_image,
+    decoding_work,
+)
 
 MAX_REQUEST_PIXELS = 2 * MAX_PIXELS
 
@@ -29,7 +35,11 @@ class Upload:
     def num_pixels(self) -> int:
         """Return how many pixels the header announces; raise InvalidImageError as `melanoma.images` does."""
         with self._named():
-            width, height = self.content.size if isinstance(self.content, Image.Image) else announced_size(self.content)
+            width, height = (
+                self.content.size
+                if isinstance(self.content, Image.Image)
+                else announced_size(self.content)
+            )
         return width * height
 
     def work(self) -> int:
@@ -42,7 +52,11 @@ class Upload:
     def decode(self) -> Image.Image:
         """Return upright RGB that shows something; raise InvalidImageError if it cannot be used."""
         with self._named():
-            image = self.content if isinstance(self.content, Image.Image) else decode_image(self.content)
+            image = (
+                self.content
+                if isinstance(self.content, Image.Image)
+                else decode_image(self.content)
+            )
             check_content(image)
         return image
 
@@ -54,7 +68,9 @@ class Upload:
             if self.num_images == 1:
                 raise
             place = f"Image {self.index + 1} of {self.num_images}: "
-            raise InvalidImageError(place + str(error), status=error.status, code=error.code) from error
+            raise InvalidImageError(
+                place + str(error), status=error.status, code=error.code
+            ) from error
 
 
 def uploads_of(contents: Sequence[bytes | Image.Image]) -> list[Upload]:

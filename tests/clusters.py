@@ -18,7 +18,11 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 def free_ports(num: int) -> list[int]:
@@ -116,7 +120,9 @@ class Head:
 @contextlib.contextmanager
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
     """Start a cluster of one node, as a pod would, with an environment of its own; it says it has GPUs, so that what asks for them is placed."""
-    session = tempfile.mkdtemp(prefix="ray-")  # short: the names of Ray's sockets must fit into 107 letters
+    session = tempfile.mkdtemp(
+        prefix="ray-"
+    )  # short: the names of Ray's sockets must fit into 107 letters
     token = token_file(folder)
     port, dashboard, agent, client, serve_port = free_ports(5)
     around = {
@@ -133,7 +139,9 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
     # Shells of the cluster find `python` where this one is.
     inside = os.environ | around | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=inside, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=inside, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         wait_for_http(f"http://127.0.0.1:{dashboard}/api/version", process)
         yield Head(f"http://127.0.0.1:{dashboard}", serve_port, around)

@@ -41,7 +41,9 @@ if TYPE_CHECKING:  # unit tests start without Ray
 def shared() -> Path:
     path = Path(os.environ.get("MELANOMA_SHARED", Path(__file__).parents[1] / ".." / "shared"))
     if not (path / "data" / "ham10000").is_dir():
-        pytest.skip("HAM10000 is not here: set MELANOMA_SHARED to the folder whose data/ham10000 holds it")
+        pytest.skip(
+            "HAM10000 is not here: set MELANOMA_SHARED to the folder whose data/ham10000 holds it"
+        )
     return path
 
 
@@ -56,7 +58,9 @@ def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
     prepare(
-        phantom_source, folder, PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3, population="phantom")
+        phantom_source,
+        folder,
+        PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3, population="phantom"),
     )
     return open_prepared(folder, verify=True)
 
@@ -66,7 +70,9 @@ def tiny_config() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(input_height=48, input_width=64, tta=2),
         model=ModelConfig(backbone="test_convnext", layer_scale=0.5),
-        optim=OptimConfig(optimizer="muon", epochs=10, batch_size=16, lr=3e-3, warmup_epochs=0.5, ema_decay=0.9),
+        optim=OptimConfig(
+            optimizer="muon", epochs=10, batch_size=16, lr=3e-3, warmup_epochs=0.5, ema_decay=0.9
+        ),
         min_specificity=0.02,
     )
 
@@ -86,14 +92,20 @@ def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module
 
 @pytest.fixture(scope="session")
 def bundle_dir(
-    trained: torch.nn.Module, prepared: PreparedData, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+    trained: torch.nn.Module,
+    prepared: PreparedData,
+    tiny_config: TrainConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     from melanoma.bundle.packing import pack
 
     folder = tmp_path_factory.mktemp("run") / "bundle"
     folder.mkdir()
     packed = pack(trained, tiny_config, prepared, folder, best_epoch=tiny_config.optim.epochs)
-    assert packed.operating_point.contract.status == "met", (packed.operating_point, packed.validation)
+    assert packed.operating_point.contract.status == "met", (
+        packed.operating_point,
+        packed.validation,
+    )
     return folder
 
 
@@ -120,7 +132,9 @@ def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def service(bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
+def service(
+    bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Service"]:
     from tests.serving import local_serve
 
     with local_serve(tmp_path_factory.mktemp("keys")) as deploy:
@@ -170,7 +184,8 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
         report
         for outcome in ("passed", "failed", "error")
         for report in terminalreporter.getreports(outcome)
-        if {"drill", "fault"} & set(getattr(report, "keywords", ())) and (report.when == "call" or outcome == "error")
+        if {"drill", "fault"} & set(getattr(report, "keywords", ()))
+        and (report.when == "call" or outcome == "error")
     ]
     if not reports:
         return

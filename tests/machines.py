@@ -26,7 +26,11 @@ NETWORK = "198.18.{}"
 
 def missing() -> str:
     """Return why there can be no machines here, or nothing."""
-    lacking = [name for name in ("ip", "unshare", "nsenter", "mount", "redis-server") if shutil.which(name) is None]
+    lacking = [
+        name
+        for name in ("ip", "unshare", "nsenter", "mount", "redis-server")
+        if shutil.which(name) is None
+    ]
     if os.geteuid() != 0 or lacking:
         return f"machines need root, and here {' and '.join(lacking) or 'it'} is not"
     name = f"try{os.getpid()}"
@@ -77,7 +81,9 @@ class Machine:
 
     def processes(self, title: str = "") -> list[int]:
         """Return the processes that run there, or those whose title begins so."""
-        told = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False).stdout
+        told = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
+        ).stdout
         return sorted(pid for pid in map(int, told.split()) if title_of(pid).startswith(title))
 
     def crash(self) -> None:
@@ -92,7 +98,16 @@ class Machine:
         """Tell what runs there to stop, as the manifests do before a pod ends."""
         assert self.process is not None
         inside = psutil.Process(self.process.pid).children()[0].pid
-        stop = ["nsenter", "--target", str(inside), "--net", "--pid", "--mount", BIN / "ray", "stop"]
+        stop = [
+            "nsenter",
+            "--target",
+            str(inside),
+            "--net",
+            "--pid",
+            "--mount",
+            BIN / "ray",
+            "stop",
+        ]
         subprocess.run(stop, check=True, capture_output=True, timeout=120)
 
     def vanish(self) -> None:
@@ -157,7 +172,10 @@ class RayMachines:
             "PATH": f"{BIN}:{os.environ['PATH']}", **environment,
         }  # fmt: skip
         # As KubeRay sets them where gcsFaultToleranceOptions are.
-        self._of_head = {"RAY_REDIS_ADDRESS": f"{network.address}:6379", "RAY_external_storage_namespace": "drill"}
+        self._of_head = {
+            "RAY_REDIS_ADDRESS": f"{network.address}:6379",
+            "RAY_external_storage_namespace": "drill",
+        }
         self._password = password
         self._of_worker = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
         with (folder / "redis.log").open("wb") as log:
@@ -193,7 +211,9 @@ class RayMachines:
             ],
             self._session, self._folder / f"{machine.name}.log", **self.around, **self._of_worker,
         )  # fmt: skip
-        wait_for(lambda: b"Ray runtime started" in (self._folder / f"{machine.name}.log").read_bytes())
+        wait_for(
+            lambda: b"Ray runtime started" in (self._folder / f"{machine.name}.log").read_bytes()
+        )
         self.workers.append(machine)
         return machine
 
@@ -202,7 +222,9 @@ class RayMachines:
         token = Path(self.around["RAY_AUTH_TOKEN_PATH"]).read_text()
         try:
             answer = httpx.get(
-                f"{self.dashboard}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=10
+                f"{self.dashboard}/api/serve/applications/",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=10,
             )
             answer.raise_for_status()
         except httpx.HTTPError:

@@ -29,7 +29,10 @@ def hardening_findings(document: Document) -> Iterator[str]:
     for spec in pod_specs(document):
         if not spec.get("securityContext", {}).get("runAsNonRoot"):
             yield "a pod must not run as root"
-        if spec.get("securityContext", {}).get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        if (
+            spec.get("securityContext", {}).get("seccompProfile", {}).get("type")
+            != "RuntimeDefault"
+        ):
             yield "a pod must have the seccomp profile RuntimeDefault"
         for container in spec["containers"]:
             yield from _container_findings(container["name"], container)
@@ -44,7 +47,9 @@ def _container_findings(name: str, container: dict[str, Any]) -> Iterator[str]:
         yield f"{name} must have a read-only root and no way to more rights"
     if locked.get("capabilities", {}).get("drop") != ["ALL"]:
         yield f"{name} must drop all capabilities"
-    if not resources.get("limits") or resources["limits"].get("memory") != resources.get("requests", {}).get("memory"):
+    if not resources.get("limits") or resources["limits"].get("memory") != resources.get(
+        "requests", {}
+    ).get("memory"):
         yield f"{name} must ask for as much memory as it may take"
 
 
@@ -69,10 +74,14 @@ def serve_findings(document: Document) -> Iterator[str]:
         wanted = dict.fromkeys(("min_replicas", "max_replicas"), 0.0)
         deployments = values["applications"][0]["deployments"]
         # A new version's first replica starts beside all old ones.
-        wanted["max_replicas"] += max(deployment["ray_actor_options"].get(option, 0) for deployment in deployments)
+        wanted["max_replicas"] += max(
+            deployment["ray_actor_options"].get(option, 0) for deployment in deployments
+        )
         for deployment in deployments:
             for edge in wanted:
-                wanted[edge] += deployment["autoscaling_config"][edge] * deployment["ray_actor_options"].get(option, 0)
+                wanted[edge] += deployment["autoscaling_config"][edge] * deployment[
+                    "ray_actor_options"
+                ].get(option, 0)
         for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
             if wanted[edge] > float(there) * group[workers]:
                 yield f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]} workers have {float(there) * group[workers]}"
@@ -80,8 +89,14 @@ def serve_findings(document: Document) -> Iterator[str]:
         if deployment["name"] in ANSWERING and deployment["autoscaling_config"]["min_replicas"] < 2:
             yield f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
     for group in groups_of(cluster_of(document)):
-        ports = {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
-        if values["http_options"]["port"] != ports.get("serve") or values["http_options"]["host"] != "0.0.0.0":
+        ports = {
+            port["name"]: port["containerPort"]
+            for port in group["template"]["spec"]["containers"][0]["ports"]
+        }
+        if (
+            values["http_options"]["port"] != ports.get("serve")
+            or values["http_options"]["host"] != "0.0.0.0"
+        ):
             yield "Serve must listen on the port that head and workers call serve, and not on loopback"
 
 
@@ -95,7 +110,9 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
     made = {(document["kind"], document["metadata"]["name"]) for document in documents}
     labels: list[dict[str, str]] = []
     for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
-        labels += [group["template"]["metadata"]["labels"] for group in groups_of(cluster_of(document))]
+        labels += [
+            group["template"]["metadata"]["labels"] for group in groups_of(cluster_of(document))
+        ]
         labels += [
             document["spec"][name]["metadata"]["labels"]
             for name in ("submitterPodTemplate",)
@@ -124,11 +141,13 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             yield f"the secret {name} must be one that the README tells to make"
     for kind in ("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
         for document in of_kind(documents, kind):
-            wanted = (document["spec"].get("selector") or document["spec"].get("podSelector", {})).get(
-                "matchLabels", {}
-            )
+            wanted = (
+                document["spec"].get("selector") or document["spec"].get("podSelector", {})
+            ).get("matchLabels", {})
             # One policy is of serving alone, and part of what jobs share; one is of a Redis that others bring.
-            elsewhere = "redis" in str(wanted) or ("serve" in str(wanted) and not of_kind(documents, "RayService"))
+            elsewhere = "redis" in str(wanted) or (
+                "serve" in str(wanted) and not of_kind(documents, "RayService")
+            )
             if not elsewhere and not any(wanted.items() <= found.items() for found in labels):
                 yield f"{kind} {document['metadata']['name']} selects no pod"
 
@@ -140,7 +159,10 @@ def wiring_findings(documents: list[Document]) -> Iterator[str]:
     (gateway,), (route,) = of_kind(documents, "Gateway"), of_kind(documents, "HTTPRoute")
     listeners = {listener["name"]: listener for listener in gateway["spec"]["listeners"]}
     for parent in route["spec"]["parentRefs"]:
-        if parent["name"] != gateway["metadata"]["name"] or parent.get("sectionName") not in listeners:
+        if (
+            parent["name"] != gateway["metadata"]["name"]
+            or parent.get("sectionName") not in listeners
+        ):
             yield "the route must hang on a listener of the gateway"
         elif {listeners[parent["sectionName"]]["hostname"]} != set(route["spec"]["hostnames"]):
             yield "route and listener must be of the same host"
@@ -152,10 +174,16 @@ def wiring_findings(documents: list[Document]) -> Iterator[str]:
                 config["http_options"]["port"],
             ):
                 yield "the route must lead to the service that KubeRay makes, on Serve's port"
-        if int(rule["timeouts"]["request"].removesuffix("s")) <= config["http_options"]["request_timeout_s"]:
+        if (
+            int(rule["timeouts"]["request"].removesuffix("s"))
+            <= config["http_options"]["request_timeout_s"]
+        ):
             yield "the gateway must be more patient than Serve, whose refusal has words"
     made = {(document["kind"], document["metadata"]["name"]) for document in documents}
-    for policy in (*of_kind(documents, "ClientTrafficPolicy"), *of_kind(documents, "BackendTrafficPolicy")):
+    for policy in (
+        *of_kind(documents, "ClientTrafficPolicy"),
+        *of_kind(documents, "BackendTrafficPolicy"),
+    ):
         for target in policy["spec"]["targetRefs"]:
             if (target["kind"], target["name"]) not in made:
                 yield f"{policy['kind']} must govern something that is there"
@@ -184,20 +212,32 @@ def _limit_findings(documents: list[Document], config: dict[str, Any]) -> Iterat
 
 
 def _drain_findings(service: Document, config: dict[str, Any]) -> Iterator[str]:
-    graceful = max(d["graceful_shutdown_timeout_s"] for d in config["applications"][0]["deployments"])
+    graceful = max(
+        d["graceful_shutdown_timeout_s"] for d in config["applications"][0]["deployments"]
+    )
     for group in cluster_of(service)["workerGroupSpecs"]:
-        if group["template"]["spec"].get("terminationGracePeriodSeconds", 30) <= graceful + PROXY_DRAIN_SECONDS:
+        if (
+            group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+            <= graceful + PROXY_DRAIN_SECONDS
+        ):
             yield "a worker must have more time to end than its replicas and its proxy take"
 
 
 def _port_findings(documents: list[Document], service: Document) -> Iterator[str]:
     pods = [
-        (group["template"]["metadata"]["labels"], group["template"]["spec"]["containers"][0]["ports"])
+        (
+            group["template"]["metadata"]["labels"],
+            group["template"]["spec"]["containers"][0]["ports"],
+        )
         for group in groups_of(cluster_of(service))
     ]
 
     def ports_of(selector: dict[str, Any]) -> list[list[dict[str, Any]]]:
-        return [ports for labels, ports in pods if selector.get("matchLabels", {}).items() <= labels.items()]
+        return [
+            ports
+            for labels, ports in pods
+            if selector.get("matchLabels", {}).items() <= labels.items()
+        ]
 
     for monitor in of_kind(documents, "PodMonitor"):
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
@@ -205,8 +245,16 @@ def _port_findings(documents: list[Document], service: Document) -> Iterator[str
                 if endpoint["port"] not in {port["name"] for port in ports}:
                     yield f"PodMonitor {monitor['metadata']['name']} asks the port {endpoint['port']}, which its pods do not name"
     for policy in of_kind(documents, "NetworkPolicy"):
-        open_ports = {port["containerPort"] for ports in ports_of(policy["spec"]["podSelector"]) for port in ports}
-        asked = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule.get("ports", [])}
+        open_ports = {
+            port["containerPort"]
+            for ports in ports_of(policy["spec"]["podSelector"])
+            for port in ports
+        }
+        asked = {
+            port["port"]
+            for rule in policy["spec"].get("ingress", [])
+            for port in rule.get("ports", [])
+        }
         if open_ports and not asked <= open_ports:
             yield f"NetworkPolicy {policy['metadata']['name']} lets in to {sorted(asked - open_ports)}, which no pod opens"
     yield from _way_in_findings(documents)
@@ -221,8 +269,13 @@ def _way_in_findings(documents: list[Document]) -> Iterator[str]:
     for policy in policies:
         for rule in policy["spec"].get("ingress", []):
             peers = rule.get("from") or [{}]
-            inside = all(peer.get("podSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers)
-            named = all(peer.get("namespaceSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers)
+            inside = all(
+                peer.get("podSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers
+            )
+            named = all(
+                peer.get("namespaceSelector", {}).get("matchLabels") and len(peer) == 1
+                for peer in peers
+            )
             if not inside and not (named and rule.get("ports")):
                 yield f"NetworkPolicy {policy['metadata']['name']} must let in pods by their labels, or a namespace to some ports"
         for rule in policy["spec"].get("egress", []):

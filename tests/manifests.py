@@ -38,14 +38,24 @@ Document = dict[str, Any]
 CUSTOM_GROUPS = (
     "ray.io/v1", "gateway.networking.k8s.io/v1", "gateway.envoyproxy.io/v1alpha1", "monitoring.coreos.com/v1",
 )  # fmt: skip
-CORE_GROUPS = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1", "rbac.authorization.k8s.io/v1", "batch/v1")
+CORE_GROUPS = (
+    "v1",
+    "apps/v1",
+    "policy/v1",
+    "networking.k8s.io/v1",
+    "rbac.authorization.k8s.io/v1",
+    "batch/v1",
+)
 
 
 def render(overlay: str) -> list[Document]:
     """Return the documents of an overlay as `kubectl kustomize` gives them."""
     kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run(
-        [kubectl, "kustomize", K8S / "overlays" / overlay], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", K8S / "overlays" / overlay],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
@@ -93,7 +103,9 @@ def crd_findings(documents: list[Document], crds: Path) -> Iterator[str]:
                     version["name"],
                     definition["spec"]["names"]["kind"],
                 ):
-                    yield from _schema_findings(schema, _with_defaults(schema, copy.deepcopy(document)))
+                    yield from _schema_findings(
+                        schema, _with_defaults(schema, copy.deepcopy(document))
+                    )
 
 
 def _definitions(folder: Path) -> Iterator[Document]:
@@ -150,7 +162,9 @@ def _strict(schema: Any, *, top: bool = True) -> Any:
     for key, value in schema.items():
         if key == "properties":
             made[key] = {
-                name: {"type": "object"} if top and name == "metadata" else _strict(inner, top=False)
+                name: {"type": "object"}
+                if top and name == "metadata"
+                else _strict(inner, top=False)
                 for name, inner in value.items()
             }
         elif key in ("items", "additionalProperties"):
@@ -204,7 +218,9 @@ def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]
     board = json.loads((K8S / "base/serve/dashboards/melanoma.json").read_text())
     asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     for text in asked:
-        for summed, name, picked in re.findall(r"(?:by \(([^)]+)\) \((?:rate\()?)?(ray_\w+)(?:\{([^}]*)\})?", text):
+        for summed, name, picked in re.findall(
+            r"(?:by \(([^)]+)\) \((?:rate\()?)?(ray_\w+)(?:\{([^}]*)\})?", text
+        ):
             yield name, {*re.findall(r"\w+", summed), *re.findall(r"(\w+)=", picked)}
 
 
@@ -231,5 +247,11 @@ def pod_specs(document: Document) -> Iterator[dict[str, Any]]:
 def planted(documents: list[Document], kind: str, plant: Callable[[Any], object]) -> list[Document]:
     """Change the first document of a kind, or the one that is named, kind/name."""
     changed, (kind, _, name) = copy.deepcopy(documents), kind.partition("/")
-    plant(next(document for document in of_kind(changed, kind) if name in ("", document["metadata"]["name"])))
+    plant(
+        next(
+            document
+            for document in of_kind(changed, kind)
+            if name in ("", document["metadata"]["name"])
+        )
+    )
     return changed

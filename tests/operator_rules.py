@@ -14,7 +14,12 @@ from packaging.version import Version
 from tests.manifests import Document, cluster_of, groups_of
 
 MAX_NAME = 47  # of a RayService or RayJob: the cluster's name is longer
-LEAST = {"ttlSecondsAfterFinished": 0, "backoffLimit": 0, "activeDeadlineSeconds": 1, "preRunningDeadlineSeconds": 1}
+LEAST = {
+    "ttlSecondsAfterFinished": 0,
+    "backoffLimit": 0,
+    "activeDeadlineSeconds": 1,
+    "preRunningDeadlineSeconds": 1,
+}
 PATIENCE = "ray.io/initializing-timeout"
 FAULT_TOLERANCE = {"ray.io/ft-enabled", "ray.io/external-storage-namespace"}
 BEHIND_GATES = ("networkPolicy", "tlsOptions", "historyServerOptions")
@@ -26,7 +31,9 @@ Fields = dict[str, Any]
 def operator_findings(document: Document) -> Iterator[str]:
     """Check a RayService or RayJob and the cluster that it makes."""
     metadata, cluster = document["metadata"], cluster_of(document)
-    if len(metadata["name"]) > MAX_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", metadata["name"]):
+    if len(metadata["name"]) > MAX_NAME or not re.fullmatch(
+        r"[a-z]([-a-z0-9]*[a-z0-9])?", metadata["name"]
+    ):
         yield f"the name {metadata['name']} must be a DNS label of at most {MAX_NAME} letters"
     if "upgradeStrategy" in cluster:
         yield "a cluster inside another resource must not have an upgradeStrategy"
@@ -56,10 +63,14 @@ def _group_findings(cluster: Fields) -> Iterator[str]:
         if "labels" in started_with:
             yield "labels must not stand in rayStartParams"
         for key, value in group.get("labels", {}).items():
-            if not re.fullmatch(rf"([a-z0-9.-]+/)?{LABEL}", key) or not re.fullmatch(rf"({LABEL})?", value):
+            if not re.fullmatch(rf"([a-z0-9.-]+/)?{LABEL}", key) or not re.fullmatch(
+                rf"({LABEL})?", value
+            ):
                 yield f"labels must be written as Kubernetes writes them, {key}: {value} is not"
     for group in cluster.get("workerGroupSpecs", []):
-        if not cluster.get("enableInTreeAutoscaling") and not {"minReplicas", "maxReplicas"} <= set(group):
+        if not cluster.get("enableInTreeAutoscaling") and not {"minReplicas", "maxReplicas"} <= set(
+            group
+        ):
             yield "without the autoscaler a group must say minReplicas and maxReplicas"
         least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
         if not 0 <= least <= most:
@@ -67,19 +78,26 @@ def _group_findings(cluster: Fields) -> Iterator[str]:
 
 
 def _autoscaler_findings(cluster: Fields) -> Iterator[str]:
-    autoscaling, options = cluster.get("enableInTreeAutoscaling", False), cluster.get("autoscalerOptions", {})
+    autoscaling, options = (
+        cluster.get("enableInTreeAutoscaling", False),
+        cluster.get("autoscalerOptions", {}),
+    )
     if any(each.get("idleTimeoutSeconds", 0) < 0 for each in (options, *groups_of(cluster))):
         yield "idleTimeoutSeconds must not be negative"
     if "RAY_enable_autoscaler_v2" in _variables(cluster):
         yield "the autoscaler's version must be told in autoscalerOptions alone"
-    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {variable["name"] for variable in options.get("env", [])}:
+    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {
+        variable["name"] for variable in options.get("env", [])
+    }:
         yield "KUBERAY_GEN_AUTOSCALER_START_CMD is the operator's"
     for group in groups_of(cluster):
         # What is not told is the second version for Ray as it is now, and is not where a group asks for what only that one can.
         never = group["template"]["spec"].get("restartPolicy", "Never") == "Never"
         if autoscaling and options.get("version", "v2") == "v2" and not never:
             yield "with autoscaler v2 the restartPolicy of every pod must be Never"
-        if {"idleTimeoutSeconds", "priority"} & set(group) and not (autoscaling and options.get("version") == "v2"):
+        if {"idleTimeoutSeconds", "priority"} & set(group) and not (
+            autoscaling and options.get("version") == "v2"
+        ):
             yield "idleTimeoutSeconds and priority of a group need autoscaler v2"
         if group.get("priority") and Version(cluster.get("rayVersion") or "0") < Version("2.56.0"):
             yield "priority of a group needs a rayVersion of at least 2.56.0"
@@ -107,7 +125,8 @@ def _redis_findings(cluster: Fields, annotations: Fields) -> Iterator[str]:
 def _variables(cluster: Fields) -> set[str]:
     """Return the names of the head's environment variables; Ray's container is the first."""
     return {
-        variable["name"] for variable in cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("env", [])
+        variable["name"]
+        for variable in cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("env", [])
     }
 
 
@@ -116,15 +135,23 @@ def _service_findings(document: Document) -> Iterator[str]:
     patience = document["metadata"].get("annotations", {}).get(PATIENCE) or "1"
     if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
         yield "headService.metadata.name must be left to the operator"
-    ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("ports", [{"name": "serve"}])
-    if "serveService" not in spec and not any(re.match("serve($|-)", port["name"]) for port in ports):
+    ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get(
+        "ports", [{"name": "serve"}]
+    )
+    if "serveService" not in spec and not any(
+        re.match("serve($|-)", port["name"]) for port in ports
+    ):
         yield "the head must have a port named serve, or no service for Serve is made"
     if not re.fullmatch(r"0*[1-9]\d*|(?=.*[1-9])(\d+(\.\d+)?(ns|us|ms|s|m|h))+", patience):
         yield f"{PATIENCE} must be a positive duration or number of seconds, got {patience}"
     if spec.get("rayClusterDeletionDelaySeconds", 0) < 0:
         yield "rayClusterDeletionDelaySeconds must not be negative"
     strategy = spec.get("upgradeStrategy", {})
-    if strategy.get("type", "NewCluster") not in ("NewCluster", "NewClusterWithIncrementalUpgrade", "None"):
+    if strategy.get("type", "NewCluster") not in (
+        "NewCluster",
+        "NewClusterWithIncrementalUpgrade",
+        "None",
+    ):
         yield f"there is no upgradeStrategy {strategy['type']}"
     if strategy.get("type") == "NewClusterWithIncrementalUpgrade":
         options = strategy.get("clusterUpgradeOptions", {})
@@ -132,13 +159,20 @@ def _service_findings(document: Document) -> Iterator[str]:
             yield "an incremental upgrade needs enableInTreeAutoscaling"
         if not options.get("gatewayClassName") or options.get("intervalSeconds", 0) <= 0:
             yield "an incremental upgrade needs a gatewayClassName and an interval"
-        if not 0 <= options.get("stepSizePercent", -1) <= options.get("maxSurgePercent", 100) <= 100:
+        if (
+            not 0
+            <= options.get("stepSizePercent", -1)
+            <= options.get("maxSurgePercent", 100)
+            <= 100
+        ):
             yield "stepSizePercent must be from 0 to maxSurgePercent, and that at most 100"
 
 
 def _job_findings(document: Document) -> Iterator[str]:
     spec, cluster = document["spec"], cluster_of(document)
-    if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not spec.get("shutdownAfterJobFinishes"):
+    if (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")) and not spec.get(
+        "shutdownAfterJobFinishes"
+    ):
         yield "ttlSecondsAfterFinished and suspend need shutdownAfterJobFinishes"
     for field, least in LEAST.items():
         if spec.get(field, least) < least:

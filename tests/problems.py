@@ -11,7 +11,11 @@ def is_problem(response: httpx.Response, status: int, code: str) -> dict[str, An
     """Check that an answer is one problem of one kind, in a sentence that ends, and return it."""
     assert response.status_code == status, response.text[:500]
     # Clients of the Open Inference Protocol read an error from plain JSON only.
-    kind = "application/json" if response.request.url.path.startswith("/v2") else "application/problem+json"
+    kind = (
+        "application/json"
+        if response.request.url.path.startswith("/v2")
+        else "application/problem+json"
+    )
     assert response.headers["content-type"] == kind
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"

@@ -39,7 +39,9 @@ class Run:
     def folder(self) -> AnyPath:
         return self.seen / "smoke"
 
-    def start(self, *more: str, log: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *more: str, log: Path | None = None, **environment: str
+    ) -> "subprocess.Popen[bytes]":
         """Start it, or start it again; its stderr goes to a file, where one is named."""
         command = [
             sys.executable,
@@ -54,7 +56,9 @@ class Run:
         if log is None:
             return subprocess.Popen(command, start_new_session=True, env=os.environ | environment)
         with log.open("wb") as file:
-            return subprocess.Popen(command, start_new_session=True, env=os.environ | environment, stderr=file)
+            return subprocess.Popen(
+                command, start_new_session=True, env=os.environ | environment, stderr=file
+            )
 
     def finish(self, *more: str) -> None:
         """Run it to its end, which must be a good one."""
@@ -63,8 +67,13 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """Return its rows so far, without how long things took."""
         path = self.folder / "history.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [{key: value for key, value in row.items() if not key.endswith("_seconds")} for row in rows]
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        )
+        return [
+            {key: value for key, value in row.items() if not key.endswith("_seconds")}
+            for row in rows
+        ]
 
     def worker(self) -> int:
         """Return the process of the training worker that writes, or 0 if there is none: progress.json names it."""
@@ -81,5 +90,10 @@ class Run:
     def ends_like(self, other: "Run") -> None:
         """Assert that both came to the same end, epoch by epoch and bit for bit."""
         assert self.history() == other.history()
-        manifests = [json.loads((run.folder / "bundle" / "manifest.json").read_text()) for run in (self, other)]
-        assert manifests[0]["files"]["model.safetensors"] == manifests[1]["files"]["model.safetensors"]
+        manifests = [
+            json.loads((run.folder / "bundle" / "manifest.json").read_text())
+            for run in (self, other)
+        ]
+        assert (
+            manifests[0]["files"]["model.safetensors"] == manifests[1]["files"]["model.safetensors"]
+        )

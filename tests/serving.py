@@ -53,7 +53,9 @@ class Deployer:
         merged = deployment_options(config)
         for name, values in options.items():
             merged[name] |= values
-        merged["Ingress"]["ray_actor_options"] |= {"runtime_env": {"env_vars": {VARIABLE: str(self._keys)}}}
+        merged["Ingress"]["ray_actor_options"] |= {
+            "runtime_env": {"env_vars": {VARIABLE: str(self._keys)}}
+        }
         pinned = manifest_sha256 or sha256_of(bundle_dir / MANIFEST)
         serve.run(
             build_graph(AppArgs(bundle=str(bundle_dir), manifest_sha256=pinned), merged),

@@ -19,8 +19,12 @@ class _Touch:
 
 def call_as_a_stranger(port: int, mark: Path) -> grpc.StatusCode:
     """Send a pickle that leaves a mark to a port of this machine, as Serve's proxies send requests; return what is answered."""
-    request = serve_pb2.ASGIRequest(pickled_request_metadata=pickle.dumps(_Touch(mark)), request_args=b"")
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+    request = serve_pb2.ASGIRequest(
+        pickled_request_metadata=pickle.dumps(_Touch(mark)), request_args=b""
+    )
+    with grpc.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]
+    ) as channel:
         try:
             serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest(request, timeout=20)
         except grpc.RpcError as error:

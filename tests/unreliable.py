@@ -11,7 +11,9 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>a drill</Message></Error>"
+ERROR = (
+    "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>a drill</Message></Error>"
+)
 WRITES = ("PUT", "POST")
 
 
@@ -55,18 +57,28 @@ def unreliable_storage(bucket: str) -> Iterator[tuple[str, str, Trouble]]:
         refusal = trouble.answer(environ["REQUEST_METHOD"])
         if refusal is None:
             return storage(environ, start_response)
-        Request(environ).get_data()  # what is not read would break the connection, and that is another trouble
-        return Response(ERROR.format(refusal[1]), refusal[0], mimetype="application/xml")(environ, start_response)
+        Request(
+            environ
+        ).get_data()  # what is not read would break the connection, and that is another trouble
+        return Response(ERROR.format(refusal[1]), refusal[0], mimetype="application/xml")(
+            environ, start_response
+        )
 
     servers = [make_server("127.0.0.1", 0, app, threaded=True) for app in (storage, troubled)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{servers[0].server_port}"
-        for path, method in (("moto-api/reset", "POST"), (bucket, "PUT")):  # what is stored outlives its servers
-            urllib.request.urlopen(urllib.request.Request(f"{address}/{path}", method=method), timeout=10).close()
+        for path, method in (
+            ("moto-api/reset", "POST"),
+            (bucket, "PUT"),
+        ):  # what is stored outlives its servers
+            urllib.request.urlopen(
+                urllib.request.Request(f"{address}/{path}", method=method), timeout=10
+            ).close()
         good, bad = (
-            f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1" for server in servers
+            f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+            for server in servers
         )
         yield good, bad, trouble
     finally:

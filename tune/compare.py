@@ -12,7 +12,13 @@ import ray
 from melanoma.config import TrainConfig
 from melanoma.errors import DataError
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import Difference, FoldScores, Objective, choose_fold_scores, paired_difference
+from melanoma.evidence.out_of_fold import (
+    Difference,
+    FoldScores,
+    Objective,
+    choose_fold_scores,
+    paired_difference,
+)
 from melanoma.task import Task
 from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 
@@ -56,9 +62,11 @@ def train_all_folds(
     trials at a time; what for, progress says.
     """
     resources = study.resources()
-    task = ray.remote(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0), max_retries=MAX_FAILURES)(
-        _keep_fold
-    )
+    task = ray.remote(
+        num_cpus=resources.get("CPU", 0.0),
+        num_gpus=resources.get("GPU", 0.0),
+        max_retries=MAX_FAILURES,
+    )(_keep_fold)
     wanted = [(config, fold) for config in configs for fold in range(study.num_folds)]
     waiting = list({study.fold_dir(*each): each for each in wanted}.values())
     running: list[Any] = []
@@ -73,7 +81,9 @@ def train_all_folds(
 
 
 def _keep_fold(study: Study, config: TrainConfig, fold: int) -> None:
-    with contextlib.suppress(FloatingPointError):  # kept with the fold, where `_kept_folds` finds it
+    with contextlib.suppress(
+        FloatingPointError
+    ):  # kept with the fold, where `_kept_folds` finds it
         fold_predictions(study, config, fold)
 
 
@@ -100,8 +110,12 @@ def repeat(
         DataError: if no seed is left.
     """
     seeds = [study.base.seed + more for more in range(1, num_seeds + 1)]
-    settings = [dataclasses.replace(config, seed=seed) for config in (winner, study.base) for seed in seeds]
-    trained = train_all_folds(study, settings, what="winner and base with fresh seeds", counted=counted)
+    settings = [
+        dataclasses.replace(config, seed=seed) for config in (winner, study.base) for seed in seeds
+    ]
+    trained = train_all_folds(
+        study, settings, what="winner and base with fresh seeds", counted=counted
+    )
     pairs = [
         (ours, theirs)
         for ours, theirs in zip(trained[:num_seeds], trained[num_seeds:], strict=True)
@@ -111,7 +125,9 @@ def repeat(
         raise DataError(
             "the winner and the base must both train with some seed, none keeps a finite loss; lower optim.lr."
         )
-    return _arm(objective, [ours for ours, _ in pairs]), _arm(objective, [theirs for _, theirs in pairs])
+    return _arm(objective, [ours for ours, _ in pairs]), _arm(
+        objective, [theirs for _, theirs in pairs]
+    )
 
 
 def _arm(objective: Objective, runs: list[Folds]) -> Arm:
@@ -124,7 +140,9 @@ def compare_arms(objective: Objective, winner: Arm, base: Arm) -> Difference:
     return paired_difference(objective, winner.runs, base.runs)
 
 
-def compare_predictions(objective: Objective, task: Task, winner: pd.DataFrame, base: pd.DataFrame) -> Difference:
+def compare_predictions(
+    objective: Objective, task: Task, winner: pd.DataFrame, base: pd.DataFrame
+) -> Difference:
     """Return the paired difference of two bundles on the same images; tables as in predictions.parquet."""
     return paired_difference(objective, [[_scores(task, winner)]], [[_scores(task, base)]])
 

@@ -15,7 +15,14 @@ from melanoma.bundle.manifest import MANIFEST, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
-from melanoma.io.files import claim_folder, new_folder, read_json, read_parquet, write_json, write_parquet
+from melanoma.io.files import (
+    claim_folder,
+    new_folder,
+    read_json,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
 from melanoma.io.storage import AnyPath
 from melanoma.training.run import RESULT, TrainResult
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
@@ -61,7 +68,9 @@ def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
     return values
 
 
-def tune_run(search: Search, *, train: TrainBundle, score: ScoreTest, counted: Counted) -> dict[str, Any]:
+def tune_run(
+    search: Search, *, train: TrainBundle, score: ScoreTest, counted: Counted
+) -> dict[str, Any]:
     """Run or resume a claimed search to its end and return result.json.
 
     Raises:
@@ -113,18 +122,29 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
 def _score(folder: AnyPath, name: str, trained: TrainResult, score: ScoreTest) -> AnyPath:
     """Score a bundle on test, unless that is done; return its predictions."""
     predictions = folder / "test" / name / "predictions.parquet"
-    return predictions if (predictions.parent / "report.json").is_file() else score(trained.bundle, predictions.parent)
+    return (
+        predictions
+        if (predictions.parent / "report.json").is_file()
+        else score(trained.bundle, predictions.parent)
+    )
 
 
 def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
     """Write the winner's predictions of every fold by the network that had not seen it."""
-    parts = [fold_predictions(search.study, winner, fold).assign(fold=fold) for fold in range(search.study.num_folds)]
+    parts = [
+        fold_predictions(search.study, winner, fold).assign(fold=fold)
+        for fold in range(search.study.num_folds)
+    ]
     write_parquet(search.run_dir / "out_of_fold.parquet", pd.concat(parts, ignore_index=True))
 
 
 def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, Any]:
-    kept = [folder for folder in search.study.folds_dir.iterdir() if not folder.name.startswith(".")]
-    confirmed = sum((folder / PREDICTIONS).is_file() for folder in kept) - int(trials["folds"].sum())
+    kept = [
+        folder for folder in search.study.folds_dir.iterdir() if not folder.name.startswith(".")
+    ]
+    confirmed = sum((folder / PREDICTIONS).is_file() for folder in kept) - int(
+        trials["folds"].sum()
+    )
     return {
         "objective": str(search.objective),
         "num_trials": len(trials),
@@ -132,23 +152,34 @@ def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) ->
         "epochs_of_search": int(trials["epochs"].sum()),
         "epochs_of_comparison": max(0, confirmed) * search.study.base.optim.epochs,
         "winner_is_base": winner == search.study.base,
-        "loss": {"winner": dataclasses.asdict(winner.loss), "base": dataclasses.asdict(search.study.base.loss)},
+        "loss": {
+            "winner": dataclasses.asdict(winner.loss),
+            "base": dataclasses.asdict(search.study.base.loss),
+        },
     }
 
 
-def _comparison(search: Search, arms: dict[str, Arm], on_test: dict[str, AnyPath]) -> dict[str, Any]:
+def _comparison(
+    search: Search, arms: dict[str, Arm], on_test: dict[str, AnyPath]
+) -> dict[str, Any]:
     tables = {name: read_parquet(path) for name, path in on_test.items()}
-    test = compare_predictions(search.objective, search.study.task, tables["winner"], tables["base"])
+    test = compare_predictions(
+        search.objective, search.study.task, tables["winner"], tables["base"]
+    )
     return {
         "arms": {name: arm.as_dict() for name, arm in arms.items()},
-        "out_of_fold_difference": dataclasses.asdict(compare_arms(search.objective, arms["winner"], arms["base"])),
+        "out_of_fold_difference": dataclasses.asdict(
+            compare_arms(search.objective, arms["winner"], arms["base"])
+        ),
         "test_difference": dataclasses.asdict(test),
         "verdict": verdict(test),
         "num_test_accesses": len(open_prepared(search.study.dataset).accesses("test")),
     }
 
 
-def _findings(search: Search, trials: pd.DataFrame, winner: TrainConfig, result: dict[str, Any]) -> Findings:
+def _findings(
+    search: Search, trials: pd.DataFrame, winner: TrainConfig, result: dict[str, Any]
+) -> Findings:
     labels = open_prepared(search.study.dataset).rows("train")["dx"].value_counts()
     task = search.study.task
     commonest = str(labels.drop(list(task.targets)).idxmax())
@@ -158,7 +189,11 @@ def _findings(search: Search, trials: pd.DataFrame, winner: TrainConfig, result:
 
     finished = trials[trials["status"] == "finished"]
     folds = [folds_of(_config_of(trial, search)) for _, trial in finished.iterrows()]
-    anchors = {name: kept for name, kept in zip(finished["trial"], folds, strict=True) if name in search.anchors()}
+    anchors = {
+        name: kept
+        for name, kept in zip(finished["trial"], folds, strict=True)
+        if name in search.anchors()
+    }
     return Findings(
         trials=trials,
         result=result,

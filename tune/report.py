@@ -59,7 +59,9 @@ def write_report(findings: Findings, path: AnyPath) -> None:
         "Importance of each setting": _plot_importance(findings),
         "Folds that each trial trained": _plot_folds(findings),
     }
-    figures = "".join(image(name, to_png(figure)) for name, figure in images.items() if figure is not None)
+    figures = "".join(
+        image(name, to_png(figure)) for name, figure in images.items() if figure is not None
+    )
     write_text(path, page("Melanoma triage: search", _body(findings, figures)))
 
 
@@ -67,10 +69,13 @@ def _body(findings: Findings, figures: str) -> str:
     result, trials = findings.result, findings.trials
     inside, test = result["out_of_fold_difference"], result["test_difference"]
     counts = ", ".join(f"{count} {status}" for status, count in result["by_status"].items())
-    same = "<p><b>The winner is the base setting itself.</b></p>" if result["winner_is_base"] else ""
+    same = (
+        "<p><b>The winner is the base setting itself.</b></p>" if result["winner_is_base"] else ""
+    )
     failed = trials[trials["status"] == "failed"]
     failures = "".join(
-        f"<li>{name}: {html.escape(error)}</li>" for name, error in zip(failed["trial"], failed["error"], strict=True)
+        f"<li>{name}: {html.escape(error)}</li>"
+        for name, error in zip(failed["trial"], failed["error"], strict=True)
     )
     rows = [
         [name, _loss(result["loss"][name]), _spread(arm["by_seed"]), _spread(arm["by_fold"])]
@@ -94,7 +99,9 @@ A winner is flattered by having been chosen on these folds; test had no part in 
 
 
 def _loss(loss: dict[str, float]) -> str:
-    return f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, targets x {loss['target_factor']:.2f}"
+    return (
+        f"gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, targets x {loss['target_factor']:.2f}"
+    )
 
 
 def _interval(difference: dict[str, Any]) -> str:
@@ -120,7 +127,11 @@ def _focal_against_plain(trials: pd.DataFrame) -> str:
         return f"No focal setting was good enough to see all folds; the best with gamma 0 reached {without.max():.3f}{unweighted}."
     lead = focal.max() - without.max()
     drawn = finished[(finished[GAMMA] < 1) & ~finished["trial"].isin(["base", "plain"])]
-    weights = "" if len(drawn) else " No other setting with gamma 0 saw all folds: the gain may be the weights' alone."
+    weights = (
+        ""
+        if len(drawn)
+        else " No other setting with gamma 0 saw all folds: the gain may be the weights' alone."
+    )
     return (
         f"The best focal setting reached {focal.max():.3f}, the best with gamma 0 {without.max():.3f}{unweighted}: focal loss "
         f"{'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}, one seed, both flattered by the choice.{weights}"
@@ -138,7 +149,9 @@ def _trials_table(findings: Findings) -> str:
 
 
 def _plot_recall(findings: Findings) -> Figure:
-    figure, axes = new_axes("Out of fold, one image a group", "specificity", "recall of the targets")
+    figure, axes = new_axes(
+        "Out of fold, one image a group", "specificity", "recall of the targets"
+    )
 
     def curve(folds: Sequence[FoldScores]) -> list[float]:
         return [Objective("melanoma_recall", float(at)).score(folds) for at in SPECIFICITIES]
@@ -147,22 +160,40 @@ def _plot_recall(findings: Findings) -> Figure:
         axes.plot(SPECIFICITIES, curve(folds), color="#d5dbe1", lw=1, zorder=1)
     styles = {"base": (INK, "-"), "plain": (INK, ":"), "winner": (ACCENT, "-")}
     for name, folds in findings.anchors.items():
-        axes.plot(SPECIFICITIES, curve(folds), color=styles[name][0], ls=styles[name][1], lw=1.8, label=name)
+        axes.plot(
+            SPECIFICITIES,
+            curve(folds),
+            color=styles[name][0],
+            ls=styles[name][1],
+            lw=1.8,
+            label=name,
+        )
     axes.legend(frameon=False, loc="lower left", fontsize=9)
     return figure
 
 
 def _plot_surface(findings: Findings) -> Figure:
     """Draw leads over the base on the same folds: figures of one fold and of five do not compare."""
-    figure, axes = new_axes("Lead over the base", "gamma", f"weight of the targets / weight of {findings.commonest}")
+    figure, axes = new_axes(
+        "Lead over the base", "gamma", f"weight of the targets / weight of {findings.commonest}"
+    )
     tried = findings.trials.dropna(subset=[LEAD])
     weight = tried["target_factor"] * findings.others_per_target ** tried["tau"]
     axes.set_yscale("log")
     if len(tried) >= MIN_TRIALS and tried[GAMMA].nunique() > 2 and tried[LEAD].nunique() > 1:
-        surface = axes.tricontourf(tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6)
+        surface = axes.tricontourf(
+            tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6
+        )
         figure.colorbar(surface, ax=axes, shrink=0.8)
     full = tried["status"] == "finished"
-    axes.scatter(tried[GAMMA][~full], weight[~full], s=24, facecolors="white", edgecolors=INK, label="some folds")
+    axes.scatter(
+        tried[GAMMA][~full],
+        weight[~full],
+        s=24,
+        facecolors="white",
+        edgecolors=INK,
+        label="some folds",
+    )
     axes.scatter(tried[GAMMA][full], weight[full], s=34, color=INK, label="all folds")
     loss = findings.result["loss"]["winner"]
     best = loss["target_factor"] * findings.others_per_target ** loss["tau"]
@@ -180,13 +211,20 @@ def _plot_importance(findings: Findings) -> Figure | None:
         return None
     study = optuna.create_study(direction="maximize")
     for _, row in tried.iterrows():
-        params = {name: float(row[DRAWN_GAMMA if name == GAMMA else name]) for name in findings.space}
+        params = {
+            name: float(row[DRAWN_GAMMA if name == GAMMA else name]) for name in findings.space
+        }
         done = create_trial(
-            state=TrialState.COMPLETE, params=params, distributions=findings.space, value=float(row[LEAD])
+            state=TrialState.COMPLETE,
+            params=params,
+            distributions=findings.space,
+            value=float(row[LEAD]),
         )
         study.add_trial(done)
     importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    figure, axes = new_axes(f"Importance (fANOVA, {len(tried)} trials)", "share of the variance explained", "")
+    figure, axes = new_axes(
+        f"Importance (fANOVA, {len(tried)} trials)", "share of the variance explained", ""
+    )
     names = list(importance)[::-1]
     axes.barh(names, [importance[name] for name in names], color=INK, height=0.5)
     axes.set_xlim(0, 1)
@@ -194,9 +232,16 @@ def _plot_importance(findings: Findings) -> Figure | None:
 
 
 def _plot_folds(findings: Findings) -> Figure:
-    figure, axes = new_axes("What was pruned when", "folds trained", "trial, in the order of its start")
+    figure, axes = new_axes(
+        "What was pruned when", "folds trained", "trial, in the order of its start"
+    )
     trials = findings.trials.reset_index(drop=True)
-    axes.barh(trials.index + 1, trials["folds"], color=[COLOURS[status] for status in trials["status"]], height=0.7)
+    axes.barh(
+        trials.index + 1,
+        trials["folds"],
+        color=[COLOURS[status] for status in trials["status"]],
+        height=0.7,
+    )
     for status, colour in COLOURS.items():
         if (trials["status"] == status).any():
             axes.barh([0], [0], color=colour, label=status)

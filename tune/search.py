@@ -77,10 +77,14 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     if path.is_file():
         return read_parquet(path)
     anchors = search.anchors()
-    trained = train_all_folds(search.study, list(anchors.values()), what=" and ".join(anchors), counted=counted)
+    trained = train_all_folds(
+        search.study, list(anchors.values()), what=" and ".join(anchors), counted=counted
+    )
     folds = dict(zip(anchors, trained, strict=True))
     if folds["base"] is None:
-        raise FloatingPointError("the base setting must keep a finite loss on every fold, it did not; lower optim.lr.")
+        raise FloatingPointError(
+            "the base setting must keep a finite loss on every fold, it did not; lower optim.lr."
+        )
     reached = search.objective.score(folds["base"])
     rows = [_anchor_row(search, name, folds[name], base_score=reached) for name in anchors]
     if search.num_trials > len(rows):
@@ -97,7 +101,10 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for made_anew in ("search", "tensorboard"):  # a search that goes on is played again under new names
+    for made_anew in (
+        "search",
+        "tensorboard",
+    ):  # a search that goes on is played again under new names
         remove_folder(search.run_dir / made_anew)
     num_trials = search.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
@@ -126,7 +133,9 @@ def make_searcher(
         first: samples to try before any is drawn.
     """
     sampler = _Replayable(kind, base.seed, offset=len(known), first=first)
-    searcher = OptunaSearch(space=space.distributions(base), metric=LEAD, mode="max", sampler=sampler)
+    searcher = OptunaSearch(
+        space=space.distributions(base), metric=LEAD, mode="max", sampler=sampler
+    )
     for sample, lead in known:
         searcher.add_evaluated_point(dict(sample), lead)
     return searcher
@@ -140,13 +149,17 @@ class _Replayable(BaseSampler):
         self._given = {offset + index: sample for index, sample in enumerate(first)}
 
     def _sampler(self, number: int, name: str = "") -> BaseSampler:
-        seed = int(np.random.SeedSequence([self._seed, number, *name.encode()]).generate_state(1)[0])
+        seed = int(
+            np.random.SeedSequence([self._seed, number, *name.encode()]).generate_state(1)[0]
+        )
         # Every other sample is drawn without looking: TPE alone can stay beside the best region for good.
         if self._kind == "tpe" and number % 2:
             return TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
         return RandomSampler(seed=seed)
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         if trial.number in self._given:
             return {}  # each setting is then asked for by itself
         return self._sampler(trial.number).infer_relative_search_space(study, trial)
@@ -157,7 +170,11 @@ class _Replayable(BaseSampler):
         return self._sampler(trial.number).sample_relative(study, trial, search_space)
 
     def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         if trial.number in self._given:
             return self._given[trial.number][param_name]
@@ -169,7 +186,10 @@ class _Replayable(BaseSampler):
 def make_scheduler(num_folds: int) -> AsyncHyperBandScheduler:
     """Return asynchronous halving (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020) with folds as rungs."""
     return AsyncHyperBandScheduler(
-        time_attr="folds", max_t=num_folds, grace_period=min(FIRST_RUNG, num_folds), reduction_factor=HALVING
+        time_attr="folds",
+        max_t=num_folds,
+        grace_period=min(FIRST_RUNG, num_folds),
+        reduction_factor=HALVING,
     )
 
 
@@ -177,7 +197,8 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
     study = search.study
     storage_path, file_system = as_file_system(search.run_dir)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, study=study, objective=search.objective), resources=study.resources()
+        tune.with_parameters(run_trial, study=study, objective=search.objective),
+        resources=study.resources(),
     )
     kept = search.run_dir / SAMPLES
     given = read_json(kept) if kept.is_file() else []
@@ -220,7 +241,9 @@ def _folder_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _anchor_row(search: Search, name: str, folds: list[FoldScores] | None, *, base_score: float) -> dict[str, Any]:
+def _anchor_row(
+    search: Search, name: str, folds: list[FoldScores] | None, *, base_score: float
+) -> dict[str, Any]:
     config = search.anchors()[name]
     row = {"trial": name, **search.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
     if folds is None:
@@ -230,23 +253,37 @@ def _anchor_row(search: Search, name: str, folds: list[FoldScores] | None, *, ba
 
 
 def _nothing(status: str, error: str) -> dict[str, Any]:
-    return {"status": status, "error": error, "folds": 0, "epochs": 0, METRIC: float("nan"), LEAD: float("nan")}
+    return {
+        "status": status,
+        "error": error,
+        "folds": 0,
+        "epochs": 0,
+        METRIC: float("nan"),
+        LEAD: float("nan"),
+    }
 
 
 def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
     """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was pruned or failed."""
     drawn = read_json(search.run_dir / SAMPLES)
     rows: list[dict[str, Any]] = []
-    for result in sorted((results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)):
+    for result in sorted(
+        (results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)
+    ):
         sample: Mapping[str, float] = result.config or {}
-        metrics = {name: value for name, value in (result.metrics or {}).items() if name in RECORDED}
+        metrics = {
+            name: value for name, value in (result.metrics or {}).items() if name in RECORDED
+        }
         done = metrics.get("folds", 0) == search.study.num_folds
         rows.append(
             {
                 "trial": Path(result.path).name,
                 **search.space.sample_of(to_config(sample, search.study.base)),
                 DRAWN_GAMMA: sample[GAMMA],
-                **_nothing("failed" if result.error else "finished" if done else "pruned", _sentence(result.error)),
+                **_nothing(
+                    "failed" if result.error else "finished" if done else "pruned",
+                    _sentence(result.error),
+                ),
                 **metrics,
             }
         )
@@ -264,7 +301,9 @@ class _Reporter(tune.CLIReporter):
 
     def __init__(self, objective: Objective, num_trials: int) -> None:
         names = {METRIC: str(objective)[:18], LEAD: "lead over base", "folds": "folds"}
-        super().__init__(metric_columns=names, max_report_frequency=30, max_progress_rows=num_trials)
+        super().__init__(
+            metric_columns=names, max_report_frequency=30, max_progress_rows=num_trials
+        )
 
     def report(self, trials: Iterable[Trial], done: bool, *sys_info: Any) -> None:
         print(self._progress_str(list(trials), done, *sys_info), file=sys.stderr, flush=True)

@@ -63,10 +63,14 @@ def to_config(sample: Sample, base: TrainConfig) -> TrainConfig:
         base,
         loss=loss,
         optim=dataclasses.replace(base.optim, lr=sample.get(LR, base.optim.lr)),
-        model=dataclasses.replace(base.model, drop_path=sample.get(DROP_PATH, base.model.drop_path)),
+        model=dataclasses.replace(
+            base.model, drop_path=sample.get(DROP_PATH, base.model.drop_path)
+        ),
     )
 
 
 def plain(base: TrainConfig) -> TrainConfig:
     """Return the base with plain cross-entropy: no focusing, no class weights. It is always evaluated."""
-    return dataclasses.replace(base, loss=dataclasses.replace(base.loss, gamma=0.0, tau=0.0, target_factor=1.0))
+    return dataclasses.replace(
+        base, loss=dataclasses.replace(base.loss, gamma=0.0, tau=0.0, target_factor=1.0)
+    )

@@ -41,7 +41,12 @@ from tune.space import LEAD, METRIC, to_config
 FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
 MAX_FAILURES = 2  # of a fold whose worker is lost, or of a trial; a loss that is not finite is kept as failed at once
-OBJECTIVES = ("melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc")
+OBJECTIVES = (
+    "melanoma_recall@specificity=0.8",
+    "specificity@sensitivity=0.9",
+    "auroc",
+    "partial_auroc",
+)
 RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
 
@@ -75,7 +80,11 @@ class Study:
 
     def resources(self) -> dict[str, float]:
         """Return what the process that runs a trial holds; one that only waits for its workers holds a byte, for Tune wants something."""
-        return {"memory": 1.0} if self.num_workers > 1 else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
+        return (
+            {"memory": 1.0}
+            if self.num_workers > 1
+            else {"CPU": float(self.num_cpus), "GPU": self.num_gpus}
+        )
 
     def fold_dir(self, config: TrainConfig, fold: int) -> AnyPath:
         """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
@@ -90,7 +99,9 @@ def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
 def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
     """Train a sample's setting fold by fold and report after each; called by Ray Tune once the base's folds are there."""
     config = to_config(sample, study.base)
-    with not_again(study.folds_dir.parent / "search" / f"failed-{ray.tune.get_context().get_trial_id()}.txt"):
+    with not_again(
+        study.folds_dir.parent / "search" / f"failed-{ray.tune.get_context().get_trial_id()}.txt"
+    ):
         base = [fold_scores(study, study.base, fold) for fold in range(study.num_folds)]
         folds: list[FoldScores] = []
         for fold in range(study.num_folds):
@@ -117,7 +128,9 @@ def not_again(path: AnyPath) -> Iterator[None]:
         raise
 
 
-def rung_metrics(folds: list[FoldScores], objective: Objective, config: TrainConfig) -> dict[str, float]:
+def rung_metrics(
+    folds: list[FoldScores], objective: Objective, config: TrainConfig
+) -> dict[str, float]:
     """Return what is recorded of a trial after some folds: its objective, every known one, and what it cost."""
     return {
         METRIC: objective.score(folds),
@@ -207,12 +220,16 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
 
-def _train_and_keep(study: Study, config: TrainConfig, folder: AnyPath, *, world: World, device: torch.device) -> None:
+def _train_and_keep(
+    study: Study, config: TrainConfig, folder: AnyPath, *, world: World, device: torch.device
+) -> None:
     """Train and write predictions and history, or why it failed; rank 0 writes, and last what makes the fold kept.
 
     Two may train the same fold at once and write it over each other: it is the same.
     """
-    model = start_model(config.model, study.task.num_classes, weights=study.weights, seed=config.seed, device=device)
+    model = start_model(
+        config.model, study.task.num_classes, weights=study.weights, seed=config.seed, device=device
+    )
     training = Training.on(config, open_prepared(study.dataset), world=world)
     state = start_state(model, config, world)
     error = None
@@ -234,8 +251,18 @@ def _train_and_keep(study: Study, config: TrainConfig, folder: AnyPath, *, world
 def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
     """Predict the held-out fold with the network of the last epoch: choosing one there would flatter it."""
     tta = training.config.data.tta
-    predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta)
-    logits = {f"logit_{name}": predictions.logits[:, index] for index, name in enumerate(training.task.classes)}
+    predictions = predict(
+        state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta
+    )
+    logits = {
+        f"logit_{name}": predictions.logits[:, index]
+        for index, name in enumerate(training.task.classes)
+    }
     return pd.DataFrame(
-        {"image_id": predictions.image_ids, "group": training.validation.groups, "label": predictions.labels, **logits}
+        {
+            "image_id": predictions.image_ids,
+            "group": training.validation.groups,
+            "label": predictions.labels,
+            **logits,
+        }
     )

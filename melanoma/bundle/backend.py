@@ -59,7 +59,9 @@ class OnnxFeatures:
         # Threads that wait by spinning take the cores from whatever else runs beside a replica.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = model if isinstance(model, bytes) else str(model)
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the last feature map ``(N, K, h, w)`` of ``(N, 3, H, W)`` float32 images."""

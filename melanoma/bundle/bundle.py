@@ -93,7 +93,9 @@ class Extras:
     model_card: str
 
 
-def save_bundle(folder: AnyPath, draft: BundleManifest, model: nn.Module, extras: Extras) -> BundleManifest:
+def save_bundle(
+    folder: AnyPath, draft: BundleManifest, model: nn.Module, extras: Extras
+) -> BundleManifest:
     """Write a bundle folder atomically, in place of an older bundle.
 
     Args:
@@ -106,9 +108,13 @@ def save_bundle(folder: AnyPath, draft: BundleManifest, model: nn.Module, extras
         return write_bundle(work, draft, model, extras)
 
 
-def write_bundle(work: Path, draft: BundleManifest, model: nn.Module, extras: Extras) -> BundleManifest:
+def write_bundle(
+    work: Path, draft: BundleManifest, model: nn.Module, extras: Extras
+) -> BundleManifest:
     """Write the files of a bundle into a folder of this node, as `save_bundle` does."""
-    write_bytes(work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in model.state_dict().items()}))
+    write_bytes(
+        work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in model.state_dict().items()})
+    )
     rows = extras.calibration_rows[["label", "score"]].sort_values(["label", "score"])
     rows.to_parquet(work / CALIBRATION, index=False)
     write_text(work / MODEL_CARD, extras.model_card)
@@ -178,7 +184,9 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
     """
     folder, manifest = _fetch(to_path(path), manifest_sha256)
-    content = {name: _content(folder, name, manifest) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)}
+    content = {
+        name: _content(folder, name, manifest) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)
+    }
     has_onnx = manifest.cpu_backend.name == ONNX_RUNTIME
     if has_onnx:
         _content(folder, FEATURES, manifest)  # loaded by its path later: ONNX Runtime maps it
@@ -193,7 +201,9 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
             f"{WEIGHTS} must fit the architecture {manifest.architecture.backbone}; it does not. Take the bundle from its source again."
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BundleError(f"The bundle must be complete and consistent; it is not ({error}).") from error
+        raise BundleError(
+            f"The bundle must be complete and consistent; it is not ({error})."
+        ) from error
     if not follows:
         raise BundleError(
             f"The contract must follow from {CALIBRATION}; it does not. It was changed after it was made."
@@ -209,7 +219,9 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
 def _warn_of_versions(manifest: BundleManifest) -> None:
     here = library_versions()
     others = [
-        f"{name} {made} (here {here.get(name)})" for name, made in manifest.versions.items() if made != here.get(name)
+        f"{name} {made} (here {here.get(name)})"
+        for name, made in manifest.versions.items()
+        if made != here.get(name)
     ]
     if others:
         warnings.warn(
@@ -221,7 +233,9 @@ def _warn_of_versions(manifest: BundleManifest) -> None:
 def _content(folder: Path, name: str, manifest: BundleManifest) -> bytes:
     """Return a file's content, read once: what is checked is what is used."""
     if name not in manifest.files or not (folder / name).is_file():
-        raise BundleError(f"the bundle must hold {name}, it is missing; take the bundle from its source again.")
+        raise BundleError(
+            f"the bundle must hold {name}, it is missing; take the bundle from its source again."
+        )
     data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise BundleError(
@@ -256,7 +270,9 @@ def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
     again = select_operating_point(
         rows.loc[is_target, "score"].to_numpy(),
         rows.loc[~is_target, "score"].to_numpy(),
-        Promise(**{field.name: getattr(contract, field.name) for field in dataclasses.fields(Promise)}),
+        Promise(
+            **{field.name: getattr(contract, field.name) for field in dataclasses.fields(Promise)}
+        ),
     )
     pairs = zip(dataclasses.astuple(again.contract), dataclasses.astuple(contract), strict=True)
     return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and all(

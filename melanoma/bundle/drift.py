@@ -30,7 +30,11 @@ class FeatureReference(Strict):
     far: float
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.deviation) or not min(self.deviation, default=0) > 0 or not self.far > 0:
+        if (
+            len(self.mean) != len(self.deviation)
+            or not min(self.deviation, default=0) > 0
+            or not self.far > 0
+        ):
             raise ValueError("features must be two lists of one length, deviations and far above 0")
 
     def distance(self, feature_map: Tensor) -> FloatArray:
@@ -38,7 +42,9 @@ class FeatureReference(Strict):
         return self._root_mean_square(pooled(feature_map)) / self.far
 
     def _root_mean_square(self, values: FloatArray) -> FloatArray:
-        distances: FloatArray = np.sqrt((((values - np.array(self.mean)) / np.array(self.deviation)) ** 2).mean(axis=1))
+        distances: FloatArray = np.sqrt(
+            (((values - np.array(self.mean)) / np.array(self.deviation)) ** 2).mean(axis=1)
+        )
         return distances
 
 
@@ -55,7 +61,9 @@ def fit_reference(values: FloatArray) -> FeatureReference:
     mean = values.mean(axis=0)
     distances = np.sqrt((((values - mean) / deviation) ** 2).mean(axis=1))
     far = max(float(np.quantile(distances, _FAR)), 1e-6)
-    return FeatureReference(_six_digits(mean), _six_digits(deviation), _six_digits(np.array([far]))[0])
+    return FeatureReference(
+        _six_digits(mean), _six_digits(deviation), _six_digits(np.array([far]))[0]
+    )
 
 
 def _six_digits(values: FloatArray) -> tuple[float, ...]:

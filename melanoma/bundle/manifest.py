@@ -123,7 +123,9 @@ def manifest_bytes(folder: AnyPath) -> bytes:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}.")
+        raise BundleError(
+            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}."
+        )
     with path.open("rb") as file:
         data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
     if len(data) > _MAX_MANIFEST_BYTES:
@@ -136,17 +138,23 @@ def manifest_bytes(folder: AnyPath) -> bytes:
 def parse_manifest(data: bytes) -> BundleManifest:
     """Read a manifest from its bytes; raises as `read_manifest` does."""
     _check_kind(data)
-    manifest = from_json(BundleManifest, data, what=f"The bundle's {MANIFEST}", error=BundleError, remedy=_REMEDY)
+    manifest = from_json(
+        BundleManifest, data, what=f"The bundle's {MANIFEST}", error=BundleError, remedy=_REMEDY
+    )
     if manifest.version != manifest.with_version().version:
         raise BundleError(
             f"The bundle's version must match its {MANIFEST}; it does not. The manifest was changed after it was written."
         )
-    if not manifest.files.keys() <= MAX_BYTES.keys() or not all(map(is_sha256, manifest.files.values())):
+    if not manifest.files.keys() <= MAX_BYTES.keys() or not all(
+        map(is_sha256, manifest.files.values())
+    ):
         raise BundleError(
             f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and nothing else; it lists something else."
         )
     num_classes = manifest.task.num_classes
-    if len(manifest.calibrator.bias) != num_classes or any(len(p.logits) != num_classes for p in manifest.probes):
+    if len(manifest.calibrator.bias) != num_classes or any(
+        len(p.logits) != num_classes for p in manifest.probes
+    ):
         raise BundleError(
             f"The bundle's {MANIFEST} must have a number for each of {num_classes} classes; it has others. {_REMEDY}"
         )
@@ -158,9 +166,13 @@ def _check_kind(data: bytes) -> None:
     try:
         values = json.loads(data)
     except ValueError as error:  # no JSON, or no UTF-8
-        raise BundleError(f"The bundle's {MANIFEST} must be JSON; it is damaged. {_REMEDY}") from error
+        raise BundleError(
+            f"The bundle's {MANIFEST} must be JSON; it is damaged. {_REMEDY}"
+        ) from error
     if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise BundleError(f"The bundle's {MANIFEST} must describe a melanoma bundle; it describes something else.")
+        raise BundleError(
+            f"The bundle's {MANIFEST} must describe a melanoma bundle; it describes something else."
+        )
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
             f"The format version of the bundle must be {FORMAT_VERSION}; it is {values.get('format_version')!r}. "

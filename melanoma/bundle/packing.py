@@ -31,7 +31,9 @@ MAX_DIFFERENCE = 1e-4
 MAX_REFERENCE_IMAGES, _BATCH = 1024, 64
 
 
-def pack(model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, *, best_epoch: int) -> BundleManifest:
+def pack(
+    model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, *, best_epoch: int
+) -> BundleManifest:
     """Fit the calibrator, make the contract and write the bundle.
 
     Args:
@@ -71,7 +73,9 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, 
     if onnx is not None:
         extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
         again = predict(model, ImageDataset(data, rows), preprocess, tta=tta, extract=extract)
-        cpu_backend = compare_backend(task, probabilities, calibrator(again.logits), point.threshold)
+        cpu_backend = compare_backend(
+            task, probabilities, calibrator(again.logits), point.threshold
+        )
     draft = BundleManifest(
         task=task,
         architecture=config.model,
@@ -96,14 +100,20 @@ def pack(model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, 
     return write_bundle(work, draft, model, extras)
 
 
-def reference_of(model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int) -> FeatureReference:
+def reference_of(
+    model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int
+) -> FeatureReference:
     """Fit the reference to at most 1,024 images of a data set, drawn by a seed; on the device of the network."""
     device = next(model.parameters()).device
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_REFERENCE_IMAGES].tolist()
     model.eval()
     with torch.no_grad():
         values = [
-            pooled(features(model, preprocess(dataset.images(chosen[start : start + _BATCH]).to(device))))
+            pooled(
+                features(
+                    model, preprocess(dataset.images(chosen[start : start + _BATCH]).to(device))
+                )
+            )
             for start in range(0, len(chosen), _BATCH)
         ]
     return fit_reference(np.concatenate(values))
@@ -117,7 +127,9 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
         return None
 
 
-def compare_backend(task: Task, probabilities: FloatArray, again: FloatArray, threshold: float) -> CpuBackend:
+def compare_backend(
+    task: Task, probabilities: FloatArray, again: FloatArray, threshold: float
+) -> CpuBackend:
     """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration images and little else.
 
     Args:

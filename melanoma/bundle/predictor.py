@@ -53,7 +53,9 @@ class Predictor:
     On a CPU ONNX Runtime gives the feature maps, with as many threads as torch has now, unless the bundle says that torch should.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", allow_uncontracted: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str = "cpu", allow_uncontracted: bool = False
+    ) -> None:
         self.bundle = bundle
         self._device = torch.device(device)
         self._model = bundle.model.to(self._device)
@@ -65,7 +67,13 @@ class Predictor:
     def replay_probes(self) -> list[str]:
         """Return what speaks against the bundle's recorded outputs, a sentence each; none if they are repeated here."""
         manifest = self.bundle.manifest
-        return replay_probes(manifest.probes, self._model, manifest.preprocessing, manifest.tta, extract=self._extract)
+        return replay_probes(
+            manifest.probes,
+            self._model,
+            manifest.preprocessing,
+            manifest.tta,
+            extract=self._extract,
+        )
 
     def predict(self, images: Sequence[Image], *, explain: bool = False) -> list[Prediction]:
         """Predict some images as one batch, with Grad-CAM of the targets if asked.
@@ -123,7 +131,9 @@ class Predictor:
                 "the network must give finite logits, it did not; the bundle or its input is broken."
             )
         probabilities = self.bundle.manifest.calibrator(logits)
-        decided = [self._decide(float(score)) for score in self.bundle.task.target_scores(probabilities)]
+        decided = [
+            self._decide(float(score)) for score in self.bundle.task.target_scores(probabilities)
+        ]
         return [
             Prediction(
                 logits[i],
@@ -162,6 +172,8 @@ class GuidedExplainer:
         inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
         gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
         maps: FloatArray = (
-            guided_grad_cam_map(gradients, torch.from_numpy(np.stack(heatmaps)).to(self._device)).cpu().numpy()
+            guided_grad_cam_map(gradients, torch.from_numpy(np.stack(heatmaps)).to(self._device))
+            .cpu()
+            .numpy()
         )
         return maps

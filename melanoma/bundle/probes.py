@@ -38,14 +38,20 @@ def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (NUM_PROBES, 6, 8, 3), dtype=np.uint8)
     size = (stored_shape[1], stored_shape[0])
-    return [np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)) for cells in coarse]
+    return [
+        np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC))
+        for cells in coarse
+    ]
 
 
 def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> tuple[Probe, ...]:
     """Return the probe images with the logits ``(C,)`` that the network gives them, for a manifest."""
     images = probe_images(preprocess.stored_shape)
     logits = _probe_logits(model, preprocess, tta, images)
-    return tuple(Probe(_to_png(image), tuple(float(z) for z in row)) for image, row in zip(images, logits, strict=True))
+    return tuple(
+        Probe(_to_png(image), tuple(float(z) for z in row))
+        for image, row in zip(images, logits, strict=True)
+    )
 
 
 def _probe_logits(
@@ -95,7 +101,9 @@ def replay_probes(
         logits = _probe_logits(model, preprocess, tta, images, extract)
         gap = float(np.abs(logits - recorded).max())
     except (ValueError, OSError, RuntimeError) as error:
-        return [f"the bundle's probes must be images with their logits, they are not ({type(error).__name__})."]
+        return [
+            f"the bundle's probes must be images with their logits, they are not ({type(error).__name__})."
+        ]
     if gap <= PROBE_TOLERANCE:
         return []
     return [

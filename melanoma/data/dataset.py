@@ -60,7 +60,9 @@ class PreparedData:
     @property
     def content_hash(self) -> str:
         """A hash of everything a run depends on: the splits, and the images as they are stored."""
-        described = json.dumps([self.manifest.split_hash, self.stored_shape, sorted(self.manifest.shards.items())])
+        described = json.dumps(
+            [self.manifest.split_hash, self.stored_shape, sorted(self.manifest.shards.items())]
+        )
         return hashlib.sha256(described.encode()).hexdigest()
 
     def shard(self, name: str) -> Path:
@@ -68,9 +70,13 @@ class PreparedData:
         height, width = self.stored_shape
         # Pixels, and for each image its name; more is another file.
         max_bytes = int((self.records["shard"] == name).sum()) * (height * width * 3 + 4096) + 2**20
-        return local_file(self.folder / "shards" / name, self.manifest.shards[name], max_bytes=max_bytes)
+        return local_file(
+            self.folder / "shards" / name, self.manifest.shards[name], max_bytes=max_bytes
+        )
 
-    def rows(self, split: str, *, fold: int | None = None, without_fold: int | None = None) -> pd.DataFrame:
+    def rows(
+        self, split: str, *, fold: int | None = None, without_fold: int | None = None
+    ) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.
 
         Raises:
@@ -93,12 +99,18 @@ class PreparedData:
     def log_access(self, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Append one access to a split (test, or calibration) to the access log and return all accesses to it so far."""
         line = json.dumps(
-            {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "split": split, **entry}
+            {
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "split": split,
+                **entry,
+            }
         )
         if isinstance(
             self.folder, RemotePath
         ):  # nothing can be appended there, and two may access to once: an object a look
-            (self.folder / ACCESSES / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json").write_bytes(line.encode())
+            (
+                self.folder / ACCESSES / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json"
+            ).write_bytes(line.encode())
         else:
             with (self.folder / ACCESS_LOG).open("a") as log:
                 log.write(line + "\n")
@@ -162,7 +174,10 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
         for name, digest in manifest.shards.items():
-            if not (folder / "shards" / name).is_file() or sha256_of(folder / "shards" / name) != digest:
+            if (
+                not (folder / "shards" / name).is_file()
+                or sha256_of(folder / "shards" / name) != digest
+            ):
                 raise DataError(
                     f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again."
                 )
@@ -177,7 +192,9 @@ class ImageDataset:
         self.groups: list[str] = rows["group"].tolist()
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
-        self._shards: dict[str, Uint8Array] = {name: open_shard(data.shard(name), data.stored_shape) for name in names}
+        self._shards: dict[str, Uint8Array] = {
+            name: open_shard(data.shard(name), data.stored_shape) for name in names
+        }
         self._places: list[tuple[str, int]] = list(zip(rows["shard"], rows["row"], strict=True))
 
     def __len__(self) -> int:
@@ -186,5 +203,10 @@ class ImageDataset:
     def images(self, indices: Sequence[int]) -> Tensor:
         """Return the images at some indices, ``(N, H, W, 3)`` uint8."""
         return torch.from_numpy(
-            np.stack([self._shards[name][row] for name, row in (self._places[index] for index in indices)])
+            np.stack(
+                [
+                    self._shards[name][row]
+                    for name, row in (self._places[index] for index in indices)
+                ]
+            )
         )

@@ -73,7 +73,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     MALIGNANT: ("1", "1.0", "true", "yes", "positive"),
 }  # fmt: skip
 """Diagnosis -> how people spell it, in small letters: HAM10000, the ISIC challenges and archive, PAD-UFES-20, derm7pt, Kaggle."""
-_DIAGNOSIS_OF = {spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)}
+_DIAGNOSIS_OF = {
+    spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)
+}
 _BINARY_WORDS = {word for name in (BENIGN, MALIGNANT) for word in (name, *SPELLINGS[name])}
 _NEVER_BOTH = {BENIGN: {"mel", "bcc", "scc"}, MALIGNANT: {"nv", "bkl", "df", "vasc"}}
 """What contradicts a binary label; actinic keratoses stand under either."""
@@ -156,7 +158,9 @@ def read_diagnoses(rows: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
         if said and said <= _BINARY_WORDS:
             raise DataError(_refuse_binary(named, "The metadata", task))
         return [_diagnosis(row, named, task) for row in rows.to_dict("records")]
-    binary = next((name for name in BINARY_COLUMNS if name in rows.columns and _says_binary(rows[name])), None)
+    binary = next(
+        (name for name in BINARY_COLUMNS if name in rows.columns and _says_binary(rows[name])), None
+    )
     return [_binary_diagnosis(row, named, binary, task) for row in rows.to_dict("records")]
 
 
@@ -179,7 +183,9 @@ def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
     ):  # neither of the two is the challenge's third class, nevus
         values = [row[name] for name in _ISIC_2017]
         known = {("1", "0"): "mel", ("0", "1"): "bkl", ("0", "0"): "nv"}
-        return known.get((values[0].removesuffix(".0"), values[1].removesuffix(".0"))), "+".join(values)
+        return known.get((values[0].removesuffix(".0"), values[1].removesuffix(".0"))), "+".join(
+            values
+        )
     columns = {**dict.fromkeys(task.classes), **ONE_HOT, ONE_HOT_UNKNOWN: None}
     marked = [name for name in columns if row.get(name) in ("1", "1.0")]
     said = "+".join(name.upper() for name in marked)
@@ -188,7 +194,9 @@ def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
     return ONE_HOT.get(marked[0], marked[0] if marked[0] in task.classes else None), said
 
 
-def _binary_diagnosis(row: dict[Any, str], named: Sequence[str], binary: str | None, task: Task) -> tuple[str, str]:
+def _binary_diagnosis(
+    row: dict[Any, str], named: Sequence[str], binary: str | None, task: Task
+) -> tuple[str, str]:
     """Return the class of a row whose binary label decides where it is there; a diagnosis beside it must not contradict it."""
     name, said = _diagnosis(row, named, task)
     label = diagnosis_of(row[binary]) if binary is not None and row[binary] else None
@@ -208,10 +216,16 @@ def _says_binary(values: pd.Series) -> bool:
 def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
     """Return the refusal of tables of which none has a diagnosis."""
     for table in tables:
-        binary = [name for name in table.rows.columns if name in BINARY_COLUMNS or _says_benign(table.rows[name])]
+        binary = [
+            name
+            for name in table.rows.columns
+            if name in BINARY_COLUMNS or _says_benign(table.rows[name])
+        ]
         if binary:
             return DataError(_refuse_binary(binary, table.name, task))
-    columns = "; ".join(f"{table.name} has the columns {', '.join(table.header)}" for table in tables[:3])
+    columns = "; ".join(
+        f"{table.name} has the columns {', '.join(table.header)}" for table in tables[:3]
+    )
     return DataError(
         f"The metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS[:4])} or MEL, NV, BCC, ...); {columns}. "
         "Call the column that holds it dx."

@@ -44,11 +44,15 @@ class External:
         """
         if unreadable and not skip_bad:
             raise _refusal(self.records, unreadable, self.task)
-        rejected = [(rejection.image_id, rejection.reason) for rejection in (*self.rejections, *unreadable)]
+        rejected = [
+            (rejection.image_id, rejection.reason) for rejection in (*self.rejections, *unreadable)
+        ]
         return count_left_out(rejected, self.records, self.task)
 
 
-def read_external(folder: AnyPath, task: Task, group_columns: Sequence[str], *, skip_bad: bool) -> External:
+def read_external(
+    folder: AnyPath, task: Task, group_columns: Sequence[str], *, skip_bad: bool
+) -> External:
     """Read a SOURCE folder; every fault of its metadata is found before any image is read.
 
     Args:
@@ -73,7 +77,9 @@ def read_external(folder: AnyPath, task: Task, group_columns: Sequence[str], *, 
         said = left_out_sentence(external.left_out([], skip_bad=True), task)
         raise DataError(f"SOURCE must hold at least one usable image, {folder} has none. {said}")
     keys = [rows[key_column(column)].tolist() for column in columns]
-    keys.append([_digest(path) for path in rows["path"]])  # a copy under another name is no further unit
+    keys.append(
+        [_digest(path) for path in rows["path"]]
+    )  # a copy under another name is no further unit
     grouped = rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
     return dataclasses.replace(external, rows=grouped)
 
@@ -99,7 +105,9 @@ def _digest(path: str) -> str:
 
 
 def _refusal(records: pd.DataFrame, faults: Sequence[Rejection], task: Task) -> DataError:
-    counts = describe_left_out(count_left_out([(fault.image_id, fault.reason) for fault in faults], records, task))
+    counts = describe_left_out(
+        count_left_out([(fault.image_id, fault.reason) for fault in faults], records, task)
+    )
     return DataError(
         f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not: {counts}; the first is "
         f"{faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them or pass --skip-bad."

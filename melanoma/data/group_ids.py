@@ -18,9 +18,14 @@ def known_ids(values: pd.Series, column: str) -> tuple[pd.Series, list[str]]:
     Returns:
         The ids, and a sentence for every word that was taken so.
     """
-    unknown = values.str.casefold().map(lambda text: _UNKNOWN.fullmatch(text) is not None).astype(bool)
+    unknown = (
+        values.str.casefold().map(lambda text: _UNKNOWN.fullmatch(text) is not None).astype(bool)
+    )
     words = Counter(values[unknown & (values != "")])
-    notes = [f"{num} images have {column} {word!r}, taken as not known" for word, num in words.most_common()]
+    notes = [
+        f"{num} images have {column} {word!r}, taken as not known"
+        for word, num in words.most_common()
+    ]
     return values.where(~unknown, ""), notes
 
 
@@ -38,7 +43,9 @@ def tell_sources_apart(
         traits: what cannot differ within one id (the class of a lesion, the sex of a patient), blank where not known.
         column: what messages call the ids.
     """
-    table = pd.DataFrame({"id": values, "source": sources, "trait": traits})[(values != "") & (sources != "")]
+    table = pd.DataFrame({"id": values, "source": sources, "trait": traits})[
+        (values != "") & (sources != "")
+    ]
     num_sources = table.groupby("id")["source"].nunique()
     shared = num_sources.index[num_sources > 1]
     if _share_conflicting(table[table["id"].isin(shared)]) <= _MIN_CONFLICTING:
@@ -46,7 +53,9 @@ def tell_sources_apart(
         if numbers.empty:
             return values, []
         told = f"{len(numbers)} {column}s are plain numbers that several sources use, such as {min(numbers)!r}; "
-        return values, [f"{told}they are taken as the same ones: if they are not, put the source in front of them"]
+        return values, [
+            f"{told}they are taken as the same ones: if they are not, put the source in front of them"
+        ]
     clash = set(shared)
     of_clash = table[table["id"].isin(clash)]
     named = " and ".join(sorted(set(of_clash["source"]))[:3])

@@ -28,7 +28,9 @@ def join_groups(
         N group names: the smallest image_id of each group.
     """
     position = {image_id: index for index, image_id in enumerate(image_ids)}
-    edges: list[tuple[int, int]] = [(position[a], position[b]) for a, b in pairs if a in position and b in position]
+    edges: list[tuple[int, int]] = [
+        (position[a], position[b]) for a, b in pairs if a in position and b in position
+    ]
     for column in keys:
         first: dict[str, int] = {}
         for index, key in enumerate(column):
@@ -67,12 +69,18 @@ class LargeGroup(Strict):
     ids: dict[str, list[str]]
 
 
-def largest_groups(records: pd.DataFrame, columns: Sequence[str], *, num: int = 5) -> list[LargeGroup]:
+def largest_groups(
+    records: pd.DataFrame, columns: Sequence[str], *, num: int = 5
+) -> list[LargeGroup]:
     """Return the groups with the most images, largest first."""
     found = []
     sizes = records["group"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     for group, size in sizes[:num].items():
         rows = records[records["group"] == group]
-        ids = {name: sorted(set(rows[column]) - {""})[:3] for name in columns if (column := key_column(name)) in rows}
+        ids = {
+            name: sorted(set(rows[column]) - {""})[:3]
+            for name in columns
+            if (column := key_column(name)) in rows
+        }
         found.append(LargeGroup(str(group), int(size), str(rows["split"].iloc[0]), ids))
     return found

@@ -64,9 +64,7 @@ class ImageFiles:
         near = self._near(stem)
         if near is None:
             return "no image of this name lies below SOURCE"
-        return (
-            f"no image of this name lies below SOURCE; {shown(near.name)} differs {how_they_differ(stem, _stem(near))}"
-        )
+        return f"no image of this name lies below SOURCE; {shown(near.name)} differs {how_they_differ(stem, _stem(near))}"
 
     def _near(self, stem: str) -> AnyPath | None:
         """Return the one file whose name agrees with an id but for case, separators and leading zeros."""
@@ -89,7 +87,9 @@ class ImageFiles:
         said += f"{' and '.join(tables)} names {image_ids[0]!r}, "
         unread = Counter(paths[0].suffix.lower() for paths in self.unread.values())
         if not self.by_stem and unread:
-            kinds = " and ".join(f"{num} files end in {suffix}" for suffix, num in unread.most_common(3))
+            kinds = " and ".join(
+                f"{num} files end in {suffix}" for suffix, num in unread.most_common(3)
+            )
             return f"{said}{kinds}; {READ}: convert them."
         if not self.by_stem:
             links = f"; the link {self.dangling[0]} leads nowhere" if self.dangling else ""
@@ -104,7 +104,9 @@ class ImageFiles:
         return f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
 
 
-def _index(by_stem: Mapping[str, list[AnyPath]], key: Callable[[str], str | None]) -> dict[str, list[AnyPath]]:
+def _index(
+    by_stem: Mapping[str, list[AnyPath]], key: Callable[[str], str | None]
+) -> dict[str, list[AnyPath]]:
     found: dict[str, list[AnyPath]] = {}
     for stem, paths in by_stem.items():
         if name := key(stem):
@@ -122,7 +124,11 @@ def read_image(path: str) -> bytes:
         OSError: if it cannot be read.
     """
     found = to_path(path)
-    if isinstance(found, Path) and found.parent.suffix.lower() in _HDF5_SUFFIXES and found.parent.is_file():
+    if (
+        isinstance(found, Path)
+        and found.parent.suffix.lower() in _HDF5_SUFFIXES
+        and found.parent.is_file()
+    ):
         try:
             return bytes(_open_hdf5(str(found.parent))[found.name][()])
         except (KeyError, ValueError, TypeError) as error:
@@ -186,7 +192,11 @@ def _folders(path: AnyPath) -> list[str]:
 def _dangling(folder: AnyPath) -> tuple[str, ...]:
     if not isinstance(folder, Path):
         return ()
-    return tuple(sorted(shown(path.name) for path in folder.iterdir() if path.is_symlink() and not path.exists()))
+    return tuple(
+        sorted(
+            shown(path.name) for path in folder.iterdir() if path.is_symlink() and not path.exists()
+        )
+    )
 
 
 def _one_of_copies(paths: list[AnyPath]) -> list[AnyPath]:

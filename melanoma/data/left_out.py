@@ -14,7 +14,9 @@ NO_ROW, BLANK, OTHERS = "(no row)", "(blank)", "(others)"
 _MAX_WORDS, _MAX_LETTERS = 12, 40
 
 
-def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame, task: Task) -> LeftOut:
+def count_left_out(
+    rejected: Iterable[tuple[str, str]], records: pd.DataFrame, task: Task
+) -> LeftOut:
     """Count what is left out.
 
     Args:
@@ -27,20 +29,28 @@ def count_left_out(rejected: Iterable[tuple[str, str]], records: pd.DataFrame, t
         first.setdefault(image_id, reason)
     is_again = records["image_id"].duplicated() & (records["image_id"] != "")
     rows = records[records["image_id"].isin(set(first)) & ~is_again]
-    classes = rows["dx"].where(rows["dx"] != "", rows["dx_given"].str[:_MAX_LETTERS].replace("", BLANK))
-    counted = Counter((first[image_id], name) for image_id, name in zip(rows["image_id"], classes, strict=True))
+    classes = rows["dx"].where(
+        rows["dx"] != "", rows["dx_given"].str[:_MAX_LETTERS].replace("", BLANK)
+    )
+    counted = Counter(
+        (first[image_id], name) for image_id, name in zip(rows["image_id"], classes, strict=True)
+    )
     for image_id in set(first) - set(rows["image_id"]):
         counted[first[image_id], NO_ROW] += 1
     reasons = sorted({reason for reason, _ in counted})
     return {
-        reason: _commonest({name: num for (why, name), num in counted.items() if why == reason}, task)
+        reason: _commonest(
+            {name: num for (why, name), num in counted.items() if why == reason}, task
+        )
         for reason in reasons
     }
 
 
 def _commonest(counts: Mapping[str, int], task: Task) -> dict[str, int]:
     """Keep the commonest words, because a table may say anything, and count the others together."""
-    ordered = sorted(counts.items(), key=lambda item: (not says_target(item[0], task), -item[1], item[0]))
+    ordered = sorted(
+        counts.items(), key=lambda item: (not says_target(item[0], task), -item[1], item[0])
+    )
     rest = sum(num for _, num in ordered[_MAX_WORDS:])
     return {**dict(ordered[:_MAX_WORDS]), **({OTHERS: rest} if rest else {})}
 
@@ -64,7 +74,12 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, int]], task: Task) -> 
     if not left_out:
         return ""
     num = total(left_out)
-    targets = sum(number for counts in left_out.values() for name, number in counts.items() if says_target(name, task))
+    targets = sum(
+        number
+        for counts in left_out.values()
+        for name, number in counts.items()
+        if says_target(name, task)
+    )
     return (
         f"{num} {'image was' if num == 1 else 'images were'} left out, {targets} of them labelled as {task.noun[0]}: "
         f"{describe_left_out(left_out)}."

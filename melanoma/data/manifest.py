@@ -79,7 +79,9 @@ def read_manifest(folder: AnyPath) -> DatasetManifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(f"DATASET must be a folder made by `melanoma data prepare`; {folder} has no {MANIFEST}.")
+        raise DataError(
+            f"DATASET must be a folder made by `melanoma data prepare`; {folder} has no {MANIFEST}."
+        )
     data = path.read_bytes()
     _check_kind(data, path)
     manifest = from_json(DatasetManifest, data, what=str(path), error=DataError, remedy=_REMEDY)

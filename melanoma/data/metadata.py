@@ -26,7 +26,16 @@ from melanoma.io.storage import AnyPath
 from melanoma.task import Task
 
 ALIASES = {
-    "image_id": ("image_id", "isic_id", "image_name", "image", "img_id", "filename", "file_name", "file"),
+    "image_id": (
+        "image_id",
+        "isic_id",
+        "image_name",
+        "image",
+        "img_id",
+        "filename",
+        "file_name",
+        "file",
+    ),
     "lesion_id": ("lesion_id",),
     "patient_id": ("patient_id",),
     "age": ("age", "age_approx"),
@@ -93,7 +102,9 @@ def read_metadata(folder: AnyPath, files: Sequence[AnyPath], task: Task) -> Meta
     main = _without_repeats(main, notes)
     _check_used(main)
     names = tuple(sorted({name for table in tables for name in table.name.split(", ")}))
-    return Metadata(main.rows.reset_index(drop=True), names, main.header, frozenset(passed_over), tuple(notes))
+    return Metadata(
+        main.rows.reset_index(drop=True), names, main.header, frozenset(passed_over), tuple(notes)
+    )
 
 
 def _may_be_table(path: AnyPath) -> bool:
@@ -110,7 +121,11 @@ def _metadata_table(path: AnyPath, name: str, task: Task) -> Table | None:
             raise
         return None
     column = table.first(ALIASES["image_id"])
-    if column is None and is_sure and (headerless := _without_header(path, table, task)) is not None:
+    if (
+        column is None
+        and is_sure
+        and (headerless := _without_header(path, table, task)) is not None
+    ):
         table, column = headerless, "image_id"
     if column is None:
         return table if is_sure else None
@@ -128,13 +143,20 @@ def _without_header(path: AnyPath, table: Table, task: Task) -> Table | None:
     rows = read_rows(path)
     if not all(len(row) == 2 and row[0] and class_in(row[1], task) is not None for row in rows):
         return None
-    return Table(table.name, ("image_id", "dx"), pd.DataFrame(rows, columns=["image_id", "dx"], dtype=str), {})
+    return Table(
+        table.name,
+        ("image_id", "dx"),
+        pd.DataFrame(rows, columns=["image_id", "dx"], dtype=str),
+        {},
+    )
 
 
 def image_keys(given: pd.Series) -> pd.Series:
     """Return image ids: the last part of a path, or all of it where the last parts of different paths are equal."""
     keys = given.map(image_id_of)
-    whole = given.map(lambda text: "/".join([*path_parts(text)[:-1], without_suffix(path_parts(text)[-1])]))
+    whole = given.map(
+        lambda text: "/".join([*path_parts(text)[:-1], without_suffix(path_parts(text)[-1])])
+    )
     is_shared = whole.groupby(keys).transform("nunique") > 1 if len(keys) else keys.astype(bool)
     return keys.where(~is_shared, whole)
 
@@ -190,7 +212,9 @@ def _beside(main: Table, other: Table) -> Table:
             f"mend it or move it away."
         )
     shared = [column for column in _content(extra) if column in main.rows.columns and column != KEY]
-    merged = main.rows.merge(extra.drop(columns=_OWN), on=KEY, how="outer", suffixes=("", " <other>")).fillna("")
+    merged = main.rows.merge(
+        extra.drop(columns=_OWN), on=KEY, how="outer", suffixes=("", " <other>")
+    ).fillna("")
     for column in shared:
         again = merged.pop(f"{column} <other>")
         differ = (merged[column] != "") & (again != "") & (merged[column] != again)
@@ -219,7 +243,9 @@ def _pass_over(main: Table, other: Table) -> str:
     Raises:
         DataError: if it has the ids that group images and the others have not: it was meant for these images.
     """
-    lacking = [name for name in ("patient_id", "lesion_id") if name in other.rows and name not in main.rows]
+    lacking = [
+        name for name in ("patient_id", "lesion_id") if name in other.rows and name not in main.rows
+    ]
     if lacking and len(other.rows):
         raise DataError(
             f"{other.name} has {' and '.join(lacking)} but names none of the images of {main.name} (it names {other.rows[KEY].iloc[0]!r}, "
@@ -232,7 +258,9 @@ def _without_repeats(table: Table, notes: list[str]) -> Table:
     """Count rows once that stand in a table twice."""
     repeats = table.rows.duplicated(_content(table.rows))
     if repeats.any():
-        notes.append(f"{int(repeats.sum())} rows stand in the metadata more than once and count once")
+        notes.append(
+            f"{int(repeats.sum())} rows stand in the metadata more than once and count once"
+        )
     return dataclasses.replace(table, rows=table.rows[~repeats])
 
 
@@ -245,7 +273,9 @@ def _check_used(table: Table) -> None:
             table.first([name])
 
 
-def _no_table(folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table], task: Task) -> DataError:
+def _no_table(
+    folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table], task: Task
+) -> DataError:
     """Return the refusal of a folder without a table that has image ids: with what is there instead."""
     known = ", ".join(ALIASES["image_id"])
     if tables:
@@ -287,5 +317,7 @@ def _binary_note(table: Table, task: Task) -> str:
 def _looks_like_data(header: Sequence[str], task: Task) -> bool:
     """Return whether a first line holds values: a number, or an id with a number in it and a label."""
     cells = [cell.casefold() for cell in header]
-    is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(is_label(cell, task) for cell in cells[1:])
+    is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(
+        is_label(cell, task) for cell in cells[1:]
+    )
     return is_labelled or any(cell.replace(".", "").isdigit() for cell in cells)

@@ -19,7 +19,11 @@ def image_id_of(text: str) -> str:
 
 def path_parts(text: str) -> list[str]:
     """Return the parts of a path as a table writes it, with slashes of either kind; at least one, which may be empty."""
-    parts = [part for part in unicodedata.normalize("NFC", text.strip()).replace("\\", "/").split("/") if part != "."]
+    parts = [
+        part
+        for part in unicodedata.normalize("NFC", text.strip()).replace("\\", "/").split("/")
+        if part != "."
+    ]
     while len(parts) > 1 and not parts[-1]:
         parts.pop()
     return [part.strip() for part in parts] or [""]
@@ -28,7 +32,9 @@ def path_parts(text: str) -> list[str]:
 def without_suffix(name: str) -> str:
     """Return a name without the ending that a file of an image has; other endings belong to the name."""
     stem, dot, suffix = name.rpartition(".")
-    return stem if dot and stem and f".{suffix.lower()}" in IMAGE_SUFFIXES | OTHER_SUFFIXES else name
+    return (
+        stem if dot and stem and f".{suffix.lower()}" in IMAGE_SUFFIXES | OTHER_SUFFIXES else name
+    )
 
 
 def shown(name: object) -> str:

@@ -41,4 +41,8 @@ def reject_pairs(records: pd.DataFrame, pairs: list[tuple[str, str]]) -> Iterabl
     for a, b in pairs:
         if dx[a] and dx[b] and dx[a] != dx[b]:
             for image_id in (a, b):
-                yield Rejection(image_id, "pair_with_two_labels", f"its known pair is labelled {dx[a]} and {dx[b]}")
+                yield Rejection(
+                    image_id,
+                    "pair_with_two_labels",
+                    f"its known pair is labelled {dx[a]} and {dx[b]}",
+                )

@@ -22,9 +22,23 @@ from melanoma.data.manifest import MANIFEST, DatasetManifest
 from melanoma.data.names import shown
 from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.records import Source, read_source
-from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, reject_conflicts, write_rejections
+from melanoma.data.rejections import (
+    REJECTED,
+    UNREADABLE,
+    Rejection,
+    reason_of,
+    reject_conflicts,
+    write_rejections,
+)
 from melanoma.data.shards import open_shard, write_shard
-from melanoma.data.splits import SPLITS, apply_splits, check_shares, draw_splits, read_splits, split_hash
+from melanoma.data.splits import (
+    SPLITS,
+    apply_splits,
+    check_shares,
+    draw_splits,
+    read_splits,
+    split_hash,
+)
 from melanoma.errors import DataError, InvalidImageError, SettingError
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
@@ -131,7 +145,13 @@ def prepare(
                 raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
             population = config.population or shown(source_dir.resolve().name)
             manifest = _write_dataset(
-                work, records, config, plan=plan, left_out=left_out, population=population, executor=executor
+                work,
+                records,
+                config,
+                plan=plan,
+                left_out=left_out,
+                population=population,
+                executor=executor,
             )
         remove_folder(work / DECODED)
     if rejections and not config.skip_bad:
@@ -209,15 +229,22 @@ def _holds_only_rejections(out: AnyPath) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
 
 
-def _decode(source: Source, shards: AnyPath, size: int, executor: Executor, progress: Progress | None) -> pd.DataFrame:
+def _decode(
+    source: Source, shards: AnyPath, size: int, executor: Executor, progress: Progress | None
+) -> pd.DataFrame:
     """Decode every image that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
     bad = frozenset(rejection.image_id for rejection in source.rejections)
-    rows, num_rows = source.records[source.records["path"] != ""].drop_duplicates("image_id"), _shard_rows(size)
+    rows, num_rows = (
+        source.records[source.records["path"] != ""].drop_duplicates("image_id"),
+        _shard_rows(size),
+    )
     chunks = [
         {
             "shard": f"shard-{start // num_rows:05d}.arrow",
             "image_ids": part["image_id"].tolist(),
-            "paths": [os.fsencode(path) for path in part["path"]],  # a name need not be UTF-8, Arrow's text must
+            "paths": [
+                os.fsencode(path) for path in part["path"]
+            ],  # a name need not be UTF-8, Arrow's text must
         }
         for start in range(0, len(rows), num_rows)
         for part in [rows.iloc[start : start + num_rows]]
@@ -247,7 +274,13 @@ class DecodeChunk:
         images: list[Uint8Array] = []
         rows: list[Row] = []
         for image_id, path in zip(item["image_ids"], map(os.fsdecode, item["paths"]), strict=True):
-            row: Row = {"image_id": image_id, "shard": item["shard"], "row": -1, "reason": "", "detail": ""}
+            row: Row = {
+                "image_id": image_id,
+                "shard": item["shard"],
+                "row": -1,
+                "reason": "",
+                "detail": "",
+            }
             row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
             rows.append(row)
             try:
@@ -283,7 +316,10 @@ def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rej
     rejections = list(source.rejections)
     unreadable = decoded[decoded["reason"] != ""]
     rejections += (
-        [Rejection(*row) for row in unreadable[["image_id", "reason", "detail"]].itertuples(index=False)]
+        [
+            Rejection(*row)
+            for row in unreadable[["image_id", "reason", "detail"]].itertuples(index=False)
+        ]
         if len(unreadable)
         else []
     )
@@ -291,12 +327,18 @@ def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rej
         decoded.drop(columns=["reason", "detail"], errors="ignore"), on="image_id", how="left"
     )
     records = records.fillna({"sha256": "", "pixel_sha256": ""})
-    rejections += reject_conflicts(records, "pixel_sha256", "image_with_two_labels", "one image under several names")
+    rejections += reject_conflicts(
+        records, "pixel_sha256", "image_with_two_labels", "one image under several names"
+    )
     return records, rejections
 
 
-def _groups(records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[str, str]]) -> list[str]:
-    keys = [records[column].tolist() for column in (*map(key_column, columns), "sha256", "pixel_sha256")]
+def _groups(
+    records: pd.DataFrame, columns: tuple[str, ...], pairs: list[tuple[str, str]]
+) -> list[str]:
+    keys = [
+        records[column].tolist() for column in (*map(key_column, columns), "sha256", "pixel_sha256")
+    ]
     return join_groups(records["image_id"].tolist(), keys, pairs)
 
 
@@ -341,7 +383,9 @@ def _write_dataset(
         num_folds=int(records["fold"].max()) + 1,
         seed=config.seed,
         group_columns=plan.group_columns,
-        num_without_group_id=int((records[list(map(key_column, plan.group_columns))] == "").all(axis=1).sum()),
+        num_without_group_id=int(
+            (records[list(map(key_column, plan.group_columns))] == "").all(axis=1).sum()
+        ),
         num_known_pairs=len(plan.pairs),
         left_out=left_out,
         largest_groups=tuple(largest_groups(records, plan.group_columns)),
@@ -367,7 +411,9 @@ def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
     for found in largest_groups(records, plan.group_columns, num=20):
         share, num = found.num_images / len(records), found.num_images
         if share > LARGE_GROUP and num > LARGE_GROUP_IMAGES:
-            ids = ", ".join(f"{name} {', '.join(values)}" for name, values in found.ids.items() if values)
+            ids = ", ".join(
+                f"{name} {', '.join(values)}" for name, values in found.ids.items() if values
+            )
             warnings.append(
                 f"one group holds {num} of {len(records)} images ({share:.0%}; {ids or 'identical images'}), all in {found.split}; "
                 "make sure that its id is no placeholder"
@@ -395,11 +441,18 @@ def _store_by_split(
         for number, start in enumerate(range(0, len(rows), _shard_rows(size))):
             part = rows.iloc[start : start + _shard_rows(size)]
             name = f"{split}-{number:05d}.arrow"
-            items.append({"name": name, **{column: part[column].tolist() for column in ("image_id", "shard", "row")}})
+            items.append(
+                {
+                    "name": name,
+                    **{column: part[column].tolist() for column in ("image_id", "shard", "row")},
+                }
+            )
             stored.append(part.assign(shard=name, row=range(len(part))))
     store = StoreShard(str(work / DECODED), str(work / "shards"), letterbox_shape(size))
     digests = {row["name"]: row["sha256"] for row in executor.map(store, items)}
-    return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(sorted(digests.items()))
+    return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(
+        sorted(digests.items())
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -418,13 +471,18 @@ class StoreShard:
 
     def __call__(self, item: Item) -> list[Row]:
         """Write the shard called name from some images (image_id, shard, row); return its name and sha256."""
-        opened = {name: open_shard(to_path(self.decoded) / name, self.shape) for name in set(item["shard"])}
+        opened = {
+            name: open_shard(to_path(self.decoded) / name, self.shape)
+            for name in set(item["shard"])
+        }
         images = [opened[name][row] for name, row in zip(item["shard"], item["row"], strict=True)]
         digest = write_shard(to_path(self.shards) / item["name"], item["image_id"], images)
         return [{"name": item["name"], "sha256": digest}]
 
 
-def _split(records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None) -> pd.DataFrame:
+def _split(
+    records: pd.DataFrame, config: PrepareConfig, given: pd.DataFrame | None
+) -> pd.DataFrame:
     if given is not None:
         return apply_splits(records, given, num_folds=config.num_folds, seed=config.seed)
     return draw_splits(

@@ -44,7 +44,9 @@ class Source:
     def check_found(self) -> None:
         """Raise DataError if not a single image of the metadata is there."""
         if not (self.records["path"] != "").any():
-            raise DataError(self.files.none_found(self.records["image_id"].tolist(), self.metadata.names))
+            raise DataError(
+                self.files.none_found(self.records["image_id"].tolist(), self.metadata.names)
+            )
 
     def group_by(self, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
         """Choose the columns that group images; those other than patient_id and lesion_id are added to the records.
@@ -76,9 +78,13 @@ class Source:
             )
         if name not in GROUP_COLUMNS:
             ids, notes = known_ids(self.metadata.rows[name], wanted)
-            ids, more = tell_sources_apart(ids, _origins(self.metadata, self.records), self.records["sex"], wanted)
+            ids, more = tell_sources_apart(
+                ids, _origins(self.metadata, self.records), self.records["sex"], wanted
+            )
             if not (ids != "").any():
-                raise DataError(f"--group-by must name columns that group images, {wanted} is blank in every row.")
+                raise DataError(
+                    f"--group-by must name columns that group images, {wanted} is blank in every row."
+                )
             self.records[key_column(name)] = ids
             self.notes.extend([*notes, *more])
         return name
@@ -97,19 +103,34 @@ def read_source(folder: AnyPath, task: Task) -> Source:
         DataError: if the folder, its metadata or a required column is missing.
     """
     if not folder.is_dir():
-        raise DataError(f"SOURCE must be a folder with a metadata CSV and images, {folder} is not a folder.")
+        raise DataError(
+            f"SOURCE must be a folder with a metadata CSV and images, {folder} is not a folder."
+        )
     below = files_below(folder)
     metadata, files = read_metadata(folder, below, task), find_images(folder, below)
     records, groups, notes = _normalise(metadata, task)
-    found = [files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)]
+    found = [
+        files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)
+    ]
     # As objects: a name need not be UTF-8, which the strings of pandas must be.
-    records["path"] = pd.Series([str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object)
-    rejections = [*_reject_rows(records, metadata, task), *_reject_images(records, found, files, metadata.passed_over)]
+    records["path"] = pd.Series(
+        [str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object
+    )
+    rejections = [
+        *_reject_rows(records, metadata, task),
+        *_reject_images(records, found, files, metadata.passed_over),
+    ]
     left = len(set(files.by_stem) & metadata.passed_over)
     notes = [
         *metadata.notes,
         *notes,
-        *([f"{left} images are named only by tables that are passed over, and are passed over too"] if left else []),
+        *(
+            [
+                f"{left} images are named only by tables that are passed over, and are passed over too"
+            ]
+            if left
+            else []
+        ),
     ]
     return Source(records, rejections, groups, metadata, files, notes)
 
@@ -120,12 +141,17 @@ def _normalise(metadata: Metadata, task: Task) -> tuple[pd.DataFrame, tuple[str,
     for name in (name for name in ALIASES if name != "image_id"):
         column = next((alias for alias in ALIASES[name] if alias in rows), None)
         records[name] = rows[column] if column else ""
-    records["age"] = pd.to_numeric(records["age"].str.replace(",", "."), errors="coerce").where(lambda age: age > 0)
+    records["age"] = pd.to_numeric(records["age"].str.replace(",", "."), errors="coerce").where(
+        lambda age: age > 0
+    )
     diagnoses = read_diagnoses(rows, task)
     records["dx"] = [dx for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
     records["label"] = (
-        records["dx"].map({name: index for index, name in enumerate(task.classes)}).fillna(-1).astype(int)
+        records["dx"]
+        .map({name: index for index, name in enumerate(task.classes)})
+        .fillna(-1)
+        .astype(int)
     )
     notes = _clean_ids(records, metadata)
     groups = tuple(name for name in GROUP_COLUMNS if (records[name] != "").any())
@@ -140,8 +166,12 @@ def _clean_ids(records: pd.DataFrame, metadata: Metadata) -> list[str]:
         if column == "lesion_id":
             # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
             is_number = records[column].str.fullmatch(r"\d+") & (records["patient_id"] != "")
-            records[column] = records[column].where(~is_number, records["patient_id"] + "/" + records[column])
-        records[column], apart = tell_sources_apart(records[column], origins, records[trait], column)
+            records[column] = records[column].where(
+                ~is_number, records["patient_id"] + "/" + records[column]
+            )
+        records[column], apart = tell_sources_apart(
+            records[column], origins, records[trait], column
+        )
         notes += [*unknown, *apart]
     return notes
 
@@ -160,19 +190,29 @@ def _without_ending(table: str) -> str:
 
 
 def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Iterable[Rejection]:
-    for image_id, given in records.loc[records["label"] < 0, ["image_id", "dx_given"]].itertuples(index=False):
+    for image_id, given in records.loc[records["label"] < 0, ["image_id", "dx_given"]].itertuples(
+        index=False
+    ):
         if given.endswith(CONTRADICTION):
             yield Rejection(image_id, "contradicting_labels", f"the row says {given}")
         else:
             yield Rejection(
-                image_id, "unknown_dx", f"dx {given!r} is none of {', '.join(task.classes)} nor a known name of one"
+                image_id,
+                "unknown_dx",
+                f"dx {given!r} is none of {', '.join(task.classes)} nor a known name of one",
             )
     for image_id in records.loc[records["image_id"] == "", "image_id"]:
         yield Rejection(image_id, "no_image_id", "the row has no image id")
     twice = records["image_id"].duplicated(keep=False) & (records["image_id"] != "")
     for image_id, rows in metadata.rows[twice].groupby(records.loc[twice, "image_id"]):
-        differing = [name for name in rows.columns if name not in (KEY, GIVEN, TABLE) and rows[name].nunique() > 1]
-        detail = f"{len(rows)} rows have this image_id and differ in {', '.join(differing) or 'nothing'}"
+        differing = [
+            name
+            for name in rows.columns
+            if name not in (KEY, GIVEN, TABLE) and rows[name].nunique() > 1
+        ]
+        detail = (
+            f"{len(rows)} rows have this image_id and differ in {', '.join(differing) or 'nothing'}"
+        )
         yield Rejection(str(image_id), "image_id_twice", detail)
     noun = "its lesion"
     if _are_plain_numbers(records, metadata):
@@ -183,11 +223,18 @@ def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Itera
 def _are_plain_numbers(records: pd.DataFrame, metadata: Metadata) -> bool:
     given = metadata.rows["lesion_id"] if "lesion_id" in metadata.rows else pd.Series(dtype=str)
     known = given[given != ""]
-    return bool(len(known) and known.str.fullmatch(r"\d+").all() and not (_origins(metadata, records) != "").any())
+    return bool(
+        len(known)
+        and known.str.fullmatch(r"\d+").all()
+        and not (_origins(metadata, records) != "").any()
+    )
 
 
 def _reject_images(
-    records: pd.DataFrame, found: list[list[AnyPath]], files: ImageFiles, passed_over: frozenset[str]
+    records: pd.DataFrame,
+    found: list[list[AnyPath]],
+    files: ImageFiles,
+    passed_over: frozenset[str],
 ) -> Iterable[Rejection]:
     by_id = dict(zip(records["image_id"], found, strict=True))
     by_id.pop("", None)
@@ -198,7 +245,9 @@ def _reject_images(
         yield Rejection(stem, WITHOUT_ROW, "no metadata row names this image")
     for image_id, paths in sorted(by_id.items()):
         if len(paths) > 1:
-            yield Rejection(image_id, "image_twice", f"{len(paths)} images below SOURCE have this name")
+            yield Rejection(
+                image_id, "image_twice", f"{len(paths)} images below SOURCE have this name"
+            )
 
 
 def _last(image_id: str) -> str:

@@ -22,7 +22,9 @@ class Rejection:
     detail: str
 
 
-def reject_conflicts(records: pd.DataFrame, column: str, reason: str, noun: str) -> Iterable[Rejection]:
+def reject_conflicts(
+    records: pd.DataFrame, column: str, reason: str, noun: str
+) -> Iterable[Rejection]:
     """Yield a rejection for every image whose lesion, or whose pixels, stand in the table under two labels."""
     known = records[(records[column] != "") & (records["label"] >= 0)]
     for _, rows in known.groupby(column):
@@ -40,6 +42,7 @@ def reason_of(error: InvalidImageError) -> str:
 def write_rejections(path: AnyPath, rejections: Sequence[Rejection]) -> None:
     """Write rejected.csv."""
     table = pd.DataFrame(
-        [dataclasses.asdict(rejection) for rejection in rejections], columns=["image_id", "reason", "detail"]
+        [dataclasses.asdict(rejection) for rejection in rejections],
+        columns=["image_id", "reason", "detail"],
     )
     write_text(path, table.sort_values(["reason", "image_id"]).to_csv(index=False))

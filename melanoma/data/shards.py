@@ -16,7 +16,9 @@ from melanoma.io.storage import AnyPath
 def write_shard(path: AnyPath, image_ids: Sequence[str], images: Sequence[Uint8Array]) -> str:
     """Write ``(H, W, 3)`` uint8 images of one size as an Arrow IPC file and return its sha256."""
     num_bytes = images[0].size
-    storage = pa.Array.from_buffers(pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images).tobytes())])
+    storage = pa.Array.from_buffers(
+        pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images).tobytes())]
+    )
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "pixels": storage})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -33,14 +35,25 @@ def open_shard(path: AnyPath, shape: tuple[int, int]) -> Uint8Array:
         DataError: if the file is missing or its images have another size.
     """
     if not path.is_file():
-        raise DataError(f"the data set must hold {path.name}, it is missing; prepare the data set again.")
-    source = pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+        raise DataError(
+            f"the data set must hold {path.name}, it is missing; prepare the data set again."
+        )
+    source = (
+        pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+    )
     table = pa.ipc.open_file(source).read_all()
-    column = table.column("pixels").chunk(0)  # written as one batch; combining chunks would copy it into memory
+    column = table.column("pixels").chunk(
+        0
+    )  # written as one batch; combining chunks would copy it into memory
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
-        raise DataError(f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set again.")
+        raise DataError(
+            f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set again."
+        )
     flat = np.frombuffer(
-        column.buffers()[1], dtype=np.uint8, count=len(column) * expected, offset=column.offset * expected
+        column.buffers()[1],
+        dtype=np.uint8,
+        count=len(column) * expected,
+        offset=column.offset * expected,
     )
     return flat.reshape(len(column), *shape, 3)

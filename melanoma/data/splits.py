@@ -70,7 +70,11 @@ def draw_splits(
 
 def check_shares(test_fraction: float, calibration_fraction: float, num_folds: int) -> None:
     """Raise SettingError unless splits of such shares can be drawn."""
-    if not (test_fraction >= 0 and calibration_fraction >= 0 and test_fraction + calibration_fraction < 1):
+    if not (
+        test_fraction >= 0
+        and calibration_fraction >= 0
+        and test_fraction + calibration_fraction < 1
+    ):
         raise SettingError(
             f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
         )
@@ -80,14 +84,18 @@ def check_shares(test_fraction: float, calibration_fraction: float, num_folds: i
 
 def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """Return the group names in order and their ``(num_groups, C)`` counts of each class."""
-    table = pd.crosstab(pd.Series(list(groups), name="group"), pd.Series(list(labels), name="label"))
+    table = pd.crosstab(
+        pd.Series(list(groups), name="group"), pd.Series(list(labels), name="label")
+    )
     return [str(name) for name in table.index], table.to_numpy()
 
 
 def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the part of each group, ``(num_groups,)``."""
     totals = counts.sum(axis=0)
-    missing = shares[:, None] * totals[None, :].astype(float)  # (parts, C): what each part still lacks
+    missing = shares[:, None] * totals[None, :].astype(
+        float
+    )  # (parts, C): what each part still lacks
     parts = np.full(len(counts), -1)
     order = rng.permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
@@ -116,10 +124,14 @@ def read_splits(path: AnyPath) -> pd.DataFrame:
         raise DataError(
             f"the splits file must have the columns image_id and split, {table.name} has {', '.join(table.header)}."
         )
-    given = pd.DataFrame({"image_id": image_keys(table.rows[image_id]), "split": table.rows[split].str.casefold()})
+    given = pd.DataFrame(
+        {"image_id": image_keys(table.rows[image_id]), "split": table.rows[split].str.casefold()}
+    )
     unknown = sorted(set(given["split"]) - set(_SPELLED))
     if unknown:
-        raise DataError(f"split must be train, validation, calibration or test, got {unknown[0] or 'a blank'}.")
+        raise DataError(
+            f"split must be train, validation, calibration or test, got {unknown[0] or 'a blank'}."
+        )
     given["split"] = given["split"].map(_SPELLED)
     given = given.drop_duplicates(ignore_index=True)
     if given["image_id"].duplicated().any():
@@ -140,14 +152,20 @@ def match_splits(image_ids: pd.Series, given: pd.DataFrame) -> pd.Series:
     if split.isna().any():
         missing = image_ids[split.isna()]
         shown = ", ".join(missing.iloc[:3]) + (", ..." if len(missing) > 3 else "")
-        there = f"; it names {given['image_id'].iloc[0]}" if len(missing) == len(image_ids) and len(given) else ""
+        there = (
+            f"; it names {given['image_id'].iloc[0]}"
+            if len(missing) == len(image_ids) and len(given)
+            else ""
+        )
         raise DataError(
             f"the splits file must name every image; {len(missing)} of {len(image_ids)} are missing: {shown}{there}; add a row for each."
         )
     return split
 
 
-def apply_splits(table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, seed: int) -> pd.DataFrame:
+def apply_splits(
+    table: pd.DataFrame, given: pd.DataFrame, *, num_folds: int, seed: int
+) -> pd.DataFrame:
     """Take the splits from a table `image_id,split` instead of drawing them.
 
     `split` is train, validation, calibration or test. With validation rows these are fold 0 and the train rows the other

@@ -97,7 +97,9 @@ def _header(data: bytes, name: str) -> tuple[str, list[str]]:
     text = data.decode("utf-8-sig", "replace")
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     if first.casefold().startswith("sep=") and len(first.strip("\r\n")) == 5:  # Excel's own hint
-        second = (line for line in io.StringIO(text, newline=None) if line.strip() and line != first)
+        second = (
+            line for line in io.StringIO(text, newline=None) if line.strip() and line != first
+        )
         return first[4], _split(next(second, ""), first[4])
     # The most columns win; of equals the first, which is the comma.
     separator = max(_SEPARATORS, key=lambda candidate: len(_split(first, candidate)))
@@ -122,7 +124,9 @@ def _check_kind(data: bytes, name: str) -> None:
     if kind:
         raise DataError(f"{name} must be a CSV table, it is {kind}; save it as CSV in UTF-8.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
-        raise DataError(f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in UTF-8.")
+        raise DataError(
+            f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in UTF-8."
+        )
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -144,11 +148,15 @@ def _records(text: str, separator: str, name: str) -> Iterator[tuple[int, list[s
     try:
         for values in reader:
             cleaned = [value.strip() for value in values]
-            if any(cleaned) and not (is_first and text[:4].casefold() == "sep=" and len(cleaned) <= 2):
+            if any(cleaned) and not (
+                is_first and text[:4].casefold() == "sep=" and len(cleaned) <= 2
+            ):
                 yield reader.line_num, cleaned
             is_first = False
     except csv.Error as error:
-        raise DataError(f"{name} must be a CSV table, line {reader.line_num} is not ({error}); repair it.") from error
+        raise DataError(
+            f"{name} must be a CSV table, line {reader.line_num} is not ({error}); repair it."
+        ) from error
 
 
 def _fit(values: list[str], length: int, line: int, name: str) -> list[str]:
@@ -167,6 +175,12 @@ def _table(name: str, header: list[str], rows: list[list[str]]) -> Table:
         places.setdefault(column.casefold(), []).append(index)
     places.pop("", None)
     first = [indices[0] for indices in places.values()]
-    frame = pd.DataFrame([[row[index] for index in first] for row in rows], columns=list(places), dtype=str)
-    repeated = {column: tuple(header[i] for i in indices) for column, indices in places.items() if len(indices) > 1}
+    frame = pd.DataFrame(
+        [[row[index] for index in first] for row in rows], columns=list(places), dtype=str
+    )
+    repeated = {
+        column: tuple(header[i] for i in indices)
+        for column, indices in places.items()
+        if len(indices) > 1
+    }
     return Table(name, tuple(column for column in header if column), frame, repeated)

@@ -37,10 +37,14 @@ class Calibrator(Strict):
 
     def __call__(self, logits: FloatArray) -> FloatArray:
         """Map ``(N, C)`` logits to ``(N, C)`` float64 probabilities."""
-        return np.asarray(softmax(logits.astype(np.float64) / self.temperature + np.array(self.bias), axis=1))
+        return np.asarray(
+            softmax(logits.astype(np.float64) / self.temperature + np.array(self.bias), axis=1)
+        )
 
 
-def fit_calibrator(logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5) -> Calibrator:
+def fit_calibrator(
+    logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5
+) -> Calibrator:
     """Fit the map on images the network did not train on, in the form that predicts held-out groups best.
 
     Args:
@@ -73,7 +77,9 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
         scaled = logits * np.exp(parameters[0]) + bias
         log_p = log_softmax(scaled, axis=1)
         error = (np.exp(log_p) - target) / len(labels)
-        gradient = np.concatenate([[(error * (scaled - bias)).sum()], error.sum(axis=0) + 2 * RIDGE * bias])
+        gradient = np.concatenate(
+            [[(error * (scaled - bias)).sum()], error.sum(axis=0) + 2 * RIDGE * bias]
+        )
         loss = -(log_p * target).sum() / len(labels) + RIDGE * (bias**2).sum()
         return float(loss), gradient if has_bias else gradient[:1]
 
@@ -83,7 +89,9 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
     return Calibrator(float(np.exp(-found[0])), bias, form)
 
 
-def expected_calibration_error(labels: IntArray, probabilities: FloatArray, *, num_bins: int = 15) -> float:
+def expected_calibration_error(
+    labels: IntArray, probabilities: FloatArray, *, num_bins: int = 15
+) -> float:
     """Return the mean gap between confidence and accuracy over equal-width bins of the likeliest class (not a proper score)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)

@@ -10,7 +10,16 @@ from reportlab.lib.colors import HexColor
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
-from reportlab.platypus import Flowable, Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+from reportlab.platypus import (
+    Flowable,
+    Image,
+    KeepTogether,
+    Paragraph,
+    SimpleDocTemplate,
+    Spacer,
+    Table,
+    TableStyle,
+)
 
 from melanoma.config import DISCLAIMER
 from melanoma.data.external import EXTERNAL
@@ -31,17 +40,26 @@ _NOTE = (
     "many units as the groups are worth; the others: bootstrap over groups. Specificity at sensitivity 90 % chooses its threshold on "
     "these very images. Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration error {ece:.3f}."
 )
-_OTHER_SPLITS = (
-    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these images trained it."
-)
+_OTHER_SPLITS = "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these images trained it."
 _WIDTH = A4[0] - 36 * mm
 _TEXT = ParagraphStyle(
-    "text", fontName="Helvetica", fontSize=9.5, leading=13, textColor=HexColor(INK), spaceAfter=2 * mm
+    "text",
+    fontName="Helvetica",
+    fontSize=9.5,
+    leading=13,
+    textColor=HexColor(INK),
+    spaceAfter=2 * mm,
 )
 _HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize=15, leading=20)
-_HEAD2 = ParagraphStyle("head2", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, spaceBefore=4 * mm)
-_SMALL = ParagraphStyle("small", parent=_TEXT, fontSize=8, leading=11, textColor=HexColor("#52606d"))
-_VERDICT = ParagraphStyle("verdict", parent=_TEXT, borderPadding=6, backColor=HexColor("#fdf2f8"), spaceBefore=3 * mm)
+_HEAD2 = ParagraphStyle(
+    "head2", parent=_TEXT, fontName="Helvetica-Bold", fontSize=11, spaceBefore=4 * mm
+)
+_SMALL = ParagraphStyle(
+    "small", parent=_TEXT, fontSize=8, leading=11, textColor=HexColor("#52606d")
+)
+_VERDICT = ParagraphStyle(
+    "verdict", parent=_TEXT, borderPadding=6, backColor=HexColor("#fdf2f8"), spaceBefore=3 * mm
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +69,9 @@ class _Shown:
     heading: str
     summary: str
     verdict: list[str]
-    rows: list[tuple[str, list[tuple[str, str]]]]  # a metric, and its value and interval per image and per lesion
+    rows: list[
+        tuple[str, list[tuple[str, str]]]
+    ]  # a metric, and its value and interval per image and per lesion
     note: str
     looks: list[list[str]]
 
@@ -60,7 +80,9 @@ def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promi
     """Return report.html from report.json, its plots (name -> PNG) and the sentence of the bundle's contract."""
     shown = _shown(report, promise)
     figures = "".join(image(_title(name), data) for name, data in plots.items())
-    looked = f"<h2>Accesses to this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
+    looked = (
+        f"<h2>Accesses to this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
+    )
     body = f"""<h1>{shown.heading}</h1>
 <p>{shown.summary}</p>
 <p class="verdict">{"<br>".join(shown.verdict)}</p>
@@ -77,9 +99,15 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
         buffer, pagesize=A4, leftMargin=18 * mm, rightMargin=18 * mm, topMargin=16 * mm, bottomMargin=18 * mm, title=TITLE
     )  # fmt: skip
     side = _WIDTH / 2 - 3 * mm
-    images = [Image(io.BytesIO(data), width=side, height=side, kind="proportional") for data in plots.values()]
+    images = [
+        Image(io.BytesIO(data), width=side, height=side, kind="proportional")
+        for data in plots.values()
+    ]
     pairs = [images[start : start + 2] for start in range(0, len(images), 2)]
-    rows = [[name, *(f"<b>{value}</b> {interval}" for value, interval in cells)] for name, cells in shown.rows]
+    rows = [
+        [name, *(f"<b>{value}</b> {interval}" for value, interval in cells)]
+        for name, cells in shown.rows
+    ]
     parts: list[Flowable] = [
         Paragraph(shown.heading, _HEAD),
         Paragraph(shown.summary, _TEXT),
@@ -92,7 +120,12 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
     ]
     if shown.looks:
         parts.append(
-            KeepTogether([Paragraph("Accesses to this split", _HEAD2), _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2])])
+            KeepTogether(
+                [
+                    Paragraph("Accesses to this split", _HEAD2),
+                    _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2]),
+                ]
+            )
         )
     document.build(parts, onFirstPage=_foot, onLaterPages=_foot)
     return buffer.getvalue()
@@ -106,12 +139,17 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
     contract, images, lesions = report["contract"], report["image"], report["lesion"]
     nouns = html.escape(report["task"]["noun"][1])
     names = [name for name, value in images.items() if isinstance(value, dict)]
-    verdict = [f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}", html.escape(promise)]
+    verdict = [
+        f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}",
+        html.escape(promise),
+    ]
     if not report["same_splits_as_training"]:
         verdict.append(_OTHER_SPLITS)
     if report["left_out"]:
         when = "" if report["split"] == EXTERNAL else "When the data set was prepared: "
-        verdict.append(f"<b>{when}{html.escape(left_out_sentence(report['left_out'], task_of(report['task'])))}</b>")
+        verdict.append(
+            f"<b>{when}{html.escape(left_out_sentence(report['left_out'], task_of(report['task'])))}</b>"
+        )
     return _Shown(
         heading=html.escape(report["population"]),
         summary=f"{images['num']} images of {lesions['num']} lesions; {images['num_target']} images of "

@@ -139,7 +139,9 @@ def accuracy(units: Predicted, weights: FloatArray) -> float:
 METRICS: dict[str, Metric] = {
     "auroc": Metric("AUROC", auroc),
     "average_precision": Metric("average precision", average_precision),
-    "specificity_at_sensitivity_90": Metric("specificity at 90 % sensitivity", specificity_at_sensitivity_90),
+    "specificity_at_sensitivity_90": Metric(
+        "specificity at 90 % sensitivity", specificity_at_sensitivity_90
+    ),
     "target_recall_argmax": Metric("sensitivity of the likeliest class", target_recall_argmax),
     "macro_f1": Metric("macro-F1", macro_f1),
     "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy),
@@ -161,7 +163,12 @@ def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> floa
 
 
 def group_bootstrap(
-    units: Predicted, groups: IntArray, *, num_draws: int = 1000, seed: int = 0, confidence: float = 0.95
+    units: Predicted,
+    groups: IntArray,
+    *,
+    num_draws: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> dict[str, dict[str, float]]:
     """Return every metric with a percentile interval over groups drawn with replacement.
 
@@ -180,7 +187,9 @@ def group_bootstrap(
     num_groups = int(member.max()) + 1
     drawn: dict[str, list[float]] = {name: [] for name in METRICS}
     for _ in range(num_draws):
-        weights = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)[member].astype(np.float64)
+        weights = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)[
+            member
+        ].astype(np.float64)
         for name, metric in METRICS.items():
             drawn[name].append(metric.value(units, weights))
     tail = (1 - confidence) / 2
@@ -194,7 +203,9 @@ def group_bootstrap(
     return result
 
 
-def clopper_pearson(successes: float, num: float, *, confidence: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(
+    successes: float, num: float, *, confidence: float = 0.95
+) -> tuple[float, float]:
     """Return the exact two-sided interval of a proportion (Clopper, Pearson, 1934); (0, 1) without observations.
 
     Args:

@@ -101,10 +101,15 @@ class OperatingPoint(Strict):
     contract: Contract
 
 
-def misses_allowed(num_target: int, *, target_sensitivity: float, confidence: float = CONFIDENCE) -> int:
+def misses_allowed(
+    num_target: int, *, target_sensitivity: float, confidence: float = CONFIDENCE
+) -> int:
     """Return m*, or -1 where even 0 misses out of this many prove nothing."""
     misses = -1
-    while misses + 1 < num_target and binom.cdf(misses + 1, num_target, 1 - target_sensitivity) <= 1 - confidence:
+    while (
+        misses + 1 < num_target
+        and binom.cdf(misses + 1, num_target, 1 - target_sensitivity) <= 1 - confidence
+    ):
         misses += 1
     return misses
 
@@ -114,7 +119,9 @@ def targets_needed(*, target_sensitivity: float, confidence: float = CONFIDENCE)
     return int(np.ceil(np.log(1 - confidence) / np.log(target_sensitivity) - 1e-9))
 
 
-def choose_units(is_target: BoolArray, groups: IntArray, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def choose_units(
+    is_target: BoolArray, groups: IntArray, *, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the positions of one seeded-random target image per group, and of one other image per group.
 
     One image a group, because the server answers one image, and because images of a lesion are not independent.
@@ -149,7 +156,9 @@ class Promise:
     confidence: float = CONFIDENCE
 
 
-def select_operating_point(target_scores: FloatArray, other_scores: FloatArray, promise: Promise) -> OperatingPoint:
+def select_operating_point(
+    target_scores: FloatArray, other_scores: FloatArray, promise: Promise
+) -> OperatingPoint:
     """Choose the threshold that keeps the sensitivity contract, and say what it promises.
 
     Give it scores of images that chose nothing else: no epoch, no calibrator, no setting.
@@ -163,14 +172,21 @@ def select_operating_point(target_scores: FloatArray, other_scores: FloatArray, 
         DataError: if there is no target, because sensitivity is then undefined.
         FloatingPointError: if a score is not finite.
     """
-    targets, others = np.sort(target_scores.astype(np.float64)), np.asarray(other_scores, dtype=np.float64)
+    targets, others = (
+        np.sort(target_scores.astype(np.float64)),
+        np.asarray(other_scores, dtype=np.float64),
+    )
     if len(targets) == 0:
         raise DataError(
             "The calibration split must hold targets; it has none. Prepare the data set with a larger calibration fraction."
         )
     if not (np.isfinite(targets).all() and np.isfinite(others).all()):
-        raise FloatingPointError("Scores must be finite; some are not. The network is broken; train it again.")
-    allowed = misses_allowed(len(targets), target_sensitivity=promise.target_sensitivity, confidence=promise.confidence)
+        raise FloatingPointError(
+            "Scores must be finite; some are not. The network is broken; train it again."
+        )
+    allowed = misses_allowed(
+        len(targets), target_sensitivity=promise.target_sensitivity, confidence=promise.confidence
+    )
     edge = targets[max(allowed, 0)]
     lower = np.concatenate([targets, others])
     lower = lower[lower < edge]
@@ -193,10 +209,14 @@ class _Counts:
 
 
 def _contract(counts: _Counts, promise: Promise) -> Contract:
-    two_sided = 2 * promise.confidence - 1  # whose lower bound is the one-sided bound at this confidence
+    two_sided = (
+        2 * promise.confidence - 1
+    )  # whose lower bound is the one-sided bound at this confidence
     # m* depends on n alone, so the bound of the order statistic is the one-sided Clopper-Pearson bound at m* misses.
     most_missed = max(counts.misses_allowed, 0)
-    sensitivity_low = clopper_pearson(counts.num_target - most_missed, counts.num_target, confidence=two_sided)[0]
+    sensitivity_low = clopper_pearson(
+        counts.num_target - most_missed, counts.num_target, confidence=two_sided
+    )[0]
     specificity_low = clopper_pearson(counts.spared, counts.num_other, confidence=two_sided)[0]
     reason: Reason | None = None
     if counts.misses_allowed < 0:
@@ -214,12 +234,16 @@ def _contract(counts: _Counts, promise: Promise) -> Contract:
         num_target=counts.num_target,
         num_other=counts.num_other,
         misses_allowed=counts.misses_allowed,
-        num_target_needed=targets_needed(target_sensitivity=promise.target_sensitivity, confidence=promise.confidence),
+        num_target_needed=targets_needed(
+            target_sensitivity=promise.target_sensitivity, confidence=promise.confidence
+        ),
         unit=UNIT,
     )
 
 
-def check_contract(referred: int, num: int, *, target_sensitivity: float, confidence: float = CONFIDENCE) -> str:
+def check_contract(
+    referred: int, num: int, *, target_sensitivity: float, confidence: float = CONFIDENCE
+) -> str:
     """Say what other data say of a contract: confirmed, refuted or undecided.
 
     Args:

@@ -17,7 +17,12 @@ from melanoma.evidence.metrics import Predicted, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
 MIN_SENSITIVITY = 0.8  # of partial_auroc, as the ISIC 2024 challenge scored
-_KINDS = {"melanoma_recall": "specificity", "specificity": "sensitivity", "auroc": None, "partial_auroc": None}
+_KINDS = {
+    "melanoma_recall": "specificity",
+    "specificity": "sensitivity",
+    "auroc": None,
+    "partial_auroc": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,9 @@ class FoldScores:
 
 def choose_fold_scores(units: Predicted, groups: NDArray[np.str_], *, seed: int = 0) -> FoldScores:
     """Keep one seeded-random target image and one other image per group; groups are ``(N,)``."""
-    targets, others = choose_units(units.is_target, np.unique(groups, return_inverse=True)[1], seed=seed)
+    targets, others = choose_units(
+        units.is_target, np.unique(groups, return_inverse=True)[1], seed=seed
+    )
     chosen = np.concatenate([targets, others])
     return FoldScores(units.is_target[chosen], units.scores[chosen], groups[chosen])
 
@@ -68,7 +75,11 @@ class Objective:
         except ValueError:
             at = float("nan")
         held = _KINDS.get(kind, "")
-        if held == "" or (held or "") != name or (held is not None and not (at is not None and 0 < at < 1)):
+        if (
+            held == ""
+            or (held or "") != name
+            or (held is not None and not (at is not None and 0 < at < 1))
+        ):
             raise SettingError(
                 "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S with S in (0, 1), auroc or "
                 f"partial_auroc, got {text}."
@@ -80,18 +91,27 @@ class Objective:
 
     def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
         """Return the figure of one fold with weights ``(N,)`` and the weight it has among the folds; 0 where it is undefined."""
-        targets, others = float(weights[fold.is_target].sum()), float(weights[~fold.is_target].sum())
+        targets, others = (
+            float(weights[fold.is_target].sum()),
+            float(weights[~fold.is_target].sum()),
+        )
         if targets == 0 or others == 0:
             return 0.0, 0.0
         if self.kind == "specificity":
-            value = specificity_at_sensitivity(fold.is_target, fold.scores, weights, sensitivity=self.at or 0.0)
+            value = specificity_at_sensitivity(
+                fold.is_target, fold.scores, weights, sensitivity=self.at or 0.0
+            )
             return value, others
         if self.kind == "melanoma_recall":
             # Recall at a specificity is specificity at a sensitivity with the two classes and the order exchanged.
-            value = specificity_at_sensitivity(~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0)
+            value = specificity_at_sensitivity(
+                ~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0
+            )
             return value, targets
         if self.kind == "auroc":
-            return float(roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)), targets * others
+            return float(
+                roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)
+            ), targets * others
         return _partial_auroc(fold, weights), targets * others
 
     def score(self, folds: Sequence[FoldScores]) -> float:
@@ -108,8 +128,12 @@ class Objective:
 def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
     """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2] (ISIC 2024: the curve of the exchanged classes)."""
     width = 1 - MIN_SENSITIVITY
-    standardised = roc_auc_score(~fold.is_target, -fold.scores, sample_weight=weights, max_fpr=width)
-    chance = width**2 / 2  # undoes McClish's standardisation, which maps [chance, width] to [0.5, 1]
+    standardised = roc_auc_score(
+        ~fold.is_target, -fold.scores, sample_weight=weights, max_fpr=width
+    )
+    chance = (
+        width**2 / 2
+    )  # undoes McClish's standardisation, which maps [chance, width] to [0.5, 1]
     return float(chance + (2 * standardised - 1) * (width - chance))
 
 
@@ -156,9 +180,14 @@ def paired_difference(
         ValueError: if the two do not rest on the same units.
     """
     for mine, other in zip(
-        [fold for run in ours for fold in run], [fold for run in theirs for fold in run], strict=True
+        [fold for run in ours for fold in run],
+        [fold for run in theirs for fold in run],
+        strict=True,
     ):
-        if not (np.array_equal(mine.groups, other.groups) and np.array_equal(mine.is_target, other.is_target)):
+        if not (
+            np.array_equal(mine.groups, other.groups)
+            and np.array_equal(mine.is_target, other.is_target)
+        ):
             raise ValueError(
                 "a paired difference needs the same units on both sides, these differ; use the same folds."
             )
@@ -168,12 +197,20 @@ def paired_difference(
     def mean_difference(weights: Sequence[FloatArray]) -> float:
         pairs = zip(ours, theirs, strict=True)
         return float(
-            np.mean([objective.score_weighted(a, weights) - objective.score_weighted(b, weights) for a, b in pairs])
+            np.mean(
+                [
+                    objective.score_weighted(a, weights) - objective.score_weighted(b, weights)
+                    for a, b in pairs
+                ]
+            )
         )
 
     drawn = []
     for _ in range(num_draws):
-        counts = [np.bincount(rng.integers(0, m.max() + 1, m.max() + 1), minlength=m.max() + 1)[m] for m in members]
+        counts = [
+            np.bincount(rng.integers(0, m.max() + 1, m.max() + 1), minlength=m.max() + 1)[m]
+            for m in members
+        ]
         drawn.append(mean_difference([count.astype(np.float64) for count in counts]))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     by_seed = [objective.score(a) - objective.score(b) for a, b in zip(ours, theirs, strict=True)]

@@ -32,7 +32,10 @@ def page(title: str, body: str) -> str:
 def html_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table whose cells are HTML already; the first cell of a row names it."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
+    lines = "".join(
+        f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
+        for row in rows
+    )
     return f"<table><thead><tr>{header}</tr></thead>{lines}</table>"
 
 

@@ -26,7 +26,9 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
 
 def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str) -> Figure:
     """Draw the ROC curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = new_axes(f"{noun.capitalize()}: sensitivity against specificity", "1 - specificity", "sensitivity")
+    figure, axes = new_axes(
+        f"{noun.capitalize()}: sensitivity against specificity", "1 - specificity", "sensitivity"
+    )
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=":")
     if is_target.any() and not is_target.all():
         x, y, _ = roc_curve(is_target, scores)
@@ -44,13 +46,23 @@ def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun
     return figure
 
 
-def plot_precision_recall(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str) -> Figure:
+def plot_precision_recall(
+    is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str
+) -> Figure:
     """Draw the precision-recall curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
-    figure, axes = new_axes(f"{noun.capitalize()}: precision against sensitivity", "sensitivity", "precision")
+    figure, axes = new_axes(
+        f"{noun.capitalize()}: precision against sensitivity", "sensitivity", "precision"
+    )
     if is_target.any():
         precision, recall, _ = precision_recall_curve(is_target, scores)
         axes.plot(recall, precision, color=INK, lw=1.8)
-        axes.axhline(is_target.mean(), color=MUTED, lw=1, ls=":", label=f"prevalence here {is_target.mean():.2f}")
+        axes.axhline(
+            is_target.mean(),
+            color=MUTED,
+            lw=1,
+            ls=":",
+            label=f"prevalence here {is_target.mean():.2f}",
+        )
         referred = scores >= threshold
         if referred.any():
             axes.plot(
@@ -80,7 +92,14 @@ def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> 
         low, high = clopper_pearson(int(is_target[chosen].sum()), int(chosen.sum()))
         axes.plot([scores[chosen].mean()] * 2, [low, high], color=MUTED, lw=1.4)
         axes.plot(scores[chosen].mean(), is_target[chosen].mean(), "o", color=INK, ms=6)
-        axes.annotate(f"{chosen.sum()}", (scores[chosen].mean(), high), ha="center", va="bottom", fontsize=7, color=INK)
+        axes.annotate(
+            f"{chosen.sum()}",
+            (scores[chosen].mean(), high),
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            color=INK,
+        )
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
     return figure
 

@@ -14,7 +14,12 @@ from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
 from melanoma.evidence.metrics import Predicted, clopper_pearson, confusion, group_bootstrap
 from melanoma.evidence.operating_point import OperatingPoint, check_contract, choose_units, decide
 from melanoma.evidence.page import to_png
-from melanoma.evidence.plots import plot_confusion, plot_precision_recall, plot_reliability, plot_roc
+from melanoma.evidence.plots import (
+    plot_confusion,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+)
 from melanoma.io.files import write_bytes, write_json, write_text
 from melanoma.task import Task
 
@@ -92,7 +97,9 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     noun = evaluated.task.noun[0]
     figures = {
         "roc.png": plot_roc(units.is_target, units.scores, threshold, noun=noun),
-        "precision_recall.png": plot_precision_recall(units.is_target, units.scores, threshold, noun=noun),
+        "precision_recall.png": plot_precision_recall(
+            units.is_target, units.scores, threshold, noun=noun
+        ),
         "reliability.png": plot_reliability(units.is_target, units.scores, noun=noun),
         "confusion.png": plot_confusion(np.array(report["confusion"]), evaluated.task.classes),
     }
@@ -153,8 +160,14 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
     referred = sum(decide(float(units.scores[i]), point.threshold) == "refer" for i in targets)
     target = point.contract.target_sensitivity
     promised, unseen = point.contract.status == "met", _is_unseen(evaluated)
-    status = check_contract(referred, len(targets), target_sensitivity=target) if promised and unseen else "none"
-    low, high = clopper_pearson(referred, len(targets), confidence=2 * point.contract.confidence - 1)
+    status = (
+        check_contract(referred, len(targets), target_sensitivity=target)
+        if promised and unseen
+        else "none"
+    )
+    low, high = clopper_pearson(
+        referred, len(targets), confidence=2 * point.contract.confidence - 1
+    )
     words = (
         f"{referred} of {len(targets)} {evaluated.task.noun[1]} were referred, one image a group "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."

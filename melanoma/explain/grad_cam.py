@@ -31,7 +31,9 @@ class Explained:
     heatmaps: Tensor
 
 
-def grad_cam_map(model: nn.Module, feature_map: Tensor, class_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+def grad_cam_map(
+    model: nn.Module, feature_map: Tensor, class_indices: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Return logits ``(N, C)`` and the Grad-CAM map ``(N, h, w)`` of some classes, for a feature map ``(N, K, h, w)``.
 
     The feature map may come from `torch.no_grad` but not from `torch.inference_mode`.
@@ -45,7 +47,9 @@ def grad_cam_map(model: nn.Module, feature_map: Tensor, class_indices: Sequence[
     return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
 
 
-def explain_batch(model: nn.Module, images: Tensor, *, class_indices: Sequence[int], tta: int = 1) -> Explained:
+def explain_batch(
+    model: nn.Module, images: Tensor, *, class_indices: Sequence[int], tta: int = 1
+) -> Explained:
     """Predict ``(N, 3, H, W)`` images and explain some classes."""
     with torch.no_grad():
         return explain_feature_maps(
@@ -58,7 +62,8 @@ def explain_feature_maps(
 ) -> Explained:
     """Predict and explain from the feature maps ``(N, K, h, w)`` of some tta: both are averaged, the maps mirrored back."""
     logits, heatmaps = zip(
-        *(grad_cam_map(model, feature_map.float(), class_indices) for feature_map in feature_maps), strict=True
+        *(grad_cam_map(model, feature_map.float(), class_indices) for feature_map in feature_maps),
+        strict=True,
     )
     upright = [flip(heatmap, view) for view, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
@@ -87,5 +92,7 @@ def render_heatmap(heatmap: Tensor, size: tuple[int, int]) -> Heatmap:
     peak = float(heatmap.max())
     if not peak > 0:
         return Heatmap(0.0, torch.zeros(size, dtype=torch.uint8).numpy())
-    large = F.interpolate(heatmap[None, None] / peak, size=size, mode="bilinear", align_corners=False)[0, 0]
+    large = F.interpolate(
+        heatmap[None, None] / peak, size=size, mode="bilinear", align_corners=False
+    )[0, 0]
     return Heatmap(peak, (large.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())

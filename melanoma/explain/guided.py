@@ -50,7 +50,9 @@ def guided_grad_cam_map(gradients: Tensor, heatmaps: Tensor) -> Tensor:
         gradients: ``(N, 3, H, W)`` guided gradients; a pixel counts with the length of its three.
         heatmaps: ``(N, h, w)`` Grad-CAM, upscaled bilinearly.
     """
-    large = F.interpolate(heatmaps[:, None], size=gradients.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(
+        heatmaps[:, None], size=gradients.shape[-2:], mode="bilinear", align_corners=False
+    )[:, 0]
     lengths: Tensor = torch.linalg.vector_norm(gradients, dim=1)
     return lengths * large
 
@@ -87,7 +89,9 @@ class _GuidedActivation(nn.Module):
 def _guide(module: nn.Module) -> int:
     """Replace the activations below a module by guided ones and return how many there were."""
     count = 0
-    for name, child in list(module._modules.items()):  # named_children would pass over a second name of one module
+    for name, child in list(
+        module._modules.items()
+    ):  # named_children would pass over a second name of one module
         if child is None:
             continue
         if _rectifies(child):

@@ -19,20 +19,28 @@ MAX_SIDE_PX = 1024
 _COLOURS: Uint8Array = (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def heatmap_on(image: Image.Image, heatmap: FloatArray, preprocess: Preprocess) -> tuple[Image.Image, Heatmap]:
+def heatmap_on(
+    image: Image.Image, heatmap: FloatArray, preprocess: Preprocess
+) -> tuple[Image.Image, Heatmap]:
     """Bring a ``(h, w)`` map of the whole letterbox into the frame of the image; return the image, at most 1024 px, and its map."""
-    framed = render_heatmap(torch.from_numpy(np.asarray(heatmap, dtype=np.float32)), preprocess.stored_shape)
+    framed = render_heatmap(
+        torch.from_numpy(np.asarray(heatmap, dtype=np.float32)), preprocess.stored_shape
+    )
     shown = image.copy()
     shown.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     cut = Image.fromarray(framed.values).crop(letterbox_box(image.size, preprocess.stored_shape))
-    return shown, Heatmap(framed.peak, np.asarray(cut.resize(shown.size, Image.Resampling.BILINEAR)))
+    return shown, Heatmap(
+        framed.peak, np.asarray(cut.resize(shown.size, Image.Resampling.BILINEAR))
+    )
 
 
 def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     """Lay a map over an image of the same size, the more opaque the higher it is; an empty map leaves the image as it is."""
     pixels = np.asarray(image, dtype=np.float32)
     opacity = (heatmap.values.astype(np.float32) / 255 * OPACITY)[..., None]
-    return Image.fromarray((pixels * (1 - opacity) + _COLOURS[heatmap.values] * opacity).round().astype(np.uint8))
+    return Image.fromarray(
+        (pixels * (1 - opacity) + _COLOURS[heatmap.values] * opacity).round().astype(np.uint8)
+    )
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -42,7 +50,9 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_overlay(path: Path, image: Image.Image, heatmap: FloatArray, preprocess: Preprocess) -> Path:
+def write_overlay(
+    path: Path, image: Image.Image, heatmap: FloatArray, preprocess: Preprocess
+) -> Path:
     """Write the overlay of an upright RGB image and its ``(h, w)`` map as a PNG; return its path."""
     write_bytes(path, to_png(overlay(*heatmap_on(image, heatmap, preprocess))))
     return path

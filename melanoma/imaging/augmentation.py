@@ -32,14 +32,18 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def uniform_draws(keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int = NUM_DRAWS) -> Tensor:
+def uniform_draws(
+    keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int = NUM_DRAWS
+) -> Tensor:
     """Return ``(N, num)`` float32 draws in [0, 1), a pure function of (seed, epoch, key, column)."""
     with np.errstate(over="ignore"):  # wrapping around 2^64 is the arithmetic meant
         stream = _mix(np.array([seed], np.uint64) + _GOLDEN * np.uint64(epoch + 1))
         start = _mix(keys ^ stream)[:, None]
         states = _mix(start + _GOLDEN * np.arange(1, num + 1, dtype=np.uint64)[None, :])
     # 24 bits, as many as a float32 holds: 53 would round up to 1.0 on conversion.
-    return torch.from_numpy(((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32))
+    return torch.from_numpy(
+        ((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
+    )
 
 
 def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[int, int]) -> Tensor:
@@ -59,8 +63,12 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
     if height > 2 * size[0]:  # a bilinear sample covers two pixels; shrink first what would alias
         pixels = resize(pixels, (2 * size[0], 2 * size[1]))
     draws = draws.to(pixels.device)
-    grid = F.affine_grid(_affine(draws, config, aspect=width / height), [len(pixels), 3, *size], align_corners=False)
-    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(
+        _affine(draws, config, aspect=width / height), [len(pixels), 3, *size], align_corners=False
+    )
+    pixels = F.grid_sample(
+        pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     return _recolour(pixels, draws, config)
 
 
@@ -71,7 +79,9 @@ def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:
     flip = torch.where(draws[:, 2] < 0.5, 1.0, -1.0)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     shift = (2 * draws[:, 3:5] - 1) * 2 * config.shift
-    rows = torch.stack([flip * cos, -sin / aspect, shift[:, 0], flip * sin * aspect, cos, shift[:, 1]], dim=1)
+    rows = torch.stack(
+        [flip * cos, -sin / aspect, shift[:, 0], flip * sin * aspect, cos, shift[:, 1]], dim=1
+    )
     return rows.view(-1, 2, 3)
 
 

@@ -88,11 +88,15 @@ def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
 
 def _open(data: bytes) -> Container:
     if not data:
-        raise InvalidImageError("The image must not be empty; send its bytes.", status=400, code="empty_image")
+        raise InvalidImageError(
+            "The image must not be empty; send its bytes.", status=400, code="empty_image"
+        )
     kind = format_of(data)
     if kind is None:
         raise InvalidImageError(
-            "The image must be JPEG, PNG or WebP; convert it.", status=415, code="unsupported_format"
+            "The image must be JPEG, PNG or WebP; convert it.",
+            status=415,
+            code="unsupported_format",
         )
     container = kind(data)
     check_size(*container.size)

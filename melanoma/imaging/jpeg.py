@@ -69,14 +69,18 @@ class Jpeg:
     def _frame(self) -> tuple[int, int, int]:
         """Width and height, px, and how many components."""
         for code, start, end in self._walk():
-            if code in _OTHER_FRAMES:  # arithmetic coding costs many times the time, and no camera or browser uses it
+            if (
+                code in _OTHER_FRAMES
+            ):  # arithmetic coding costs many times the time, and no camera or browser uses it
                 raise InvalidImageError(
                     "The JPEG must be Huffman-coded, baseline or progressive; convert it.",
                     status=415,
                     code="unsupported_format",
                 )
             if code in _HUFFMAN_FRAMES and end - start >= 6:
-                height, width = (int.from_bytes(self._data[at : at + 2]) for at in (start + 1, start + 3))
+                height, width = (
+                    int.from_bytes(self._data[at : at + 2]) for at in (start + 1, start + 3)
+                )
                 return width, height, self._data[start + 5]
             if code == _SOS:
                 break
@@ -124,12 +128,16 @@ class Jpeg:
         segments = tuple(self._walk())
         scans = [segment for segment in segments if segment.code == _SOS]
         tables = [segment for segment in segments if segment.code == _DHT]
-        if len(scans) != 1 or not any(_SEQUENTIAL.intersection(segment[:1]) for segment in segments):
+        if len(scans) != 1 or not any(
+            _SEQUENTIAL.intersection(segment[:1]) for segment in segments
+        ):
             return False
         end = _END_OF_SCAN.search(self._data, scans[0].end)
         run = self._data.find(bytes(_MAX_ZEROS), scans[0].end, end.start() if end else None)
         return run >= 0 and any(
-            first not in _NOTHING_FOLLOWS for table in tables for first in self._first_symbols(table)
+            first not in _NOTHING_FOLLOWS
+            for table in tables
+            for first in self._first_symbols(table)
         )
 
     def _first_symbols(self, table: _Segment) -> Iterator[int]:

@@ -39,7 +39,9 @@ def letterbox(image: Image.Image, shape: tuple[int, int]) -> Uint8Array:
     scale = min(width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     framed = Image.new("RGB", (width, height), PADDING_RGB)
-    framed.paste(image.resize(size, Image.Resampling.BILINEAR), letterbox_box(image.size, shape)[:2])
+    framed.paste(
+        image.resize(size, Image.Resampling.BILINEAR), letterbox_box(image.size, shape)[:2]
+    )
     return np.asarray(framed)
 
 
@@ -74,7 +76,9 @@ class Preprocess(Strict):
             raise ValueError(
                 f"images must be (N, {self.stored_shape[0]}, {self.stored_shape[1]}, 3), got {tuple(images.shape)}."
             )
-        return self.normalise(resize(to_float(images), (self.data.input_height, self.data.input_width)))
+        return self.normalise(
+            resize(to_float(images), (self.data.input_height, self.data.input_width))
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise ``(N, 3, H, W)`` images in [0, 1]."""

@@ -23,7 +23,15 @@ _NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _KEPT_FROM_PILLOW = (b"iCCP", b"eXIf")
 _WHOLE = ((0, 0, 1, 1),)
 # Adam7: first column, first row, steps between columns and rows.
-_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_INTERLACED = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 _INPUT_BYTES, _OUTPUT_BYTES = 2**16, 2**20
 
 

@@ -36,5 +36,7 @@ def tta_features(extract: FeatureExtractor, images: Tensor, tta: int) -> list[Te
     return [
         feature_map
         for part in passes
-        for feature_map in extract(torch.cat(part).contiguous(memory_format=torch.channels_last)).chunk(len(part))
+        for feature_map in extract(
+            torch.cat(part).contiguous(memory_format=torch.channels_last)
+        ).chunk(len(part))
     ]

@@ -84,7 +84,11 @@ class Webp:
             raise damaged()
         # The pixels say once more how many they are; only a frame of an animation may be smaller than the whole.
         size = _bitstream_size(pixels.kind, self._data[pixels.start : pixels.start + 10])
-        fits = size[0] <= self.size[0] and size[1] <= self.size[1] if self._find(b"ANMF") else size == self.size
+        fits = (
+            size[0] <= self.size[0] and size[1] <= self.size[1]
+            if self._find(b"ANMF")
+            else size == self.size
+        )
         if not fits or self._decodes_without_its_tail(pixels, size):
             raise damaged()
         return decode_with_pillow(self._data, "WEBP", self.size)
@@ -96,7 +100,9 @@ class Webp:
         rest += bytes(len(rest) % 2)
         chunk = pixels.kind + struct.pack("<I", len(rest)) + rest
         try:
-            decode_with_pillow(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk, "WEBP", size)
+            decode_with_pillow(
+                b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk, "WEBP", size
+            )
         except InvalidImageError:
             return False
         return True

@@ -30,7 +30,9 @@ def cache_folder() -> Path:
     folder = Path(named or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or (not named and folder.is_symlink()):
-        raise DataError(f"the cache must be a folder of your own, {folder} is another's; name one in {CACHE}.")
+        raise DataError(
+            f"the cache must be a folder of your own, {folder} is another's; name one in {CACHE}."
+        )
     return folder
 
 
@@ -52,7 +54,9 @@ def local_file(path: AnyPath, sha256: str, *, max_bytes: int) -> Path:
     return kept
 
 
-def local_folder(folder: RemotePath, first: tuple[str, bytes], files: Mapping[str, tuple[str, int]]) -> Path:
+def local_folder(
+    folder: RemotePath, first: tuple[str, bytes], files: Mapping[str, tuple[str, int]]
+) -> Path:
     """Return a folder on this node with copies of some files of another.
 
     Args:
@@ -101,7 +105,9 @@ def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
     with _held(kept):
         if _is_whole(kept, sha256):
             return
-        for left in set(kept.parent.glob(f".{kept.name}.*")) - {_lock(kept)}:  # by a fetch that was killed
+        for left in set(kept.parent.glob(f".{kept.name}.*")) - {
+            _lock(kept)
+        }:  # by a fetch that was killed
             left.unlink()
         digest, num_bytes = hashlib.sha256(), 0
         with new_file(kept) as file:

@@ -134,7 +134,11 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [path]
     names = [*old, *(name for name in new if name not in old)]
-    return [found for name in names for found in _differing(old.get(name), new.get(name), f"{path}.{name}".strip("."))]
+    return [
+        found
+        for name in names
+        for found in _differing(old.get(name), new.get(name), f"{path}.{name}".strip("."))
+    ]
 
 
 @contextlib.contextmanager
@@ -246,7 +250,9 @@ def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
 
 
 def _occupied(path: AnyPath) -> DataError:
-    return DataError(f"the output folder must be new or empty, {path} is not; name another one or remove it.")
+    return DataError(
+        f"the output folder must be new or empty, {path} is not; name another one or remove it."
+    )
 
 
 def sha256_of(path: AnyPath) -> str:

@@ -66,7 +66,9 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
 
     if scheme in _BY_PYARROW:
         try:
-            return pyarrow.fs.FileSystem.from_uri(f"{scheme}://{bucket}/{'?' + query if query else ''}")[0]
+            return pyarrow.fs.FileSystem.from_uri(
+                f"{scheme}://{bucket}/{'?' + query if query else ''}"
+            )[0]
         except (ValueError, OSError) as error:
             raise DataError(
                 f"{scheme}://{bucket} must be an address that pyarrow can open, it is not ({error})."
@@ -121,7 +123,12 @@ class RemotePath:
 
     def _at(self, path: PurePosixPath) -> "RemotePath":
         made = RemotePath.__new__(RemotePath)
-        made._scheme, made._bucket, made._query, made._path = self._scheme, self._bucket, self._query, _checked(path)
+        made._scheme, made._bucket, made._query, made._path = (
+            self._scheme,
+            self._bucket,
+            self._query,
+            _checked(path),
+        )
         return made
 
     @property
@@ -184,7 +191,9 @@ class RemotePath:
                 raise DataError(
                     f"{self._scheme}://{self._bucket} must be there and open to the credentials here, it is not ({error})."
                 ) from error
-            raise OSError(f"{self._scheme}://{self._bucket} must answer, it does not ({error})") from error
+            raise OSError(
+                f"{self._scheme}://{self._bucket} must answer, it does not ({error})"
+            ) from error
 
     def is_file(self) -> bool:
         """Return whether it is a file."""
@@ -261,7 +270,9 @@ class RemotePath:
         selector = pyarrow.fs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
         for info in self.file_system.get_file_info(selector):
             if not only_files or info.type == pyarrow.fs.FileType.File:
-                yield self._at(PurePosixPath("/", info.path.strip("/").removeprefix(f"{self._bucket}/")))
+                yield self._at(
+                    PurePosixPath("/", info.path.strip("/").removeprefix(f"{self._bucket}/"))
+                )
 
 
 def _checked(path: PurePosixPath) -> PurePosixPath:
@@ -305,11 +316,15 @@ def files_below(folder: AnyPath, suffixes: Collection[str] | None = None) -> lis
         suffixes: endings of names in small letters, "" for none; None takes every file.
     """
     found: Iterable[AnyPath] = _walk(folder) if isinstance(folder, Path) else _shown_files(folder)
-    return sorted((path for path in found if suffixes is None or path.suffix.lower() in suffixes), key=str)
+    return sorted(
+        (path for path in found if suffixes is None or path.suffix.lower() in suffixes), key=str
+    )
 
 
 def _shown_files(folder: RemotePath) -> Iterator[RemotePath]:
-    return (path for path in folder.files() if not any(map(_is_hidden, path.relative_to(folder).parts)))
+    return (
+        path for path in folder.files() if not any(map(_is_hidden, path.relative_to(folder).parts))
+    )
 
 
 def _is_hidden(name: str) -> bool:
@@ -318,7 +333,10 @@ def _is_hidden(name: str) -> bool:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Give every file below a folder once: its own folders first, then what links lead to, and none that leads back up."""
-    above = {(status.st_dev, status.st_ino) for status in (path.stat() for path in folder.resolve().parents)}
+    above = {
+        (status.st_dev, status.st_ino)
+        for status in (path.stat() for path in folder.resolve().parents)
+    }
     own, linked, seen = [folder] if folder.is_dir() else [], list[Path](), set(above)
     while own or linked:
         here = own.pop() if own else linked.pop(0)
@@ -337,7 +355,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def publish(folder: Path, target: RemotePath, *, last: str | None = None) -> None:
     """Write the files of a folder of this node to a place in object storage, the one that makes it whole after all others."""
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: (path.name == last, path),
+    )
     for path in files:
         _below(target, path.relative_to(folder)).write_bytes(path.read_bytes())
 
@@ -353,8 +374,16 @@ class SyncedFolder:
 
     def __init__(self, target: AnyPath) -> None:
         self._target = target
-        self._scratch = tempfile.TemporaryDirectory(prefix="melanoma-") if isinstance(target, RemotePath) else None
-        self.folder = target if isinstance(target, Path) else Path(self._scratch.name if self._scratch else "")
+        self._scratch = (
+            tempfile.TemporaryDirectory(prefix="melanoma-")
+            if isinstance(target, RemotePath)
+            else None
+        )
+        self.folder = (
+            target
+            if isinstance(target, Path)
+            else Path(self._scratch.name if self._scratch else "")
+        )
 
     def push(self) -> None:
         """Bring what was written so far to its place; nothing where the folder is that place."""

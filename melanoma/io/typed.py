@@ -17,7 +17,9 @@ class Strict:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
-def from_json(kind: type[T], data: bytes | str, *, what: str, error: type[UserError], remedy: str) -> T:
+def from_json(
+    kind: type[T], data: bytes | str, *, what: str, error: type[UserError], remedy: str
+) -> T:
     """Read a dataclass from JSON.
 
     Args:
@@ -32,7 +34,9 @@ def from_json(kind: type[T], data: bytes | str, *, what: str, error: type[UserEr
     except ValidationError as found:
         first = found.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise error(f"{what} is damaged{f' at {where}' if where else ''}: {first['msg']}. {remedy}") from found
+        raise error(
+            f"{what} is damaged{f' at {where}' if where else ''}: {first['msg']}. {remedy}"
+        ) from found
     return value
 
 

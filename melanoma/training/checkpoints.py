@@ -74,12 +74,18 @@ class Kept:
     @property
     def best_epoch(self) -> int:
         """The best epoch so far; of equal ones the last."""
-        return max(range(1, len(self.scores) + 1), key=lambda epoch: (self.scores[epoch - 1], epoch))
+        return max(
+            range(1, len(self.scores) + 1), key=lambda epoch: (self.scores[epoch - 1], epoch)
+        )
 
 
 def is_whole(path: AnyPath) -> bool:
     """Return whether a checkpoint's state is there and matches its hash."""
-    return (path / HASH).is_file() and (path / STATE).is_file() and sha256_of(path / STATE) == (path / HASH).read_text()
+    return (
+        (path / HASH).is_file()
+        and (path / STATE).is_file()
+        and sha256_of(path / STATE) == (path / HASH).read_text()
+    )
 
 
 def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:

@@ -27,7 +27,9 @@ class World:
         if self.size == 1:
             return model
         device = next(model.parameters()).device
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, the same on each."""

@@ -97,7 +97,11 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
         optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr, world=world)
     else:
         optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=on_gpu)
-    ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay > 0 else None
+    ema = (
+        ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
+        if config.optim.ema_decay > 0
+        else None
+    )
     return TrainState(model, ema, optimizer)
 
 
@@ -133,7 +137,10 @@ def autocast(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in float32 on every device: what is predicted decides (the epoch, the threshold), so rounding must not."""
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with (
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
         yield
 
 
@@ -183,7 +190,10 @@ class Training:
             validation=ImageDataset(data, data.rows("train", fold=fold)),
             preprocess=Preprocess(data.stored_shape, config.data),
             class_weights=class_weights_from_counts(
-                counts, tau=loss.tau, target_factor=loss.target_factor, targets=data.task.target_indices
+                counts,
+                tau=loss.tau,
+                target_factor=loss.target_factor,
+                targets=data.task.target_indices,
             ),
             task=data.task,
             world=world or World(),
@@ -197,7 +207,10 @@ class Training:
 
 
 def fit(
-    training: Training, model: nn.Module, state: TrainState, on_epoch_end: Callable[[TrainState], None]
+    training: Training,
+    model: nn.Module,
+    state: TrainState,
+    on_epoch_end: Callable[[TrainState], None],
 ) -> TrainState:
     """Train from the state's epoch to the last.
 
@@ -221,9 +234,13 @@ def fit(
         started = time.monotonic()
         loss = train_one_epoch(training, model, state)
         trained = time.monotonic()
-        predictions = predict(state.evaluated, training.validation, training.preprocess, world=training.world)
+        predictions = predict(
+            state.evaluated, training.validation, training.preprocess, world=training.world
+        )
         state.epoch += 1
-        if not np.isfinite(predictions.logits).all():  # the epoch's last step broke what its loss did not show yet
+        if not np.isfinite(
+            predictions.logits
+        ).all():  # the epoch's last step broke what its loss did not show yet
             raise FloatingPointError(
                 f"the logits must stay finite, they did not in epoch {state.epoch}; lower optim.lr."
             )
@@ -261,7 +278,9 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
         set_depth_draws(layers, draws[mine, NUM_DRAWS:].to(device))
         target = training.train.labels[mine].to(device)
         number = state.epoch * num_steps + step
-        loss_sum, weight_sum = _step(training, model, state, inputs, target=target, weights=weights, step=number)
+        loss_sum, weight_sum = _step(
+            training, model, state, inputs, target=target, weights=weights, step=number
+        )
         total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
         if training.on_step is not None:
             training.on_step(state.epoch, step, num_steps, loss_sum / max(weight_sum, 1e-12))
@@ -296,7 +315,9 @@ def _step(
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with autocast(inputs.device):
         logits = model(inputs)
-    loss_sum, weight_sum = focal_terms(logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma)
+    loss_sum, weight_sum = focal_terms(
+        logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma
+    )
     # DDP averages gradients over ranks; times the world size over the batch's weight sum this is the global weighted mean.
     loss = loss_sum * world.size / world.sum(weight_sum.detach())
     state.optimizer.zero_grad(set_to_none=True)
@@ -336,6 +357,8 @@ def predict(
     with torch.no_grad(), full_precision(device):
         for start in range(0, len(mine), PREDICT_BATCH):
             images = dataset.images(mine[start : start + PREDICT_BATCH]).to(device)
-            logits[start : start + PREDICT_BATCH] = tta_logits(model, preprocess(images), tta, extract=extract)
+            logits[start : start + PREDICT_BATCH] = tta_logits(
+                model, preprocess(images), tta, extract=extract
+            )
     logits = world.join(logits, len(dataset))
     return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

@@ -9,7 +9,14 @@ import torch
 
 from melanoma.errors import SettingError
 from melanoma.io.storage import AnyPath, RemotePath, publish, remove_folder, rename
-from melanoma.training.checkpoints import PREFIX, State, aside, read_state, save_state, usable_checkpoints
+from melanoma.training.checkpoints import (
+    PREFIX,
+    State,
+    aside,
+    read_state,
+    save_state,
+    usable_checkpoints,
+)
 from melanoma.training.distributed import World
 from melanoma.training.job import TrainJob
 from melanoma.training.worker import train_worker
@@ -24,7 +31,9 @@ def train_here(job: TrainJob) -> AnyPath:
         SettingError: if the job asks for several workers, or for a GPU that is not there.
     """
     if job.least > 1:
-        raise SettingError("Several workers need an executor that starts them, such as ray_jobs' RayExecutor.")
+        raise SettingError(
+            "Several workers need an executor that starts them, such as ray_jobs' RayExecutor."
+        )
     if job.use_gpu and not torch.cuda.is_available():
         raise SettingError("Training on a GPU needs one; this machine has none. Train without it.")
     session = LocalSession(job)
@@ -49,18 +58,30 @@ class LocalSession:
             return None
         usable = usable_checkpoints(self._folder)
         names = {kept.name for kept in usable}
-        damaged = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names]
+        damaged = [
+            path
+            for path in self._folder.iterdir()
+            if path.name.startswith(PREFIX) and path.name not in names
+        ]
         if damaged:
             there = aside(self._folder)
             for path in damaged:
                 rename(path, there / path.name)
-            log.warning("%s: a checkpoint is damaged; it is kept in %s.", self._job.run_dir, there.name)
+            log.warning(
+                "%s: a checkpoint is damaged; it is kept in %s.", self._job.run_dir, there.name
+            )
         return read_state(self._folder / usable[-1].name, self.device) if usable else None
 
     def report(self, state: State) -> None:
         """Save a state; then drop those that are neither the latest nor the best."""
         row, epochs = state["history"][-1], self._job.config.optim.epochs
-        log.info("epoch %d of %d: loss %.3f, validation AUROC %.3f", row["epoch"], epochs, row["loss"], row["auroc"])
+        log.info(
+            "epoch %d of %d: loss %.3f, validation AUROC %.3f",
+            row["epoch"],
+            epochs,
+            row["loss"],
+            row["auroc"],
+        )
         target = self._folder / f"{PREFIX}{state['epoch']:06d}"
         with tempfile.TemporaryDirectory() as scratch:
             save_state(Path(scratch), state)

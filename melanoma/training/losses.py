@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from melanoma.config import check_gamma
 
 
-def focal_terms(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def focal_terms(
+    logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of focal losses and the sum of weights, the two halves of a weighted mean.
 
     Each image costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5).

@@ -38,7 +38,14 @@ class Muon(torch.optim.AdamW):
         world: the ranks that share the work.
     """
 
-    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float = 0.95, world: World | None = None) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        world: World | None = None,
+    ) -> None:
         super().__init__(params, lr=lr, betas=(0.9, 0.95), eps=_EPS, weight_decay=0.0)
         self._momentum, self._world = momentum, world or World()
 
@@ -81,13 +88,18 @@ class Muon(torch.optim.AdamW):
         owners = share_out([_cost(momentum) for momentum in momenta], self._world.size)
         sizes = [momentum.numel() for momentum in momenta]
         whole = torch.zeros(sum(sizes), device=momenta[0].device)
-        parts = [part.view_as(momentum) for part, momentum in zip(torch.split(whole, sizes), momenta, strict=True)]
+        parts = [
+            part.view_as(momentum)
+            for part, momentum in zip(torch.split(whole, sizes), momenta, strict=True)
+        ]
         for part, momentum, owner in zip(parts, momenta, owners, strict=True):
             if owner == self._world.rank:
                 # GPUs have bfloat16 in hardware; CPUs mostly have not.
                 dtype = torch.bfloat16 if momentum.is_cuda else torch.float32
                 part.copy_(
-                    zeropower_via_newtonschulz(momentum, len(_COEFFICIENTS), _COEFFICIENTS, eps=_EPS, dtype=dtype)
+                    zeropower_via_newtonschulz(
+                        momentum, len(_COEFFICIENTS), _COEFFICIENTS, eps=_EPS, dtype=dtype
+                    )
                 )
         self._world.sum_(whole)
         return parts

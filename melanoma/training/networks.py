@@ -33,19 +33,28 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Fal
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
-        raise SettingError(f"model.backbone must be a timm model name, got {config.backbone!r}{hint}.")
+        raise SettingError(
+            f"model.backbone must be a timm model name, got {config.backbone!r}{hint}."
+        )
     _check_any_size(config.backbone)
     options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     if config.layer_scale is not None:
         options["ls_init_value"] = config.layer_scale
     try:
-        model = timm.create_model(config.backbone, pretrained=pretrained, num_classes=num_classes, **options)
+        model = timm.create_model(
+            config.backbone, pretrained=pretrained, num_classes=num_classes, **options
+        )
     except TypeError as error:
-        names = {"ls_init_value": ("model.layer_scale", "null"), "drop_path_rate": ("model.drop_path", "0")}
+        names = {
+            "ls_init_value": ("model.layer_scale", "null"),
+            "drop_path_rate": ("model.drop_path", "0"),
+        }
         unknown = next((names[option] for option in options if option in str(error)), None)
         if unknown is None:
             raise
-        check_feature_map(timm.create_model(config.backbone, num_classes=num_classes))  # the graver fault is told first
+        check_feature_map(
+            timm.create_model(config.backbone, num_classes=num_classes)
+        )  # the graver fault is told first
         raise SettingError(
             f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
         ) from error
@@ -64,7 +73,9 @@ def _check_any_size(backbone: str) -> None:
         )
 
 
-def start_model(config: ModelConfig, num_classes: int, *, weights: str, seed: int, device: torch.device) -> nn.Module:
+def start_model(
+    config: ModelConfig, num_classes: int, *, weights: str, seed: int, device: torch.device
+) -> nn.Module:
     """Return the network a run starts from, on its device and laid out for it; the same on every rank.
 
     Args:
@@ -113,7 +124,9 @@ def head(model: nn.Module, feature_map: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, model).forward_head(feature_map))
 
 
-def tta_logits(model: nn.Module, images: Tensor, tta: int, *, extract: FeatureExtractor | None = None) -> Tensor:
+def tta_logits(
+    model: nn.Module, images: Tensor, tta: int, *, extract: FeatureExtractor | None = None
+) -> Tensor:
     """Return logits ``(N, C)`` averaged over mirrored copies; ``extract`` may stand in for all but the head."""
     return average_logits(model, tta_features(extract or partial(features, model), images, tta))
 
@@ -126,7 +139,9 @@ def average_logits(model: nn.Module, feature_maps: Sequence[Tensor]) -> Tensor:
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: no decay on norms and biases, lower rates away from the head."""
     if config.layer_decay < 1:
-        groups = param_groups_layer_decay(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+        groups = param_groups_layer_decay(
+            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        )
     else:
         groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
     return [{**group, "lr_scale": group.get("lr_scale", 1.0)} for group in groups]
@@ -147,7 +162,9 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
     last = max(layer_of.values())
     if num_layers >= last:
-        raise SettingError(f"optim.frozen_layers must be less than {last} for this network, got {num_layers}.")
+        raise SettingError(
+            f"optim.frozen_layers must be less than {last} for this network, got {num_layers}."
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layer_of[name] >= num_layers)
 

@@ -117,14 +117,23 @@ def _result(job: TrainJob, manifest: BundleManifest) -> TrainResult:
 
 
 def _claim(job: TrainJob, *, content: str) -> None:
-    described = {"config": dataclasses.asdict(job.config), "weights": job.weights, "content": content}
+    described = {
+        "config": dataclasses.asdict(job.config),
+        "weights": job.weights,
+        "content": content,
+    }
     if not claim_folder(job.run_dir, described):
         return
     if (job.run_dir / RESULT).is_file():
         log.info("%s is finished; nothing is left to do.", job.run_dir)
     elif job.history_path.is_file():
         epochs = [json.loads(line)["epoch"] for line in job.history_path.read_text().splitlines()]
-        log.info("Resuming %s after epoch %d of %d.", job.run_dir, max(epochs, default=0), job.config.optim.epochs)
+        log.info(
+            "Resuming %s after epoch %d of %d.",
+            job.run_dir,
+            max(epochs, default=0),
+            job.config.optim.epochs,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +160,11 @@ class Pack:
 
 def check_data(job: TrainJob, data: PreparedData) -> None:
     """Raise DataError, before hours of training, unless the data can carry them: the folds, the batch, the contract."""
-    fold, batch_size, nouns = job.config.data.validation_fold, job.config.optim.batch_size, data.task.noun[1]
+    fold, batch_size, nouns = (
+        job.config.data.validation_fold,
+        job.config.optim.batch_size,
+        data.task.noun[1],
+    )
     if not data.rows("train", fold=fold)["dx"].isin(data.task.targets).any():
         raise DataError(
             f"Validation fold {fold} must hold {nouns}; it has none. Choose another data.validation_fold or fewer folds."

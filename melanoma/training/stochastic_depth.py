@@ -28,7 +28,9 @@ class StochasticDepth(nn.Module):
         if not self.training or self.drop_prob == 0:
             return branch
         if self.draws is None or len(self.draws) != len(branch):
-            raise ValueError(f"stochastic depth must be given a draw for each of {len(branch)} images.")
+            raise ValueError(
+                f"stochastic depth must be given a draw for each of {len(branch)} images."
+            )
         kept = (self.draws >= self.drop_prob).to(branch.dtype) / (1 - self.drop_prob)
         return branch * kept.view(-1, *[1] * (branch.ndim - 1))
 

@@ -65,13 +65,21 @@ def load_weights(model: nn.Module, path: AnyPath) -> WeightsReport:
     given = max(_readings(file, model), key=lambda reading: len(_matching(reading, own)))
     matched = _matching(given, own)
     if len(matched) < _LEAST_SHARE * len(own):
-        raise SettingError(_misfit(path.name, type(model).__name__, file=file, given=given, own=own))
+        raise SettingError(
+            _misfit(path.name, type(model).__name__, file=file, given=given, own=own)
+        )
     model.load_state_dict(matched, strict=False)
-    return WeightsReport(sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched)))
+    return WeightsReport(
+        sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched))
+    )
 
 
 def _matching(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    return {
+        name: value
+        for name, value in given.items()
+        if name in own and value.shape == own[name].shape
+    }
 
 
 def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
@@ -81,7 +89,11 @@ def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tens
     prefixes = _prefixes(plain)
     # Of several networks in one file (a student and its teacher) the prefix with the most names of ours is taken.
     stripped = [
-        {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): value
+            for name, value in plain.items()
+            if name.startswith(prefix)
+        }
         for prefix in prefixes
     ]
     stripped.sort(key=lambda reading: len(set(reading) & set(own)), reverse=True)
@@ -104,12 +116,23 @@ def _translated(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         return {}
     try:
         return {str(name): value for name, value in translate(dict(given), model).items()}
-    except (KeyError, AttributeError, RuntimeError, TypeError, IndexError):  # it expects one layout and checks nothing
+    except (
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        IndexError,
+    ):  # it expects one layout and checks nothing
         return {}
 
 
 def _misfit(
-    file_name: str, network: str, *, file: Mapping[str, Tensor], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    file_name: str,
+    network: str,
+    *,
+    file: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
 ) -> str:
     """Say why tensors do not fit: another size of the network, or other names."""
     other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
@@ -136,7 +159,9 @@ def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
         try:
             return load_tensors(path.read_bytes())
         except SafetensorError as error:
-            raise SettingError(f"--weights must be a whole safetensors file, {path.name} is not ({error}).") from error
+            raise SettingError(
+                f"--weights must be a whole safetensors file, {path.name} is not ({error})."
+            ) from error
     try:
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files

@@ -54,14 +54,22 @@ def train_worker(job: TrainJob, session: Session) -> None:
     progress = _Progress(config, job.run_dir, world)
     training = Training.on(config, data, world=world, on_step=progress)
     state_before = session.resume()
-    weights = job.weights if state_before is None else "none"  # a resumed run has its weights in the checkpoint
+    weights = (
+        job.weights if state_before is None else "none"
+    )  # a resumed run has its weights in the checkpoint
     num_classes = data.task.num_classes
-    model = start_model(config.model, num_classes, weights=weights, seed=config.seed, device=session.device)
+    model = start_model(
+        config.model, num_classes, weights=weights, seed=config.seed, device=session.device
+    )
     state = start_state(model, config, world)
     if state_before is not None:
         state.load_state_dict(state_before)
     tensorboard = SyncedFolder(job.run_dir / "tensorboard")
-    opened = SummaryWriter(str(tensorboard.folder), purge_step=state.epoch + 1) if world.rank == 0 else None
+    opened = (
+        SummaryWriter(str(tensorboard.folder), purge_step=state.epoch + 1)
+        if world.rank == 0
+        else None
+    )
     with contextlib.nullcontext(opened) if opened is None else opened as writer:
 
         def on_epoch_end(state: TrainState) -> None:
@@ -85,7 +93,11 @@ class _Progress:
     """Writes where the run stands to RUN/progress.json, for others to show; state: when it last wrote."""
 
     def __init__(self, config: TrainConfig, run_dir: AnyPath, world: World) -> None:
-        self._epochs, self._path, self._active = config.optim.epochs, run_dir / "progress.json", world.rank == 0
+        self._epochs, self._path, self._active = (
+            config.optim.epochs,
+            run_dir / "progress.json",
+            world.rank == 0,
+        )
         self._seconds = PROGRESS_SECONDS if isinstance(run_dir, Path) else REMOTE_PROGRESS_SECONDS
         self._written = 0.0
 
@@ -94,7 +106,14 @@ class _Progress:
         if not self._active or (now - self._written < self._seconds and step + 1 < num_steps):
             return
         self._written = now
-        where: dict[str, Any] = {"epoch": epoch + 1, "epochs": self._epochs, "step": step + 1, "steps": num_steps}
+        where: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "epochs": self._epochs,
+            "step": step + 1,
+            "steps": num_steps,
+        }
         where |= {"loss": loss if math.isfinite(loss) else None, "pid": os.getpid()}
-        with contextlib.suppress(OSError, DataError):  # only shown to people: no reason to lose an epoch
+        with contextlib.suppress(
+            OSError, DataError
+        ):  # only shown to people: no reason to lose an epoch
             write_json(self._path, where)

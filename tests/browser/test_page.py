@@ -23,7 +23,11 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if chromium is None:
         pytest.skip("no Chromium is here: install the package chromium")
     with sync_playwright() as playwright:
@@ -44,8 +48,16 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
     """The page, opened; afterwards no script failed, nothing broke the policy and no outside address was asked for."""
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if _is_wrong(message.type, message.text) else None)
-    page.on("request", lambda asked: wrong.append(asked.url) if not _is_own(asked.url, service.url) else None)
+    page.on(
+        "console",
+        lambda message: (
+            wrong.append(message.text) if _is_wrong(message.type, message.text) else None
+        ),
+    )
+    page.on(
+        "request",
+        lambda asked: wrong.append(asked.url) if not _is_own(asked.url, service.url) else None,
+    )
     page.goto(service.url)
     yield page
     assert wrong == []
@@ -76,7 +88,10 @@ def _read(page: Page, service: Service, lesion: Path) -> None:
 
 def _answer(service: Service, data: bytes, explain: str = "grad_cam") -> dict[str, object]:
     response = httpx.post(
-        f"{service.url}/v1/predict?explain={explain}", content=data, headers=service.authorization, timeout=60
+        f"{service.url}/v1/predict?explain={explain}",
+        content=data,
+        headers=service.authorization,
+        timeout=60,
     )
     answer: dict[str, object] = response.json()
     return answer
@@ -126,7 +141,9 @@ def _map_pixels(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_the_map_lies_on_the_image_and_can_be_faded(page: Page, service: Service, lesion: Path) -> None:
+def test_the_map_lies_on_the_image_and_can_be_faded(
+    page: Page, service: Service, lesion: Path
+) -> None:
     answer = _answer(service, lesion.read_bytes())
     _read(page, service, lesion)
     heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
@@ -136,7 +153,9 @@ def test_the_map_lies_on_the_image_and_can_be_faded(page: Page, service: Service
     assert boxes[0] == pytest.approx(boxes[1], abs=1)
     assert _map_pixels(page).size == heatmap.size
     shown = np.asarray(_map_pixels(page))[..., 3]
-    assert np.abs(shown - 255 * np.sqrt(np.asarray(heatmap) / 255)).max() <= 2  # the map's values as opacity
+    assert (
+        np.abs(shown - 255 * np.sqrt(np.asarray(heatmap) / 255)).max() <= 2
+    )  # the map's values as opacity
     page.get_by_label("Opacity of the map").press("Home")
     assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0"
     expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
@@ -156,7 +175,9 @@ _DROP = """([data, name]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_an_image_can_be_dropped_and_pasted(page: Page, service: Service, lesion: Path, way: str) -> None:
+def test_an_image_can_be_dropped_and_pasted(
+    page: Page, service: Service, lesion: Path, way: str
+) -> None:
     page.evaluate(_DROP, [base64.b64encode(lesion.read_bytes()).decode(), way])
     page.get_by_label("API key").fill(service.key)
     page.keyboard.press("Enter")
@@ -185,7 +206,9 @@ def test_the_keyboard_is_enough(page: Page, service: Service, lesion: Path) -> N
     expect(page.locator("#file")).to_be_focused()
 
 
-def test_the_pdf_is_saved_under_a_name_that_tells_nothing(page: Page, service: Service, lesion: Path) -> None:
+def test_the_pdf_is_saved_under_a_name_that_tells_nothing(
+    page: Page, service: Service, lesion: Path
+) -> None:
     _read(page, service, lesion)
     with page.expect_download(timeout=60_000) as download:
         page.get_by_role("button", name="Save as PDF").click()
@@ -194,7 +217,9 @@ def test_the_pdf_is_saved_under_a_name_that_tells_nothing(page: Page, service: S
         assert len(document) == 1
 
 
-def test_a_wrong_key_and_a_bad_image_are_said_in_words(page: Page, service: Service, lesion: Path) -> None:
+def test_a_wrong_key_and_a_bad_image_are_said_in_words(
+    page: Page, service: Service, lesion: Path
+) -> None:
     page.set_input_files("#file", lesion)
     page.get_by_label("API key").fill("wrong")
     page.keyboard.press("Enter")
@@ -203,7 +228,9 @@ def test_a_wrong_key_and_a_bad_image_are_said_in_words(page: Page, service: Serv
     page.keyboard.press("Enter")
     expect(page.locator("#answer")).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Another image").click()
-    page.set_input_files("#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
+    page.set_input_files(
+        "#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+    )
     expect(page.get_by_role("alert")).to_contain_text("must be JPEG, PNG or WebP")
     expect(page.locator("#answer")).to_be_hidden()
 
@@ -215,7 +242,9 @@ def test_a_service_that_is_away_is_said_in_words(page: Page, lesion: Path) -> No
     page.unroute("**/v1/predict*")
 
 
-def test_nothing_is_kept_in_the_browser(page: Page, context: BrowserContext, service: Service, lesion: Path) -> None:
+def test_nothing_is_kept_in_the_browser(
+    page: Page, context: BrowserContext, service: Service, lesion: Path
+) -> None:
     _read(page, service, lesion)
     kept = "[localStorage.length, sessionStorage.length, document.cookie, (await indexedDB.databases()).length, (await caches.keys()).length]"
     assert page.evaluate(f"async () => {kept}") == [0, 0, "", 0, 0]
@@ -261,9 +290,14 @@ def test_everybody_can_use_it(
     context.close()
 
 
-def test_the_schema_page_needs_no_outside_address(context: BrowserContext, service: Service) -> None:
+def test_the_schema_page_needs_no_outside_address(
+    context: BrowserContext, service: Service
+) -> None:
     page, outside = context.new_page(), []
-    page.on("request", lambda asked: outside.append(asked.url) if not _is_own(asked.url, service.url) else None)
+    page.on(
+        "request",
+        lambda asked: outside.append(asked.url) if not _is_own(asked.url, service.url) else None,
+    )
     page.goto(f"{service.url}/docs")
     expect(page.get_by_text("/v1/predict", exact=True)).to_be_visible(timeout=60_000)
     assert outside == []
@@ -279,7 +313,9 @@ def _with_contract(route_answer: Callable[[dict[str, object]], None]) -> Callabl
     return answer
 
 
-def test_a_network_without_a_contract_gives_no_verdict(page: Page, service: Service, lesion: Path) -> None:
+def test_a_network_without_a_contract_gives_no_verdict(
+    page: Page, service: Service, lesion: Path
+) -> None:
     """The answer of such a bundle, put in the place of the real one."""
 
     def unmet(body: dict[str, object]) -> None:
@@ -290,6 +326,8 @@ def test_a_network_without_a_contract_gives_no_verdict(page: Page, service: Serv
     _read(page, service, lesion)
     expect(page.locator("#verdict")).to_have_text("Cannot assess")
     expect(page.locator("#warnings")).to_contain_text("has not earned a promise")
-    expect(page.locator("#because")).to_have_text("")  # which side of the threshold it lies on would be a decision
+    expect(page.locator("#because")).to_have_text(
+        ""
+    )  # which side of the threshold it lies on would be a decision
     expect(page.locator("#probabilities .mark")).to_have_count(0)
     expect(page.locator("#clinic")).to_be_hidden()

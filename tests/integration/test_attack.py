@@ -54,7 +54,9 @@ class Attack:
     def __init__(self, service: Service, bodies: dict[str, tuple[str, bytes]]) -> None:
         self._service, self._bodies = service, bodies
         self._stop = threading.Event()
-        self.answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        self.answers: dict[str, collections.Counter[str]] = collections.defaultdict(
+            collections.Counter
+        )
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
@@ -82,7 +84,9 @@ class Attack:
         head = f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {self._service.key}\r\nConnection: close\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         try:
-            with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=60) as connection:
+            with socket.create_connection(
+                (str(address.hostname), int(address.port or 0)), timeout=60
+            ) as connection:
                 connection.sendall(head.encode())
                 if hang_up and len(body) > 2**20:
                     connection.sendall(body[: len(body) // 2])
@@ -138,12 +142,23 @@ def test_eight_clients_attack_for_two_minutes(
     statuses = sum(attack.answers.values(), collections.Counter())
     told = f"slowest {max(seconds):.1f} s, {grown:+.0f} MB of {before:.0f}"
     record_property("lost", f"nothing of {len(seconds)}, {told}")
-    print(f"\n{sum(statuses.values())} hostile requests: {dict(statuses)}; most memory {most:.0f} MB; {told}")
+    print(
+        f"\n{sum(statuses.values())} hostile requests: {dict(statuses)}; most memory {most:.0f} MB; {told}"
+    )
     for name in sorted(attack.answers):
         print(f"  {name:52}{dict(attack.answers[name])}")
     assert before > 100
     assert most - before < MOST_MEGABYTES
     assert set(attack.answers) == set(bodies)
-    assert set(statuses) <= {"200", "413", "422", "503", "504", "hung up", "BrokenPipeError", "ConnectionResetError"}
+    assert set(statuses) <= {
+        "200",
+        "413",
+        "422",
+        "503",
+        "504",
+        "hung up",
+        "BrokenPipeError",
+        "ConnectionResetError",
+    }
     assert max(seconds) < MOST_SECONDS
     assert grown < MOST_GROWTH * before

@@ -71,7 +71,9 @@ def _at(path: str, bucket: str) -> str:
 @pytest.fixture(scope="module")
 def dataset(head: Head, bucket: str) -> str:
     out = _at("dataset", bucket)
-    words = _entrypoint("cpu/prepare", {"s3://melanoma/source": _at("source", bucket), "s3://melanoma/dataset": out})
+    words = _entrypoint(
+        "cpu/prepare", {"s3://melanoma/source": _at("source", bucket), "s3://melanoma/dataset": out}
+    )
     words += ["--size", "96", "--folds", "3", "--calibration-fraction", "0.45"]
     done = _melanoma(head, *words)
     assert done.returncode == DONE, done.stderr
@@ -96,7 +98,9 @@ def _entrypoint(overlay: str, replaced: dict[str, str]) -> list[str]:
 @pytest.fixture(scope="module")
 def trained_run(head: Head, bucket: str, dataset: str) -> str:
     runs = _at("runs", bucket)
-    words = _entrypoint("cpu/train", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "1-4": "1-2"})
+    words = _entrypoint(
+        "cpu/train", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": runs, "1-4": "1-2"}
+    )
     done = _melanoma(head, *words, *QUICK)
     assert done.returncode == DONE, done.stderr
     return _at("runs/cpu", bucket)
@@ -117,7 +121,9 @@ def test_a_run_in_object_storage_is_whole(trained_run: str) -> None:
     assert (run / "bundle" / MANIFEST).is_file()
 
 
-def test_a_finished_run_is_only_reported(head: Head, bucket: str, dataset: str, trained_run: str) -> None:
+def test_a_finished_run_is_only_reported(
+    head: Head, bucket: str, dataset: str, trained_run: str
+) -> None:
     done = _melanoma(head, "train", dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
     assert done.returncode == DONE
     assert "nothing is left to do" in done.stderr
@@ -129,7 +135,11 @@ def test_evidence_is_written_there_and_every_look_is_logged(
     head: Head, bucket: str, dataset: str, trained_run: str
 ) -> None:
     bundle, out = trained_run.replace("?", "/bundle?"), _at("evidence", bucket)
-    words = {"s3://melanoma/runs/cpu/bundle": bundle, "s3://melanoma/dataset": dataset, "s3://melanoma/evidence": out}
+    words = {
+        "s3://melanoma/runs/cpu/bundle": bundle,
+        "s3://melanoma/dataset": dataset,
+        "s3://melanoma/evidence": out,
+    }
     done = _melanoma(head, *_entrypoint("cpu/evaluate", words))
     assert done.returncode in (DONE, FOUND), done.stderr
     assert json.loads(done.stdout) == json.loads((to_path(out) / "report.json").read_text())
@@ -139,7 +149,9 @@ def test_evidence_is_written_there_and_every_look_is_logged(
 
 @pytest.mark.drill
 @pytest.mark.parametrize("cluster", ["cpu", "gpu"])
-def test_a_search_runs_where_it_is_told(cluster: str, head: Head, bucket: str, dataset: str) -> None:
+def test_a_search_runs_where_it_is_told(
+    cluster: str, head: Head, bucket: str, dataset: str
+) -> None:
     replaced = {
         "s3://melanoma/dataset": dataset,
         "s3://melanoma/runs": _at("runs", bucket),
@@ -160,7 +172,8 @@ def test_a_search_runs_where_it_is_told(cluster: str, head: Head, bucket: str, d
 def test_the_gpu_training_runs_where_it_is_told(head: Head, bucket: str, dataset: str) -> None:
     """All of it but the GPU and the weights from the hub."""
     words = _entrypoint(
-        "gpu/train", {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": _at("runs", bucket), "2-8": "2"}
+        "gpu/train",
+        {"s3://melanoma/dataset": dataset, "s3://melanoma/runs": _at("runs", bucket), "2-8": "2"},
     )
     done = _melanoma(head, *words, *QUICK)
     assert done.returncode == DONE, done.stderr
@@ -215,20 +228,33 @@ def _ray_job(head: Head, *words: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_rays_own_command_submits_it_too(head: Head, bucket: str, dataset: str, trained_run: str) -> None:
+def test_rays_own_command_submits_it_too(
+    head: Head, bucket: str, dataset: str, trained_run: str
+) -> None:
     """As the README says: the same command, and of exit codes 0 and 1 only."""
     plain = ["submit", "--working-dir", ".", "--", "python", "-m", "ray_jobs.cli", "train"]
     done = _ray_job(head, *plain, dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
-    assert (done.returncode, "nothing is left to do" in done.stdout) == (0, True), done.stdout + done.stderr
-    refused = _ray_job(head, *plain, _at("nowhere", bucket), _at("runs", bucket))
-    assert (refused.returncode, "must be a folder made by `melanoma data prepare`" in refused.stdout) == (1, True), (
-        refused.stdout
+    assert (done.returncode, "nothing is left to do" in done.stdout) == (0, True), (
+        done.stdout + done.stderr
     )
+    refused = _ray_job(head, *plain, _at("nowhere", bucket), _at("runs", bucket))
+    assert (
+        refused.returncode,
+        "must be a folder made by `melanoma data prepare`" in refused.stdout,
+    ) == (1, True), refused.stdout
 
 
 def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess.Popen[str], str]":
     """Submit a job and return the command that follows it, and the job."""
-    command = [sys.executable, "-m", "ray_jobs.cli", "data", "prepare", _at("source", bucket), _at(out, bucket)]
+    command = [
+        sys.executable,
+        "-m",
+        "ray_jobs.cli",
+        "data",
+        "prepare",
+        _at("source", bucket),
+        _at(out, bucket),
+    ]
     process = subprocess.Popen(
         [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=stdin,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -251,7 +277,9 @@ def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, data
 def _asked(head: Head, path: str) -> dict[str, Any]:
     """Return what a head's dashboard answers."""
     token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-    answer = httpx.get(f"{head.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    answer = httpx.get(
+        f"{head.dashboard}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30
+    )
     return dict(answer.raise_for_status().json())
 
 
@@ -261,7 +289,9 @@ def _job_status(head: Head, job: str) -> str:
 
 
 @pytest.mark.parametrize(("answer", "told"), [("y", "is being stopped"), ("n", "goes on")])
-def test_ctrl_c_at_a_terminal_asks(answer: str, told: str, head: Head, bucket: str, dataset: str) -> None:
+def test_ctrl_c_at_a_terminal_asks(
+    answer: str, told: str, head: Head, bucket: str, dataset: str
+) -> None:
     ours, theirs = pty.openpty()
     process, job = _prepare(head, bucket, f"asked_{answer}", theirs)
     process.send_signal(signal.SIGINT)
@@ -290,13 +320,15 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
     """Return whether this very config is deployed, with as many replicas of everything as it asks for at least."""
     app = _asked(head, "/api/serve/applications/")["applications"].get("melanoma", {})
     wanted = {
-        each["name"]: each["autoscaling_config"]["min_replicas"] for each in config["applications"][0]["deployments"]
+        each["name"]: each["autoscaling_config"]["min_replicas"]
+        for each in config["applications"][0]["deployments"]
     }
     return (
         app.get("status") == "RUNNING"
         and app["deployed_app_config"]["args"] == config["applications"][0]["args"]
         and all(
-            sum(replica["state"] == "RUNNING" for replica in app["deployments"][name]["replicas"]) >= num
+            sum(replica["state"] == "RUNNING" for replica in app["deployments"][name]["replicas"])
+            >= num
             for name, num in wanted.items()
         )
     )
@@ -321,6 +353,8 @@ def test_the_service_of_the_manifests_answers(
     )  # fmt: skip
     url = f"http://127.0.0.1:{head.serve_port}"
     wait_for(lambda: _runs(head, config) and _status(f"{url}/readyz") == 200, seconds=180)
-    answer = httpx.post(f"{url}/v1/predict?explain=guided_grad_cam", content=image, timeout=60).json()
+    answer = httpx.post(
+        f"{url}/v1/predict?explain=guided_grad_cam", content=image, timeout=60
+    ).json()
     assert answer["decision"] in ("refer", "no_referral")
     assert answer["explanation"]["method"] == "guided_grad_cam"

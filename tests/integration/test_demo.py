@@ -17,19 +17,34 @@ pytestmark = pytest.mark.ray
 
 def test_it_goes_from_images_to_an_answer(phantom_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    command = [sys.executable, "-m", "ray_jobs.demo", "--data", str(phantom_source), "--out", str(out)]
-    done = subprocess.run(command, env=os.environ | {"DEMO_EXIT": "1"}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "ray_jobs.demo",
+        "--data",
+        str(phantom_source),
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"DEMO_EXIT": "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     answer = json.loads((out / "answer.json").read_text())
     assert answer["decision"] in ("refer", "no_referral", "cannot_assess")
     assert answer["disclaimer"] == DISCLAIMER
     assert answer["explanation"]["method"] == "grad_cam"
     # It asked about an image, not about its mask, and about one that nobody had learned from.
-    asked = next(line for line in done.stdout.splitlines() if "(test, labelled mel)" in line).split()[0]
+    asked = next(
+        line for line in done.stdout.splitlines() if "(test, labelled mel)" in line
+    ).split()[0]
     assert asked.endswith(".jpg")
     records = open_prepared(out / "dataset").records.set_index("image_id")
     assert records.loc[Path(asked).stem, "split"] == "test"
-    with Image.open(out / "overlay.png") as overlay, Image.open(phantom_source / "images" / asked) as image:
+    with (
+        Image.open(out / "overlay.png") as overlay,
+        Image.open(phantom_source / "images" / asked) as image,
+    ):
         assert overlay.size == image.size
     assert (out / "evidence" / "report.html").is_file()
     assert (out / "runs" / "demo" / "bundle" / "model.safetensors").is_file()

@@ -24,23 +24,33 @@ SETTINGS = [
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that computes nothing and one node with one CPU."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
 
 
 def test_a_training_node_comes_and_is_lost(
-    prepared: PreparedData, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
+    prepared: PreparedData,
+    cluster: Cluster,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    alone, shared = (Run(prepared, tmp_path / name, tmp_path / name, SETTINGS) for name in ("alone", "shared"))
+    alone, shared = (
+        Run(prepared, tmp_path / name, tmp_path / name, SETTINGS) for name in ("alone", "shared")
+    )
     assert alone.start().wait(900) == 0
     process = shared.start("--workers", "1-2", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(shared.history()) >= 1)
     second = cluster.add_node(num_cpus=1)
     # Two epochs of two workers: the first may be done again by one, if its checkpoint was not counted yet.
     wait_for(
-        lambda: sum(row["workers"] == 2 for row in shared.history()) >= 2 or process.poll() is not None, seconds=300
+        lambda: (
+            sum(row["workers"] == 2 for row in shared.history()) >= 2 or process.poll() is not None
+        ),
+        seconds=300,
     )
     cluster.remove_node(second, allow_graceful=False)
     started, had = time.monotonic(), len(shared.history())

@@ -39,11 +39,22 @@ def test_what_is_left_out_is_said_everywhere(
     _spoil(source)
     (source / "images" / "IMG_004_0.jpg").unlink()
     out = tmp_path / "out"
-    assert main(["evaluate", str(bundle_dir), str(source), str(out), "--skip-bad", "--json"]) in (DONE, 1)
+    assert main(["evaluate", str(bundle_dir), str(source), str(out), "--skip-bad", "--json"]) in (
+        DONE,
+        1,
+    )
     shown = capsys.readouterr()
-    left_out = {"blank_image": {"mel": 2}, "image_missing": {"mel": 1}, "image_unreadable": {"nv": 1}}
+    left_out = {
+        "blank_image": {"mel": 2},
+        "image_missing": {"mel": 1},
+        "image_unreadable": {"nv": 1},
+    }
     sentence = "4 images were left out, 3 of them labelled as melanoma"
-    assert json.loads(shown.out)["left_out"] == json.loads((out / "report.json").read_text())["left_out"] == left_out
+    assert (
+        json.loads(shown.out)["left_out"]
+        == json.loads((out / "report.json").read_text())["left_out"]
+        == left_out
+    )
     assert sentence in shown.err
     assert sentence in (out / "report.html").read_text()
     predictions = pd.read_parquet(out / "predictions.parquet")

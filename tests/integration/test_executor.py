@@ -34,7 +34,9 @@ def _threads() -> Iterator[None]:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """Return the hash of every file below a folder that holds no times."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "access_log.jsonl"]
+    paths = [
+        path for path in folder.rglob("*") if path.is_file() and path.name != "access_log.jsonl"
+    ]
     return {str(path.relative_to(folder)): sha256_of(path) for path in paths}
 
 
@@ -44,21 +46,34 @@ def test_prepared_data_sets_are_the_same(source: Path, tmp_path: Path) -> None:
     for name, executor in EXECUTORS.items():
         progress: list[tuple[int, int]] = []
         prepare(
-            source, tmp_path / name, config, executor=executor, progress=lambda *done, seen=progress: seen.append(done)
+            source,
+            tmp_path / name,
+            config,
+            executor=executor,
+            progress=lambda *done, seen=progress: seen.append(done),
         )
         assert progress[-1] == (48, 48)
     assert _hashes(tmp_path / "local") == _hashes(tmp_path / "ray")
 
 
-def test_trained_bundles_are_the_same(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_trained_bundles_are_the_same(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = tiny_config.with_overrides(["optim.epochs=2"])
-    jobs = {name: TrainJob(prepared.folder, tmp_path / name, config, cpus_per_worker=2) for name in EXECUTORS}
+    jobs = {
+        name: TrainJob(prepared.folder, tmp_path / name, config, cpus_per_worker=2)
+        for name in EXECUTORS
+    }
     results = {name: run_job(job, EXECUTORS[name]) for name, job in jobs.items()}
-    local, ray = (dataclasses.replace(results[name], bundle=Path("bundle")) for name in ("local", "ray"))
+    local, ray = (
+        dataclasses.replace(results[name], bundle=Path("bundle")) for name in ("local", "ray")
+    )
     assert local == ray
     for file in ("model.safetensors", "calibration.parquet", "manifest.json", "features.onnx"):
         # The exporter writes the order in which it met things into the model, so only its outputs are the same.
-        same = sha256_of(tmp_path / "local" / "bundle" / file) == sha256_of(tmp_path / "ray" / "bundle" / file)
+        same = sha256_of(tmp_path / "local" / "bundle" / file) == sha256_of(
+            tmp_path / "ray" / "bundle" / file
+        )
         assert same or file in ("features.onnx", "manifest.json"), file
 
 

@@ -22,7 +22,16 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from benchmarks.hostile_files import HOSTILE, LARGEST, chunk, png, png_with, refined_scans, scan_bomb, segment
+from benchmarks.hostile_files import (
+    HOSTILE,
+    LARGEST,
+    chunk,
+    png,
+    png_with,
+    refined_scans,
+    scan_bomb,
+    segment,
+)
 from tests.problems import is_problem
 from tests.serving import Service
 
@@ -31,7 +40,9 @@ PREDICT = "/v1/predict"
 
 
 def _png_head(width: int, height: int, *, bits: int = 8, colour: int = 2) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    )
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -56,7 +67,11 @@ def _other_format(kind: str) -> bytes:
 
 def _bilevel(side: int) -> bytes:
     rows = b"".join(b"\0" + bytes((side + 7) // 8) for _ in range(side))
-    return _png_head(side, side, bits=1, colour=0) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return (
+        _png_head(side, side, bits=1, colour=0)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _zip() -> bytes:
@@ -102,26 +117,70 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "JPEG of nothing": (lambda _: b"\xff\xd8\xff" + bytes(64), 422, "image_truncated"),
     "PNG with a wrong checksum": (lambda _: _damaged_crc(_blank(64, 64)), 422, "image_truncated"),
     "JPEG of a thousand scans": (lambda _: scan_bomb(1000), 422, "too_many_scans"),
-    "JPEG of scans behind a fill byte": (lambda _: scan_bomb(1000, hidden=b"\xff"), 422, "too_many_scans"),
-    "JPEG of scans behind a restart marker": (lambda _: scan_bomb(1000, hidden=b"\xff\xd0"), 422, "too_many_scans"),
+    "JPEG of scans behind a fill byte": (
+        lambda _: scan_bomb(1000, hidden=b"\xff"),
+        422,
+        "too_many_scans",
+    ),
+    "JPEG of scans behind a restart marker": (
+        lambda _: scan_bomb(1000, hidden=b"\xff\xd0"),
+        422,
+        "too_many_scans",
+    ),
     "JPEG of 100 scans over 25 megapixels": (lambda _: refined_scans(100), 422, "too_many_scans"),
-    "JPEG of empty segments": (lambda _: HOSTILE["JPEG, empty segments, 20 MB"](), 422, "too_many_parts"),
-    "JPEG of comments": (lambda jpeg: jpeg[:2] + segment(0xFE) * 9999 + jpeg[2:], 422, "too_many_parts"),
-    "JPEG of fill bytes": (lambda jpeg: jpeg[:2] + b"\xff" * 9999 + jpeg[2:], 422, "image_truncated"),
-    "JPEG with stray bytes": (lambda jpeg: jpeg[:2] + segment(0xFE) + b"\0" + jpeg[2:], 422, "image_truncated"),
-    "JPEG cut and closed": (lambda jpeg: jpeg[: len(jpeg) // 2] + b"\xff\xd9", 422, "image_truncated"),
+    "JPEG of empty segments": (
+        lambda _: HOSTILE["JPEG, empty segments, 20 MB"](),
+        422,
+        "too_many_parts",
+    ),
+    "JPEG of comments": (
+        lambda jpeg: jpeg[:2] + segment(0xFE) * 9999 + jpeg[2:],
+        422,
+        "too_many_parts",
+    ),
+    "JPEG of fill bytes": (
+        lambda jpeg: jpeg[:2] + b"\xff" * 9999 + jpeg[2:],
+        422,
+        "image_truncated",
+    ),
+    "JPEG with stray bytes": (
+        lambda jpeg: jpeg[:2] + segment(0xFE) + b"\0" + jpeg[2:],
+        422,
+        "image_truncated",
+    ),
+    "JPEG cut and closed": (
+        lambda jpeg: jpeg[: len(jpeg) // 2] + b"\xff\xd9",
+        422,
+        "image_truncated",
+    ),
     "JPEG sent as text": (lambda jpeg: jpeg.replace(b"\n", b"\r\n"), 422, "image_truncated"),
     "PNG of empty chunks": (lambda _: HOSTILE["PNG, empty chunks, 20 MB"](), 422, "too_many_parts"),
     "PNG of texts": (lambda _: png_with(chunk(b"tEXt", b"a\0b") * 19_999), 422, "too_many_parts"),
-    "PNG with endless pixels": (lambda _: HOSTILE["PNG, 64 x 64 with 10 GB of pixels"](), 422, "image_truncated"),
+    "PNG with endless pixels": (
+        lambda _: HOSTILE["PNG, 64 x 64 with 10 GB of pixels"](),
+        422,
+        "image_truncated",
+    ),
     "PNG of 12 bits in 16": (lambda _: _deep_dark(), 422, "bit_depth_unclear"),
     "PNG without its end": (lambda _: _blank(64, 64)[:-12], 422, "image_truncated"),
-    "WebP of a quarter million frames": (lambda _: HOSTILE["WebP, 250,000 frames"](), 422, "too_many_parts"),
-    "WebP of 268 megapixels": (lambda _: HOSTILE["WebP, canvas of 268 megapixels"](), 413, "image_too_large"),
+    "WebP of a quarter million frames": (
+        lambda _: HOSTILE["WebP, 250,000 frames"](),
+        422,
+        "too_many_parts",
+    ),
+    "WebP of 268 megapixels": (
+        lambda _: HOSTILE["WebP, canvas of 268 megapixels"](),
+        413,
+        "image_too_large",
+    ),
     "PNG header": (lambda _: _png_head(64, 64), 422, "image_truncated"),
     "PNG without a size": (lambda _: _png_head(0, 0), 422, "bad_dimensions"),
     "PNG with a text bomb": (lambda _: _text_bomb(), 422, "image_truncated"),
-    "half a WebP": (lambda _: _encoded(Image.effect_noise((64, 64), 50), "WEBP")[:200], 422, "image_truncated"),
+    "half a WebP": (
+        lambda _: _encoded(Image.effect_noise((64, 64), 50), "WEBP")[:200],
+        422,
+        "image_truncated",
+    ),
     "900 megapixels in a header": (lambda _: _png_head(30_000, 30_000), 413, "image_too_large"),
     "88 megapixels in few bytes": (lambda _: _bilevel(9_400), 413, "image_too_large"),
     "100000 x 1": (lambda _: _png_head(100_000, 1), 422, "bad_dimensions"),
@@ -164,7 +223,11 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
             400,
             "bad_request",
         ),
-        ({"data": {f"field{i}": "x" for i in range(1500)}, "files": {"image": b"\xff\xd8\xff"}}, 400, "bad_request"),
+        (
+            {"data": {f"field{i}": "x" for i in range(1500)}, "files": {"image": b"\xff\xd8\xff"}},
+            400,
+            "bad_request",
+        ),
         ({"files": [("image", b"\xff\xd8\xff"), ("image", b"\xff\xd8\xff")]}, 400, "bad_request"),
     ],
     ids=[
@@ -189,16 +252,28 @@ def test_wrong_addresses_and_methods_are_refused(client: httpx.Client, image: by
     is_problem(client.get("/v2/models/another"), 404, "not_found")
     is_problem(client.get("/page/%2e%2e/ingress.py"), 404, "not_found")
     is_problem(client.get(PREDICT), 405, "method_not_allowed")
-    is_problem(client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}), 405, "method_not_allowed")
+    is_problem(
+        client.options(PREDICT, headers={"Origin": "https://elsewhere.example"}),
+        405,
+        "method_not_allowed",
+    )
     for kind in ("image/png", "application/xml"):
-        is_problem(client.post(PREDICT, content=image, headers={"Accept": kind}), 406, "not_acceptable")
+        is_problem(
+            client.post(PREDICT, content=image, headers={"Accept": kind}), 406, "not_acceptable"
+        )
 
 
-def test_questions_the_service_does_not_know_are_refused(client: httpx.Client, image: bytes) -> None:
-    wrong = is_problem(client.post(f"{PREDICT}?explain=everything", content=image), 422, "invalid_request")
+def test_questions_the_service_does_not_know_are_refused(
+    client: httpx.Client, image: bytes
+) -> None:
+    wrong = is_problem(
+        client.post(f"{PREDICT}?explain=everything", content=image), 422, "invalid_request"
+    )
     assert "'guided_grad_cam'" in wrong["detail"]
     assert "everything" not in wrong["detail"]
-    wrong = is_problem(client.post(f"{PREDICT}?explian=grad_cam", content=image), 422, "invalid_request")
+    wrong = is_problem(
+        client.post(f"{PREDICT}?explian=grad_cam", content=image), 422, "invalid_request"
+    )
     assert "explian" not in wrong["detail"]
 
 
@@ -214,16 +289,26 @@ def test_only_keys_open_the_service(service: Service, image: bytes) -> None:
         is_problem(no_key, 401, "no_key")
         assert no_key.headers["www-authenticate"] == "Bearer"
         is_problem(stranger.post(f"{PREDICT}?key={service.key}", content=image), 401, "no_key")
-        is_problem(stranger.post(PREDICT, headers={"Authorization": "Bearer wrong"}), 403, "wrong_key")
+        is_problem(
+            stranger.post(PREDICT, headers={"Authorization": "Bearer wrong"}), 403, "wrong_key"
+        )
         for path in ("/v1/model", "/v2/models/melanoma"):
             is_problem(stranger.get(path), 401, "no_key")
         for path in ("/v1/report", "/v2/models/melanoma/infer"):
             is_problem(stranger.post(path, content=image), 401, "no_key")
-        for path in ("//v1/model", "/V1/model", "/page/%2e%2e/v1/model", "/docs/assets/../../v1/model"):
+        for path in (
+            "//v1/model",
+            "/V1/model",
+            "/page/%2e%2e/v1/model",
+            "/docs/assets/../../v1/model",
+        ):
             assert stranger.get(path).status_code in (401, 404), path
         for path in ("/", "/healthz", "/readyz", "/page/page.js", "/openapi.json", "/docs"):
             assert stranger.get(path).status_code == 200, path
-        assert stranger.post(PREDICT, content=image, headers={"X-API-Key": service.key}).status_code == 200
+        assert (
+            stranger.post(PREDICT, content=image, headers={"X-API-Key": service.key}).status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize("host", ["evil.example/..", "a b", "evil@melanoma", "<script>"])
@@ -232,7 +317,9 @@ def test_a_host_that_is_none_is_refused(client: httpx.Client, host: str) -> None
 
 
 @pytest.mark.parametrize("client_id", ["<script>evil</script>", "x" * 10_000])
-def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_id: str, image: bytes) -> None:
+def test_a_clients_request_id_is_never_the_answers(
+    client: httpx.Client, client_id: str, image: bytes
+) -> None:
     answer = client.post(PREDICT, content=image, headers={"X-Request-ID": client_id}).json()
     assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
 
@@ -247,7 +334,9 @@ def test_a_clients_request_id_is_never_the_answers(client: httpx.Client, client_
     ],
     ids=["negative length", "two lengths", "a length and chunks", "no request line"],
 )
-def test_broken_http_is_refused(service: Service, client: httpx.Client, request_bytes: bytes) -> None:
+def test_broken_http_is_refused(
+    service: Service, client: httpx.Client, request_bytes: bytes
+) -> None:
     assert b" 400 " in _first_line(service, request_bytes)
     assert client.get("/healthz").status_code == 200
 
@@ -262,13 +351,16 @@ def test_a_body_that_never_ends_is_given_up(service: Service) -> None:
 def _first_line(service: Service, sent: bytes, *, timeout: float = 20) -> bytes:
     """Send bytes as they are and return the first line of the answer."""
     address = urlsplit(service.url)
-    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=timeout) as connection:
+    with socket.create_connection(
+        (str(address.hostname), int(address.port or 0)), timeout=timeout
+    ) as connection:
         connection.sendall(sent)
         return connection.recv(4096).split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "a\r\nX-Evil: 1", "nul\0.jpg", "x" * 4096, "\u202egpj.exe", "<script>"]
+    "name",
+    ["../../etc/passwd", "a\r\nX-Evil: 1", "nul\0.jpg", "x" * 4096, "\u202egpj.exe", "<script>"],
 )
 def test_a_file_name_is_ignored(client: httpx.Client, name: str, image: bytes) -> None:
     response = client.post(PREDICT, files={"image": (name, image, "text/plain")})
@@ -307,13 +399,23 @@ def _palette(image: Image.Image) -> Image.Image:
 
 TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], Image.Image]]] = {
     "grey": (lambda im: _encoded(im.convert("L")), lambda im: im.convert("L").convert("RGB")),
-    "black and white": (lambda im: _encoded(im.convert("1")), lambda im: im.convert("1").convert("RGB")),
-    "grey with alpha": (lambda im: _encoded(im.convert("L").convert("LA")), lambda im: im.convert("L").convert("RGB")),
+    "black and white": (
+        lambda im: _encoded(im.convert("1")),
+        lambda im: im.convert("1").convert("RGB"),
+    ),
+    "grey with alpha": (
+        lambda im: _encoded(im.convert("L").convert("LA")),
+        lambda im: im.convert("L").convert("RGB"),
+    ),
     "opaque alpha": (lambda im: _encoded(im.convert("RGBA")), lambda im: im),
     "transparent": (
         lambda im: _encoded(
             Image.merge(
-                "RGBA", (*im.split(), Image.linear_gradient("L").resize(im.size).point(lambda v: 255 * (v > 99)))
+                "RGBA",
+                (
+                    *im.split(),
+                    Image.linear_gradient("L").resize(im.size).point(lambda v: 255 * (v > 99)),
+                ),
             )
         ),
         lambda im: Image.composite(
@@ -330,7 +432,9 @@ TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], I
         lambda im: im,
     ),
     "animated WebP": (
-        lambda im: _encoded(im, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", im.size)]),
+        lambda im: _encoded(
+            im, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", im.size)]
+        ),
         lambda im: im,
     ),
     "ZIP behind the image": (lambda im: _encoded(im) + _zip(), lambda im: im),
@@ -338,7 +442,9 @@ TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], I
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_unusual_images_answer_as_their_twins(name: str, client: httpx.Client, upright: Image.Image) -> None:
+def test_unusual_images_answer_as_their_twins(
+    name: str, client: httpx.Client, upright: Image.Image
+) -> None:
     unusual, twin = TWINS[name]
     answer = _probabilities(client, unusual(upright))
     assert np.abs(answer - _probabilities(client, _encoded(twin(upright)))).max() < 1e-6
@@ -358,17 +464,24 @@ _UNDO = {
 
 
 @pytest.mark.parametrize("orientation", sorted(_UNDO))
-def test_the_camera_may_lie_on_its_side(client: httpx.Client, upright: Image.Image, orientation: int) -> None:
+def test_the_camera_may_lie_on_its_side(
+    client: httpx.Client, upright: Image.Image, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = _encoded(upright.transpose(_UNDO[orientation]), exif=exif)
-    assert np.abs(_probabilities(client, turned) - _probabilities(client, _encoded(upright))).max() < 1e-6
+    assert (
+        np.abs(_probabilities(client, turned) - _probabilities(client, _encoded(upright))).max()
+        < 1e-6
+    )
     answer = client.post(f"{PREDICT}?explain=grad_cam", content=turned).json()
     with Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"]))) as heatmap:
         assert heatmap.size == upright.size
 
 
-def test_what_a_file_says_of_its_patient_goes_nowhere(client: httpx.Client, upright: Image.Image) -> None:
+def test_what_a_file_says_of_its_patient_goes_nowhere(
+    client: httpx.Client, upright: Image.Image
+) -> None:
     exif, text = Image.Exif(), PngImagePlugin.PngInfo()
     exif[0x010E], exif[0x8825] = "Jane Canary, 1 Canary Road", {1: "N", 2: (47.0, 22.0, 9.0)}
     text.add_text("Comment", "<script>canary()</script>")
@@ -379,7 +492,9 @@ def test_what_a_file_says_of_its_patient_goes_nowhere(client: httpx.Client, upri
     assert response.status_code == 200
     assert "canary" not in response.text.lower()
     for name in ("heatmap_png", "overlay_png"):
-        with Image.open(io.BytesIO(base64.b64decode(response.json()["explanation"][name]))) as image:
+        with Image.open(
+            io.BytesIO(base64.b64decode(response.json()["explanation"][name]))
+        ) as image:
             assert not image.info
     pdf = client.post("/v1/report", content=data)
     assert pdf.status_code == 200
@@ -395,18 +510,32 @@ def test_images_inside_json_are_held_to_the_same_rules(client: httpx.Client, ima
     whole = base64.b64encode(image).decode()
     assert _infer(client, [whole]).status_code == 200
     is_problem(_infer(client, [whole[:-3]]), 400, "invalid_inference_request")
-    is_problem(_infer(client, ["data:image/jpeg;base64," + whole]), 400, "invalid_inference_request")
+    is_problem(
+        _infer(client, ["data:image/jpeg;base64," + whole]), 400, "invalid_inference_request"
+    )
     bomb = base64.b64encode(_png_head(30_000, 30_000)).decode()
-    assert "Image 2 of 3" in is_problem(_infer(client, [whole, bomb, whole]), 413, "image_too_large")["error"]
+    assert (
+        "Image 2 of 3"
+        in is_problem(_infer(client, [whole, bomb, whole]), 413, "image_too_large")["error"]
+    )
     damaged = base64.b64encode(image[: len(image) // 2] + b"\xff\xd9").decode()
-    assert "Image 3 of 3" in is_problem(_infer(client, [whole, whole, damaged]), 422, "image_truncated")["error"]
-    is_problem(client.post("/v2/models/melanoma/infer", content="[" * 100_000), 400, "invalid_inference_request")
+    assert (
+        "Image 3 of 3"
+        in is_problem(_infer(client, [whole, whole, damaged]), 422, "image_truncated")["error"]
+    )
+    is_problem(
+        client.post("/v2/models/melanoma/infer", content="[" * 100_000),
+        400,
+        "invalid_inference_request",
+    )
 
 
 def test_the_images_of_one_request_have_a_limit_together(client: httpx.Client) -> None:
     """Refused by their headers: nothing is decoded."""
     large = base64.b64encode(LARGEST["PNG, 25 megapixels, 8 bits, transparent"]()).decode()
-    assert "50 megapixels" in is_problem(_infer(client, [large] * 32), 413, "image_too_large")["error"]
+    assert (
+        "50 megapixels" in is_problem(_infer(client, [large] * 32), 413, "image_too_large")["error"]
+    )
 
 
 def test_broken_exif_says_nothing_against_the_pixels(client: httpx.Client, image: bytes) -> None:
@@ -425,7 +554,9 @@ def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:
         sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--max-examples=8", "--seed=1", "--no-color",
         f"--header=Authorization: Bearer {service.key}", "--generation-database=none", "--exclude-checks=positive_data_acceptance",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "Tested: 14" in done.stdout
 
@@ -453,7 +584,10 @@ def _mutated(data: bytes, rng: np.random.Generator) -> bytes:
 def _resident_megabytes() -> float:
     """Return what the processes of all replicas of this machine's Serve hold in memory."""
     own = psutil.Process(os.getpid()).children(recursive=True)
-    return float(sum(p.memory_info().rss for p in own if "ServeReplica" in " ".join(p.cmdline()))) / 2**20
+    return (
+        float(sum(p.memory_info().rss for p in own if "ServeReplica" in " ".join(p.cmdline())))
+        / 2**20
+    )
 
 
 def _fuzz(client: httpx.Client, seeds: list[bytes], num: int) -> dict[int, int]:
@@ -463,7 +597,9 @@ def _fuzz(client: httpx.Client, seeds: list[bytes], num: int) -> dict[int, int]:
         mutants = (_mutated(seeds[i % len(seeds)], rng) for i in range(num))
         for response in pool.map(lambda data: client.post(PREDICT, content=data), mutants):
             counts[response.status_code] = counts.get(response.status_code, 0) + 1
-            assert response.status_code == 200 or 400 <= response.status_code < 500, response.text[:300]
+            assert response.status_code == 200 or 400 <= response.status_code < 500, response.text[
+                :300
+            ]
     return counts
 
 
@@ -487,12 +623,16 @@ def test_mutated_images_are_answered(client: httpx.Client, seeds: list[bytes]) -
 
 @pytest.mark.drill
 @pytest.mark.timeout(3600)
-def test_ten_thousand_mutated_images_leave_memory_flat(client: httpx.Client, seeds: list[bytes]) -> None:
+def test_ten_thousand_mutated_images_leave_memory_flat(
+    client: httpx.Client, seeds: list[bytes]
+) -> None:
     _fuzz(client, seeds, 1_000)  # caches fill first
     before = _resident_megabytes()
     counts = _fuzz(client, seeds, 10_000)
     grown = _resident_megabytes() - before
-    print(f"\n10,000 mutated images: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB")
+    print(
+        f"\n10,000 mutated images: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB"
+    )
     assert before > 100
     assert grown < 0.1 * before
     assert client.get("/readyz").status_code == 200

@@ -31,7 +31,11 @@ def test_a_replica_runs_nothing_for_a_stranger(service: Service, tmp_path: Path)
     assert not mark.exists()
     # Each replica has a port of Serve's, which asks for the token, and one of Ray's core, which does not know the call or asks too.
     assert grpc.StatusCode.UNAUTHENTICATED in told
-    assert told <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
+    assert told <= {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
 
 
 def test_the_head_tells_a_stranger_nothing(service: Service) -> None:

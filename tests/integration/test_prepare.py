@@ -27,13 +27,20 @@ def _spoil(source: Path) -> None:
     (source / "images" / "IMG_002_0.jpg").write_bytes(b"not an image")
     (source / "images" / "IMG_005_1.jpg").unlink()
     # The same pixels under two names and two labels.
-    (source / "images" / "IMG_007_0.jpg").write_bytes((source / "images" / "IMG_008_0.jpg").read_bytes())
+    (source / "images" / "IMG_007_0.jpg").write_bytes(
+        (source / "images" / "IMG_008_0.jpg").read_bytes()
+    )
 
 
-def test_all_bad_rows_are_found_in_one_pass(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_bad_rows_are_found_in_one_pass(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _spoil(source)
     out = tmp_path / "out"
-    assert main(["data", "prepare", str(source), str(out), "--size", "64", "--folds", "2"]) == BAD_INPUT
+    assert (
+        main(["data", "prepare", str(source), str(out), "--size", "64", "--folds", "2"])
+        == BAD_INPUT
+    )
     assert "2 image_unreadable" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["rejected.csv"]
     rejected = pd.read_csv(out / "rejected.csv")
@@ -78,7 +85,10 @@ def test_a_large_group_and_what_was_left_out_are_said(
 
 
 def test_a_full_disk_is_told_as_such_and_leaves_nothing(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Full:
         def __init__(self, *_: object) -> None:

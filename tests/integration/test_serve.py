@@ -38,18 +38,31 @@ def test_the_server_answers_what_evaluation_computes(
     rows = prepared.rows("test").iloc[:8].reset_index(drop=True)
     stored = ImageDataset(prepared, rows).images(range(len(rows))).numpy()
     expected = Predictor(load_bundle(bundle_dir)).predict(list(stored))
-    sources = [(phantom_source / "images" / f"{image_id}.jpg").read_bytes() for image_id in rows["image_id"]]
+    sources = [
+        (phantom_source / "images" / f"{image_id}.jpg").read_bytes()
+        for image_id in rows["image_id"]
+    ]
     with ThreadPoolExecutor(8) as pool:  # at once, so that they travel in batches
         answers = [
-            response.json() for response in pool.map(lambda data: client.post("/v1/predict", content=data), sources)
+            response.json()
+            for response in pool.map(lambda data: client.post("/v1/predict", content=data), sources)
         ]
     for answer, prediction in zip(answers, expected, strict=True):
-        assert np.abs(np.array(list(answer["probabilities"].values())) - prediction.probabilities).max() < 1e-6
+        assert (
+            np.abs(
+                np.array(list(answer["probabilities"].values())) - prediction.probabilities
+            ).max()
+            < 1e-6
+        )
         assert answer["decision"] == prediction.decision
 
 
-def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bundle_dir: Path, image: bytes) -> None:
-    answer = client.post("/v1/predict", content=image, headers={"Content-Type": "image/jpeg"}).json()
+def test_the_answer_has_its_contract_and_its_disclaimer(
+    client: httpx.Client, bundle_dir: Path, image: bytes
+) -> None:
+    answer = client.post(
+        "/v1/predict", content=image, headers={"Content-Type": "image/jpeg"}
+    ).json()
     bundle = load_bundle(bundle_dir)
     assert answer["model"] == {
         "name": "melanoma",
@@ -58,7 +71,9 @@ def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bu
     }
     assert list(answer["probabilities"]) == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    assert answer["contract"] == json.loads(json.dumps(dataclasses.asdict(bundle.operating_point.contract)))
+    assert answer["contract"] == json.loads(
+        json.dumps(dataclasses.asdict(bundle.operating_point.contract))
+    )
     assert answer["threshold"] == bundle.operating_point.threshold
     assert answer["explanation"] is None
     assert "Not a medical device" in answer["disclaimer"]
@@ -67,7 +82,11 @@ def test_the_answer_has_its_contract_and_its_disclaimer(client: httpx.Client, bu
 def test_a_heatmap_lies_in_the_frame_of_the_image(client: httpx.Client, image: bytes) -> None:
     answer = client.post("/v1/predict?explain=grad_cam", content=image).json()
     explanation = answer["explanation"]
-    assert (explanation["method"], explanation["class"], explanation["lesion_claim"]) == ("grad_cam", "mel", "none")
+    assert (explanation["method"], explanation["class"], explanation["lesion_claim"]) == (
+        "grad_cam",
+        "mel",
+        "none",
+    )
     size = Image.open(io.BytesIO(image)).size
     for name in ("heatmap_png", "overlay_png"):
         sent = Image.open(io.BytesIO(base64.b64decode(explanation[name])))
@@ -77,7 +96,9 @@ def test_a_heatmap_lies_in_the_frame_of_the_image(client: httpx.Client, image: b
         assert "heatmap_empty" in answer["warnings"]
 
 
-def test_a_guided_heatmap_is_the_explainers(client: httpx.Client, bundle_dir: Path, image: bytes) -> None:
+def test_a_guided_heatmap_is_the_explainers(
+    client: httpx.Client, bundle_dir: Path, image: bytes
+) -> None:
     bundle = load_bundle(bundle_dir)
     decoded = decode_image(image)
     stored = bundle.preprocess.stored(decoded)
@@ -91,13 +112,19 @@ def test_a_guided_heatmap_is_the_explainers(client: httpx.Client, bundle_dir: Pa
     with Image.open(io.BytesIO(base64.b64decode(explanation["heatmap_png"]))) as sent:
         assert sent.size == decoded.size
         _, shown = heatmap_on(decoded, expected, bundle.preprocess)
-        assert np.abs(np.asarray(sent).astype(int) - shown.values).max() <= 3  # uint8 twice on the way
-    assert answer["probabilities"] == client.post("/v1/predict", content=image).json()["probabilities"]
+        assert (
+            np.abs(np.asarray(sent).astype(int) - shown.values).max() <= 3
+        )  # uint8 twice on the way
+    assert (
+        answer["probabilities"] == client.post("/v1/predict", content=image).json()["probabilities"]
+    )
 
 
 def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, image: bytes) -> None:
     raw = client.post("/v1/predict", content=image).json()
-    form = client.post("/v1/predict", files={"image": ("../../etc/passwd\r\n.jpg", image, "text/plain")}).json()
+    form = client.post(
+        "/v1/predict", files={"image": ("../../etc/passwd\r\n.jpg", image, "text/plain")}
+    ).json()
     assert raw["probabilities"] == pytest.approx(form["probabilities"], abs=1e-6)
     assert raw["request_id"] != form["request_id"]
 
@@ -105,7 +132,10 @@ def test_a_form_gives_what_a_raw_body_gives(client: httpx.Client, image: bytes) 
 def test_a_bad_image_does_not_fail_its_neighbours(client: httpx.Client, image: bytes) -> None:
     with ThreadPoolExecutor(12) as pool:
         answers = list(
-            pool.map(lambda i: client.post("/v1/predict", content=image if i % 3 else image[:300]), range(12))
+            pool.map(
+                lambda i: client.post("/v1/predict", content=image if i % 3 else image[:300]),
+                range(12),
+            )
         )
     assert [answer.status_code for answer in answers] == [200 if i % 3 else 422 for i in range(12)]
 
@@ -148,7 +178,9 @@ def test_the_schema_is_shown_without_outside_addresses(client: httpx.Client) -> 
     for path in ("/", "/page/page.js", "/page/page.css", "/docs", "/page/docs.js"):
         response = client.get(path)
         assert response.status_code == 200
-        assert not re.search(r"""(src|href|url\(|fetch\()\s*=?\s*["']?(https?:)?//""", response.text), path
+        assert not re.search(
+            r"""(src|href|url\(|fetch\()\s*=?\s*["']?(https?:)?//""", response.text
+        ), path
         assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
@@ -156,7 +188,9 @@ def _triton(service: Service) -> triton.InferenceServerClient:
     return triton.InferenceServerClient(url=service.url.removeprefix("http://"))
 
 
-def test_the_triton_client_works_unchanged(service: Service, client: httpx.Client, image: bytes) -> None:
+def test_the_triton_client_works_unchanged(
+    service: Service, client: httpx.Client, image: bytes
+) -> None:
     """Encoded images as binary data; pixels as binary data and as JSON: all of them answer as /v1/predict does."""
     headers = service.authorization
     with Image.open(io.BytesIO(image)) as opened:
@@ -177,7 +211,9 @@ def test_the_triton_client_works_unchanged(service: Service, client: httpx.Clien
         described = asked.get_model_metadata("melanoma", headers=headers)
         assert described["versions"] == [expected["model"]["version"]]
         for sent in inputs:
-            result = asked.infer("melanoma", [sent], headers=dict(headers), request_id="7")  # it writes into them
+            result = asked.infer(
+                "melanoma", [sent], headers=dict(headers), request_id="7"
+            )  # it writes into them
             probabilities = result.as_numpy("probabilities")
             assert probabilities.shape == (sent.shape()[0], 7)
             assert np.abs(probabilities - list(expected["probabilities"].values())).max() < 1e-6
@@ -233,12 +269,19 @@ def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, image:
 def _log_lines() -> list[str]:
     session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1]
     return [
-        line for path in (session / "logs" / "serve").glob("*.log") for line in path.read_text().splitlines() if line
+        line
+        for path in (session / "logs" / "serve").glob("*.log")
+        for line in path.read_text().splitlines()
+        if line
     ]
 
 
-def test_the_log_is_json_with_the_id_and_nothing_of_the_request(client: httpx.Client, image: bytes) -> None:
-    answer = client.post("/v1/predict?explain=grad_cam", content=image, headers={"User-Agent": "secret-agent"}).json()
+def test_the_log_is_json_with_the_id_and_nothing_of_the_request(
+    client: httpx.Client, image: bytes
+) -> None:
+    answer = client.post(
+        "/v1/predict?explain=grad_cam", content=image, headers={"User-Agent": "secret-agent"}
+    ).json()
     client.get("/nowhere/secret-place?secret=question")
     deadline = time.monotonic() + 20
     while not (found := [line for line in _log_lines() if answer["request_id"] in line]):
@@ -254,11 +297,20 @@ def test_the_log_is_json_with_the_id_and_nothing_of_the_request(client: httpx.Cl
 def _files_with(needles: list[bytes], since: float) -> list[str]:
     """Return the files written since a time, wherever a service could write, that hold one of some byte strings."""
     session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).resolve().parents[1]
-    folders = {Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), session, Path.home(), Path.cwd()}
+    folders = {
+        Path(tempfile.gettempdir()),
+        Path("/tmp"),
+        Path("/var/tmp"),
+        session,
+        Path.home(),
+        Path.cwd(),
+    }
     found = []
     for folder in folders:
         for path in folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # other processes have files there too, and take them away
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # other processes have files there too, and take them away
                 if ".venv" in path.parts or not path.is_file() or path.stat().st_mtime < since:
                     continue
                 if any(needle in path.read_bytes() for needle in needles):
@@ -281,8 +333,16 @@ def test_nothing_of_an_image_is_ever_written(client: httpx.Client, tmp_path: Pat
     """A canary in pixels, EXIF and file name, in bodies small and large: no file and no metric holds it afterwards."""
     started = time.time() - 1
     canary = secrets.token_hex(24).encode()
-    needles = [canary, base64.b64encode(canary), base64.b64encode(b"\0" + canary)[4:-4], canary[:24]]
-    for side in (80, 2400):  # 20 KB, and 17 MB, which would not stay in memory by itself in starlette's forms
+    needles = [
+        canary,
+        base64.b64encode(canary),
+        base64.b64encode(b"\0" + canary)[4:-4],
+        canary[:24],
+    ]
+    for side in (
+        80,
+        2400,
+    ):  # 20 KB, and 17 MB, which would not stay in memory by itself in starlette's forms
         data = _canary_image(canary, side)
         assert canary in data
         name = f"{canary.decode()}.png"

@@ -68,7 +68,9 @@ class Service:
         )  # fmt: skip
 
     def application(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.cluster.applications().get("applications", {}).get("melanoma", {})
+        found: dict[str, Any] = (
+            self.cluster.applications().get("applications", {}).get("melanoma", {})
+        )
         return found
 
     def is_whole(self, *, without: tuple[str, int] = ("", 0)) -> bool:
@@ -77,8 +79,14 @@ class Service:
         if app.get("status") != "RUNNING":
             return False
         for name, deployment in app["deployments"].items():
-            running = [r for r in deployment["replicas"] if r["state"] == "RUNNING" and r["node_ip"] in addresses]
-            if len(running) < (2 if name in ANSWERING else 1) or len(running) < len(deployment["replicas"]):
+            running = [
+                r
+                for r in deployment["replicas"]
+                if r["state"] == "RUNNING" and r["node_ip"] in addresses
+            ]
+            if len(running) < (2 if name in ANSWERING else 1) or len(running) < len(
+                deployment["replicas"]
+            ):
                 return False
             if not all(is_well(replica["node_ip"]) for replica in running):
                 return False
@@ -112,21 +120,32 @@ class Balancer:
         self.versions: set[str] = set()
         (policy,) = manifests.of_kind(manifests.render("cpu/serve"), "BackendTrafficPolicy")
         retry, probe = policy["spec"]["retry"], policy["spec"]["healthCheck"]["active"]
-        self._attempts, self._patience = 1 + retry["numRetries"], _seconds(retry["perRetry"]["timeout"])
+        self._attempts, self._patience = (
+            1 + retry["numRetries"],
+            _seconds(retry["perRetry"]["timeout"]),
+        )
         self._most_misses, self._interval = probe["unhealthyThreshold"], _seconds(probe["interval"])
         addresses = [machine.address for machine in service.cluster.workers]
-        self._misses = {address: 0 if is_well(address) else self._most_misses for address in addresses}
+        self._misses = {
+            address: 0 if is_well(address) else self._most_misses for address in addresses
+        }
         self.asked_again, self.slowest_seconds = 0, 0.0
 
     def _probe(self) -> None:
         while not self._stop.wait(self._interval):
             for address in [machine.address for machine in self._service.cluster.workers]:
-                self._misses[address] = 0 if is_well(address) else self._misses.get(address, self._most_misses) + 1
+                self._misses[address] = (
+                    0 if is_well(address) else self._misses.get(address, self._most_misses) + 1
+                )
 
     def _choose(self, but: str = "") -> str:
         """Return a machine that did not miss its last probes, another one if there is one; any, where none is well."""
         known = [machine.address for machine in self._service.cluster.workers]
-        well = [address for address in known if self._misses.get(address, self._most_misses) < self._most_misses]
+        well = [
+            address
+            for address in known
+            if self._misses.get(address, self._most_misses) < self._most_misses
+        ]
         return random.choice([address for address in well if address != but] or well or known)
 
     def _post(self, client: httpx.Client, address: str) -> str:
@@ -172,7 +191,11 @@ class Balancer:
         assert set(self.answers) <= {"200", "408", "500", "503", "504"}, self.answers
         assert refused <= times * CLIENTS, self.answers
         told = (
-            ", ".join(f"{count} x {status}" for status, count in sorted(self.answers.items()) if status != "200")
+            ", ".join(
+                f"{count} x {status}"
+                for status, count in sorted(self.answers.items())
+                if status != "200"
+            )
             or "nothing"
         )
         again = f", {self.asked_again} asked again" if self.asked_again else ""
@@ -209,8 +232,12 @@ def _kill_one(service: Service, title: str) -> tuple[str, int]:
     return killed
 
 
-@pytest.mark.parametrize("part", ["ServeReplica:melanoma:Classifier", "ServeReplica:melanoma:Ingress", "ProxyActor"])
-def test_a_part_is_killed_under_load(part: str, service: Service, balancer: Balancer, record_property: Record) -> None:
+@pytest.mark.parametrize(
+    "part", ["ServeReplica:melanoma:Classifier", "ServeReplica:melanoma:Ingress", "ProxyActor"]
+)
+def test_a_part_is_killed_under_load(
+    part: str, service: Service, balancer: Balancer, record_property: Record
+) -> None:
     def act() -> None:
         started = time.monotonic()
         killed = _kill_one(service, f"ray::{part}")
@@ -239,7 +266,12 @@ def test_a_bad_bundle_is_rolled_out_and_back(
 
 
 def test_the_head_is_lost_and_starts_again_from_redis(
-    service: Service, balancer: Balancer, bundle_dir: Path, image: bytes, tmp_path: Path, record_property: Record
+    service: Service,
+    balancer: Balancer,
+    bundle_dir: Path,
+    image: bytes,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """Machines serve on while it is away; afterwards it can do what a head does: roll out another bundle."""
     other = other_shape(bundle_dir, tmp_path / "bundle")
@@ -264,7 +296,9 @@ def test_the_head_is_lost_and_starts_again_from_redis(
     service.deploy(bundle_dir)
 
 
-@pytest.mark.parametrize("lose", [Machine.stop_ray, Machine.vanish], ids=["is told to stop", "vanishes"])
+@pytest.mark.parametrize(
+    "lose", [Machine.stop_ray, Machine.vanish], ids=["is told to stop", "vanishes"]
+)
 def test_a_machine_under_load(
     lose: Callable[[Machine], None], service: Service, balancer: Balancer, record_property: Record
 ) -> None:
@@ -273,7 +307,9 @@ def test_a_machine_under_load(
     def act() -> None:
         started = time.monotonic()
         lost = next(
-            machine for machine in service.cluster.workers if machine.processes("ray::ServeReplica:melanoma:Classifier")
+            machine
+            for machine in service.cluster.workers
+            if machine.processes("ray::ServeReplica:melanoma:Classifier")
         )
         lose(lost)
         time.sleep(5)

@@ -52,7 +52,9 @@ def _steadily(
 
     def ask() -> list[httpx.Response | httpx.TransportError]:
         found: list[httpx.Response | httpx.TransportError] = []
-        with httpx.Client(base_url=service.url, timeout=60, headers=service.authorization) as client:
+        with httpx.Client(
+            base_url=service.url, timeout=60, headers=service.authorization
+        ) as client:
             while not stop.is_set():
                 try:
                     found.append(client.post("/v1/predict", content=image))
@@ -74,23 +76,33 @@ def _steadily(
 
 def _statuses(answers: list[httpx.Response | httpx.TransportError]) -> dict[object, int]:
     return dict(
-        collections.Counter(a.status_code if isinstance(a, httpx.Response) else type(a).__name__ for a in answers)
+        collections.Counter(
+            a.status_code if isinstance(a, httpx.Response) else type(a).__name__ for a in answers
+        )
     )
 
 
 def _ask(service: Service, image: bytes) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/predict", content=image, headers=service.authorization, timeout=60)
+    return httpx.post(
+        f"{service.url}/v1/predict", content=image, headers=service.authorization, timeout=60
+    )
 
 
-def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bundle_dir: Path, image: bytes) -> None:
+def test_too_many_requests_are_refused_in_words_and_at_once(
+    deploy: Deployer, bundle_dir: Path, image: bytes
+) -> None:
     narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
     service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
     probes: list[int] = []
     with (
-        httpx.Client(timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=64)) as client,
+        httpx.Client(
+            timeout=60, headers=service.authorization, limits=httpx.Limits(max_connections=64)
+        ) as client,
         ThreadPoolExecutor(64) as pool,
     ):
-        asked = pool.map(lambda _: client.post(f"{service.url}/v1/predict", content=image), range(288))
+        asked = pool.map(
+            lambda _: client.post(f"{service.url}/v1/predict", content=image), range(288)
+        )
         for _ in range(10):  # a gateway must not take a busy service for a broken one
             probes.append(httpx.get(f"{service.url}/-/healthz", timeout=30).status_code)
         answers = list(asked)
@@ -100,7 +112,9 @@ def test_too_many_requests_are_refused_in_words_and_at_once(deploy: Deployer, bu
     refused = [answer for answer in answers if answer.status_code == 503]
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     # The ingress says it in our words; what its own queue cannot hold, if so much comes at once, Ray's proxy refuses in plain ones.
-    in_words = [answer for answer in refused if answer.headers["content-type"] == "application/problem+json"]
+    in_words = [
+        answer for answer in refused if answer.headers["content-type"] == "application/problem+json"
+    ]
     for answer in in_words:
         is_problem(answer, 503, "overloaded")
     assert in_words
@@ -114,9 +128,19 @@ def test_a_new_bundle_is_rolled_out_under_load(
     service = deploy(bundle_dir, Classifier=_replicas(2))
     answers = _steadily(service, image, lambda: deploy(other_bundle, Classifier=_replicas(2)))
     assert set(_statuses(answers)) == {200}, _statuses(answers)
-    told = [answer.json()["model"]["version"] for answer in answers if isinstance(answer, httpx.Response)]
-    assert set(told) == {load_bundle(bundle_dir).manifest.version, load_bundle(other_bundle).manifest.version}
-    assert _ask(service, image).json()["model"]["version"] == load_bundle(other_bundle).manifest.version
+    told = [
+        answer.json()["model"]["version"]
+        for answer in answers
+        if isinstance(answer, httpx.Response)
+    ]
+    assert set(told) == {
+        load_bundle(bundle_dir).manifest.version,
+        load_bundle(other_bundle).manifest.version,
+    }
+    assert (
+        _ask(service, image).json()["model"]["version"]
+        == load_bundle(other_bundle).manifest.version
+    )
     record_property("lost", f"nothing of {len(answers)}")
 
 
@@ -136,7 +160,9 @@ def test_a_classifier_is_killed_under_load(
 
     answers = _steadily(service, image, kill)
     lost = [a for a in answers if not isinstance(a, httpx.Response) or a.status_code != 200]
-    assert len(lost) <= 3, _statuses(answers)  # each of three clients waits for one answer at a time
+    assert len(lost) <= 3, _statuses(
+        answers
+    )  # each of three clients waits for one answer at a time
     for answer in lost:
         assert isinstance(answer, httpx.Response), answer
         is_problem(answer, 503, "replica_lost")

@@ -49,8 +49,15 @@ class Server:
 
     def pid(self) -> int:
         """Return the process of the command itself."""
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return next(p.pid for p in family if p.cmdline()[:1] == [sys.executable] and "ray_jobs.cli" in p.cmdline())
+        family = [
+            psutil.Process(self.process.pid),
+            *psutil.Process(self.process.pid).children(recursive=True),
+        ]
+        return next(
+            p.pid
+            for p in family
+            if p.cmdline()[:1] == [sys.executable] and "ray_jobs.cli" in p.cmdline()
+        )
 
     def wait_until_serving(self) -> None:
         wait_for(lambda: self.process.poll() is not None or "\nserving " in self.said, 300)
@@ -63,16 +70,31 @@ def serving(
 ) -> Iterator[Server]:
     """Start the command, with another before it if one is named, and end whatever is left of it."""
     (port,) = free_ports(1)
-    command = [*(around or []), sys.executable, "-m", "ray_jobs.cli", "serve", *words, "--port", str(port)]
+    command = [
+        *(around or []),
+        sys.executable,
+        "-m",
+        "ray_jobs.cli",
+        "serve",
+        *words,
+        "--port",
+        str(port),
+    ]
     log = folder / "serve.log"
     host = words[words.index("--host") + 1] if "--host" in words else "127.0.0.1"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=os.environ if env is None else env, stderr=file, stdout=file, cwd=ROOT)
-    server = Server(process, log, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        process = subprocess.Popen(
+            command, env=os.environ if env is None else env, stderr=file, stdout=file, cwd=ROOT
+        )
+    server = Server(
+        process, log, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    )
     try:
         yield server
     finally:
-        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        left = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         for each in left:
             with contextlib.suppress(psutil.Error):
                 each.kill()
@@ -92,7 +114,9 @@ def readable_bundle(bundle_dir: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _ask_without_end(url: str, image: bytes, stop: threading.Event, answers: list[tuple[float, float, str]]) -> None:
+def _ask_without_end(
+    url: str, image: bytes, stop: threading.Event, answers: list[tuple[float, float, str]]
+) -> None:
     with httpx.Client(timeout=60, trust_env=False) as client:
         while not stop.is_set():
             started = time.monotonic()
@@ -104,11 +128,14 @@ def _ask_without_end(url: str, image: bytes, stop: threading.Event, answers: lis
             answers.append((started, time.monotonic(), came))
 
 
-def _stop_under_load(server: Server, image: bytes, number: signal.Signals) -> list[tuple[float, float, str]]:
+def _stop_under_load(
+    server: Server, image: bytes, number: signal.Signals
+) -> list[tuple[float, float, str]]:
     """Send a signal while clients ask without end; return what came of every request that was under way then, or came later."""
     stop, answers = threading.Event(), list[tuple[float, float, str]]()
     threads = [
-        threading.Thread(target=_ask_without_end, args=(server.url, image, stop, answers)) for _ in range(CLIENTS)
+        threading.Thread(target=_ask_without_end, args=(server.url, image, stop, answers))
+        for _ in range(CLIENTS)
     ]
     for thread in threads:
         thread.start()
@@ -144,8 +171,12 @@ def _spill_folders() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("melanoma-*")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.drill)])
-def test_it_ends_well_under_load(number: signal.Signals, bundle_dir: Path, image: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.drill)]
+)
+def test_it_ends_well_under_load(
+    number: signal.Signals, bundle_dir: Path, image: bytes, tmp_path: Path
+) -> None:
     before = _spill_folders()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     with serving(tmp_path, str(bundle_dir), env=env) as server:
@@ -184,11 +215,17 @@ def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
     readable_bundle: Path, image: bytes, tmp_path: Path
 ) -> None:
     """As `docker run --user` and OpenShift start it, in a network with a proxy, at an address of IPv6."""
-    folder = Path(tempfile.mkdtemp(prefix="m-"))  # short: the names of Ray's sockets must fit into 107 letters
+    folder = Path(
+        tempfile.mkdtemp(prefix="m-")
+    )  # short: the names of Ray's sockets must fit into 107 letters
     os.chown(folder, NOBODY, NOBODY)
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    proxies = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     env = {"PATH": os.environ["PATH"], "TMPDIR": str(folder), "RAY_TMPDIR": str(folder), **proxies}
-    with serving(tmp_path, str(readable_bundle), "--host", "::1", around=_as_nobody(), env=env) as server:
+    with serving(
+        tmp_path, str(readable_bundle), "--host", "::1", around=_as_nobody(), env=env
+    ) as server:
         server.wait_until_serving()
         assert f"serving {readable_bundle} at {server.url}\n" in server.said
         assert re.search(r"the log is in \S+/logs/serve", server.said)
@@ -219,12 +256,19 @@ def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> N
         "-o",
         str(trace),
     ]
-    env = {key: value for key, value in os.environ.items() if "TELEMETRY" not in key and "USAGE_STATS" not in key}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if "TELEMETRY" not in key and "USAGE_STATS" not in key
+    }
     with serving(tmp_path, str(bundle_dir), around=watch, env=env | {"HOME": str(home)}) as server:
         server.wait_until_serving()
         for explain in ("grad_cam", "guided_grad_cam"):
             answer = httpx.post(
-                f"{server.url}/v1/predict?explain={explain}", content=image, trust_env=False, timeout=60
+                f"{server.url}/v1/predict?explain={explain}",
+                content=image,
+                trust_env=False,
+                timeout=60,
             )
             assert answer.status_code == 200
         time.sleep(12)  # ONNX Runtime sends after ten seconds
@@ -235,24 +279,43 @@ def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> N
     own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
     outside = re.compile(r'sin_addr=inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
     called = [
-        (line, (match[1] or match[2]).removeprefix("::ffff:")) for line in lines if (match := outside.search(line))
+        (line, (match[1] or match[2]).removeprefix("::ffff:"))
+        for line in lines
+        if (match := outside.search(line))
     ]
     # Ray asks for this machine's own address by connecting a datagram socket to 8.8.8.8; it sends nothing there.
-    assert not [line for line, address in called if address not in own | {"8.8.8.8", "::", "0.0.0.0"}]
+    assert not [
+        line for line, address in called if address not in own | {"8.8.8.8", "::", "0.0.0.0"}
+    ]
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
 def test_every_process_is_told_not_to_call_home() -> None:
     script = "import melanoma.bundle.backend, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=env,
+    )
     assert done.stdout == "1\n"
 
 
-def _refusal(*words: str, env: dict[str, str] | None = None, around: list[str] | None = None) -> str:
+def _refusal(
+    *words: str, env: dict[str, str] | None = None, around: list[str] | None = None
+) -> str:
     command = [*(around or []), sys.executable, "-m", "ray_jobs.cli", "serve", *words]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | (env or {}), check=False, timeout=120
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -263,11 +326,15 @@ def test_what_cannot_be_had_is_told(bundle_dir: Path, tmp_path: Path) -> None:
     bundle = str(bundle_dir)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        assert "another program listens there; pass another --port" in _refusal(bundle, "--port", port)
+        assert "another program listens there; pass another --port" in _refusal(
+            bundle, "--port", port
+        )
     env = {"MELANOMA_API_KEYS_FILE": str(tmp_path / "keys")}
     (tmp_path / "keys").write_text("0" * 64)
     for host in ("203.0.113.7", "no.such.host.invalid"):
-        assert "--host must be an address of this machine" in _refusal(bundle, "--host", host, env=env)
+        assert "--host must be an address of this machine" in _refusal(
+            bundle, "--host", host, env=env
+        )
     assert "--insecure-ray" in _refusal(bundle, env={"RAY_AUTH_MODE": "disabled"})
     assert "manifest.json" in _refusal(str(tmp_path))
 
@@ -276,7 +343,14 @@ def test_too_little_shared_memory_is_refused(bundle_dir: Path) -> None:
     """Docker gives 64 MiB: Ray would put its object store, and images with it, into a file on a disk."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("a small /dev/shm needs root and unshare")
-    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"', "sh"]
+    small = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"',
+        "sh",
+    ]
     told = _refusal(str(bundle_dir), around=small)
     assert "/dev/shm must have 128 MiB free, it has 64" in told
     assert "--shm-size" in told
@@ -285,5 +359,7 @@ def test_too_little_shared_memory_is_refused(bundle_dir: Path) -> None:
 def test_the_command_itself_stays_small(bundle_dir: Path) -> None:
     """It only waits: the network's libraries are the replicas'."""
     script = "import serve.local, sys; print([name for name in ('torch', 'onnxruntime', 'matplotlib', 'timm') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout == "[]\n"

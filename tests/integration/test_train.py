@@ -17,9 +17,13 @@ pytestmark = pytest.mark.ray
 
 def test_a_run_leaves_what_it_promises(undisturbed: Run) -> None:
     folder = undisturbed.folder
-    assert {"bundle", "history.jsonl", "checkpoints", "tensorboard"} <= {path.name for path in folder.iterdir()}
+    assert {"bundle", "history.jsonl", "checkpoints", "tensorboard"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert [row["epoch"] for row in undisturbed.history()] == [1, 2, 3, 4]
-    kept = [path for path in (folder / "checkpoints").iterdir() if path.name.startswith("checkpoint_2")]
+    kept = [
+        path for path in (folder / "checkpoints").iterdir() if path.name.startswith("checkpoint_2")
+    ]
     assert 1 <= len(kept) <= 2  # the best and the last
     best = json.loads((folder / "result.json").read_text())["best_epoch"]
     assert best == max(undisturbed.history(), key=lambda row: row["auroc"])["epoch"]
@@ -39,7 +43,19 @@ def test_a_finished_run_is_only_reported(
 def test_a_run_folder_is_never_shared_by_other_settings(
     prepared: PreparedData, undisturbed: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(prepared.folder), str(undisturbed.out), *SETTINGS, "--set", "loss.gamma=2"]) == BAD_INPUT
+    assert (
+        main(
+            [
+                "train",
+                str(prepared.folder),
+                str(undisturbed.out),
+                *SETTINGS,
+                "--set",
+                "loss.gamma=2",
+            ]
+        )
+        == BAD_INPUT
+    )
     assert "choose another --name" in capsys.readouterr().err
 
 
@@ -50,7 +66,15 @@ def test_evidence_is_written_and_follows_from_the_predictions(
     out = tmp_path / "evidence"
     looks = len(prepared.log_access("test", {"by": "the test itself"}))
     code = main(
-        ["evaluate", str(undisturbed.folder / "bundle"), str(prepared.folder), str(out), "--workers", "2", "--json"]
+        [
+            "evaluate",
+            str(undisturbed.folder / "bundle"),
+            str(prepared.folder),
+            str(out),
+            "--workers",
+            "2",
+            "--json",
+        ]
     )
     report = json.loads(capsys.readouterr().out)
     assert code == (FOUND if report["contract"]["status"] == "refuted" else DONE)
@@ -68,7 +92,9 @@ def test_evidence_is_written_and_follows_from_the_predictions(
     table = pd.read_parquet(out / "predictions.parquet")
     test = prepared.rows("test")
     assert table["image_id"].tolist() == test["image_id"].tolist()
-    probabilities = table[[name for name in table.columns if name.startswith("probability_")]].to_numpy()
+    probabilities = table[
+        [name for name in table.columns if name.startswith("probability_")]
+    ].to_numpy()
     units = Predicted(prepared.task, table["label"].to_numpy(), probabilities)
     for name, metric in METRICS.items():
         value = report["image"][name]
@@ -80,15 +106,21 @@ def test_evidence_is_written_and_follows_from_the_predictions(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_folder_of_images_is_scored_as_external_data(undisturbed: Run, source: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_scored_as_external_data(
+    undisturbed: Run, source: Path, tmp_path: Path
+) -> None:
     from melanoma.evaluation import evaluate
 
     report = evaluate(undisturbed.folder / "bundle", source, tmp_path / "evidence")
     assert (report["split"], report["image"]["num"], report["accesses"]) == ("external", 48, [])
     assert not report["same_splits_as_training"]
-    (source / "images" / "IMG_001_0.jpg").write_bytes((source / "images" / "IMG_009_0.jpg").read_bytes())
+    (source / "images" / "IMG_001_0.jpg").write_bytes(
+        (source / "images" / "IMG_009_0.jpg").read_bytes()
+    )
     evaluate(undisturbed.folder / "bundle", source, tmp_path / "copied")
-    group = pd.read_parquet(tmp_path / "copied" / "predictions.parquet").set_index("image_id")["group"]
+    group = pd.read_parquet(tmp_path / "copied" / "predictions.parquet").set_index("image_id")[
+        "group"
+    ]
     assert group["IMG_001_0"] == group["IMG_009_0"]
     (source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match="IMG_003_0"):
@@ -96,25 +128,36 @@ def test_a_folder_of_images_is_scored_as_external_data(undisturbed: Run, source:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_images_a_bundle_came_from_cannot_judge_it(undisturbed: Run, source: Path, tmp_path: Path) -> None:
+def test_the_images_a_bundle_came_from_cannot_judge_it(
+    undisturbed: Run, source: Path, tmp_path: Path
+) -> None:
     from melanoma.evaluation import evaluate
 
     own = source.rename(tmp_path / "phantom")  # the name of the data the bundle was trained on
-    assert evaluate(undisturbed.folder / "bundle", own, tmp_path / "evidence")["contract"]["status"] == "none"
+    assert (
+        evaluate(undisturbed.folder / "bundle", own, tmp_path / "evidence")["contract"]["status"]
+        == "none"
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_calibration_cannot_confirm_its_own_contract(prepared: PreparedData, undisturbed: Run, tmp_path: Path) -> None:
+def test_calibration_cannot_confirm_its_own_contract(
+    prepared: PreparedData, undisturbed: Run, tmp_path: Path
+) -> None:
     from melanoma.evaluation import evaluate
 
-    report = evaluate(undisturbed.folder / "bundle", prepared.folder, tmp_path / "evidence", split="calibration")
+    report = evaluate(
+        undisturbed.folder / "bundle", prepared.folder, tmp_path / "evidence", split="calibration"
+    )
     assert report["contract"]["bundle_status"] == "met"
     assert report["contract"]["status"] == "none"
     assert "No verdict" in report["contract"]["sentence"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_data_without_melanomas_are_described_too(undisturbed: Run, source: Path, tmp_path: Path) -> None:
+def test_data_without_melanomas_are_described_too(
+    undisturbed: Run, source: Path, tmp_path: Path
+) -> None:
     from melanoma.evaluation import describe_evaluation, evaluate
 
     table = pd.read_csv(source / "metadata.csv")

@@ -44,7 +44,9 @@ def _goes_on(run: Run, undisturbed: Run, record: Record) -> None:
 
 
 @pytest.mark.parametrize("epochs", [pytest.param(0, marks=pytest.mark.drill), 2])
-def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, record_property: Record) -> None:
+def test_a_training_driver_is_killed(
+    epochs: int, run: Run, undisturbed: Run, record_property: Record
+) -> None:
     """In the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
     process = run.start()
     wait_for(lambda: run.worker() and len(run.history()) >= epochs)
@@ -54,7 +56,9 @@ def test_a_training_driver_is_killed(epochs: int, run: Run, undisturbed: Run, re
 
 
 @pytest.mark.drill
-def test_a_training_driver_is_killed_eight_times(run: Run, undisturbed: Run, record_property: Record) -> None:
+def test_a_training_driver_is_killed_eight_times(
+    run: Run, undisturbed: Run, record_property: Record
+) -> None:
     """At moments nobody chose: while starting, in mid-epoch, while a checkpoint or the bundle is written."""
     rng = np.random.default_rng(0)
     for _ in range(8):
@@ -82,7 +86,9 @@ def test_a_training_worker_is_killed(run: Run, undisturbed: Run, record_property
 
 
 @pytest.mark.drill
-def test_a_training_ended_before_its_bundle_was_made(run: Run, undisturbed: Run, record_property: Record) -> None:
+def test_a_training_ended_before_its_bundle_was_made(
+    run: Run, undisturbed: Run, record_property: Record
+) -> None:
     shutil.copytree(undisturbed.folder, run.folder)
     shutil.rmtree(run.folder / "bundle")
     (run.folder / "result.json").unlink()
@@ -106,7 +112,12 @@ def _flip(folder: AnyPath) -> None:
 
 def _flip_latest(folder: AnyPath) -> None:
     """Flip them in the latest checkpoint only, beside which the best one stays."""
-    _flip_one(folder / json.loads((folder / SNAPSHOT).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"])
+    _flip_one(
+        folder
+        / json.loads((folder / SNAPSHOT).read_text())["latest_checkpoint_result"][
+            "checkpoint_dir_name"
+        ]
+    )
 
 
 def _flip_one(checkpoint: AnyPath) -> None:
@@ -118,22 +129,35 @@ def _flip_one(checkpoint: AnyPath) -> None:
 def test_the_list_of_checkpoints_is_half_written(
     run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    _damaged(_half, run, undisturbed, tmp_path / "log", record_property, "the run goes on after epoch")
+    _damaged(
+        _half, run, undisturbed, tmp_path / "log", record_property, "the run goes on after epoch"
+    )
 
 
 @pytest.mark.drill
-def test_the_latest_checkpoint_is_damaged(run: Run, undisturbed: Run, tmp_path: Path, record_property: Record) -> None:
+def test_the_latest_checkpoint_is_damaged(
+    run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
     """It goes on from an earlier one, or starts again where the latest was the best as well."""
-    _damaged(_flip_latest, run, undisturbed, tmp_path / "log", record_property, "a checkpoint is damaged")
+    _damaged(
+        _flip_latest, run, undisturbed, tmp_path / "log", record_property, "a checkpoint is damaged"
+    )
 
 
 @pytest.mark.drill
-def test_every_checkpoint_is_damaged(run: Run, undisturbed: Run, tmp_path: Path, record_property: Record) -> None:
+def test_every_checkpoint_is_damaged(
+    run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
+) -> None:
     _damaged(_flip, run, undisturbed, tmp_path / "log", record_property, "the run starts again")
 
 
 def _damaged(
-    damage: Callable[[AnyPath], None], run: Run, undisturbed: Run, log: Path, record: Record, told: str
+    damage: Callable[[AnyPath], None],
+    run: Run,
+    undisturbed: Run,
+    log: Path,
+    record: Record,
+    told: str,
 ) -> None:
     """Kill a run, damage what it left, and start it again: what is damaged stays, and the end is the same."""
     process = run.start()
@@ -175,7 +199,11 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, small enough to be filled."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder
@@ -184,7 +212,11 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.drill
 def test_the_disk_of_a_training_is_full(
-    prepared: PreparedData, full_disk: Path, undisturbed: Run, tmp_path: Path, record_property: Record
+    prepared: PreparedData,
+    full_disk: Path,
+    undisturbed: Run,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     run, log = Run(prepared, full_disk, full_disk), tmp_path / "log"
     process = run.start(log=log)
@@ -201,12 +233,17 @@ def test_the_disk_of_a_training_is_full(
 
 
 @pytest.fixture
-def remote(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Run, Trouble]]:
+def remote(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Run, Trouble]]:
     """A run in object storage that can be made to fail."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with unreliable_storage("melanoma") as (good, bad, trouble):
-        yield Run(prepared, f"s3://melanoma/runs?{bad}", to_path(f"s3://melanoma/runs?{good}")), trouble
+        yield (
+            Run(prepared, f"s3://melanoma/runs?{bad}", to_path(f"s3://melanoma/runs?{good}")),
+            trouble,
+        )
 
 
 @pytest.mark.drill
@@ -249,7 +286,11 @@ def test_the_storage_of_a_training_fails_for_a_while(
 @pytest.mark.drill
 @pytest.mark.parametrize("trouble_name", ["full", "failing"])
 def test_the_storage_of_a_training_stays(
-    trouble_name: str, remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
+    trouble_name: str,
+    remote: tuple[Run, Trouble],
+    undisturbed: Run,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """Full, or failing, until somebody mends it: the run ends and says so, and the same command goes on."""
     (run, trouble), log = remote, tmp_path / "log"
@@ -266,4 +307,6 @@ def test_the_storage_of_a_training_stays(
 def test_the_storage_of_a_training_gives_back_something_else(
     remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    _damaged(_flip, remote[0], undisturbed, tmp_path / "log", record_property, "the run starts again")
+    _damaged(
+        _flip, remote[0], undisturbed, tmp_path / "log", record_property, "the run starts again"
+    )

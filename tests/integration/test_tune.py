@@ -39,7 +39,9 @@ def _result(run: Path) -> dict[str, Any]:
 def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
     quick = config.with_overrides(["optim.epochs=1", "optim.warmup_epochs=0", "data.tta=1"])
     (folder / "folds").mkdir(parents=True)
-    return Study(data.folder, data.task, folder / "folds", quick, data.manifest.num_folds, at_once=2)
+    return Study(
+        data.folder, data.task, folder / "folds", quick, data.manifest.num_folds, at_once=2
+    )
 
 
 def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:
@@ -50,9 +52,26 @@ def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:
 def finished(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A search run to its end on a copy that no other test looks into: (data set, run folder)."""
     folder = tmp_path_factory.mktemp("tuned")
-    dataset = Path(shutil.copytree(prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
+    dataset = Path(
+        shutil.copytree(
+            prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")
+        )
+    )
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(["tune", str(dataset), str(folder / "runs"), *SETTINGS, "--name", "search", "--json"]) == DONE
+        assert (
+            main(
+                [
+                    "tune",
+                    str(dataset),
+                    str(folder / "runs"),
+                    *SETTINGS,
+                    "--name",
+                    "search",
+                    "--json",
+                ]
+            )
+            == DONE
+        )
     run = folder / "runs" / "search"
     assert json.loads(out.getvalue()) == _result(run)
     return dataset, run
@@ -60,37 +79,72 @@ def finished(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
     dataset, run = finished
-    assert {"best.json", "trials.parquet", "report.html", "bundle", "out_of_fold.parquet", "tensorboard"} <= {
-        path.name for path in run.iterdir()
-    }
+    assert {
+        "best.json",
+        "trials.parquet",
+        "report.html",
+        "bundle",
+        "out_of_fold.parquet",
+        "tensorboard",
+    } <= {path.name for path in run.iterdir()}
     result = json.loads((run / "result.json").read_text())
     trials = pd.read_parquet(run / "trials.parquet")
     assert len(trials) == 4 == sum(result["by_status"].values())
     assert trials["trial"].tolist()[:2] == ["base", "plain"]
     assert trials["lead"][0] == 0
-    best = trials[trials["status"] == "finished"].sort_values("objective", ascending=False, kind="stable").iloc[0]
+    best = (
+        trials[trials["status"] == "finished"]
+        .sort_values("objective", ascending=False, kind="stable")
+        .iloc[0]
+    )
     winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
-    found = {"gamma": winner.loss.gamma, "tau": winner.loss.tau, "target_factor": winner.loss.target_factor}
+    found = {
+        "gamma": winner.loss.gamma,
+        "tau": winner.loss.tau,
+        "target_factor": winner.loss.target_factor,
+    }
     assert found == best[list(found)].to_dict()
     assert {*OBJECTIVES, "objective", "lead", "spread", "epochs"} <= set(trials)
     assert len(result["arms"]["winner"]["by_seed"]) == 3
-    assert result["verdict"] in ("No difference shown", "The winner is better", "The winner is worse")
+    assert result["verdict"] in (
+        "No difference shown",
+        "The winner is better",
+        "The winner is worse",
+    )
     table = pd.read_parquet(run / "out_of_fold.parquet")
     assert sorted(table["image_id"]) == sorted(open_prepared(dataset).rows("train")["image_id"])
 
 
-def test_training_takes_the_settings_a_search_found(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_training_takes_the_settings_a_search_found(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     dataset, run = finished
-    command = ["train", str(dataset), str(tmp_path), "--set-file", str(run / "best.json"), "--name", "best"]
+    command = [
+        "train",
+        str(dataset),
+        str(tmp_path),
+        "--set-file",
+        str(run / "best.json"),
+        "--name",
+        "best",
+    ]
     assert main(command) == DONE
-    settings = json.loads((tmp_path / "best" / "bundle" / "manifest.json").read_text())["training_config"]
+    settings = json.loads((tmp_path / "best" / "bundle" / "manifest.json").read_text())[
+        "training_config"
+    ]
     assert settings == json.loads((run / "best.json").read_text())
 
 
-def test_a_trial_may_be_several_workers(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
-    alone = dataclasses.replace(_study(prepared, tiny_config, tmp_path), num_folds=2)  # two are enough to be compared
+def test_a_trial_may_be_several_workers(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    alone = dataclasses.replace(
+        _study(prepared, tiny_config, tmp_path), num_folds=2
+    )  # two are enough to be compared
     search = _search(alone, tmp_path, num_trials=3)
-    train_all_folds(alone, list(search.anchors().values()))  # a fold is the same by however many it was trained
+    train_all_folds(
+        alone, list(search.anchors().values())
+    )  # a fold is the same by however many it was trained
     together = dataclasses.replace(alone, num_workers=2, at_once=1)
     trials = run_search(dataclasses.replace(search, study=together))
     assert trials["status"][2] in ("finished", "pruned")
@@ -104,22 +158,40 @@ def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> 
     assert len([look for look in looks if look["split"] == "test"]) == (1 if same else 2)
 
 
-def test_a_finished_search_is_only_reported(finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_search_is_only_reported(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset, run = finished
     before = sorted(path.stat().st_mtime for path in run.rglob("*"))
-    assert main(["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--json"]) == DONE
+    assert (
+        main(["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--json"])
+        == DONE
+    )
     assert json.loads(capsys.readouterr().out) == _result(run)
     assert sorted(path.stat().st_mtime for path in run.rglob("*")) == before
-    other = ["tune", str(dataset), str(run.parent), *SETTINGS, "--name", "search", "--objective", "auroc"]
+    other = [
+        "tune",
+        str(dataset),
+        str(run.parent),
+        *SETTINGS,
+        "--name",
+        "search",
+        "--objective",
+        "auroc",
+    ]
     assert main(other) == BAD_INPUT
     assert "choose another --name" in capsys.readouterr().err
 
 
-def test_calibration_and_test_are_never_read(prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_calibration_and_test_are_never_read(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     dataset = Path(shutil.copytree(prepared.folder, tmp_path / "dataset"))
     (dataset / "shards" / "calibration-00000.arrow").unlink()
     (dataset / "shards" / "test-00000.arrow").unlink()
-    trials = run_search(_search(_study(open_prepared(dataset), tiny_config, tmp_path / "run"), tmp_path / "run"))
+    trials = run_search(
+        _search(_study(open_prepared(dataset), tiny_config, tmp_path / "run"), tmp_path / "run")
+    )
     assert (trials["status"] != "failed").all()
 
 
@@ -129,7 +201,10 @@ def test_a_failed_trial_is_reported_and_the_others_go_on(
     study = _study(prepared, tiny_config, tmp_path)
     search = _search(study, tmp_path, num_trials=4)
     # The first sample is known to have failed on its first fold; the second is one like any other.
-    samples = [{"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}, {"gamma": 0.5, "tau": 1.0, "target_factor": 1.0}]
+    samples = [
+        {"gamma": 2.0, "tau": 0.5, "target_factor": 2.0},
+        {"gamma": 0.5, "tau": 1.0, "target_factor": 1.0},
+    ]
     write_json(tmp_path / "samples.json", samples)
     broken = study.fold_dir(to_config(samples[0], study.base), 0)
     broken.mkdir()
@@ -157,7 +232,9 @@ def test_a_broken_loss_is_kept_and_not_tried_again(
     prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
-    broken = dataclasses.replace(study.base, optim=dataclasses.replace(study.base.optim, optimizer="adamw", lr=1e30))
+    broken = dataclasses.replace(
+        study.base, optim=dataclasses.replace(study.base.optim, optimizer="adamw", lr=1e30)
+    )
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="finite"):
             fold_predictions(study, broken, 0)
@@ -165,7 +242,10 @@ def test_a_broken_loss_is_kept_and_not_tried_again(
 
 
 def test_a_finished_fold_is_not_trained_again(
-    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedData,
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
     first = fold_predictions(study, study.base, 1)
@@ -179,7 +259,9 @@ def test_the_same_setting_twice_is_trained_once(
     """As when the winner is the base: a second training of a fold under way would be in its way."""
     study, counts = _study(prepared, tiny_config, tmp_path), []
     counted = contextlib.nullcontext(lambda done, total: counts.append((done, total)))
-    first, second = train_all_folds(study, [study.base, study.base], counted=lambda what, unit: counted)
+    first, second = train_all_folds(
+        study, [study.base, study.base], counted=lambda what, unit: counted
+    )
     assert counts == [(done, study.num_folds) for done in range(1, study.num_folds + 1)]
     assert len(list(study.folds_dir.iterdir())) == study.num_folds
     assert first is not None
@@ -188,7 +270,10 @@ def test_the_same_setting_twice_is_trained_once(
 
 
 def test_a_fold_that_another_trial_kept_meanwhile_may_be_written_again(
-    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedData,
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
     first = fold_predictions(study, study.base, 0)

@@ -26,8 +26,19 @@ OF_A_TRIAL = ["gamma", "tau", "target_factor", "status", "folds", "objective", "
 
 
 def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "ray_jobs.cli", "tune", str(dataset), str(out), *SETTINGS, *more]
-    return subprocess.Popen(command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "ray_jobs.cli",
+        "tune",
+        str(dataset),
+        str(out),
+        *SETTINGS,
+        *more,
+    ]
+    return subprocess.Popen(
+        command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL
+    )
 
 
 def _folds(out: Path) -> dict[str, float]:
@@ -37,7 +48,11 @@ def _folds(out: Path) -> dict[str, float]:
 
 
 def _copy(prepared: PreparedData, folder: Path) -> Path:
-    return Path(shutil.copytree(prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")))
+    return Path(
+        shutil.copytree(
+            prepared.folder, folder / "dataset", ignore=shutil.ignore_patterns("*.jsonl")
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +63,25 @@ def undisturbed_search(prepared: PreparedData, tmp_path_factory: pytest.TempPath
 
 
 def _same_end(out: Path, undisturbed: Path) -> None:
-    ours, theirs = (pd.read_parquet(folder / "search" / "trials.parquet")[OF_A_TRIAL] for folder in (out, undisturbed))
+    ours, theirs = (
+        pd.read_parquet(folder / "search" / "trials.parquet")[OF_A_TRIAL]
+        for folder in (out, undisturbed)
+    )
     pd.testing.assert_frame_equal(ours, theirs)
-    results = [json.loads((folder / "search" / "result.json").read_text()) for folder in (out, undisturbed)]
+    results = [
+        json.loads((folder / "search" / "result.json").read_text()) for folder in (out, undisturbed)
+    ]
     for name in ("arms", "loss", "out_of_fold_difference", "test_difference", "verdict"):
         assert results[0][name] == results[1][name], name
 
 
 @pytest.mark.parametrize("num_folds", [1, 8, 20])
 def test_a_search_driver_is_killed(
-    num_folds: int, prepared: PreparedData, undisturbed_search: Path, tmp_path: Path, record_property: Record
+    num_folds: int,
+    prepared: PreparedData,
+    undisturbed_search: Path,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     dataset = _copy(prepared, tmp_path)
     process = _tune(dataset, tmp_path, "--at-once", "1")
@@ -78,14 +102,20 @@ def test_a_search_driver_is_killed(
 def _trials(pid: int) -> list[psutil.Process]:
     """Return the processes of the trials that a search is running."""
     children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.is_running() and "ImplicitFunc.train" in title_of(child.pid)]
+    return [
+        child
+        for child in children
+        if child.is_running() and "ImplicitFunc.train" in title_of(child.pid)
+    ]
 
 
 def test_a_trial_is_killed(
     prepared: PreparedData, undisturbed_search: Path, tmp_path: Path, record_property: Record
 ) -> None:
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "1")
-    wait_for(lambda: _trials(process.pid), seconds=300)  # base and plain are trained before there is one
+    wait_for(
+        lambda: _trials(process.pid), seconds=300
+    )  # base and plain are trained before there is one
     killed = _trials(process.pid)
     assert killed, "the trial ended before it could be killed"
     for trial in killed:
@@ -100,7 +130,9 @@ def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """Give the address of a cluster of two one-CPU nodes, and what takes the second one away."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     lost = cluster.add_node(num_cpus=1)
     yield cluster.address, lambda: cluster.remove_node(lost, allow_graceful=False)
     cluster.shutdown()

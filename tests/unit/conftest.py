@@ -21,9 +21,14 @@ def training() -> list[Document]:
 
 @pytest.fixture(scope="session")
 def crds() -> Path:
-    folder = Path(os.environ.get("MELANOMA_SHARED", Path(__file__).parents[2] / ".." / "shared")) / "crds"
+    folder = (
+        Path(os.environ.get("MELANOMA_SHARED", Path(__file__).parents[2] / ".." / "shared"))
+        / "crds"
+    )
     if not folder.is_dir():
-        pytest.skip("KubeRay's definitions are not here: set MELANOMA_SHARED to the folder whose crds/ holds them")
+        pytest.skip(
+            "KubeRay's definitions are not here: set MELANOMA_SHARED to the folder whose crds/ holds them"
+        )
     return folder
 
 

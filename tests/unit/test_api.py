@@ -15,7 +15,11 @@ def _examples(name: str) -> list[doctest.DocTest]:
     found = getattr(melanoma, name)
     parser, documented = doctest.DocTestParser(), [found]
     if inspect.isclass(found):
-        documented += [method for key, method in vars(found).items() if inspect.isfunction(method) and key[0] != "_"]
+        documented += [
+            method
+            for key, method in vars(found).items()
+            if inspect.isfunction(method) and key[0] != "_"
+        ]
     texts = [(item, inspect.getdoc(item) or "") for item in documented]
     tests = [parser.get_doctest(text, {}, f"{name}:{item}", None, 0) for item, text in texts]
     return [test for test in tests if test.examples]
@@ -28,7 +32,12 @@ def test_every_example_holds(
     examples = _examples(name)
     assert examples, f"{name} has no example"
     there: dict[str, Any] = {public: getattr(melanoma, public) for public in melanoma.__all__}
-    there |= {"phantom": phantom_source, "dataset": prepared.folder, "bundle_dir": bundle_dir, "tmp_path": tmp_path}
+    there |= {
+        "phantom": phantom_source,
+        "dataset": prepared.folder,
+        "bundle_dir": bundle_dir,
+        "tmp_path": tmp_path,
+    }
     there |= {"image_path": min((phantom_source / "images").iterdir())}
     runner = doctest.DocTestRunner()
     told: list[str] = []

@@ -31,7 +31,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+def log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
     monkeypatch.setattr("serve.api_keys.logger.propagate", True)
     return caplog
 
@@ -48,7 +50,9 @@ def test_a_key_of_the_file_is_allowed_and_no_other(path: Path) -> None:
     assert not keys.allow(_line("one"))
 
 
-def test_a_withdrawn_key_lets_nobody_in_whatever_else_is_wrong(path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_a_withdrawn_key_lets_nobody_in_whatever_else_is_wrong(
+    path: Path, log: pytest.LogCaptureFixture
+) -> None:
     keys = ApiKeys(path)
     path.write_text(f"{TYPED}\n{_line('two')}\n{_line('three')[:-1]}\n{_line('three')}x\n")
     assert _allowed(keys) == {"two"}
@@ -61,9 +65,12 @@ def test_a_withdrawn_key_lets_nobody_in_whatever_else_is_wrong(path: Path, log: 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"# none\n", b"\n\n", TYPED.encode(), b"\xff\xfe\x00\x01", _line("one").encode("utf-16")]
+    "content",
+    [b"", b"# none\n", b"\n\n", TYPED.encode(), b"\xff\xfe\x00\x01", _line("one").encode("utf-16")],
 )
-def test_a_file_without_a_key_lets_nobody_in(content: bytes, path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_a_file_without_a_key_lets_nobody_in(
+    content: bytes, path: Path, log: pytest.LogCaptureFixture
+) -> None:
     keys = ApiKeys(path)
     path.write_bytes(content)
     assert _allowed(keys) == set()
@@ -87,7 +94,9 @@ def test_a_file_that_is_not_there_lets_nobody_in(path: Path) -> None:
     assert _allowed(keys) == {"two"}
 
 
-def test_a_file_that_cannot_be_read_lets_nobody_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_lets_nobody_in(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = ApiKeys(path)
     path.write_text(_line("one"))
 
@@ -141,7 +150,8 @@ def test_trouble_is_logged_once(path: Path, log: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "rule"), [(TYPED, "at least one key"), ("# none", "at least one key"), (None, "readable")]
+    ("content", "rule"),
+    [(TYPED, "at least one key"), ("# none", "at least one key"), (None, "readable")],
 )
 def test_nothing_is_served_without_a_key(
     content: str | None, rule: str, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,7 +221,9 @@ def test_the_service_lets_nobody_in_until_the_file_is_mended(
     assert counted == [0, 1, 1, 0, 0, 1, 1]
 
 
-def test_a_service_whose_file_goes_before_the_first_request_lets_nobody_in(client: TestClient, path: Path) -> None:
+def test_a_service_whose_file_goes_before_the_first_request_lets_nobody_in(
+    client: TestClient, path: Path
+) -> None:
     path.unlink()
     is_problem(client.post("/read", content=b"x"), 503, "keys_unavailable")
 

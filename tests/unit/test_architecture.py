@@ -15,7 +15,9 @@ PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
 def test_the_command_imports_lazily() -> None:
     """`melanoma --help` is instant because nothing heavy is imported before a sub-command needs it."""
     seen = "import sys, ray_jobs.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", seen], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "ray", "pandas", "numpy", "pyarrow", "pydantic", "timm"} & set(loaded)
 
 
@@ -48,5 +50,7 @@ def test_no_class_is_known_by_name() -> None:
 
 def test_layers_are_kept() -> None:
     """Contracts in pyproject.toml, checked by import-linter."""
-    found = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stdout

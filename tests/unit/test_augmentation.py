@@ -8,14 +8,18 @@ IDS = [f"ISIC_{number:07d}" for number in range(4000)]
 
 
 def _images(num: int) -> torch.Tensor:
-    return torch.randint(0, 256, (num, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (num, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 def test_an_image_is_changed_alike_in_any_batch() -> None:
     keys, images = image_keys(IDS[:8]), _images(8)
     draws = uniform_draws(keys, seed=1, epoch=2)
     whole = augment(images, draws, AugmentConfig(), (24, 32))
-    alone = augment(images[5:6], uniform_draws(keys[5:6], seed=1, epoch=2), AugmentConfig(), (24, 32))
+    alone = augment(
+        images[5:6], uniform_draws(keys[5:6], seed=1, epoch=2), AugmentConfig(), (24, 32)
+    )
     assert torch.allclose(whole[5], alone[0], atol=1e-6)
 
 

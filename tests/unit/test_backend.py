@@ -33,7 +33,9 @@ def test_logits_and_heatmaps_are_torchs(bundle_dir: Path, images: torch.Tensor) 
     extract = OnnxFeatures(bundle.features_onnx, num_threads=2)
     with torch.no_grad():
         theirs, ours = (
-            explain_feature_maps(bundle.model, tta_features(way, images, 4), class_indices=[MELANOMA_INDEX])
+            explain_feature_maps(
+                bundle.model, tta_features(way, images, 4), class_indices=[MELANOMA_INDEX]
+            )
             for way in (partial(features, bundle.model), extract)
         )
     assert torch.allclose(theirs.logits, ours.logits, atol=1e-4)
@@ -100,7 +102,9 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
     assert Predictor(bundle).replay_probes() == []
 
 
-def test_another_networks_features_are_found_out(bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_another_networks_features_are_found_out(
+    bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     """Signed by a forger, so that only its answers can give it away: to whoever verifies and to the replica that loads it."""
     from melanoma.io.files import sha256_of
 

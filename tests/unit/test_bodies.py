@@ -45,29 +45,47 @@ def _raw_deflate(data: bytes) -> bytes:
         ("deflate", _raw_deflate),
     ],
 )
-def test_a_packed_body_is_unpacked(client: TestClient, image: bytes, encoding: str, pack: Any) -> None:
+def test_a_packed_body_is_unpacked(
+    client: TestClient, image: bytes, encoding: str, pack: Any
+) -> None:
     answer = client.post("/read", content=pack(image), headers={"Content-Encoding": encoding})
     assert answer.json() == {"size": len(image), "begins": image[:8].hex()}
 
 
 def test_a_body_packed_in_parts_is_read_whole(client: TestClient, image: bytes) -> None:
     parts = gzip.compress(image[:1000]) + gzip.compress(image[1000:])
-    assert client.post("/read", content=parts, headers={"Content-Encoding": "gzip"}).json()["size"] == len(image)
-    is_problem(client.post("/read", content=parts + b"x", headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
+    assert client.post("/read", content=parts, headers={"Content-Encoding": "gzip"}).json()[
+        "size"
+    ] == len(image)
+    is_problem(
+        client.post("/read", content=parts + b"x", headers={"Content-Encoding": "gzip"}),
+        400,
+        "bad_encoding",
+    )
 
 
 def test_a_packed_body_is_bounded_when_it_is_unpacked(client: TestClient) -> None:
     bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
     assert len(bomb) < 100_000
-    is_problem(client.post("/read", content=bomb, headers={"Content-Encoding": "gzip"}), 413, "body_too_large")
+    is_problem(
+        client.post("/read", content=bomb, headers={"Content-Encoding": "gzip"}),
+        413,
+        "body_too_large",
+    )
 
 
 @pytest.mark.parametrize("data", [b"not packed", gzip.compress(b"x" * 999)[:-9], b""])
 def test_a_broken_packed_body_is_refused(client: TestClient, data: bytes) -> None:
-    is_problem(client.post("/read", content=data, headers={"Content-Encoding": "gzip"}), 400, "bad_encoding")
+    is_problem(
+        client.post("/read", content=data, headers={"Content-Encoding": "gzip"}),
+        400,
+        "bad_encoding",
+    )
 
 
-def test_another_encoding_is_refused_and_the_known_ones_named(client: TestClient, image: bytes) -> None:
+def test_another_encoding_is_refused_and_the_known_ones_named(
+    client: TestClient, image: bytes
+) -> None:
     refused = client.post("/read", content=image, headers={"Content-Encoding": "br"})
     is_problem(refused, 415, "unsupported_encoding")
     assert "gzip" in refused.headers["accept-encoding"]
@@ -75,14 +93,20 @@ def test_another_encoding_is_refused_and_the_known_ones_named(client: TestClient
 
 def test_a_body_that_an_upgrade_has_lost_is_told(client: TestClient) -> None:
     """Java's HTTP client offers HTTP/2 with every request, and the server in front drops the body then."""
-    offered = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    offered = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAMAAABk",
+    }
     refused = client.post("/read", headers=offered | {"Content-Length": "8231"})
     is_problem(refused, 400, "body_lost")
     assert refused.headers["connection"] == "close"
 
 
 def test_an_offered_upgrade_with_a_body_is_no_fault(client: TestClient, image: bytes) -> None:
-    assert client.post("/read", content=image, headers={"Upgrade": "h2c"}).json()["size"] == len(image)
+    assert client.post("/read", content=image, headers={"Upgrade": "h2c"}).json()["size"] == len(
+        image
+    )
 
 
 def test_the_image_of_a_form_needs_no_file_name(client: TestClient, image: bytes) -> None:
@@ -110,4 +134,6 @@ def test_a_cut_form_is_told_from_one_without_an_image(client: TestClient, image:
     body = whole.read()
     headers = {"Content-Type": whole.headers["Content-Type"]}
     assert client.post("/read", content=body, headers=headers).status_code == 200
-    is_problem(client.post("/read", content=body[: len(body) // 2], headers=headers), 400, "bad_request")
+    is_problem(
+        client.post("/read", content=body[: len(body) // 2], headers=headers), 400, "bad_request"
+    )

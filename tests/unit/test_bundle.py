@@ -27,7 +27,9 @@ def copied(bundle_dir: Path, tmp_path: Path) -> Path:
 def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    if "version" in manifest:  # a forger would sign again; what is refused then is refused for its content
+    if (
+        "version" in manifest
+    ):  # a forger would sign again; what is refused then is refused for its content
         manifest = sign(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -36,7 +38,9 @@ def test_a_good_bundle_verifies(bundle_dir: Path) -> None:
     assert verify_bundle(bundle_dir) == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx"]
+)
 def test_a_changed_file_is_refused(name: str, copied: Path) -> None:
     data = bytearray((copied / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -59,12 +63,18 @@ def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
         (lambda m: m["task"]["classes"].pop(), "about the classes|a number for each of 6 classes"),
         (lambda m: m["task"].update(targets=["wart"]), "targets of a task"),
         (lambda m: m.update(format_version=99), "format version of the bundle must be 2; it is 99"),
-        (lambda m: m["operating_point"].update(threshold=0.9), "must follow from calibration.parquet"),
+        (
+            lambda m: m["operating_point"].update(threshold=0.9),
+            "must follow from calibration.parquet",
+        ),
         (
             lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.99),
             "must follow from calibration.parquet",
         ),
-        (lambda m: m["operating_point"]["contract"].pop("status"), "damaged at operating_point.contract.status"),
+        (
+            lambda m: m["operating_point"]["contract"].pop("status"),
+            "damaged at operating_point.contract.status",
+        ),
         (
             lambda m: m["architecture"].update(backbone="resnet18"),
             "does not|must take the settings|complete and consistent",
@@ -153,9 +163,13 @@ def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
     unmet = dataclasses.replace(
         point, contract=dataclasses.replace(point.contract, status="unmet", reason="uninformative")
     )
-    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, operating_point=unmet))
+    bundle = dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, operating_point=unmet)
+    )
     images = probe_images(bundle.preprocess.stored_shape)
-    assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(images)} == {("cannot_assess", (NO_CONTRACT,))}
+    assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(images)} == {
+        ("cannot_assess", (NO_CONTRACT,))
+    }
     allowed = Predictor(bundle, allow_uncontracted=True).predict(images)
     assert all(p.warnings == (UNCONTRACTED,) and p.decision != "cannot_assess" for p in allowed)
 
@@ -172,7 +186,8 @@ def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir:
     for prediction in predictor.interpret(logits.numpy(), np.ones(len(logits))):
         expected = (
             "refer"
-            if prediction.probabilities[MELANOMA_INDEX] >= predictor.bundle.operating_point.threshold
+            if prediction.probabilities[MELANOMA_INDEX]
+            >= predictor.bundle.operating_point.threshold
             else "no_referral"
         )
         assert prediction.decision == expected
@@ -193,7 +208,9 @@ def test_another_library_version_only_warns(copied: Path) -> None:
         lambda m: m["probes"][0].update(logits=[1.0]),
     ],
 )
-def test_broken_probes_are_a_finding(change: Callable[[dict[str, Any]], object], copied: Path) -> None:
+def test_broken_probes_are_a_finding(
+    change: Callable[[dict[str, Any]], object], copied: Path
+) -> None:
     _edit(copied, change)
     assert verify_bundle(copied) != []
 

@@ -39,7 +39,11 @@ def _remote() -> RemotePath:
 
 def _written(folder: Path) -> list[str]:
     """Return the names of the files in the cache, without its locks."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    return sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    )
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def shard() -> RemotePath:
     return path
 
 
-def test_a_file_is_fetched_once_and_only_as_it_was_promised(shard: RemotePath, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once_and_only_as_it_was_promised(
+    shard: RemotePath, tmp_path: Path
+) -> None:
     kept = local_file(shard, PIXELS, max_bytes=6)
     assert kept.read_bytes() == b"pixels"
     shard.unlink()
@@ -69,7 +75,9 @@ def test_a_copy_that_is_not_whole_is_fetched_again(content: bytes, shard: Remote
     assert local_file(shard, PIXELS, max_bytes=6).read_bytes() == b"pixels"
 
 
-def test_a_kept_copy_is_hashed_once_in_a_process(shard: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_copy_is_hashed_once_in_a_process(
+    shard: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed: list[Path] = []
     monkeypatch.setattr(cache, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
     for _ in range(3):
@@ -77,7 +85,9 @@ def test_a_kept_copy_is_hashed_once_in_a_process(shard: RemotePath, monkeypatch:
     assert len(hashed) == 1
 
 
-@pytest.mark.parametrize("digest", ["/etc/passwd", "../x", "", PIXELS.upper(), PIXELS + "\n", PIXELS[1:], None])
+@pytest.mark.parametrize(
+    "digest", ["/etc/passwd", "../x", "", PIXELS.upper(), PIXELS + "\n", PIXELS[1:], None]
+)
 def test_what_is_no_hash_is_no_path(digest: str, shard: RemotePath, kept: Path) -> None:
     with pytest.raises(DataError, match="64 hex digits"):
         local_file(shard, digest, max_bytes=6)
@@ -127,7 +137,9 @@ def test_a_folder_holds_plain_names_only(name: str) -> None:
         local_folder(_remote(), ("manifest.json", b"{}"), {name: (PIXELS, 10)})
 
 
-def test_the_cache_is_a_folder_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_a_folder_of_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(CACHE)
     monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "mine").mkdir()
@@ -136,7 +148,9 @@ def test_the_cache_is_a_folder_of_one_s_own(tmp_path: Path, monkeypatch: pytest.
         cache_folder()
 
 
-def test_of_a_bundle_the_pin_is_compared_before_anything_is_fetched(bundle_dir: Path, kept: Path) -> None:
+def test_of_a_bundle_the_pin_is_compared_before_anything_is_fetched(
+    bundle_dir: Path, kept: Path
+) -> None:
     remote = _remote()
     publish(bundle_dir, remote, last=MANIFEST)
     with pytest.raises(BundleError, match="manifest_sha256 is pinned"):
@@ -203,7 +217,9 @@ def test_a_key_that_leads_out_of_its_folder_writes_nothing(
         publish(bundle_dir, remote, last=MANIFEST)
         address = query.partition("=")[2].partition("&")[0]
         for key in ("runs/cpu/bundle/..%2F..%2F..%2Fslip_written", "slip_written"):
-            request = urllib.request.Request(f"http://{address}/melanoma/{key}", method="PUT", data=b"out")
+            request = urllib.request.Request(
+                f"http://{address}/melanoma/{key}", method="PUT", data=b"out"
+            )
             urllib.request.urlopen(request, timeout=10).close()
         with pytest.raises(BundleError, match="manifest_sha256 is pinned"):
             load_bundle(remote, manifest_sha256="0" * 64)
@@ -213,19 +229,31 @@ def test_a_key_that_leads_out_of_its_folder_writes_nothing(
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ""])
-def test_a_data_set_names_its_shards_plainly(name: str, prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_data_set_names_its_shards_plainly(
+    name: str, prepared: PreparedData, tmp_path: Path
+) -> None:
     _is_refused(prepared, tmp_path, lambda shards: {**shards, name: PIXELS}, "plain file names")
 
 
 @pytest.mark.parametrize("digest", ["/etc/x", "../x", "", 3])
-def test_a_data_set_names_hashes_of_its_shards(digest: object, prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_data_set_names_hashes_of_its_shards(
+    digest: object, prepared: PreparedData, tmp_path: Path
+) -> None:
     _is_refused(
-        prepared, tmp_path, lambda shards: dict.fromkeys(shards, digest), r"with their sha256|damaged at shards"
+        prepared,
+        tmp_path,
+        lambda shards: dict.fromkeys(shards, digest),
+        r"with their sha256|damaged at shards",
     )
 
 
 def test_a_data_set_lists_all_its_shards(prepared: PreparedData, tmp_path: Path) -> None:
-    _is_refused(prepared, tmp_path, lambda shards: dict(list(shards.items())[1:]), "every shard in records.parquet")
+    _is_refused(
+        prepared,
+        tmp_path,
+        lambda shards: dict(list(shards.items())[1:]),
+        "every shard in records.parquet",
+    )
 
 
 def _is_refused(prepared: PreparedData, tmp_path: Path, change: object, told: str) -> None:
@@ -238,11 +266,15 @@ def _is_refused(prepared: PreparedData, tmp_path: Path, change: object, told: st
             open_prepared(there)
 
 
-def test_a_data_set_in_object_storage_is_read_through_the_cache(prepared: PreparedData, kept: Path) -> None:
+def test_a_data_set_in_object_storage_is_read_through_the_cache(
+    prepared: PreparedData, kept: Path
+) -> None:
     remote = _remote()
     assert isinstance(prepared.folder, Path)
     publish(prepared.folder, remote)
     data = open_prepared(remote)
     images = ImageDataset(data, data.rows("calibration"))
-    assert (images.images([0]) == ImageDataset(prepared, prepared.rows("calibration")).images([0])).all()
+    assert (
+        images.images([0]) == ImageDataset(prepared, prepared.rows("calibration")).images([0])
+    ).all()
     assert _written(kept) == [data.manifest.shards["calibration-00000.arrow"]]

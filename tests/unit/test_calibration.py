@@ -19,7 +19,9 @@ def test_a_known_temperature_and_bias_are_found() -> None:
     found = fit_calibrator(logits, labels, groups)
     assert found.form == "temperature_bias"
     assert found.temperature == pytest.approx(2.5, rel=0.1)
-    assert np.asarray(found.bias) - np.mean(found.bias) == pytest.approx(bias - bias.mean(), abs=0.25)
+    assert np.asarray(found.bias) - np.mean(found.bias) == pytest.approx(
+        bias - bias.mean(), abs=0.25
+    )
 
 
 def test_calibrated_logits_are_left_nearly_alone() -> None:
@@ -33,7 +35,9 @@ def test_class_weights_are_undone_where_temperature_cannot() -> None:
     """Weights shift the prior; after the map the mean probability of each class is its share again."""
     logits, labels, groups = _simulate(lambda z: z + np.array([0, 0, 0, 0, -3.0, 0, 0]))
     probabilities = fit_calibrator(logits, labels, groups)(logits)
-    assert probabilities.mean(axis=0) == pytest.approx(np.bincount(labels, minlength=7) / len(labels), abs=0.01)
+    assert probabilities.mean(axis=0) == pytest.approx(
+        np.bincount(labels, minlength=7) / len(labels), abs=0.01
+    )
     assert expected_calibration_error(labels, probabilities) < expected_calibration_error(
         labels, softmax(logits, axis=1)
     )

@@ -23,7 +23,9 @@ SCORES = [0.5, 0.9, 0.7, 0.8]
 
 def _write(folder: Path, epoch: int, scores: Sequence[float] = SCORES) -> dict[str, object]:
     """Write the checkpoint of an epoch, and return its entry in Ray's list."""
-    history = [{"epoch": number + 1, SELECTION: score} for number, score in enumerate(scores[:epoch])]
+    history = [
+        {"epoch": number + 1, SELECTION: score} for number, score in enumerate(scores[:epoch])
+    ]
     state = {"epoch": epoch, "history": history, "model": {"weight": torch.arange(1000.0)}}
     path = folder / f"checkpoint_{epoch}"
     path.mkdir(parents=True)
@@ -53,13 +55,15 @@ def folder(tmp_path: Path) -> Path:
 
 def _as_ray_reads(folder: Path) -> tuple[list[str], str | None]:
     """Return the best checkpoint that Ray's own manager finds, and the latest."""
-    config = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max")
+    config = CheckpointConfig(
+        num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+    )
     storage = StorageContext(storage_path=str(folder.parent), experiment_dir_name=folder.name)
     manager = CheckpointManager(config, storage)
     latest = manager.latest_checkpoint_result
-    return [Path(result.checkpoint.path).name for result in manager.best_checkpoint_results], latest and Path(
-        latest.checkpoint.path
-    ).name
+    return [
+        Path(result.checkpoint.path).name for result in manager.best_checkpoint_results
+    ], latest and Path(latest.checkpoint.path).name
 
 
 def _aside(folder: Path, number: int = 1) -> set[str]:
@@ -86,7 +90,9 @@ def test_a_whole_checkpoint_is_read_as_it_was_written(folder: Path) -> None:
 
 def test_no_checkpoints_are_no_damage(tmp_path: Path) -> None:
     assert mend(tmp_path / "checkpoints") == ""
-    (tmp_path / "checkpoints" / "checkpoint_1").mkdir(parents=True)  # what a kill leaves before there is a list
+    (tmp_path / "checkpoints" / "checkpoint_1").mkdir(
+        parents=True
+    )  # what a kill leaves before there is a list
     assert mend(tmp_path / "checkpoints") == ""
 
 
@@ -97,9 +103,21 @@ def test_a_list_that_is_missing_is_written_anew(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "{}", '{"checkpoint_results": 3}', '{"checkpoints": [], "version": 2}', "\udc80"]
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        '{"checkpoint_results": 3}',
+        '{"checkpoints": [], "version": 2}',
+        "\udc80",
+    ],
 )
-def test_a_list_that_cannot_be_read_is_written_anew_from_what_is_whole(text: str, folder: Path) -> None:
+def test_a_list_that_cannot_be_read_is_written_anew_from_what_is_whole(
+    text: str, folder: Path
+) -> None:
     data = text.encode(errors="surrogateescape")
     (folder / SNAPSHOT).write_bytes(data)
     assert "cannot read the list" in (told := mend(folder))
@@ -154,7 +172,9 @@ def test_damage_is_never_deleted(folder: Path) -> None:
         shutil.copytree(folder.parent / "checkpoints.damaged-1", folder)
 
 
-def test_another_version_of_ray_costs_time_and_no_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_ray_costs_time_and_no_data(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the layout of the list is not known, it is neither trusted nor written."""
     monkeypatch.setattr(checkpoints, "_layout", dict)
     assert "starts again" in mend(folder)
@@ -169,7 +189,9 @@ def test_another_version_of_ray_costs_time_and_no_data(folder: Path, monkeypatch
         (lambda folder: _flip(folder, 2), "starts again"),
     ],
 )
-def test_in_object_storage_it_is_the_same(damage: Callable[[AnyPath], object], told: str, folder: Path) -> None:
+def test_in_object_storage_it_is_the_same(
+    damage: Callable[[AnyPath], object], told: str, folder: Path
+) -> None:
     from melanoma.io.storage import RemotePath, publish, remove_folder
 
     remote = to_path("memory://bucket/mend/checkpoints")

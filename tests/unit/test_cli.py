@@ -24,8 +24,12 @@ def _task_error(error: Exception) -> Exception:
     return raised
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["nonsense"], ["train"], ["data", "phantom", "x", "--lesions", "0"]])
-def test_bad_usage_is_exit_2_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [[], ["data"], ["nonsense"], ["train"], ["data", "phantom", "x", "--lesions", "0"]]
+)
+def test_bad_usage_is_exit_2_in_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == BAD_INPUT
@@ -92,7 +96,11 @@ INTERNAL = {
 @pytest.mark.parametrize("told", INTERNAL)
 @pytest.mark.parametrize("remote", [False, True], ids=["here", "in a task"])
 def test_a_fault_of_the_program_is_exit_3_with_a_trace_in_a_file(
-    told: str, remote: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    told: str,
+    remote: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     error = INTERNAL[told]
@@ -107,7 +115,9 @@ def test_a_fault_of_the_program_is_exit_3_with_a_trace_in_a_file(
     assert trace.stat().st_mode & 0o777 == 0o600
 
 
-def test_debugging_shows_the_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debugging_shows_the_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MELANOMA_DEBUG", "1")
     assert _fail(RuntimeError("no s3://KEY:HUSH@bucket"), monkeypatch) == FAILED
     err = capsys.readouterr().err
@@ -120,13 +130,19 @@ def test_a_trace_that_cannot_be_kept_is_not_named(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert _fail(RuntimeError("boom"), monkeypatch) == FAILED
-    assert capsys.readouterr().err == "melanoma: describe failed inside: RuntimeError: boom; please report it.\n"
+    assert (
+        capsys.readouterr().err
+        == "melanoma: describe failed inside: RuntimeError: boom; please report it.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (FileNotFoundError(2, "No such file or directory", "/somewhere/data/shards/a.arrow"), BAD_INPUT),
+        (
+            FileNotFoundError(2, "No such file or directory", "/somewhere/data/shards/a.arrow"),
+            BAD_INPUT,
+        ),
         (PermissionError(13, "Permission denied", "/somewhere"), BAD_INPUT),
         (OSError(30, "Read-only file system", "/somewhere/data/access_log.jsonl"), BAD_INPUT),
         (IsADirectoryError(21, "Is a directory", b"/somewhere/data"), BAD_INPUT),
@@ -142,13 +158,19 @@ def test_a_trace_that_cannot_be_kept_is_not_named(
 )
 @pytest.mark.parametrize("remote", [False, True], ids=["here", "in a task"])
 def test_only_a_path_that_was_typed_is_the_user_s_to_mend(
-    error: OSError, code: int, remote: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: OSError,
+    code: int,
+    remote: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _fail(_task_error(error) if remote else error, monkeypatch) == code
     assert ("the trace is in" in capsys.readouterr().err) == (code == FAILED)
 
 
-def test_a_missing_object_that_was_typed_is_the_user_s_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_object_that_was_typed_is_the_user_s_to_mend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = ("data", "describe", "s3://bucket/data")
     assert _fail(FileNotFoundError("bucket/data/records.parquet"), monkeypatch, *words) == BAD_INPUT
     assert _fail(FileNotFoundError("other/data"), monkeypatch, *words) == FAILED
@@ -158,12 +180,20 @@ def test_what_is_full_is_told_with_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", "b", "d", "o")
-    monkeypatch.setattr("melanoma.evaluation.evaluate", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")))
+    monkeypatch.setattr(
+        "melanoma.evaluation.evaluate",
+        lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space")),
+    )
     assert main([*words]) == FAILED
-    assert "No space; once that is mended, the same command goes on where it can; the trace" in capsys.readouterr().err
+    assert (
+        "No space; once that is mended, the same command goes on where it can; the trace"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("error", [DataError("no data."), SettingError("no data."), BundleError("no data.")])
+@pytest.mark.parametrize(
+    "error", [DataError("no data."), SettingError("no data."), BundleError("no data.")]
+)
 def test_what_is_the_user_s_to_mend_is_so_in_a_worker_too(
     error: UserError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +207,15 @@ def test_what_is_the_user_s_to_mend_is_so_in_a_worker_too(
         ["data", "describe", "s3://AKIAKEY:HUSH@bucket/data"],
         ["train", "s3://bucket/data?secret_key=HUSH", "out"],
         ["train", "data", "out", "--weights", "s3://KEY:HUSH@bucket/weights"],
-        ["train", "data", "out", "--set-file", "s3://KEY:HUSH@bucket/set.json", "--address", "http://head:8265"],
+        [
+            "train",
+            "data",
+            "out",
+            "--set-file",
+            "s3://KEY:HUSH@bucket/set.json",
+            "--address",
+            "http://head:8265",
+        ],
         ["train", "data", "out", "--address", "http://user:HUSH@head:8265"],
         ["nonsense", "s3://KEY:HUSH@bucket/data"],
         ["data", "describe", "data", "s3://KEY:HUSH@bucket/data"],
@@ -217,14 +255,30 @@ def test_predict_decides_and_explains(
 ) -> None:
     images = [str(path) for path in sorted((phantom_source / "images").iterdir())[:2]]
     assert (
-        main(["predict", str(bundle_dir), *images, "--explain", "grad_cam", "--out", str(tmp_path), "--json"]) == DONE
+        main(
+            [
+                "predict",
+                str(bundle_dir),
+                *images,
+                "--explain",
+                "grad_cam",
+                "--out",
+                str(tmp_path),
+                "--json",
+            ]
+        )
+        == DONE
     )
     results = json.loads(capsys.readouterr().out)["results"]
     assert [r["image"] for r in results] == images
-    assert all(Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results)
+    assert all(
+        Path(r["overlay"]).is_file() and r["decision"] in ("refer", "no_referral") for r in results
+    )
 
 
-def test_a_taken_port_is_refused_at_once(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_refused_at_once(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -241,15 +295,28 @@ def test_a_folder_for_heatmaps_that_nobody_asked_for_is_refused(
 
 
 def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -> None:
-    words = ["train", str(prepared.folder), str(tmp_path), "--preset", "smoke", "--weights", str(tmp_path / "nowhere")]
+    words = [
+        "train",
+        str(prepared.folder),
+        str(tmp_path),
+        "--preset",
+        "smoke",
+        "--weights",
+        str(tmp_path / "nowhere"),
+    ]
     assert main(words) == BAD_INPUT
     assert not (tmp_path / "smoke" / "run.json").exists()
 
 
-def test_a_guided_heatmap_is_another_one(bundle_dir: Path, phantom_source: Path, tmp_path: Path) -> None:
+def test_a_guided_heatmap_is_another_one(
+    bundle_dir: Path, phantom_source: Path, tmp_path: Path
+) -> None:
     image = str(sorted((phantom_source / "images").iterdir())[0])
     for method in ("grad_cam", "guided_grad_cam"):
-        assert main(["predict", str(bundle_dir), image, "--explain", method, "--out", str(tmp_path)]) == DONE
+        assert (
+            main(["predict", str(bundle_dir), image, "--explain", method, "--out", str(tmp_path)])
+            == DONE
+        )
     coarse, guided = sorted(tmp_path.iterdir())
     assert coarse.read_bytes() != guided.read_bytes()
 
@@ -262,7 +329,17 @@ def test_an_unusable_image_costs_no_other_its_answer(
     shutil.copy(second, twin)
     third = tmp_path / f"{first.stem}_2.jpg"  # named as the second of one name would be
     shutil.copy(second, third)
-    words = [__file__, first, twin, third, tmp_path / "none.jpg", "--explain", "grad_cam", "--out", tmp_path / "maps"]
+    words = [
+        __file__,
+        first,
+        twin,
+        third,
+        tmp_path / "none.jpg",
+        "--explain",
+        "grad_cam",
+        "--out",
+        tmp_path / "maps",
+    ]
     assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
     shown = capsys.readouterr()
     assert "JPEG, PNG or WebP" in shown.err

@@ -33,7 +33,9 @@ def _job(**values: object) -> TrainJob:
         ([], Bundle(1), 0),
     ],
 )
-def test_bundles_are_placed_whole(nodes: list[dict[str, float]], bundle: Bundle, expected: int) -> None:
+def test_bundles_are_placed_whole(
+    nodes: list[dict[str, float]], bundle: Bundle, expected: int
+) -> None:
     assert num_placeable(nodes, bundle) == expected
 
 
@@ -43,7 +45,12 @@ def test_bundles_are_placed_whole(nodes: list[dict[str, float]], bundle: Bundle,
         ([HEAD], 2, 0.0, 2),
         ([HEAD], 3, 0.0, 1),
         ([HEAD, {"CPU": 8.0}], 3, 0.0, 4),
-        ([{"CPU": 64.0}, GPU_NODE], 2, 1.0, 2),  # sized over the node that holds the GPUs, not over the larger one
+        (
+            [{"CPU": 64.0}, GPU_NODE],
+            2,
+            1.0,
+            2,
+        ),  # sized over the node that holds the GPUs, not over the larger one
         ([GPU_NODE, {"CPU": 8.0, "GPU": 8.0}], 2, 1.0, 1),
         ([GPU_NODE], 1, 0.5, 1),
         ([HEAD], 9, 0.0, 1),
@@ -65,15 +72,22 @@ def test_cpus_can_be_named() -> None:
     assert worker_bundle(_job(num_workers=2, cpus_per_worker=3), [{"CPU": 16.0}]) == Bundle(3)
 
 
-@pytest.mark.parametrize(("num_gpus", "num_trials", "expected"), [(2, 2, 1.0), (1, 2, 0.5), (2, 3, 0.5), (0, 2, 0.0)])
-def test_trials_that_train_alone_may_share_a_gpu(num_gpus: int, num_trials: int, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("num_gpus", "num_trials", "expected"), [(2, 2, 1.0), (1, 2, 0.5), (2, 3, 0.5), (0, 2, 0.0)]
+)
+def test_trials_that_train_alone_may_share_a_gpu(
+    num_gpus: int, num_trials: int, expected: float
+) -> None:
     assert gpus_per_trial([HEAD, {"CPU": 8.0, "GPU": float(num_gpus)}], num_trials) == expected
 
 
 def test_a_wait_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "node_resources", lambda: [HEAD, {"CPU": 1.0, "GPU": 2.0}])
-    with pytest.raises(DataError, match=r"2 workers of 2 CPUs and 1 GPU each are needed, the cluster has room for 0"):
+    with pytest.raises(
+        DataError,
+        match=r"2 workers of 2 CPUs and 1 GPU each are needed, the cluster has room for 0",
+    ):
         wait_for_room(Bundle(2, 1.0), 2)
 
 

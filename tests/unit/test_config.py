@@ -9,7 +9,9 @@ from melanoma.presets import PRESETS, preset
 
 
 def test_unknown_settings_are_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SettingError, match=r"loss\.gama is not a setting; did you mean loss\.gamma"):
+    with pytest.raises(
+        SettingError, match=r"loss\.gama is not a setting; did you mean loss\.gamma"
+    ):
         TrainConfig().with_overrides(["loss.gama=2"])
 
 
@@ -26,7 +28,13 @@ def test_images_may_not_be_squashed() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["optim.epochs=0", "optim.lr=true", "optim.progressive_resizing=[[0.9,0.5],[0.2,0.5]]", "model=1", "seed=-1"],
+    [
+        "optim.epochs=0",
+        "optim.lr=true",
+        "optim.progressive_resizing=[[0.9,0.5],[0.2,0.5]]",
+        "model=1",
+        "seed=-1",
+    ],
 )
 def test_values_that_break_their_rule_are_refused(override: str) -> None:
     with pytest.raises(SettingError, match="must be"):
@@ -42,4 +50,6 @@ def test_presets_survive_the_way_to_a_worker(name: str) -> None:
 def test_overrides_change_what_they_name_and_nothing_else() -> None:
     config = TrainConfig().with_overrides(["loss.gamma=2", "model.layer_scale=0.1"])
     assert (config.loss.gamma, config.model.layer_scale) == (2.0, 0.1)
-    assert dataclasses.replace(config, loss=LossConfig(), model=TrainConfig().model) == TrainConfig()
+    assert (
+        dataclasses.replace(config, loss=LossConfig(), model=TrainConfig().model) == TrainConfig()
+    )

@@ -20,7 +20,11 @@ from melanoma.io.files import claim_folder, locked, new_folder, write_text
 @pytest.fixture
 def copied(prepared: PreparedData, tmp_path: Path) -> Path:
     """A copy that nobody has looked into: other tests log their accesses to the shared one."""
-    return Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)))
+    return Path(
+        shutil.copytree(
+            prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)
+        )
+    )
 
 
 def test_images_are_those_that_were_decoded(prepared: PreparedData, phantom_source: Path) -> None:
@@ -64,7 +68,9 @@ def test_every_look_at_test_is_logged(copied: Path) -> None:
     data = open_prepared(copied)
     data.log_access("test", {"bundle_version": "a"})
     data.log_access("calibration", {"bundle_version": "c"})
-    assert [access["bundle_version"] for access in data.log_access("test", {"bundle_version": "b"})] == ["a", "b"]
+    assert [
+        access["bundle_version"] for access in data.log_access("test", {"bundle_version": "b"})
+    ] == ["a", "b"]
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
@@ -103,7 +109,10 @@ def test_another_run_is_told_by_what_differs(tmp_path: Path) -> None:
     assert not claim_folder(tmp_path / "run", described)
     assert claim_folder(tmp_path / "run", described)
     with pytest.raises(DataError, match=r"differs in config\.loss\.gamma, weights;"):
-        claim_folder(tmp_path / "run", {"config": {"loss": {"gamma": 2.0, "tau": 0.5}}, "weights": "imagenet"})
+        claim_folder(
+            tmp_path / "run",
+            {"config": {"loss": {"gamma": 2.0, "tau": 0.5}}, "weights": "imagenet"},
+        )
 
 
 def _hold(folder: Path, held: Event, done: Event) -> None:
@@ -140,7 +149,9 @@ def test_a_folder_that_cannot_be_made_is_told_by_its_name(
     make: Callable[[Path], object], name: str, tmp_path: Path
 ) -> None:
     write_text(tmp_path / "file", "")
-    with pytest.raises(DataError, match=rf"{name} must be a folder that can be made and written, it is not"):
+    with pytest.raises(
+        DataError, match=rf"{name} must be a folder that can be made and written, it is not"
+    ):
         make(tmp_path / name)
 
 

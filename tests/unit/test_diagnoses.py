@@ -62,7 +62,10 @@ def _classes(task: str, **columns: list[str]) -> list[str]:
 
 
 def test_isic_2017_has_three_classes() -> None:
-    table = {"melanoma": ["1.0", "0.0", "0.0", "1.0"], "seborrheic_keratosis": ["0.0", "1.0", "0.0", "1.0"]}
+    table = {
+        "melanoma": ["1.0", "0.0", "0.0", "1.0"],
+        "seborrheic_keratosis": ["0.0", "1.0", "0.0", "1.0"],
+    }
     assert _classes("ham10000", **table) == ["mel", "bkl", "nv", ""]
     assert _classes("binary", **table) == ["malignant", "benign", "benign", "malignant"]
 
@@ -82,7 +85,9 @@ def test_a_binary_label_decides_and_a_diagnosis_must_not_contradict_it() -> None
 
 
 def test_isic_2019_marks_eight_classes() -> None:
-    columns = {name: ["0.0"] * 3 for name in ("mel", "nv", "bcc", "ak", "bkl", "df", "vasc", "scc", "unk")}
+    columns = {
+        name: ["0.0"] * 3 for name in ("mel", "nv", "bcc", "ak", "bkl", "df", "vasc", "scc", "unk")
+    }
     columns["scc"][0] = columns["ak"][1] = columns["unk"][2] = "1.0"
     assert _classes("isic2019", **columns) == ["scc", "akiec", ""]
     assert _classes("ham10000", **columns) == ["", "akiec", ""]
@@ -103,7 +108,9 @@ def _isic_2016(folder: Path, names: list[str]) -> tuple[str, ...]:
 
 def _isic_2017(folder: Path, names: list[str]) -> tuple[str, ...]:
     lines = [f"{name},{float(i % 2)},{float(i % 4 == 2)}" for i, name in enumerate(names)]
-    (folder / "gt.csv").write_text("image_id,melanoma,seborrheic_keratosis\n" + "\n".join(lines) + "\n")
+    (folder / "gt.csv").write_text(
+        "image_id,melanoma,seborrheic_keratosis\n" + "\n".join(lines) + "\n"
+    )
     return ("image_id",)
 
 
@@ -129,7 +136,9 @@ def _isic_2024(folder: Path, names: list[str]) -> tuple[str, ...]:
         f"{name},{i % 2},IP_{i // 4},{('Benign', 'Malignant')[i % 2]},{('', 'Malignant::Melanoma Invasive')[i % 2]}"
         for i, name in enumerate(names)
     ]
-    (folder / "meta.csv").write_text("isic_id,target,patient_id,iddx_1,iddx_full\n" + "\n".join(lines) + "\n")
+    (folder / "meta.csv").write_text(
+        "isic_id,target,patient_id,iddx_1,iddx_full\n" + "\n".join(lines) + "\n"
+    )
     return ()
 
 
@@ -148,9 +157,12 @@ def _own(folder: Path, names: list[str]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    "write", [_isic_2016, _isic_2017, _isic_2020, _isic_2020_plain, _isic_2024, _isic_2024_hdf5, _own]
+    "write",
+    [_isic_2016, _isic_2017, _isic_2020, _isic_2020_plain, _isic_2024, _isic_2024_hdf5, _own],
 )
-def test_binary_tables_are_prepared(write: Callable[[Path, list[str]], tuple[str, ...]], tmp_path: Path) -> None:
+def test_binary_tables_are_prepared(
+    write: Callable[[Path, list[str]], tuple[str, ...]], tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     group_by = write(source, _images(source, 40))
@@ -162,7 +174,9 @@ def test_binary_tables_are_prepared(write: Callable[[Path, list[str]], tuple[str
 
 
 @pytest.mark.parametrize("write", [_isic_2016, _isic_2020_plain])
-def test_seven_classes_cannot_be_read_from_them(write: Callable[[Path, list[str]], object], tmp_path: Path) -> None:
+def test_seven_classes_cannot_be_read_from_them(
+    write: Callable[[Path, list[str]], object], tmp_path: Path
+) -> None:
     write(tmp_path, _images(tmp_path, 4))
     with pytest.raises(DataError, match="pass --task binary"):
         read_source(tmp_path, HAM)

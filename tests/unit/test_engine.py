@@ -33,7 +33,13 @@ PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
 
 def _config(config: TrainConfig, *overrides: str) -> TrainConfig:
     return config.with_overrides(
-        ["optim.epochs=2", "optim.batch_size=32", "optim.warmup_epochs=0.5", "optim.ema_decay=0.9", *overrides]
+        [
+            "optim.epochs=2",
+            "optim.batch_size=32",
+            "optim.warmup_epochs=0.5",
+            "optim.ema_decay=0.9",
+            *overrides,
+        ]
     )
 
 
@@ -62,7 +68,9 @@ def _work(rank: int, size: int, folder: str, config: TrainConfig, port: int, out
                 "model": state.model.state_dict(),
                 "ema": state.evaluated.state_dict(),
                 "history": state.history,
-                "gradients": {name: parameter.grad for name, parameter in state.model.named_parameters()},
+                "gradients": {
+                    name: parameter.grad for name, parameter in state.model.named_parameters()
+                },
             },
             out,
         )
@@ -79,10 +87,20 @@ def _free_port() -> int:
 
 @pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 2), ("muon", 4)])
 def test_several_workers_end_like_one_with_the_whole_batch(
-    optimizer: str, num_workers: int, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+    optimizer: str,
+    num_workers: int,
+    prepared: PreparedData,
+    tiny_config: TrainConfig,
+    tmp_path: Path,
 ) -> None:
     """The weighted mean is taken over the global batch, and which branches an image skips does not depend on who shows it."""
-    settings = ("optim.lr=0.0005", "optim.grad_clip=0", "loss.gamma=2", "loss.tau=1", "model.drop_path=0.3")
+    settings = (
+        "optim.lr=0.0005",
+        "optim.grad_clip=0",
+        "loss.gamma=2",
+        "loss.tau=1",
+        "model.drop_path=0.3",
+    )
     config = _config(tiny_config, f"optim.optimizer={optimizer}", *settings)
     one = _fit(prepared, config)
     out = tmp_path / "several.pt"
@@ -106,7 +124,9 @@ def test_several_workers_end_like_one_with_the_whole_batch(
         assert mine["auroc"] == pytest.approx(other["auroc"], abs=1e-3)
 
 
-def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
     config = _config(tiny_config, "model.drop_path=0.2", "optim.epochs=3")
     whole = _fit(prepared, config)
     saved: list[bytes] = []
@@ -125,15 +145,19 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(prepared: PreparedDa
     for name, value in whole.evaluated.state_dict().items():
         assert torch.equal(value, resumed.evaluated.state_dict()[name]), name
     timeless = [
-        {k: v for k, v in row.items() if not k.endswith("_seconds")} for row in (*whole.history, *resumed.history)
+        {k: v for k, v in row.items() if not k.endswith("_seconds")}
+        for row in (*whole.history, *resumed.history)
     ]
     assert timeless[:3] == timeless[3:]
 
 
-def test_training_draws_from_no_generator_of_torch(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+def test_training_draws_from_no_generator_of_torch(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
     """Whatever does would give a run another end with another number of workers, or after a restart."""
     state = start_state(
-        build_model(tiny_config.model, len(CLASSES)), config := _config(tiny_config, "model.drop_path=0.3")
+        build_model(tiny_config.model, len(CLASSES)),
+        config := _config(tiny_config, "model.drop_path=0.3"),
     )
     before = torch.get_rng_state()
     _fit(prepared, config, state=state)
@@ -158,8 +182,15 @@ def test_a_broken_loss_stops_the_run(prepared: PreparedData, tiny_config: TrainC
         _fit(prepared, _config(tiny_config), state=state)
 
 
-def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    config = _config(tiny_config, "model.backbone=test_efficientnet", "model.layer_scale=null", "optim.frozen_layers=2")
+def test_frozen_layers_keep_weights_and_statistics(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    config = _config(
+        tiny_config,
+        "model.backbone=test_efficientnet",
+        "model.layer_scale=null",
+        "optim.frozen_layers=2",
+    )
     torch.manual_seed(config.seed)
     before = build_model(config.model, len(CLASSES))
     state = _fit(prepared, config, state=start_state(copy.deepcopy(before), config))
@@ -175,10 +206,15 @@ def test_frozen_layers_keep_weights_and_statistics(prepared: PreparedData, tiny_
 
 def test_a_head_alone_is_not_left_to_train(tiny_config: TrainConfig) -> None:
     with pytest.raises(SettingError, match=r"optim\.frozen_layers must be less than 10"):
-        start_state(build_model(tiny_config.model, len(CLASSES)), _config(tiny_config, "optim.frozen_layers=10"))
+        start_state(
+            build_model(tiny_config.model, len(CLASSES)),
+            _config(tiny_config, "optim.frozen_layers=10"),
+        )
 
 
-def test_a_batch_larger_than_the_data_is_refused(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+def test_a_batch_larger_than_the_data_is_refused(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
     with pytest.raises(SettingError, match=r"optim\.batch_size"):
         _fit(prepared, _config(tiny_config, "optim.batch_size=100000"))
 

@@ -5,7 +5,10 @@ import pickle
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, WorkerCrashedError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import ControllerError
 from ray.tune import TuneError
 
@@ -37,7 +40,11 @@ def _from(error: Exception, cause: BaseException) -> Exception:
 
 def _worker(**failures: Exception) -> WorkerGroupError:
     return WorkerGroupError(
-        "told", {rank: UserExceptionWithTraceback(error, "tb") for rank, error in enumerate(failures.values())}
+        "told",
+        {
+            rank: UserExceptionWithTraceback(error, "tb")
+            for rank, error in enumerate(failures.values())
+        },
     )
 
 
@@ -47,7 +54,9 @@ WRAPPED = {
     "tasks": _task(_task(_task(OURS))),
     "worker": _worker(one=OURS),
     "worker in a task": _task(_worker(one=OURS)),
-    "a worker and its peers": _worker(one=RuntimeError("Connection closed by peer"), two=OURS, three=ValueError("x")),
+    "a worker and its peers": _worker(
+        one=RuntimeError("Connection closed by peer"), two=OURS, three=ValueError("x")
+    ),
     "controller": ControllerError(_task(OURS)),
     "health check": ControllerError(WorkerHealthCheckFailedError("told", _task(OURS))),
     "tune": _from(TuneError("told"), _task(OURS)),
@@ -62,14 +71,25 @@ def test_what_is_the_user_s_to_mend_is_found(name: str) -> None:
     assert is_deterministic(WRAPPED[name])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), KeyError("x"), OSError(28, "full"), FloatingPointError("nan")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), KeyError("x"), OSError(28, "full"), FloatingPointError("nan")]
+)
 def test_what_a_library_raised_is_found(error: Exception) -> None:
-    for wrapped in (error, _task(error), _worker(one=error), _task(_worker(one=error)), _from(TuneError("x"), error)):
+    for wrapped in (
+        error,
+        _task(error),
+        _worker(one=error),
+        _task(_worker(one=error)),
+        _from(TuneError("x"), error),
+    ):
         assert root_cause(wrapped) is error
 
 
 def test_our_own_sentence_is_not_replaced_by_what_it_came_from() -> None:
-    told = _from(DataError("records.parquet is damaged"), _from(ValueError("magic bytes"), UserError("other")))
+    told = _from(
+        DataError("records.parquet is damaged"),
+        _from(ValueError("magic bytes"), UserError("other")),
+    )
     assert root_cause(_task(told)) is told
 
 
@@ -106,7 +126,8 @@ def test_a_lost_worker_says_more_than_what_its_peers_say_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("x"), DataError("x"), LeakageError("x"), BundleError("x"), SettingError("x")]
+    "error",
+    [UserError("x"), DataError("x"), LeakageError("x"), BundleError("x"), SettingError("x")],
 )
 def test_an_error_crosses_processes(error: UserError) -> None:
     again = pickle.loads(pickle.dumps(error))

@@ -40,7 +40,14 @@ def test_what_is_written_has_the_mode_that_the_umask_says(umask: int, tmp_path: 
     with new_folder(run / "data", replace_if="manifest.json") as work:
         write_text(work / "manifest.json", "{}")
     written = list(tmp_path.rglob("*"))
-    assert {path.name for path in written} == {"runs", "one", ".lock", "run.json", "data", "manifest.json"}
+    assert {path.name for path in written} == {
+        "runs",
+        "one",
+        ".lock",
+        "run.json",
+        "data",
+        "manifest.json",
+    }
     for path in written:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 

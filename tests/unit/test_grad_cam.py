@@ -16,7 +16,9 @@ from tests.tasks import MELANOMA_INDEX
 @pytest.fixture(scope="module")
 def images(prepared: PreparedData, tiny_config) -> torch.Tensor:  # type: ignore[no-untyped-def]
     rows = prepared.rows("test").iloc[:6].reset_index(drop=True)
-    return Preprocess(prepared.stored_shape, tiny_config.data)(ImageDataset(prepared, rows).images(range(6)))
+    return Preprocess(prepared.stored_shape, tiny_config.data)(
+        ImageDataset(prepared, rows).images(range(6))
+    )
 
 
 def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: torch.Tensor) -> None:
@@ -31,13 +33,18 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
         def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):  # type: ignore[no-untyped-def]
             activations = self.activations_and_grads.activations[0].cpu().data.numpy()
             gradients = self.activations_and_grads.gradients[0].cpu().data.numpy()
-            cam = self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
+            cam = self.get_cam_image(
+                input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth
+            )
             self.unscaled = np.maximum(cam, 0)
             return super().compute_cam_per_layer(input_tensor, targets, eigen_smooth)
 
     model = copy.deepcopy(trained)  # the oracle leaves gradients behind
     with Unscaled(model=model, target_layers=[model.stages[-1]]) as oracle:  # type: ignore[index]
-        oracle(input_tensor=images.clone(), targets=[ClassifierOutputTarget(MELANOMA_INDEX)] * len(images))
+        oracle(
+            input_tensor=images.clone(),
+            targets=[ClassifierOutputTarget(MELANOMA_INDEX)] * len(images),
+        )
         expected = oracle.unscaled
     ours = explain_batch(trained, images, class_indices=[MELANOMA_INDEX])
     assert ours.heatmaps.shape == expected.shape
@@ -45,7 +52,9 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
     assert np.abs(ours.heatmaps.numpy() - expected).max() < 1e-5
 
 
-def test_an_image_gets_the_same_map_alone_and_in_a_batch(trained: torch.nn.Module, images: torch.Tensor) -> None:
+def test_an_image_gets_the_same_map_alone_and_in_a_batch(
+    trained: torch.nn.Module, images: torch.Tensor
+) -> None:
     whole = explain_batch(trained, images, class_indices=[MELANOMA_INDEX], tta=4).heatmaps
     alone = explain_batch(trained, images[2:3], class_indices=[MELANOMA_INDEX], tta=4).heatmaps
     assert torch.allclose(whole[2], alone[0], atol=1e-5)
@@ -60,7 +69,9 @@ def test_it_leaves_no_trace_on_the_network(trained: torch.nn.Module, images: tor
 def test_its_logits_are_those_of_prediction(trained: torch.nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         expected = tta_logits(trained, images, 4)
-    assert torch.allclose(explain_batch(trained, images, class_indices=[0], tta=4).logits, expected, atol=1e-6)
+    assert torch.allclose(
+        explain_batch(trained, images, class_indices=[0], tta=4).logits, expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("view", range(4))
@@ -74,10 +85,14 @@ def test_the_four_views_differ() -> None:
     assert len({tuple(flip(images, view).flatten().tolist()) for view in range(4)}) == 4
 
 
-def test_a_mirrored_image_gets_the_mirrored_map(trained: torch.nn.Module, images: torch.Tensor) -> None:
+def test_a_mirrored_image_gets_the_mirrored_map(
+    trained: torch.nn.Module, images: torch.Tensor
+) -> None:
     """Over all four tta the map does not depend on how the image was held."""
     upright = explain_batch(trained, images, class_indices=[MELANOMA_INDEX], tta=4).heatmaps
-    mirrored = explain_batch(trained, flip(images, 3), class_indices=[MELANOMA_INDEX], tta=4).heatmaps
+    mirrored = explain_batch(
+        trained, flip(images, 3), class_indices=[MELANOMA_INDEX], tta=4
+    ).heatmaps
     assert torch.allclose(flip(mirrored, 3), upright, atol=1e-5)
 
 

@@ -19,7 +19,9 @@ from tests.tasks import MELANOMA_INDEX
 @pytest.fixture(scope="module")
 def images(prepared: PreparedData, tiny_config) -> Tensor:  # type: ignore[no-untyped-def]
     rows = prepared.rows("test").iloc[:4].reset_index(drop=True)
-    return Preprocess(prepared.stored_shape, tiny_config.data)(ImageDataset(prepared, rows).images(range(4)))
+    return Preprocess(prepared.stored_shape, tiny_config.data)(
+        ImageDataset(prepared, rows).images(range(4))
+    )
 
 
 def _plain(model: nn.Module, images: Tensor) -> Tensor:
@@ -31,7 +33,9 @@ def _plain(model: nn.Module, images: Tensor) -> Tensor:
 def _gelu_slope(x: Tensor, *, tanh: bool) -> Tensor:
     """The derivative of GELU by its closed form (Hendrycks, Gimpel, Gaussian Error Linear Units, 2016)."""
     if not tanh:
-        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-(x**2) / 2) / math.sqrt(
+            2 * math.pi
+        )
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
     return 0.5 * (1 + torch.tanh(inner)) + 0.5 * x * (1 - torch.tanh(inner) ** 2) * slope
@@ -56,7 +60,11 @@ def _by_hooks(model: nn.Module, image: Tensor) -> Tensor:
 @pytest.mark.parametrize("backbone", ["trained", "convnext_atto"])
 def test_it_is_the_rule_on_gelu(backbone: str, trained: nn.Module, images: Tensor) -> None:
     torch.manual_seed(0)
-    model = trained if backbone == "trained" else timm.create_model(backbone, num_classes=7, ls_init_value=0.5).eval()
+    model = (
+        trained
+        if backbone == "trained"
+        else timm.create_model(backbone, num_classes=7, ls_init_value=0.5).eval()
+    )
     expected = torch.cat([_by_hooks(model, image[None]) for image in images])
     ours = GuidedNetwork(model).gradients(images, class_indices=[MELANOMA_INDEX])
     scale = float(expected.abs().max())
@@ -69,11 +77,19 @@ def test_it_is_the_rule_on_gelu(backbone: str, trained: nn.Module, images: Tenso
 def test_on_relu_it_is_the_rule_of_its_paper(images: Tensor) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 7),
     )
     first, last = model[0], model[4]
     x = first(images)
-    back = last.weight[MELANOMA_INDEX].clamp(min=0).view(1, 4, 1, 1) / (x.shape[2] * x.shape[3]) * (x > 0)
+    back = (
+        last.weight[MELANOMA_INDEX].clamp(min=0).view(1, 4, 1, 1)
+        / (x.shape[2] * x.shape[3])
+        * (x > 0)
+    )
     expected = nn.functional.conv_transpose2d(back, first.weight)
 
     class WithHead(nn.Module):
@@ -100,14 +116,20 @@ def test_other_activations_guide_too(backbone: str, images: Tensor) -> None:
     names = ("ReLU", "ReLU6", "SiLU", "GELU")
     wanted = sum(type(module).__name__ in names for module in model.modules())
     network = GuidedNetwork(model)
-    assert sum(type(module).__name__ == "_GuidedActivation" for module in network._model.modules()) == wanted > 0
+    assert (
+        sum(type(module).__name__ == "_GuidedActivation" for module in network._model.modules())
+        == wanted
+        > 0
+    )
     ours = network.gradients(images[:1], class_indices=[MELANOMA_INDEX])
     assert not torch.allclose(ours, _plain(model, images[:1]), atol=1e-9)
 
 
 def test_a_network_that_nothing_rectifies_is_refused() -> None:
     with pytest.raises(SettingError, match="ask for grad_cam"):
-        GuidedNetwork(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1)))
+        GuidedNetwork(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1))
+        )
 
 
 def test_it_leaves_the_network_as_it_was(trained: nn.Module, images: Tensor) -> None:
@@ -127,7 +149,8 @@ def test_alone_in_a_batch_and_in_threads_it_is_the_same(trained: nn.Module, imag
     whole = network.gradients(images, class_indices=[MELANOMA_INDEX], tta=2)
     with ThreadPoolExecutor(4) as pool:
         alone = pool.map(
-            lambda i: network.gradients(images[i : i + 1], class_indices=[MELANOMA_INDEX], tta=2), [0, 1, 2, 3] * 3
+            lambda i: network.gradients(images[i : i + 1], class_indices=[MELANOMA_INDEX], tta=2),
+            [0, 1, 2, 3] * 3,
         )
         for number, one in enumerate(alone):
             assert torch.allclose(one[0], whole[number % 4], atol=1e-5 * float(whole.abs().max()))

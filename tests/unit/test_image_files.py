@@ -53,7 +53,11 @@ def test_a_name_is_found_however_it_is_written(in_table: str, file: str, tmp_pat
         ),
         (["ISIC_7"], ["ISIC_0007.jpg"], "differ in leading zeros"),
         (["24306.0"], ["0024306.jpg"], "differ in leading zeros"),
-        (["24306"], ["ISIC_0024306.jpg"], "differ in leading zeros|differ in what stands before the number"),
+        (
+            ["24306"],
+            ["ISIC_0024306.jpg"],
+            "differ in leading zeros|differ in what stands before the number",
+        ),
         (["isic_7"], ["ISIC_7.jpg"], "differ in upper and lower case"),
         (["ISIC-7"], ["ISIC 7.jpg"], "differ in blanks or separators"),
         (["A", "B"], ["A.bmp", "B.bmp"], r"2 files end in \.bmp; JPEG, PNG and WebP are read"),
@@ -73,9 +77,15 @@ def test_images_that_are_not_found_are_told_with_the_likely_cause(
 
 
 def test_the_cause_is_told_for_one_image_too(tmp_path: Path) -> None:
-    source = write_source(tmp_path, _renamed(["1000", "7", "9", "x"]), names=["1000.jpg", "0007.jpg", "9.jpg"])
+    source = write_source(
+        tmp_path, _renamed(["1000", "7", "9", "x"]), names=["1000.jpg", "0007.jpg", "9.jpg"]
+    )
     (source / "images" / "9.jpg").rename(source / "images" / "9.bmp")
-    told = {r.image_id: r.detail for r in read_source(source, HAM).rejections if r.reason == "image_missing"}
+    told = {
+        r.image_id: r.detail
+        for r in read_source(source, HAM).rejections
+        if r.reason == "image_missing"
+    }
     assert "leading zeros" in told["7"]
     assert "9.bmp is there" in told["9"]
     assert told["x"] == "no image of this name lies below SOURCE"
@@ -93,7 +103,9 @@ def test_copies_of_one_image_count_once(tmp_path: Path) -> None:
     shutil.copytree(source / "images", source / "IMAGES again")
     assert read_source(source, HAM).rejections == []
     draw(source / "IMAGES again" / "ISIC_0001.jpg", seed=99)
-    assert [(r.image_id, r.reason) for r in read_source(source, HAM).rejections] == [("ISIC_0001", "image_twice")]
+    assert [(r.image_id, r.reason) for r in read_source(source, HAM).rejections] == [
+        ("ISIC_0001", "image_twice")
+    ]
 
 
 def test_folders_in_the_table_tell_equal_names_apart(tmp_path: Path) -> None:
@@ -108,7 +120,9 @@ def test_names_that_are_not_utf_8_stop_nothing(tmp_path: Path) -> None:
     source = write_source(tmp_path, rows(2))
     folder = os.path.join(os.fsencode(source), b"bilder\xe4")
     os.mkdir(folder)
-    os.rename(os.fsencode(source / "images" / "ISIC_0000.jpg"), os.path.join(folder, b"ISIC_0000.jpg"))
+    os.rename(
+        os.fsencode(source / "images" / "ISIC_0000.jpg"), os.path.join(folder, b"ISIC_0000.jpg")
+    )
     os.rename(os.fsencode(draw(source / "x.jpg", 5)), os.path.join(folder, b"N\xe4vus.jpg"))
     read = read_source(source, HAM)
     assert [(r.image_id, r.reason) for r in read.rejections] == [("N\\xe4vus", "image_without_row")]

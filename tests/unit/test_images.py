@@ -31,12 +31,16 @@ def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def _image(mode: str = "RGB", size: tuple[int, int] = (80, 60)) -> Image.Image:
     rng = np.random.default_rng(0)
-    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    )
 
 
 def _png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
 
 
 def _riff(body: bytes) -> bytes:
@@ -72,7 +76,9 @@ def test_bad_images_are_refused_with_their_status(name: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_other_modes_give_what_their_rgb_twin_gives(mode: str) -> None:
     image = _image("L").convert(mode)
-    assert np.array_equal(np.asarray(decode_image(_encode(image))), np.asarray(image.convert("RGBA").convert("RGB")))
+    assert np.array_equal(
+        np.asarray(decode_image(_encode(image))), np.asarray(image.convert("RGBA").convert("RGB"))
+    )
 
 
 def test_transparency_is_composed_on_white() -> None:
@@ -104,7 +110,9 @@ def test_an_xmp_packet_turns_nothing() -> None:
     """A browser does not obey it either, and the map must lie on the image that the page shows."""
     image, text = _image(), PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
-    assert np.array_equal(np.asarray(decode_image(_encode(image, "PNG", pnginfo=text))), np.asarray(image))
+    assert np.array_equal(
+        np.asarray(decode_image(_encode(image, "PNG", pnginfo=text))), np.asarray(image)
+    )
 
 
 def _refusal(data: bytes) -> tuple[int, str]:
@@ -173,7 +181,9 @@ def test_work_counts_what_pixels_cost_in_each_format() -> None:
     assert decode_image(codes).size == (1024, 1024)
     assert decoding_work(codes) > 32 * 2**20
     for kind, options in (("WEBP", {"lossless": True}), ("WEBP", {}), ("PNG", {})):
-        assert decoding_work(_encode(_smooth(), kind, **options)) > decoding_work(_encode(_smooth(), "JPEG"))
+        assert decoding_work(_encode(_smooth(), kind, **options)) > decoding_work(
+            _encode(_smooth(), "JPEG")
+        )
 
 
 def test_stray_bytes_between_segments_hide_nothing() -> None:
@@ -213,9 +223,13 @@ DAMAGE = {
     "end missing": lambda data: data[:-2],
     "LF became CRLF": lambda data: data.replace(b"\n", b"\r\n"),
     "a packet lost": lambda data: _without(data, 1460),
-    "a block of zeros": lambda data: data[: len(data) // 3] + bytes(2048) + data[len(data) // 3 + 2048 :],
+    "a block of zeros": lambda data: (
+        data[: len(data) // 3] + bytes(2048) + data[len(data) // 3 + 2048 :]
+    ),
     "zeros to the end": lambda data: _half(data) + bytes(len(data) - len(_half(data))),
-    "zeros to the end, closed": lambda data: _half(data) + bytes(len(data) - len(_half(data)) - 2) + data[-2:],
+    "zeros to the end, closed": lambda data: (
+        _half(data) + bytes(len(data) - len(_half(data)) - 2) + data[-2:]
+    ),
     "seven bits": lambda data: data[:700] + bytes(value & 0x7F for value in data[700:]),
 }
 WHOLE = {
@@ -228,7 +242,11 @@ WHOLE = {
     "lossless WebP": _encode(_smooth((160, 120)), "WEBP", lossless=True),
     "WebP with EXIF": _encode(_smooth(), "WEBP", quality=90, exif=b"Exif\0\0"),
     "animated WebP": _encode(
-        _smooth(), "WEBP", quality=90, save_all=True, append_images=[_smooth((400, 300)).convert("L")]
+        _smooth(),
+        "WEBP",
+        quality=90,
+        save_all=True,
+        append_images=[_smooth((400, 300)).convert("L")],
     ),
 }
 
@@ -240,7 +258,10 @@ def test_damaged_files_are_refused(name: str, damage: str) -> None:
     assert decode_image(whole).size
     data = DAMAGE[damage](whole)
     assert data != whole
-    assert _refusal(data)[1] in ("image_truncated", "image_too_large")  # a damaged header may announce anything
+    assert _refusal(data)[1] in (
+        "image_truncated",
+        "image_too_large",
+    )  # a damaged header may announce anything
 
 
 def test_zeros_in_place_of_pixels_are_damage_though_their_number_be_right() -> None:
@@ -264,7 +285,9 @@ def test_an_even_part_may_be_coded_in_zeros() -> None:
 def test_what_stands_behind_the_end_is_no_damage() -> None:
     for whole in (JPEG, _encode(_image())):
         for behind in (b"\r\n", b"\0" * 4096, b"PK\3\4 and more"):
-            assert np.array_equal(np.asarray(decode_image(whole + behind)), np.asarray(decode_image(whole)))
+            assert np.array_equal(
+                np.asarray(decode_image(whole + behind)), np.asarray(decode_image(whole))
+            )
 
 
 def _of_several(jpeg: bytes) -> bytes:
@@ -285,7 +308,9 @@ def _pillow(data: bytes) -> Image.Image:
 def test_pixels_are_those_of_pillow(mode: str, sampling: object, progressive: bool) -> None:
     for size in ((400, 300), (333, 77)):
         options = {"subsampling": sampling} if mode == "RGB" else {}
-        data = _encode(_smooth(size).convert(mode), "JPEG", quality=75, progressive=progressive, **options)
+        data = _encode(
+            _smooth(size).convert(mode), "JPEG", quality=75, progressive=progressive, **options
+        )
         assert decode_image(data).tobytes() == _pillow(data).tobytes()
 
 
@@ -353,7 +378,11 @@ def test_exif_that_cannot_be_read_turns_nothing(kind: str, name: str) -> None:
 def _replaced(data: bytes, kind: bytes, *chunks: bytes) -> bytes:
     """Return a PNG whose chunk of a kind is replaced by others."""
     place = data.index(kind) - 4
-    return data[:place] + b"".join(chunks) + data[place + 12 + int.from_bytes(data[place : place + 4]) :]
+    return (
+        data[:place]
+        + b"".join(chunks)
+        + data[place + 12 + int.from_bytes(data[place : place + 4]) :]
+    )
 
 
 def _pixels_of(data: bytes) -> bytes:
@@ -385,8 +414,14 @@ def test_a_size_that_is_told_twice_must_be_the_same() -> None:
 def test_png_pixels_must_be_as_many_as_announced(name: str) -> None:
     whole = _encode(_image())
     raw = zlib.decompress(_pixels_of(whole))
-    assert decode_image(_replaced(whole, b"IDAT", chunk(b"IDAT", zlib.compress(raw)))).size == (80, 60)
-    assert _refusal(_replaced(whole, b"IDAT", chunk(b"IDAT", BAD_PNG[name](raw)))) == (422, "image_truncated")
+    assert decode_image(_replaced(whole, b"IDAT", chunk(b"IDAT", zlib.compress(raw)))).size == (
+        80,
+        60,
+    )
+    assert _refusal(_replaced(whole, b"IDAT", chunk(b"IDAT", BAD_PNG[name](raw)))) == (
+        422,
+        "image_truncated",
+    )
 
 
 def test_every_sum_of_a_png_counts() -> None:
@@ -399,26 +434,45 @@ def test_every_sum_of_a_png_counts() -> None:
     pixels = _pixels_of(whole)
     parted = chunk(b"IDAT", pixels[:50]), chunk(b"tEXt", b"a\0b"), chunk(b"IDAT", pixels[50:])
     assert _refusal(_replaced(whole, b"IDAT", *parted)) == (422, "image_truncated")
-    assert decode_image(_replaced(whole, b"IDAT", parted[0], chunk(b"IDAT", pixels[50:]))).size == (80, 60)
+    assert decode_image(_replaced(whole, b"IDAT", parted[0], chunk(b"IDAT", pixels[50:]))).size == (
+        80,
+        60,
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_interlaced_pngs_are_counted_right(bits: int) -> None:
     for side in (33, 37, 64):
-        passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        passes = (
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        )
         raw = b"".join(
-            (b"\0" + b"\x5a" * ((len(range(left, side, across)) * bits + 7) // 8)) * len(range(top, side, down))
+            (b"\0" + b"\x5a" * ((len(range(left, side, across)) * bits + 7) // 8))
+            * len(range(top, side, down))
             for left, top, across, down in passes
         )
         data = png(zlib.compress(raw), side=side, bits=bits, colour=0, interlaced=True)
         assert decode_image(data).tobytes() == _pillow_grey(data).tobytes()
-        assert _refusal(png(zlib.compress(raw[:-1]), side=side, bits=bits, colour=0, interlaced=True))[0] == 422
+        assert (
+            _refusal(png(zlib.compress(raw[:-1]), side=side, bits=bits, colour=0, interlaced=True))[
+                0
+            ]
+            == 422
+        )
 
 
 def _pillow_grey(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+            return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert(
+                "RGB"
+            )
         return image.convert("RGB")
 
 
@@ -443,7 +497,9 @@ def test_a_wholly_transparent_image_shows_nothing() -> None:
     image.putalpha(0)
     for kind in ("PNG", "WEBP"):
         with pytest.raises(InvalidImageError, match="show something"):
-            check_content(decode_image(_encode(image, kind, **({"lossless": True} if kind == "WEBP" else {}))))
+            check_content(
+                decode_image(_encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+            )
 
 
 @pytest.mark.parametrize("size", [(80, 60), (60, 80), (90, 90), (200, 50)])

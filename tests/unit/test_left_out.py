@@ -50,5 +50,7 @@ def test_a_table_of_many_words_does_not_hide_melanomas() -> None:
 def test_unknown_diagnoses_are_counted_by_what_the_table_says(tmp_path) -> None:  # type: ignore[no-untyped-def]
     table = [{**row, "dx": "unknown" if i % 2 else row["dx"]} for i, row in enumerate(rows())]
     source = read_source(write_source(tmp_path, table), HAM)
-    counted = count_left_out([(r.image_id, r.reason) for r in source.rejections], source.records, HAM)
+    counted = count_left_out(
+        [(r.image_id, r.reason) for r in source.rejections], source.records, HAM
+    )
     assert counted == {"unknown_dx": {"unknown": 12}}

@@ -20,7 +20,9 @@ def logged(request: pytest.FixtureRequest) -> Iterator[tuple[logging.Logger, io.
     """Give a logger as a replica has it, and what it writes."""
     logger, written = logging.getLogger(request.param), io.StringIO()
     handler = logging.StreamHandler(written)
-    handler.setFormatter(JSONFormatter())  # as the Serve config chooses it: it shows a trace wherever a record has one
+    handler.setFormatter(
+        JSONFormatter()
+    )  # as the Serve config chooses it: it shows a trace wherever a record has one
     logger.addHandler(handler)
     keep_traces_out()
     keep_traces_out()
@@ -34,13 +36,17 @@ def _fail() -> None:
     raise FloatingPointError(WORDS)
 
 
-def test_an_error_is_logged_by_its_kind_and_place(logged: tuple[logging.Logger, io.StringIO]) -> None:
+def test_an_error_is_logged_by_its_kind_and_place(
+    logged: tuple[logging.Logger, io.StringIO],
+) -> None:
     """As Ray Serve logs it."""
     logger, written = logged
     try:
         _fail()
     except FloatingPointError:
-        assert "Traceback" in JSONFormatter().format(logger.makeRecord("x", 40, "", 0, "", (), sys.exc_info()))
+        assert "Traceback" in JSONFormatter().format(
+            logger.makeRecord("x", 40, "", 0, "", (), sys.exc_info())
+        )
     for told in ("Request failed.", f"Request failed: {WORDS}"):
         try:
             _fail()
@@ -54,15 +60,21 @@ def test_an_error_is_logged_by_its_kind_and_place(logged: tuple[logging.Logger, 
     assert "raise FloatingPointError" not in text
 
 
-def test_an_error_of_another_process_is_logged_without_its_trace(logged: tuple[logging.Logger, io.StringIO]) -> None:
+def test_an_error_of_another_process_is_logged_without_its_trace(
+    logged: tuple[logging.Logger, io.StringIO],
+) -> None:
     logger, written = logged
-    error = RayTaskError("predict", f"Traceback (most recent call last):\n{WORDS}", FloatingPointError(WORDS))
+    error = RayTaskError(
+        "predict", f"Traceback (most recent call last):\n{WORDS}", FloatingPointError(WORDS)
+    )
     logger.warning(f"Request failed: {error}")
     assert WORDS not in written.getvalue()
     assert written.getvalue().count("\n") == 1
 
 
-def test_a_secret_is_hidden_and_all_else_is_logged_as_it_is(logged: tuple[logging.Logger, io.StringIO]) -> None:
+def test_a_secret_is_hidden_and_all_else_is_logged_as_it_is(
+    logged: tuple[logging.Logger, io.StringIO],
+) -> None:
     logger, written = logged
     logger.warning("loading %s, %d of %d", SECRET, 1, 2)
     assert "loading s3://***@bucket/bundle, 1 of 2" in written.getvalue()

@@ -11,13 +11,17 @@ WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return 4 * torch.randn(64, 7, generator=generator), torch.randint(0, 7, (64,), generator=generator)
+    return 4 * torch.randn(64, 7, generator=generator), torch.randint(
+        0, 7, (64,), generator=generator
+    )
 
 
 def test_gamma_zero_is_weighted_cross_entropy() -> None:
     logits, target = _batch()
     ours = focal_loss(logits, target, class_weights=WEIGHTS, gamma=0)
-    assert ours.item() == pytest.approx(F.cross_entropy(logits, target, weight=WEIGHTS).item(), abs=1e-6)
+    assert ours.item() == pytest.approx(
+        F.cross_entropy(logits, target, weight=WEIGHTS).item(), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 5.0])
@@ -51,7 +55,9 @@ def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
         for part in (slice(0, 20), slice(20, 64))
     ]
     joined = sum(loss for loss, _ in halves) / sum(weight for _, weight in halves)
-    assert joined.item() == pytest.approx(focal_loss(logits, target, class_weights=WEIGHTS, gamma=2).item(), rel=1e-6)
+    assert joined.item() == pytest.approx(
+        focal_loss(logits, target, class_weights=WEIGHTS, gamma=2).item(), rel=1e-6
+    )
 
 
 def test_gamma_between_zero_and_one_is_refused() -> None:
@@ -61,9 +67,13 @@ def test_gamma_between_zero_and_one_is_refused() -> None:
 
 def test_class_weights_follow_the_counts() -> None:
     counts = [327, 514, 1099, 115, 1113, 6705, 0]
-    weights = class_weights_from_counts(counts, targets=[MELANOMA_INDEX], tau=0.5, target_factor=2.0)
+    weights = class_weights_from_counts(
+        counts, targets=[MELANOMA_INDEX], tau=0.5, target_factor=2.0
+    )
     nv, bcc = CLASSES.index("nv"), CLASSES.index("bcc")
     assert weights[bcc] / weights[nv] == pytest.approx((514 / 6705) ** -0.5, rel=1e-5)
-    assert weights[MELANOMA_INDEX] / weights[nv] == pytest.approx(2 * (1113 / 6705) ** -0.5, rel=1e-5)
+    assert weights[MELANOMA_INDEX] / weights[nv] == pytest.approx(
+        2 * (1113 / 6705) ** -0.5, rel=1e-5
+    )
     assert weights[CLASSES.index("vasc")] == 0
     assert (weights * torch.tensor(counts)).sum() / sum(counts) == pytest.approx(1, rel=1e-5)

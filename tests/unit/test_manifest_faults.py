@@ -39,27 +39,38 @@ def test_a_fault_in_a_core_kind_is_found(plant: Any, serving: list[Document]) ->
     ],
     ids=["mistyped", "not a number", "wrong type", "no head"],
 )
-def test_a_fault_against_a_definition_is_found(plant: Any, serving: list[Document], crds: Path) -> None:
-    assert list(manifests.crd_findings(planted(serving, "RayService", lambda d: plant(d["spec"])), crds))
+def test_a_fault_against_a_definition_is_found(
+    plant: Any, serving: list[Document], crds: Path
+) -> None:
+    assert list(
+        manifests.crd_findings(planted(serving, "RayService", lambda d: plant(d["spec"])), crds)
+    )
 
 
-def test_a_fault_that_only_a_rule_in_cel_knows_is_found(training: list[Document], crds: Path) -> None:
+def test_a_fault_that_only_a_rule_in_cel_knows_is_found(
+    training: list[Document], crds: Path
+) -> None:
     """The definition's schema allows both ways to delete what a job leaves; its rule allows one of them."""
     both = {
         "onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteCluster"},
         "deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 1}}],
     }  # fmt: skip
     found = list(
-        manifests.crd_findings(planted(training, "RayJob", lambda d: d["spec"].update(deletionStrategy=both)), crds)
+        manifests.crd_findings(
+            planted(training, "RayJob", lambda d: d["spec"].update(deletionStrategy=both)), crds
+        )
     )
     assert found
     assert all("deletionStrategy" in line for line in found), found
 
 
 @pytest.mark.parametrize(
-    "fault", [{"backoffLimit": 2}, {"submitterConfig": {"backoffLimit": 0}}, {"submitterConfig": {}}]
+    "fault",
+    [{"backoffLimit": 2}, {"submitterConfig": {"backoffLimit": 0}}, {"submitterConfig": {}}],
 )
-def test_a_job_that_is_tried_again_or_given_up_is_found(fault: dict[str, Any], training: list[Document]) -> None:
+def test_a_job_that_is_tried_again_or_given_up_is_found(
+    fault: dict[str, Any], training: list[Document]
+) -> None:
     (job,) = of_kind(planted(training, "RayJob", lambda d: d["spec"].update(fault)), "RayJob")
     assert list(rules.retry_findings(job))
 
@@ -67,7 +78,9 @@ def test_a_job_that_is_tried_again_or_given_up_is_found(fault: dict[str, Any], t
 _POD_FAULTS: dict[str, Callable[[Any], object]] = {
     "root": lambda pod: pod["securityContext"].update(runAsNonRoot=False),
     "no seccomp": lambda pod: pod["securityContext"].pop("seccompProfile"),
-    "writable root": lambda pod: pod["containers"][0]["securityContext"].update(readOnlyRootFilesystem=False),
+    "writable root": lambda pod: pod["containers"][0]["securityContext"].update(
+        readOnlyRootFilesystem=False
+    ),
     "capabilities": lambda pod: pod["containers"][0]["securityContext"].pop("capabilities"),
     "memory without end": lambda pod: pod["containers"][0]["resources"].pop("limits"),
     "a token": lambda pod: pod.pop("automountServiceAccountToken"),
@@ -77,7 +90,9 @@ _POD_FAULTS: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("name", _POD_FAULTS)
 def test_a_right_too_many_is_found(name: str, serving: list[Document]) -> None:
     changed = planted(
-        serving, "RayService", lambda d: _POD_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]["template"]["spec"])
+        serving,
+        "RayService",
+        lambda d: _POD_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]["template"]["spec"]),
     )
     assert list(rules.hardening_findings(of_kind(changed, "RayService")[0]))
 
@@ -99,7 +114,9 @@ def test_a_fault_in_the_serve_config_is_found(old: str, new: str, serving: list[
         assert old in text
         service["spec"]["serveConfigV2"] = text.replace(old, new)
 
-    assert list(rules.serve_findings(of_kind(planted(serving, "RayService", plant), "RayService")[0]))
+    assert list(
+        rules.serve_findings(of_kind(planted(serving, "RayService", plant), "RayService")[0])
+    )
 
 
 _REFERENCE_FAULTS: dict[str, Callable[[Any], object]] = {
@@ -114,15 +131,27 @@ _REFERENCE_FAULTS: dict[str, Callable[[Any], object]] = {
     "image": lambda worker: worker["template"]["spec"]["containers"][0].update(
         image="registry.example.org/x:2.59.0-cpu"
     ),
-    "label": lambda worker: worker["template"]["metadata"]["labels"].update({"app.kubernetes.io/component": "other"}),
+    "label": lambda worker: worker["template"]["metadata"]["labels"].update(
+        {"app.kubernetes.io/component": "other"}
+    ),
 }
 
 
 @pytest.mark.parametrize("name", _REFERENCE_FAULTS)
 def test_what_is_named_and_not_there_is_found(name: str, serving: list[Document]) -> None:
-    told = {"melanoma-ray-token", "melanoma-redis", "melanoma-storage-read", "melanoma-api-keys", "melanoma-tls"}
+    told = {
+        "melanoma-ray-token",
+        "melanoma-redis",
+        "melanoma-storage-read",
+        "melanoma-api-keys",
+        "melanoma-tls",
+    }
     assert list(rules.reference_findings(serving, given=told)) == []
-    changed = planted(serving, "RayService", lambda d: _REFERENCE_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]))
+    changed = planted(
+        serving,
+        "RayService",
+        lambda d: _REFERENCE_FAULTS[name](cluster_of(d)["workerGroupSpecs"][0]),
+    )
     assert list(rules.reference_findings(changed, given=told))
 
 
@@ -131,27 +160,49 @@ def test_a_careless_dockerfile_is_found() -> None:
 
 
 _MORE_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "a gateway's mode": ("Gateway", lambda spec: spec["listeners"][0]["tls"].update(mode="Terminates")),
+    "a gateway's mode": (
+        "Gateway",
+        lambda spec: spec["listeners"][0]["tls"].update(mode="Terminates"),
+    ),
     "a gateway that ends TLS without a certificate": (
         "Gateway",
         lambda spec: spec["listeners"][0]["tls"].pop("certificateRefs"),
     ),
-    "a route's path": ("HTTPRoute", lambda spec: spec["rules"][0]["matches"][0]["path"].update(type="Prefix")),
-    "a route's patience": ("HTTPRoute", lambda spec: spec["rules"][0]["timeouts"].update(request=35)),
-    "a header to drop": ("ClientTrafficPolicy", lambda spec: spec["headers"].update(earlyRequestHeader={})),
+    "a route's path": (
+        "HTTPRoute",
+        lambda spec: spec["rules"][0]["matches"][0]["path"].update(type="Prefix"),
+    ),
+    "a route's patience": (
+        "HTTPRoute",
+        lambda spec: spec["rules"][0]["timeouts"].update(request=35),
+    ),
+    "a header to drop": (
+        "ClientTrafficPolicy",
+        lambda spec: spec["headers"].update(earlyRequestHeader={}),
+    ),
     "a rate": (
         "BackendTrafficPolicy",
         lambda spec: spec["rateLimit"]["local"]["rules"][0]["limit"].update(unit="Fortnight"),
     ),
-    "a monitor's endpoint": ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(ports="metrics")),
-    "a rule's duration": ("PrometheusRule", lambda spec: spec["groups"][0]["rules"][1].update({"for": "ten minutes"})),
+    "a monitor's endpoint": (
+        "PodMonitor",
+        lambda spec: spec["podMetricsEndpoints"][0].update(ports="metrics"),
+    ),
+    "a rule's duration": (
+        "PrometheusRule",
+        lambda spec: spec["groups"][0]["rules"][1].update({"for": "ten minutes"}),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", _MORE_FAULTS)
-def test_a_fault_against_another_definition_is_found(name: str, serving: list[Document], more_crds: Path) -> None:
+def test_a_fault_against_another_definition_is_found(
+    name: str, serving: list[Document], more_crds: Path
+) -> None:
     kind, plant = _MORE_FAULTS[name]
-    assert list(manifests.crd_findings(planted(serving, kind, lambda d: plant(d["spec"])), more_crds))
+    assert list(
+        manifests.crd_findings(planted(serving, kind, lambda d: plant(d["spec"])), more_crds)
+    )
 
 
 def _namespace(name: str) -> dict[str, Any]:
@@ -193,7 +244,9 @@ def test_a_loose_wire_is_found(name: str, serving: list[Document]) -> None:
 
 
 def test_a_right_too_many_of_the_autoscaler_is_found(serving: list[Document]) -> None:
-    changed = planted(serving, "RayService", lambda d: cluster_of(d)["autoscalerOptions"].pop("securityContext"))
+    changed = planted(
+        serving, "RayService", lambda d: cluster_of(d)["autoscalerOptions"].pop("securityContext")
+    )
     assert list(rules.hardening_findings(of_kind(changed, "RayService")[0]))
 
 
@@ -203,4 +256,6 @@ def test_an_image_may_be_pinned_by_its_digest(serving: list[Document]) -> None:
         container["image"] += f"@sha256:{'0' * 64}"
 
     pinned = planted(serving, "RayService", lambda d: pin(cluster_of(d)["workerGroupSpecs"][0]))
-    assert not [found for found in rules.reference_findings(pinned, given=set()) if "image tags" in found]
+    assert not [
+        found for found in rules.reference_findings(pinned, given=set()) if "image tags" in found
+    ]

@@ -31,11 +31,17 @@ def _ray(documents: list[Document]) -> list[Document]:
 
 
 def test_there_is_an_overlay_for_each_cluster_and_purpose() -> None:
-    both = {f"{cluster}/{purpose}" for cluster in ("cpu", "gpu") for purpose in ("serve", "train", "tune")}
+    both = {
+        f"{cluster}/{purpose}"
+        for cluster in ("cpu", "gpu")
+        for purpose in ("serve", "train", "tune")
+    }
     assert both | {"cpu/prepare", "cpu/evaluate"} == set(OVERLAYS)
 
 
-@pytest.mark.parametrize("path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S)))
+@pytest.mark.parametrize(
+    "path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S))
+)
 def test_files_are_tidy(path: Path) -> None:
     assert manifests.yamllint_findings(path.read_text()) == []
 
@@ -49,7 +55,9 @@ def test_kuberay_kinds_follow_their_definitions(overlay: list[Document], crds: P
     assert list(manifests.crd_findings(overlay, crds)) == []
 
 
-def test_every_custom_kind_follows_its_definition(overlay: list[Document], crds: Path, more_crds: Path) -> None:
+def test_every_custom_kind_follows_its_definition(
+    overlay: list[Document], crds: Path, more_crds: Path
+) -> None:
     known = manifests.defined_kinds(crds) | manifests.defined_kinds(more_crds)
     assert manifests.custom_kinds(overlay) <= known
     assert list(manifests.crd_findings(overlay, more_crds)) == []
@@ -60,11 +68,15 @@ def test_the_operator_takes_them(overlay: list[Document]) -> None:
 
 
 def test_nothing_tries_a_job_again(overlay: list[Document]) -> None:
-    assert [found for job in of_kind(overlay, "RayJob") for found in rules.retry_findings(job)] == []
+    assert [
+        found for job in of_kind(overlay, "RayJob") for found in rules.retry_findings(job)
+    ] == []
 
 
 def test_pods_have_no_rights_they_do_not_need(overlay: list[Document]) -> None:
-    assert [found for document in _ray(overlay) for found in rules.hardening_findings(document)] == []
+    assert [
+        found for document in _ray(overlay) for found in rules.hardening_findings(document)
+    ] == []
 
 
 def test_what_is_named_is_there(overlay: list[Document]) -> None:
@@ -83,7 +95,9 @@ def test_what_talks_to_each_other_can(name: str) -> None:
     assert list(rules.wiring_findings(manifests.render(name))) == []
 
 
-def test_what_is_public_goes_through_the_gateway_and_nothing_of_rays(serving: list[Document]) -> None:
+def test_what_is_public_goes_through_the_gateway_and_nothing_of_rays(
+    serving: list[Document],
+) -> None:
     from serve.ingress import app
 
     (route,) = of_kind(serving, "HTTPRoute")
@@ -91,14 +105,24 @@ def test_what_is_public_goes_through_the_gateway_and_nothing_of_rays(serving: li
 
     def passes(asked: str) -> bool:
         return any(
-            asked == path["value"] or (path["type"] == "PathPrefix" and asked.startswith(f"{path['value']}/"))
+            asked == path["value"]
+            or (path["type"] == "PathPrefix" and asked.startswith(f"{path['value']}/"))
             for path in paths
         )
 
-    ours = {*app.openapi()["paths"], "/", "/docs", "/docs/assets/x", "/page/page.js", "/openapi.json"}
+    ours = {
+        *app.openapi()["paths"],
+        "/",
+        "/docs",
+        "/docs/assets/x",
+        "/page/page.js",
+        "/openapi.json",
+    }
     assert {"/v1/predict", "/v2/models/melanoma/infer"} <= ours
     assert [path for path in ours if not passes(path)] == []
-    assert not any(passes(path) for path in ("/-/routes", "/-/healthz", "/metrics", "/v10", "/api/jobs"))
+    assert not any(
+        passes(path) for path in ("/-/routes", "/-/healthz", "/metrics", "/v10", "/api/jobs")
+    )
 
 
 @pytest.mark.parametrize("name", ["cpu/serve", "gpu/serve"])
@@ -110,11 +134,19 @@ def test_the_serve_config_has_one_source(name: str) -> None:
 def test_ray_is_the_one_that_is_locked(overlay: list[Document]) -> None:
     locked = re.search(r"^ray==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert locked is not None
-    assert {cluster_of(document)["rayVersion"] for document in _ray(overlay)} == {locked[1]} == {ray.__version__}
+    assert (
+        {cluster_of(document)["rayVersion"] for document in _ray(overlay)}
+        == {locked[1]}
+        == {ray.__version__}
+    )
 
 
 def test_pods_start_ray_as_the_service_wants_it(overlay: list[Document]) -> None:
-    (found,) = [d["data"] for d in of_kind(overlay, "ConfigMap") if d["metadata"]["name"].startswith("melanoma-ray")]
+    (found,) = [
+        d["data"]
+        for d in of_kind(overlay, "ConfigMap")
+        if d["metadata"]["name"].startswith("melanoma-ray")
+    ]
     assert ENVIRONMENT.items() <= found.items()
 
 
@@ -156,7 +188,11 @@ def test_the_serving_image_keeps_all_that_serving_imports() -> None:
     assert all((ROOT / part).exists() for part in left_out)
     needed = {str(path.relative_to(ROOT)) for path in _closure("serve")}
     assert {"melanoma/bundle/predictor.py", "serve/ingress.py"} <= needed
-    assert not {path for path in needed if any(path == part or path.startswith(f"{part}/") for part in left_out)}
+    assert not {
+        path
+        for path in needed
+        if any(path == part or path.startswith(f"{part}/") for part in left_out)
+    }
 
 
 def _closure(package: str) -> set[Path]:
@@ -170,7 +206,10 @@ def _closure(package: str) -> set[Path]:
             found.add(path)
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.module:
-                    waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                    waiting += [
+                        node.module,
+                        *(f"{node.module}.{alias.name}" for alias in node.names),
+                    ]
                 elif isinstance(node, ast.Import):
                     waiting += [alias.name for alias in node.names]
     return found
@@ -187,6 +226,9 @@ def test_alert_rules_are_understood_by_prometheus(serving: list[Document], tmp_p
     (rules,) = of_kind(serving, "PrometheusRule")
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules["spec"]))
     done = subprocess.run(
-        [promtool, "check", "rules", tmp_path / "rules.yaml"], capture_output=True, text=True, check=False
+        [promtool, "check", "rules", tmp_path / "rules.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

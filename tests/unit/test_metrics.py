@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from melanoma.evidence.metrics import METRICS, Predicted, clopper_pearson, group_bootstrap
 from tests.tasks import HAM, MELANOMA_INDEX
@@ -18,10 +24,16 @@ def _predictions(seed: int = 0, num: int = 300) -> tuple[np.ndarray, np.ndarray]
 @pytest.mark.parametrize("weighted", [False, True])
 def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
     labels, probabilities = _predictions()
-    weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(float) if weighted else np.ones(len(labels))
+    weights = (
+        np.random.default_rng(1).integers(0, 4, len(labels)).astype(float)
+        if weighted
+        else np.ones(len(labels))
+    )
     decided = probabilities.argmax(axis=1)
     expected = {
-        "auroc": roc_auc_score(labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights),
+        "auroc": roc_auc_score(
+            labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights
+        ),
         "target_recall_argmax": recall_score(
             labels, decided, labels=[MELANOMA_INDEX], average="macro", sample_weight=weights
         ),
@@ -30,7 +42,9 @@ def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
         "accuracy": accuracy_score(labels, decided, sample_weight=weights),
     }
     for name, value in expected.items():
-        assert METRICS[name].value(Predicted(HAM, labels, probabilities), weights) == pytest.approx(value), name
+        assert METRICS[name].value(Predicted(HAM, labels, probabilities), weights) == pytest.approx(
+            value
+        ), name
 
 
 def test_specificity_at_sensitivity_is_the_best_over_all_thresholds() -> None:
@@ -57,7 +71,9 @@ def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
     labels, probabilities = _predictions(num=120)
     once = group_bootstrap(Predicted(HAM, labels, probabilities), np.arange(120), num_draws=200)
     thrice = group_bootstrap(
-        Predicted(HAM, np.tile(labels, 3), np.tile(probabilities, (3, 1))), np.tile(np.arange(120), 3), num_draws=200
+        Predicted(HAM, np.tile(labels, 3), np.tile(probabilities, (3, 1))),
+        np.tile(np.arange(120), 3),
+        num_draws=200,
     )
     assert thrice["auroc"] == pytest.approx(once["auroc"])
 
@@ -75,7 +91,10 @@ def _coverage(num_trials: int, num_draws: int) -> dict[str, float]:
         repeats = np.random.default_rng(trial).integers(1, 4, 250)
         groups = np.repeat(np.arange(250), repeats)
         intervals = group_bootstrap(
-            Predicted(HAM, labels[groups], probabilities[groups]), groups, num_draws=num_draws, seed=trial
+            Predicted(HAM, labels[groups], probabilities[groups]),
+            groups,
+            num_draws=num_draws,
+            seed=trial,
         )
         for name, interval in intervals.items():
             covered[name] += interval["low"] <= truth[name] <= interval["high"]
@@ -86,5 +105,7 @@ def _coverage(num_trials: int, num_draws: int) -> dict[str, float]:
 def test_the_bootstrap_covers_what_it_says() -> None:
     coverage = _coverage(num_trials=200, num_draws=200)
     lines = "\n".join(f"  {name:30} {share:.1%}" for name, share in coverage.items())
-    print(f"\ngroup bootstrap, nominal 95 %, 200 simulated data sets; the true value was covered in\n{lines}")
+    print(
+        f"\ngroup bootstrap, nominal 95 %, 200 simulated data sets; the true value was covered in\n{lines}"
+    )
     assert min(coverage.values()) >= 0.88, coverage

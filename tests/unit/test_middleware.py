@@ -69,7 +69,9 @@ def test_every_failure_is_told_in_words_of_our_own(
     is_problem(response, status, code)
     assert SECRET not in response.text + caplog.text
     assert ("retry-after" in response.headers) == (status == 503)
-    assert response.headers.items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
+    assert (
+        response.headers.items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
+    )
 
 
 def test_an_error_of_another_replica_is_told_as_here(client: TestClient) -> None:
@@ -92,7 +94,9 @@ def test_a_form_is_never_spooled_to_a_file() -> None:
     assert whole.json() is False
 
 
-def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_is_logged_by_kind_and_place_only(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = client.post("/fail/internal_error").json()
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.getMessage().startswith("RuntimeError at test_middleware.py:")
@@ -100,7 +104,9 @@ def test_a_crash_is_logged_by_kind_and_place_only(client: TestClient, caplog: py
     assert SECRET not in caplog.text
 
 
-def test_the_log_has_the_route_and_not_the_address(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_the_route_and_not_the_address(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "ray.serve")
     client.post("/fail/timeout?name=patient")
     client.post("/elsewhere/patient")
@@ -142,7 +148,9 @@ def test_a_service_that_stops_refuses_new_requests_and_counts_those_under_way(
     is_problem(refused, 503, "stopping")
     assert refused.headers["connection"] == "close"
     assert int(refused.headers["retry-after"]) > 0
-    assert client.get("/healthz").status_code == 404  # let through to the routes, which this application lacks
+    assert (
+        client.get("/healthz").status_code == 404
+    )  # let through to the routes, which this application lacks
     assert state.num == 0
 
 
@@ -155,7 +163,9 @@ class _Network:
         return images
 
 
-def test_an_image_that_breaks_the_network_does_not_fail_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_breaks_the_network_does_not_fail_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(BatchMetrics, "computed", lambda *_: None)
     monkeypatch.setattr(BatchMetrics, "__init__", lambda _: None)
     classifier = object.__new__(Classifier)

@@ -59,7 +59,9 @@ class _Fails:
     ],
     ids=["full", "missing", "lost"],
 )
-def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(raised: Exception, renamed: type[Exception]) -> None:
+def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(
+    raised: Exception, renamed: type[Exception]
+) -> None:
     deployment: Any = _Fails(raised)
     with pytest.raises(renamed):
         asyncio.run(ModelClient(deployment, deployment).describe())
@@ -137,7 +139,9 @@ def test_a_bundle_that_changes_with_every_answer_is_told() -> None:
 def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
     replicas: Any = _Replicas({"one": (96, 128)})
     reading = asyncio.run(
-        ModelClient(replicas, replicas).read(Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")))
+        ModelClient(replicas, replicas).read(
+            Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"))
+        )
     )
     assert reading.shown.size == (1024, 768)
 
@@ -228,7 +232,10 @@ def test_a_permit_is_held_until_the_thread_ends(gate: Gate) -> None:
         assert (await again).version == "one"
 
     asyncio.run(ask())
-    assert (gate.most_inside, gate.num_begun) == (model_client.SMALL_AT_ONCE, model_client.SMALL_AT_ONCE + 1)
+    assert (gate.most_inside, gate.num_begun) == (
+        model_client.SMALL_AT_ONCE,
+        model_client.SMALL_AT_ONCE + 1,
+    )
 
 
 def test_large_images_come_one_at_a_time_and_small_ones_pass_them() -> None:
@@ -248,8 +255,16 @@ def test_large_images_come_one_at_a_time_and_small_ones_pass_them() -> None:
 def test_large_images_that_would_wait_in_vain_are_refused() -> None:
     async def ask() -> None:
         asked, large = _calls(), Gate(model_client.SMALL_WORK + 1)
-        tasks = [asyncio.create_task(asked.read(large)) for _ in range(model_client.MAX_LARGE_WAITING + 1)]
-        await _until(lambda: large.num_inside == 1 and asked._large._num_waiting == model_client.MAX_LARGE_WAITING)
+        tasks = [
+            asyncio.create_task(asked.read(large))
+            for _ in range(model_client.MAX_LARGE_WAITING + 1)
+        ]
+        await _until(
+            lambda: (
+                large.num_inside == 1
+                and asked._large._num_waiting == model_client.MAX_LARGE_WAITING
+            )
+        )
         with pytest.raises(OverloadedError):
             await asked.read(large)
         large.open()
@@ -288,7 +303,11 @@ def test_readiness_says_no_while_decoding_is_stuck(
 def test_what_is_refused_in_a_thread_frees_it_too() -> None:
     async def ask() -> list[Any]:
         lane = Lane("test", num_threads=2)
-        return list(await asyncio.gather(*(lane.run(lambda: 1 // 0) for _ in range(20)), return_exceptions=True))
+        return list(
+            await asyncio.gather(
+                *(lane.run(lambda: 1 // 0) for _ in range(20)), return_exceptions=True
+            )
+        )
 
     assert {type(found) for found in asyncio.run(ask())} == {ZeroDivisionError}
 
@@ -305,7 +324,9 @@ def test_all_images_of_a_request_have_a_limit_together() -> None:
 
 def test_of_several_images_it_is_said_which_is_at_fault() -> None:
     whole, bomb = scan_bomb(0, side=64), scan_bomb(1000, side=64)
-    with pytest.raises(InvalidImageError, match=r"^Image 2 of 2: The image must be JPEG") as refused:
+    with pytest.raises(
+        InvalidImageError, match=r"^Image 2 of 2: The image must be JPEG"
+    ) as refused:
         uploads_of([whole, b"words"])
     assert refused.value.status == 415
     uploads = uploads_of([whole, whole[: len(whole) // 2] + b"\xff\xd9", bomb])

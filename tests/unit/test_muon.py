@@ -42,7 +42,9 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
     """Without bfloat16 instructions one product takes 25 times as long in it."""
     kinds = set()
 
-    def watched(momentum: torch.Tensor, *arguments: object, dtype: torch.dtype, **more: object) -> torch.Tensor:
+    def watched(
+        momentum: torch.Tensor, *arguments: object, dtype: torch.dtype, **more: object
+    ) -> torch.Tensor:
         kinds.add(dtype)
         return momentum
 
@@ -55,7 +57,9 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_saved_state_goes_on_bit_for_bit() -> None:
     torch.manual_seed(0)
-    first, second = (build_model(ModelConfig(backbone="test_convnext"), len(CLASSES)) for _ in range(2))
+    first, second = (
+        build_model(ModelConfig(backbone="test_convnext"), len(CLASSES)) for _ in range(2)
+    )
     second.load_state_dict(first.state_dict())
     one, two = Muon(first.parameters(), lr=0.01), Muon(second.parameters(), lr=0.01)
     _gradients(first, 0)
@@ -86,5 +90,8 @@ def test_what_is_a_matrix(shape: tuple[int, ...], expected: bool) -> None:
 
 def test_work_is_shared_out_evenly() -> None:
     owners = share_out([5, 1, 4, 3, 3], 2)
-    loads = [sum(cost for cost, owner in zip([5, 1, 4, 3, 3], owners, strict=True) if owner == rank) for rank in (0, 1)]
+    loads = [
+        sum(cost for cost, owner in zip([5, 1, 4, 3, 3], owners, strict=True) if owner == rank)
+        for rank in (0, 1)
+    ]
     assert loads == [8, 8]

@@ -8,7 +8,14 @@ from safetensors.torch import save_file
 
 from melanoma.config import ModelConfig, OptimConfig
 from melanoma.errors import SettingError
-from melanoma.training.networks import build_model, check_feature_map, features, freeze, head, parameter_groups
+from melanoma.training.networks import (
+    build_model,
+    check_feature_map,
+    features,
+    freeze,
+    head,
+    parameter_groups,
+)
 from melanoma.training.weights import load_weights
 from tests.tasks import CLASSES
 
@@ -84,11 +91,21 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer_scale", [None, 1e-6])
 @pytest.mark.parametrize(
-    "backbone", ["test_vit", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "naflexvit_base_patch16_gap"]
+    "backbone",
+    [
+        "test_vit",
+        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "naflexvit_base_patch16_gap",
+    ],
 )
-def test_networks_without_a_feature_map_of_any_size_are_refused(backbone: str, layer_scale: float | None) -> None:
+def test_networks_without_a_feature_map_of_any_size_are_refused(
+    backbone: str, layer_scale: float | None
+) -> None:
     with pytest.raises(SettingError, match=r"(choose|must be) a convolutional network"):
-        check_feature_map(build_model(ModelConfig(backbone=backbone, layer_scale=layer_scale), len(CLASSES)))
+        check_feature_map(
+            build_model(ModelConfig(backbone=backbone, layer_scale=layer_scale), len(CLASSES))
+        )
 
 
 def test_convolutional_networks_are_taken() -> None:
@@ -97,7 +114,9 @@ def test_convolutional_networks_are_taken() -> None:
 
 
 def test_a_setting_that_a_network_does_not_take_is_named() -> None:
-    with pytest.raises(SettingError, match=r"model\.layer_scale must be null for model\.backbone resnet18"):
+    with pytest.raises(
+        SettingError, match=r"model\.layer_scale must be null for model\.backbone resnet18"
+    ):
         build_model(ModelConfig(backbone="resnet18", layer_scale=1e-6), len(CLASSES))
     with pytest.raises(SettingError, match=r"model\.drop_path must be 0 for model\.backbone vgg11"):
         build_model(ModelConfig(backbone="vgg11", layer_scale=None, drop_path=0.1), len(CLASSES))

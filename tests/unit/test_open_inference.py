@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from melanoma.errors import InvalidImageError
-from serve.open_inference import HEADER_LENGTH, InferenceRequestError, metadata, read_request, write_response
+from serve.open_inference import (
+    HEADER_LENGTH,
+    InferenceRequestError,
+    metadata,
+    read_request,
+    write_response,
+)
 from tests.bundles import described
 
 DESCRIBED = described("v")
@@ -17,7 +23,12 @@ IMAGE = b"\xff\xd8\xffimage"
 
 
 def _json(**changes: Any) -> dict[str, Any]:
-    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(IMAGE).decode()]}
+    asked = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [1],
+        "data": [base64.b64encode(IMAGE).decode()],
+    }
     return {"id": "7", "inputs": [asked | changes]}
 
 
@@ -42,7 +53,9 @@ def test_pixels_come_as_numbers_or_as_bytes() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
     head = {"name": "pixels", "datatype": "UINT8", "shape": [2, 40, 50, 3]}
     as_numbers = _read({"inputs": [head | {"data": pixels.ravel().tolist()}]})
-    as_bytes = _read({"inputs": [head | {"parameters": {"binary_data_size": pixels.nbytes}}]}, pixels.tobytes())
+    as_bytes = _read(
+        {"inputs": [head | {"parameters": {"binary_data_size": pixels.nbytes}}]}, pixels.tobytes()
+    )
     for asked in (as_numbers, as_bytes):
         assert all(isinstance(image, Image.Image) for image in asked.images)
         assert np.array_equal(np.stack([np.asarray(image) for image in asked.images]), pixels)
@@ -67,7 +80,9 @@ def test_pixels_come_as_numbers_or_as_bytes() -> None:
         (lambda h: h["inputs"][0].update(parameters={"binary_data_size": 99}), "binary_data_size"),
     ],
 )
-def test_what_does_not_follow_the_protocol_is_refused(change: Callable[[dict[str, Any]], object], rule: str) -> None:
+def test_what_does_not_follow_the_protocol_is_refused(
+    change: Callable[[dict[str, Any]], object], rule: str
+) -> None:
     header = _json()
     change(header)
     with pytest.raises(InferenceRequestError, match=rule):
@@ -125,14 +140,18 @@ def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
 def test_an_answer_says_what_it_rests_on() -> None:
     """As /v1 does: a decision without a promise must not look like one with it."""
     warnings = ["uncontracted", "uncontracted"]
-    body, _ = write_response(_read(_json()), DESCRIBED, np.array([[0.25, 0.75]]), ["refer"], warnings=warnings)
+    body, _ = write_response(
+        _read(_json()), DESCRIBED, np.array([[0.25, 0.75]]), ["refer"], warnings=warnings
+    )
     told = json.loads(body)["parameters"]
     assert told["contract_status"] == metadata(DESCRIBED)["parameters"]["contract_status"] == "met"
     assert told["contract"] == DESCRIBED.contract_sentence
     assert told["threshold"] == DESCRIBED.manifest.operating_point.threshold
     assert (told["classes"], told["targets"]) == ("akiec, bcc, bkl, df, mel, nv, vasc", "mel")
     assert told["warnings"] == "uncontracted"
-    assert all(isinstance(value, str | int | float) for value in told.values())  # as the protocol has parameters
+    assert all(
+        isinstance(value, str | int | float) for value in told.values()
+    )  # as the protocol has parameters
 
 
 @pytest.mark.parametrize(
@@ -150,13 +169,20 @@ def test_what_is_asked_and_not_offered_is_refused(change: dict[str, Any]) -> Non
 def test_long_strings_among_pixels_cost_nothing() -> None:
     """As an array of fixed width these two megabytes would be twenty gigabytes."""
     data = ["a" * 10_000] + [""] * 500_000
-    asked = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 400, 417, 3], "data": data}]}
+    asked = {
+        "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 400, 417, 3], "data": data}]
+    }
     with pytest.raises(InferenceRequestError, match="whole numbers from 0 to 255"):
         read_request(json.dumps(asked).encode(), None)
 
 
 def test_a_flood_of_empty_elements_is_cut_off() -> None:
-    asked = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 4_000_000}}
+    asked = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [1],
+        "parameters": {"binary_data_size": 4_000_000},
+    }
     header = json.dumps({"inputs": [asked]}).encode()
     with pytest.raises(InferenceRequestError, match="at most 32 elements"):
         read_request(header + bytes(4_000_000), str(len(header)))

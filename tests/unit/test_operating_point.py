@@ -17,12 +17,25 @@ from tests.tasks import HAM, MELANOMA_INDEX
 
 def _select(melanomas: np.ndarray, others: np.ndarray, **settings: float):  # type: ignore[no-untyped-def]
     options = {"target_sensitivity": 0.9, "min_specificity": 0.5, **settings}
-    return select_operating_point(melanomas, others, Promise(HAM.targets, population="simulated", **options))
+    return select_operating_point(
+        melanomas, others, Promise(HAM.targets, population="simulated", **options)
+    )
 
 
 @pytest.mark.parametrize(
     ("num", "allowed"),
-    [(28, -1), (29, 0), (45, 0), (46, 1), (61, 2), (92, 4), (106, 5), (154, 9), (187, 11), (614, 48)],
+    [
+        (28, -1),
+        (29, 0),
+        (45, 0),
+        (46, 1),
+        (61, 2),
+        (92, 4),
+        (106, 5),
+        (154, 9),
+        (187, 11),
+        (614, 48),
+    ],
 )
 def test_misses_allowed_are_the_published_ones(num: int, allowed: int) -> None:
     assert misses_allowed(num, target_sensitivity=0.9) == allowed
@@ -33,7 +46,9 @@ def test_29_melanomas_are_needed() -> None:
 
 
 def test_the_threshold_lies_midway_below_the_last_melanoma_that_must_be_caught() -> None:
-    melanomas = np.linspace(0.5, 0.96, 47)  # one miss allowed: the second smallest, 0.51, must be caught
+    melanomas = np.linspace(
+        0.5, 0.96, 47
+    )  # one miss allowed: the second smallest, 0.51, must be caught
     others = np.array([0.1, 0.505, 0.7])
     point = _select(melanomas, others, min_specificity=0.0)
     assert point.threshold == pytest.approx((0.51 + 0.505) / 2)
@@ -73,7 +88,11 @@ def test_choosing_the_epoch_on_calibration_breaks_the_contract() -> None:
 
 def test_too_few_targets_promise_nothing() -> None:
     contract = _select(np.full(28, 0.9), np.full(50, 0.1)).contract
-    assert (contract.status, contract.reason, contract.num_target_needed) == ("unmet", "too_few_targets", 29)
+    assert (contract.status, contract.reason, contract.num_target_needed) == (
+        "unmet",
+        "too_few_targets",
+        29,
+    )
     assert "29" in contract.sentence(HAM)
 
 
@@ -96,7 +115,9 @@ def test_ties_are_referred_together() -> None:
         (np.array([np.nan] * 40), FloatingPointError, "finite"),
     ],
 )
-def test_undefined_scores_are_refused(melanomas: np.ndarray, error: type[Exception], message: str) -> None:
+def test_undefined_scores_are_refused(
+    melanomas: np.ndarray, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         _select(melanomas, np.array([0.1]))
 
@@ -107,7 +128,9 @@ def test_units_are_one_image_a_group() -> None:
     melanomas, others = choose_units(labels == MELANOMA_INDEX, groups, seed=0)
     assert sorted(groups[melanomas]) == [0, 1, 3]
     assert sorted(groups[others]) == [1, 2]
-    assert {choose_units(labels == MELANOMA_INDEX, groups, seed=seed)[0][0] for seed in range(20)} == {0, 1}
+    assert {
+        choose_units(labels == MELANOMA_INDEX, groups, seed=seed)[0][0] for seed in range(20)
+    } == {0, 1}
 
 
 @pytest.mark.parametrize(

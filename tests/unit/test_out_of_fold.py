@@ -4,7 +4,12 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores, paired_difference
+from melanoma.evidence.out_of_fold import (
+    FoldScores,
+    Objective,
+    choose_fold_scores,
+    paired_difference,
+)
 from tests.tasks import HAM
 
 RECALL = Objective("melanoma_recall", 0.8)
@@ -14,11 +19,16 @@ def _fold(seed: int, *, lift: float = 1.2, num: int = 120, rounded: bool = False
     rng = np.random.default_rng(seed)
     is_target = rng.random(num) < 0.3
     scores = rng.normal(size=num) + lift * is_target
-    return FoldScores(is_target, scores.round(1) if rounded else scores, np.array([f"{seed}-{i}" for i in range(num)]))
+    return FoldScores(
+        is_target,
+        scores.round(1) if rounded else scores,
+        np.array([f"{seed}-{i}" for i in range(num)]),
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc"]
+    "text",
+    ["melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc"],
 )
 def test_objectives_are_read_as_they_are_written(text: str) -> None:
     assert str(Objective.parse(text)) == text
@@ -46,11 +56,14 @@ def test_recall_at_a_specificity_is_the_best_over_all_thresholds(rounded: bool) 
 def test_hits_are_pooled_over_folds() -> None:
     folds = [_fold(0), _fold(1, num=200)]
     hits = [RECALL.score([fold]) * fold.is_target.sum() for fold in folds]
-    assert RECALL.score(folds) == pytest.approx(sum(hits) / sum(fold.is_target.sum() for fold in folds))
+    assert RECALL.score(folds) == pytest.approx(
+        sum(hits) / sum(fold.is_target.sum() for fold in folds)
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc"]
+    "text",
+    ["melanoma_recall@specificity=0.8", "specificity@sensitivity=0.9", "auroc", "partial_auroc"],
 )
 def test_the_scale_of_a_fold_does_not_matter(text: str) -> None:
     folds = [_fold(0), _fold(1)]
@@ -61,11 +74,15 @@ def test_the_scale_of_a_fold_does_not_matter(text: str) -> None:
 
 def test_areas_are_those_of_scikit_learn() -> None:
     fold = _fold(2)
-    assert Objective("auroc").score([fold]) == pytest.approx(roc_auc_score(fold.is_target, fold.scores))
+    assert Objective("auroc").score([fold]) == pytest.approx(
+        roc_auc_score(fold.is_target, fold.scores)
+    )
     false_positive, sensitivity, _ = roc_curve(fold.is_target, fold.scores, drop_intermediate=False)
     fine = np.linspace(0, 1, 200_001)
     above = np.clip(np.interp(fine, false_positive, sensitivity) - 0.8, 0, None)
-    assert Objective("partial_auroc").score([fold]) == pytest.approx(np.trapezoid(above, fine), abs=2e-3)
+    assert Objective("partial_auroc").score([fold]) == pytest.approx(
+        np.trapezoid(above, fine), abs=2e-3
+    )
 
 
 def test_always_saying_melanoma_gains_nothing() -> None:
@@ -88,7 +105,10 @@ def test_a_real_difference_is_shown_and_none_is_not() -> None:
     assert found.shown
     assert found.low > 0
     rng = np.random.default_rng(0)
-    alike = [FoldScores(f.is_target, f.scores + 0.3 * rng.normal(size=len(f.scores)), f.groups) for f in base]
+    alike = [
+        FoldScores(f.is_target, f.scores + 0.3 * rng.normal(size=len(f.scores)), f.groups)
+        for f in base
+    ]
     assert not paired_difference(RECALL, [alike], [base], num_draws=200).shown
 
 

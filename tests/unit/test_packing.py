@@ -11,7 +11,9 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
 
 
-def _manifest(model: torch.nn.Module, config: TrainConfig, data: PreparedData, folder: Path) -> dict:  # type: ignore[type-arg]
+def _manifest(
+    model: torch.nn.Module, config: TrainConfig, data: PreparedData, folder: Path
+) -> dict:  # type: ignore[type-arg]
     folder.mkdir()
     pack(model, config, data, folder, best_epoch=1)
     manifest: dict = json.loads((folder / "manifest.json").read_text())  # type: ignore[type-arg]
@@ -42,7 +44,15 @@ def test_validation_moves_the_calibrator_and_test_moves_nothing(
     trained: torch.nn.Module, tiny_config: TrainConfig, prepared: PreparedData, tmp_path: Path
 ) -> None:
     plain = _manifest(trained, tiny_config, prepared, tmp_path / "plain")
-    validation = _shuffle_labels(prepared, (prepared.records["split"] == "train") & (prepared.records["fold"] == 0))
-    assert _manifest(trained, tiny_config, validation, tmp_path / "validation")["calibrator"] != plain["calibrator"]
+    validation = _shuffle_labels(
+        prepared, (prepared.records["split"] == "train") & (prepared.records["fold"] == 0)
+    )
+    assert (
+        _manifest(trained, tiny_config, validation, tmp_path / "validation")["calibrator"]
+        != plain["calibrator"]
+    )
     test = _shuffle_labels(prepared, prepared.records["split"] == "test")
-    assert _manifest(trained, tiny_config, test, tmp_path / "test")["operating_point"] == plain["operating_point"]
+    assert (
+        _manifest(trained, tiny_config, test, tmp_path / "test")["operating_point"]
+        == plain["operating_point"]
+    )

@@ -27,9 +27,16 @@ def test_it_reads_like_ham10000(phantom_source: Path) -> None:
     source = read_source(phantom_source, HAM)
     assert not source.rejections
     assert source.group_columns == ("patient_id", "lesion_id")
-    assert {"lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"} <= set(
-        _metadata(phantom_source).columns
-    )
+    assert {
+        "lesion_id",
+        "image_id",
+        "dx",
+        "dx_type",
+        "age",
+        "sex",
+        "localization",
+        "dataset",
+    } <= set(_metadata(phantom_source).columns)
 
 
 def test_every_image_has_a_true_mask_and_says_that_it_is_synthetic(phantom_source: Path) -> None:
@@ -64,14 +71,18 @@ def test_imbalance_and_hardness_are_set() -> None:
 
     def auroc(lesions: list[Lesion]) -> float:
         of = [lesion for lesion in lesions if lesion.dx in ("mel", "nv")]
-        return float(roc_auc_score([lesion.dx == "mel" for lesion in of], [lesion.strength for lesion in of]))
+        return float(
+            roc_auc_score([lesion.dx == "mel" for lesion in of], [lesion.strength for lesion in of])
+        )
 
     assert auroc(easy) > 0.97
     # Two lesions are told apart unless one of them is a mimic; if both are, the wrong way round.
     assert auroc(hard) == pytest.approx(0.7**2 + 0.7 * 0.3, abs=0.06)
 
 
-@pytest.mark.parametrize("wrong", [{"melanomas": 0.0}, {"melanomas": 0.6}, {"mimics": 0.51}, {"mimics": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"melanomas": 0.0}, {"melanomas": 0.6}, {"mimics": 0.51}, {"mimics": -0.1}]
+)
 def test_impossible_sets_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingError, match="must be in"):
         PhantomConfig(**wrong)
@@ -86,19 +97,31 @@ def test_large_sets_have_the_balance_of_ham10000() -> None:
 
 def test_the_same_seed_draws_the_same_image() -> None:
     lesion, camera = Lesion("mel", 0.7, 0.3, 5), Camera((1, 1, 1), 0.2)
-    (first, _), (again, _), (other, _) = draw(lesion, camera, 0), draw(lesion, camera, 0), draw(lesion, camera, 1)
+    (first, _), (again, _), (other, _) = (
+        draw(lesion, camera, 0),
+        draw(lesion, camera, 0),
+        draw(lesion, camera, 1),
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_mean_colour_does_not_give_melanoma_away(phantom_source: Path) -> None:
     table = _metadata(phantom_source)
-    files = [(phantom_source / "images" / f"{image_id}.jpg").read_bytes() for image_id in table["image_id"]]
+    files = [
+        (phantom_source / "images" / f"{image_id}.jpg").read_bytes()
+        for image_id in table["image_id"]
+    ]
     colours = [np.asarray(decode_image(data)).reshape(-1, 3).mean(axis=0) for data in files]
     labels = (table["dx"] == "mel").to_numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression())
     scores = cross_val_predict(
-        model, np.array(colours), labels, cv=GroupKFold(5), groups=table["patient_id"], method="decision_function"
+        model,
+        np.array(colours),
+        labels,
+        cv=GroupKFold(5),
+        groups=table["patient_id"],
+        method="decision_function",
     )
     assert roc_auc_score(labels, scores) < 0.75
 
@@ -115,7 +138,9 @@ def test_a_leak_is_planted_under_other_ids() -> None:
     plain, leaking = (lay_out(PhantomConfig(num_lesions=200, leaks=n))[1] for n in (0, 15))
     assert len(leaking) == len(plain) + 15
     again = leaking[leaking["view"] == 9]
-    originals = leaking[leaking["lesion_index"].isin(again["lesion_index"]) & (leaking["view"] == 0)]
+    originals = leaking[
+        leaking["lesion_index"].isin(again["lesion_index"]) & (leaking["view"] == 0)
+    ]
     assert len(originals) == 15
     assert not set(again["lesion_id"]) & set(originals["lesion_id"])
     assert not set(again["patient_id"]) & set(originals["patient_id"])

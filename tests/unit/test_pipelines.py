@@ -32,7 +32,9 @@ def quick(tiny_config: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run_dir(prepared: PreparedData, quick: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(
+    prepared: PreparedData, quick: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(prepared.folder, folder, quick)
     return folder
@@ -44,15 +46,21 @@ def test_a_training_in_this_process_leaves_a_whole_run(run_dir: Path, quick: Tra
     assert str(run_dir) not in (run_dir / RESULT).read_text()
     history = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert result["best_epoch"] == max(history, key=lambda row: (row["auroc"], row["epoch"]))["epoch"]
+    assert (
+        result["best_epoch"] == max(history, key=lambda row: (row["auroc"], row["epoch"]))["epoch"]
+    )
     assert load_bundle(run_dir / "bundle").manifest.training_config == quick
 
 
-def test_a_finished_run_is_only_reported(prepared: PreparedData, run_dir: Path, quick: TrainConfig) -> None:
+def test_a_finished_run_is_only_reported(
+    prepared: PreparedData, run_dir: Path, quick: TrainConfig
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
     again = train(prepared.folder, run_dir, quick)
     assert again.bundle == run_dir / "bundle"
-    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()
+    } == before
 
 
 class _CutError(Exception):
@@ -60,7 +68,11 @@ class _CutError(Exception):
 
 
 def test_a_run_cut_short_ends_like_one_left_alone(
-    prepared: PreparedData, run_dir: Path, quick: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedData,
+    run_dir: Path,
+    quick: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from melanoma.training.local import LocalSession
 
@@ -77,7 +89,9 @@ def test_a_run_cut_short_ends_like_one_left_alone(
     monkeypatch.setattr(LocalSession, "report", report)
     train(prepared.folder, tmp_path / "run", quick)
     assert torch.get_num_threads() == threads
-    ours, theirs = (load_bundle(folder / "bundle").manifest for folder in (tmp_path / "run", run_dir))
+    ours, theirs = (
+        load_bundle(folder / "bundle").manifest for folder in (tmp_path / "run", run_dir)
+    )
     assert ours.weights_sha256 == theirs.weights_sha256
     assert ours.operating_point == theirs.operating_point
 
@@ -99,17 +113,23 @@ def test_of_a_damaged_checkpoint_the_run_goes_on_from_what_is_whole(
     )
 
 
-def test_other_settings_do_not_take_a_run_over(prepared: PreparedData, run_dir: Path, quick: TrainConfig) -> None:
+def test_other_settings_do_not_take_a_run_over(
+    prepared: PreparedData, run_dir: Path, quick: TrainConfig
+) -> None:
     with pytest.raises(DataError, match=r"config\.seed"):
         train(prepared.folder, run_dir, quick.with_overrides(["seed=9"]))
 
 
-def test_several_workers_need_another_executor(prepared: PreparedData, quick: TrainConfig, tmp_path: Path) -> None:
+def test_several_workers_need_another_executor(
+    prepared: PreparedData, quick: TrainConfig, tmp_path: Path
+) -> None:
     with pytest.raises(SettingError, match="Several workers need an executor"):
         run_job(TrainJob(prepared.folder, tmp_path / "run", quick, num_workers=2), LocalExecutor())
 
 
-def test_an_evaluation_in_this_process(bundle_dir: Path, prepared: PreparedData, tmp_path: Path) -> None:
+def test_an_evaluation_in_this_process(
+    bundle_dir: Path, prepared: PreparedData, tmp_path: Path
+) -> None:
     report = evaluate(bundle_dir, prepared.folder, tmp_path / "out")
     predictions = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert report["image"]["num"] == len(predictions) == len(prepared.rows("test"))
@@ -123,12 +143,19 @@ def test_scores_of_a_folder(bundle_dir: Path, phantom_source: Path, tmp_path: Pa
         shutil.copy(path, folder / ("deep" if number % 2 else ".") / path.name)
     (folder / "broken.jpg").write_bytes(b"no image")
     progress: list[tuple[int, int]] = []
-    table = score(bundle_dir, folder, tmp_path / "out", progress=lambda done, total: progress.append((done, total)))
+    table = score(
+        bundle_dir,
+        folder,
+        tmp_path / "out",
+        progress=lambda done, total: progress.append((done, total)),
+    )
     assert len(table) == 7
     broken = table.set_index("path").loc["broken.jpg"]
     assert (broken["decision"], broken["reason"]) == ("cannot_assess", "image_unreadable")
     assert progress[-1] == (7, 7)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")) == [
+    assert sorted(
+        path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
+    ) == [
         "run.json",
         SCORES,
     ]
@@ -183,12 +210,16 @@ def test_the_same_lesions_as_two_classes(
     phantom_source: Path, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     source = _as_binary(phantom_source, tmp_path / "source")
-    config = PrepareConfig(task=BINARY, size=96, calibration_fraction=0.45, num_folds=3, population="phantom lesions")
+    config = PrepareConfig(
+        task=BINARY, size=96, calibration_fraction=0.45, num_folds=3, population="phantom lesions"
+    )
     manifest = prepare(source, tmp_path / "dataset", config)
     assert manifest.task == BINARY
     data = open_prepared(tmp_path / "dataset", verify=True)
     assert len(data.records) == len(prepared.records)
-    result = train(tmp_path / "dataset", tmp_path / "run", tiny_config.with_overrides(["min_specificity=0.0"]))
+    result = train(
+        tmp_path / "dataset", tmp_path / "run", tiny_config.with_overrides(["min_specificity=0.0"])
+    )
     assert result.contract.targets == ("malignant",)
     assert result.contract.status == "met"
     assert "of malignant lesions are referred" in result.contract_sentence

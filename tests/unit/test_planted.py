@@ -27,14 +27,24 @@ def _table(surface: Callable[[float, float, float], float], seed: int) -> Table:
     ):
         folds = surface(gamma, tau, factor) + hard + rng.normal(0, SETTING_NOISE, NUM_FOLDS)
         rows += [
-            {GAMMA: gamma, TAU: tau, FACTOR: factor, "folds": done, "objective": folds[:done].mean()}
+            {
+                GAMMA: gamma,
+                TAU: tau,
+                FACTOR: factor,
+                "folds": done,
+                "objective": folds[:done].mean(),
+            }
             for done in range(1, NUM_FOLDS + 1)
         ]
     return Table(pd.DataFrame(rows))
 
 
 def _chosen(table: Table, seed: int) -> Sample:
-    finished = [tried for tried in play(table, kind="tpe", seed=seed, num_trials=NUM_TRIALS) if tried.finished]
+    finished = [
+        tried
+        for tried in play(table, kind="tpe", seed=seed, num_trials=NUM_TRIALS)
+        if tried.finished
+    ]
     return max(finished, key=lambda tried: tried.figure).sample
 
 
@@ -42,7 +52,12 @@ def test_a_planted_region_is_found() -> None:
     """Heavy melanomas and a moderate gamma are best, far from both anchors; the further away, the worse."""
 
     def surface(gamma: float, tau: float, factor: float) -> float:
-        return 0.75 - 0.1 * ((gamma - 2) / 5) ** 2 - 0.15 * (tau - 0.8) ** 2 - 0.15 * (math.log(factor, 8) - 0.7) ** 2
+        return (
+            0.75
+            - 0.1 * ((gamma - 2) / 5) ** 2
+            - 0.15 * (tau - 0.8) ** 2
+            - 0.15 * (math.log(factor, 8) - 0.7) ** 2
+        )
 
     best = [_chosen(_table(surface, seed), seed) for seed in range(SEEDS)]
     reached = [surface(s[GAMMA] if s[GAMMA] >= 1 else 0.0, s[TAU], s[FACTOR]) for s in best]

@@ -33,16 +33,21 @@ def web_server() -> Iterator[int]:
     server.server_close()
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "http://127.0.0.1:{}", "https://localhost:{}"])
+@pytest.mark.parametrize(
+    "form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "http://127.0.0.1:{}", "https://localhost:{}"]
+)
 def test_a_ray_that_is_gone_is_told_at_once(form: str, unused: int) -> None:
     address = form.format(unused)
-    with pytest.raises(ConnectionError, match=rf"no Ray answers at {address} \(.*\); unset RAY_ADDRESS or start it"):
+    with pytest.raises(
+        ConnectionError, match=rf"no Ray answers at {address} \(.*\); unset RAY_ADDRESS or start it"
+    ):
         check_address(address)
 
 
 def test_a_name_that_nobody_knows_is_told() -> None:
     with pytest.raises(
-        ConnectionError, match=r"no Ray answers at head\.invalid:6379 \(the name head\.invalid is not known\)"
+        ConnectionError,
+        match=r"no Ray answers at head\.invalid:6379 \(the name head\.invalid is not known\)",
     ):
         check_address("head.invalid:6379")
 
@@ -76,7 +81,9 @@ def test_a_folder_whose_sockets_would_have_too_long_names_is_refused(
     for other in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, f"/{'x' * 119}")
-    with pytest.raises(DataError, match=rf"{name} must have at most \d+ bytes, it has 120: .* 107; set RAY_TMPDIR"):
+    with pytest.raises(
+        DataError, match=rf"{name} must have at most \d+ bytes, it has 120: .* 107; set RAY_TMPDIR"
+    ):
         check_temp_dir()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     check_temp_dir()

@@ -25,7 +25,9 @@ def _spoil(source: Path) -> None:
     (source / "images" / "IMG_002_0.jpg").write_bytes(b"not an image")
     (source / "images" / "IMG_005_1.jpg").unlink()
     # The same pixels under two names and two labels.
-    (source / "images" / "IMG_007_0.jpg").write_bytes((source / "images" / "IMG_008_0.jpg").read_bytes())
+    (source / "images" / "IMG_007_0.jpg").write_bytes(
+        (source / "images" / "IMG_008_0.jpg").read_bytes()
+    )
 
 
 def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> None:
@@ -71,12 +73,20 @@ def test_bad_rows_can_be_left_out_and_are_listed(source: Path, tmp_path: Path) -
 
 def test_copies_and_known_pairs_are_joined(source: Path, tmp_path: Path) -> None:
     images = source / "images"
-    (images / "IMG_002_0.jpg").write_bytes((images / "IMG_004_0.jpg").read_bytes())  # the same bytes
-    Image.open(images / "IMG_006_0.jpg").save(images / "IMG_006_0.png")  # the same pixels in another file
+    (images / "IMG_002_0.jpg").write_bytes(
+        (images / "IMG_004_0.jpg").read_bytes()
+    )  # the same bytes
+    Image.open(images / "IMG_006_0.jpg").save(
+        images / "IMG_006_0.png"
+    )  # the same pixels in another file
     (images / "IMG_008_0.jpg").unlink()
     (images / "IMG_006_0.png").rename(images / "IMG_008_0.png")
     (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
-    prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
+    prepare(
+        source,
+        tmp_path / "out",
+        PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"),
+    )
     group = open_prepared(tmp_path / "out").records.set_index("image_id")["group"]
     assert group["IMG_002_1"] == group["IMG_004_1"]
     assert group["IMG_006_1"] == group["IMG_008_1"]
@@ -92,10 +102,16 @@ def test_pairs_need_no_header_and_may_name_files(source: Path, tmp_path: Path) -
     assert group["IMG_001_1"] == group["IMG_003_0"]
 
 
-def test_one_lesion_has_one_label_though_known_by_a_pair_alone(source: Path, tmp_path: Path) -> None:
+def test_one_lesion_has_one_label_though_known_by_a_pair_alone(
+    source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_002_0\n")
     with pytest.raises(DataError, match="2 pair_with_two_labels"):
-        prepare(source, tmp_path / "out", PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"))
+        prepare(
+            source,
+            tmp_path / "out",
+            PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv"),
+        )
 
 
 def test_a_folder_named_like_an_image_is_none(source: Path, tmp_path: Path) -> None:
@@ -110,7 +126,9 @@ def test_large_images_lie_in_smaller_shards() -> None:
     assert _shard_rows(2048) * 2048 * 1536 * 3 <= 96 * 2**20
 
 
-def test_groups_hold_though_the_image_that_joins_them_is_left_out(source: Path, tmp_path: Path) -> None:
+def test_groups_hold_though_the_image_that_joins_them_is_left_out(
+    source: Path, tmp_path: Path
+) -> None:
     """A known pair joins two lesions; that one of its images cannot be read does not part them again."""
     (source / "images" / "IMG_003_1.jpg").write_bytes(b"not an image")
     (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
@@ -132,7 +150,9 @@ def test_given_splits_that_leak_are_refused(source: Path, tmp_path: Path) -> Non
 def test_grouping_is_never_guessed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lack patient_id"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, group_by=("patient_id",)))
-    pd.read_csv(source / "metadata.csv").drop(columns="lesion_id").to_csv(source / "metadata.csv", index=False)
+    pd.read_csv(source / "metadata.csv").drop(columns="lesion_id").to_csv(
+        source / "metadata.csv", index=False
+    )
     with pytest.raises(DataError, match="give no image a patient_id or lesion_id"):
         prepare(source, tmp_path / "out", CONFIG)
 

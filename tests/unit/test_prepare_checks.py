@@ -29,7 +29,9 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _splits(path: Path, names: Callable[[int], str]) -> Path:
-    write_table(path, [{"image_id": row["image_id"], "split": names(i)} for i, row in enumerate(rows())])
+    write_table(
+        path, [{"image_id": row["image_id"], "split": names(i)} for i, row in enumerate(rows())]
+    )
     return path
 
 
@@ -54,13 +56,18 @@ def test_arguments_are_checked_before_any_image_is_read(
     (tmp_path / "short.csv").write_text(
         "\n".join(_splits(tmp_path / "ok.csv", lambda _: "train").read_text().splitlines()[:13])
     )
-    files = {name: tmp_path / value if str(value).endswith(".csv") else value for name, value in changes.items()}
+    files = {
+        name: tmp_path / value if str(value).endswith(".csv") else value
+        for name, value in changes.items()
+    }
     with pytest.raises(UserError, match=message):
         prepare(source, tmp_path / "out", PrepareConfig(**files))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
-def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_read(tmp_path: Path) -> None:
+def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_read(
+    tmp_path: Path,
+) -> None:
     table = [{**row, "patient_id": f"P{i // 2}"} for i, row in enumerate(rows())]
     source = write_source(tmp_path / "source", table)
     with pytest.raises(LeakageError, match="12 do"):
@@ -88,10 +95,16 @@ def test_a_dead_ray_address_is_told_within_seconds(
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 255, 255)])
-def test_blank_images_are_rejected_as_the_server_refuses_them(colour: tuple[int, int, int], tmp_path: Path) -> None:
+def test_blank_images_are_rejected_as_the_server_refuses_them(
+    colour: tuple[int, int, int], tmp_path: Path
+) -> None:
     good, blank = draw(tmp_path / "good.jpg"), tmp_path / "blank.jpg"
     Image.new("RGB", (64, 48), colour).save(blank)
-    chunk = {"shard": "s.arrow", "image_ids": ["good", "blank"], "paths": [os.fsencode(good), os.fsencode(blank)]}
+    chunk = {
+        "shard": "s.arrow",
+        "image_ids": ["good", "blank"],
+        "paths": [os.fsencode(good), os.fsencode(blank)],
+    }
     found = DecodeChunk(str(tmp_path), 64, frozenset())(chunk)
     assert [(row["image_id"], row["reason"], row["row"]) for row in found] == [
         ("good", "", 0),
@@ -101,20 +114,32 @@ def test_blank_images_are_rejected_as_the_server_refuses_them(colour: tuple[int,
 
 @pytest.fixture
 def copied(prepared: PreparedData, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)))
+    return Path(
+        shutil.copytree(
+            prepared.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns(ACCESS_LOG)
+        )
+    )
 
 
-def test_a_data_set_of_another_size_costs_no_look_at_test(bundle_dir: Path, copied: Path, tmp_path: Path) -> None:
-    manifest = json.loads((copied / "manifest.json").read_text()) | {"image_height_px": 96, "image_width_px": 128}
+def test_a_data_set_of_another_size_costs_no_look_at_test(
+    bundle_dir: Path, copied: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text()) | {
+        "image_height_px": 96,
+        "image_width_px": 128,
+    }
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        DataError, match=r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with --size 96"
+        DataError,
+        match=r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with --size 96",
     ):
         evaluate(bundle_dir, copied, tmp_path / "out")
     assert not (copied / ACCESS_LOG).exists()
 
 
-def test_a_shard_that_is_away_costs_no_look_at_test(bundle_dir: Path, copied: Path, tmp_path: Path) -> None:
+def test_a_shard_that_is_away_costs_no_look_at_test(
+    bundle_dir: Path, copied: Path, tmp_path: Path
+) -> None:
     (copied / "shards" / "test-00000.arrow").unlink()
     with pytest.raises(DataError, match=r"must hold shards/test-00000\.arrow"):
         evaluate(bundle_dir, copied, tmp_path / "out")
@@ -149,7 +174,9 @@ def test_a_read_only_data_set_is_found_out_before_anything_starts(
     assert "must be writable" in capsys.readouterr().err
 
 
-def test_a_dead_cluster_costs_no_look_at_test(bundle_dir: Path, copied: Path, tmp_path: Path) -> None:
+def test_a_dead_cluster_costs_no_look_at_test(
+    bundle_dir: Path, copied: Path, tmp_path: Path
+) -> None:
     class Gone(LocalExecutor):
         def start(self, num_workers: int = 1) -> None:
             raise ConnectionError("no Ray answers")
@@ -169,7 +196,9 @@ def test_describe_shows_the_largest_groups_and_what_was_left_out(
     assert main(["data", "describe", str(copied)]) == 0
     shown = capsys.readouterr().out
     assert "largest groups: " in shown
-    assert "7 images were left out, 0 of them labelled as melanoma: 7 unknown_dx (7 unknown)." in shown
+    assert (
+        "7 images were left out, 0 of them labelled as melanoma: 7 unknown_dx (7 unknown)." in shown
+    )
     assert "60 images have patient_id 'nan'" in shown
     assert main(["data", "describe", str(copied), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)

@@ -12,7 +12,14 @@ from ray_jobs.progress import training_progress
 
 
 def _row(epoch: int) -> str:
-    numbers = ("loss", "auroc", "specificity_at_sensitivity_90", "macro_f1", "train_seconds", "validation_seconds")
+    numbers = (
+        "loss",
+        "auroc",
+        "specificity_at_sensitivity_90",
+        "macro_f1",
+        "train_seconds",
+        "validation_seconds",
+    )
     return json.dumps({"epoch": epoch, **dict.fromkeys(numbers, 0.5)}) + "\n"
 
 

@@ -50,7 +50,9 @@ def _write(folder: Path, table: str, images: tuple[str, ...] = ("A", "B")) -> Pa
     (folder / "images" / "deep").mkdir(parents=True)
     (folder / "labels.csv").write_text(table)
     for name in images:
-        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "images" / "deep" / f"{name}.jpg")
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(
+            folder / "images" / "deep" / f"{name}.jpg"
+        )
     return folder
 
 
@@ -71,7 +73,10 @@ def test_tables_are_joined_on_the_image_id(tmp_path: Path) -> None:
     folder = _write(tmp_path, TABLES["isic 2018"][0])
     (folder / "groupings.csv").write_text("image,lesion_id\nB,L2\nA,L1\n")
     source = read_source(folder, HAM)
-    assert dict(zip(source.records["image_id"], source.records["lesion_id"], strict=True)) == {"A": "L1", "B": "L2"}
+    assert dict(zip(source.records["image_id"], source.records["lesion_id"], strict=True)) == {
+        "A": "L1",
+        "B": "L2",
+    }
     assert source.group_columns == ("lesion_id",)
 
 
@@ -109,7 +114,9 @@ def test_masks_are_no_images(source: Path) -> None:
     assert not read_source(source, HAM).rejections
 
 
-@pytest.mark.parametrize(("table", "message"), [("a,b\n1,2\n", "image_id"), ("image_id,lesion_id\nA,L\n", "diagnosis")])
+@pytest.mark.parametrize(
+    ("table", "message"), [("a,b\n1,2\n", "image_id"), ("image_id,lesion_id\nA,L\n", "diagnosis")]
+)
 def test_a_missing_column_is_named(table: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_source(_write(tmp_path, table), HAM)

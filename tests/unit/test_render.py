@@ -21,7 +21,9 @@ def test_only_what_differs_changes() -> None:
     changed = serve_config(
         {
             "args": ARGS,
-            "deployments": {"Classifier": {"autoscaling_config": {"min_replicas": 2}, "max_ongoing_requests": 7}},
+            "deployments": {
+                "Classifier": {"autoscaling_config": {"min_replicas": 2}, "max_ongoing_requests": 7}
+            },
         }
     )
     assert plain["applications"][0]["args"].items() >= ARGS.items()
@@ -37,15 +39,30 @@ def test_only_what_differs_changes() -> None:
         ({}, "must name the bundle and the manifest_sha256"),
         ({"args": None}, "must name the bundle and the manifest_sha256"),
         ({"args": {"bundle": ARGS["bundle"]}}, "must name the bundle and the manifest_sha256"),
-        ({"args": {**ARGS, "manifest_sha256": None}}, "must name the bundle and the manifest_sha256"),
+        (
+            {"args": {**ARGS, "manifest_sha256": None}},
+            "must name the bundle and the manifest_sha256",
+        ),
         ({"args": {**ARGS, "bundle": ""}}, "must name the bundle and the manifest_sha256"),
         ({"args": {**ARGS, "manifest_sha256": "latest"}}, "manifest_sha256"),
         ({"args": {**ARGS, "bundel": "x"}}, "bundel"),
-        ({"args": {**ARGS, "bundle": "bucket/bundle"}}, "absolute path that every node has, got bucket/bundle"),
+        (
+            {"args": {**ARGS, "bundle": "bucket/bundle"}},
+            "absolute path that every node has, got bucket/bundle",
+        ),
         ({"args": ARGS, "deploymnets": {}}, "deploymnets is neither"),
         ({"args": ARGS, "deployments": {"Clasifier": {}}}, "Clasifier is not"),
-        ({"args": ARGS, "deployments": {"Classifier": {"max_ongoing_request": 3}}}, "max_ongoing_requests"),
-        ({"args": ARGS, "deployments": {"Classifier": {"autoscaling_config": {"min_replicas": 99}}}}, "max_replicas"),
+        (
+            {"args": ARGS, "deployments": {"Classifier": {"max_ongoing_request": 3}}},
+            "max_ongoing_requests",
+        ),
+        (
+            {
+                "args": ARGS,
+                "deployments": {"Classifier": {"autoscaling_config": {"min_replicas": 99}}},
+            },
+            "max_replicas",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_told(values: dict[str, Any], told: str) -> None:

@@ -21,14 +21,19 @@ def bundle(bundle_dir: Path) -> Bundle:
     """A bundle whose contract is met, with a threshold that is easy to read."""
     loaded = load_bundle(bundle_dir)
     point = dataclasses.replace(loaded.operating_point, threshold=0.5)
-    return dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, operating_point=point))
+    return dataclasses.replace(
+        loaded, manifest=dataclasses.replace(loaded.manifest, operating_point=point)
+    )
 
 
 def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
     """Return predictions of (lesion, group, label, melanoma probability); what is left goes to nevus."""
     table = pd.DataFrame(rows, columns=["lesion_id", "group", "label", "melanoma"])
     probabilities = np.zeros((len(rows), len(CLASSES)))
-    probabilities[:, MELANOMA_INDEX], probabilities[:, NEVUS] = table["melanoma"], 1 - table["melanoma"]
+    probabilities[:, MELANOMA_INDEX], probabilities[:, NEVUS] = (
+        table["melanoma"],
+        1 - table["melanoma"],
+    )
     named = {f"probability_{name}": probabilities[:, index] for index, name in enumerate(CLASSES)}
     image_ids = [f"I{number:03d}" for number in range(len(rows))]
     return table.drop(columns="melanoma").assign(image_id=image_ids, split="test", **named)
@@ -46,8 +51,17 @@ def _evaluated(bundle: Bundle, table: pd.DataFrame, **values: Any) -> Evaluated:
     )
 
 
-def _report(bundle: Bundle, table: pd.DataFrame, folder: Path, *, split: str = "test", same_splits: bool = True):  # type: ignore[no-untyped-def]
-    evaluated = _evaluated(bundle, table, split=split, population=f"some, {split}", same_splits=same_splits)
+def _report(
+    bundle: Bundle,
+    table: pd.DataFrame,
+    folder: Path,
+    *,
+    split: str = "test",
+    same_splits: bool = True,
+):  # type: ignore[no-untyped-def]
+    evaluated = _evaluated(
+        bundle, table, split=split, population=f"some, {split}", same_splits=same_splits
+    )
     report = write_report(evaluated, folder)
     assert json.loads((folder / "report.json").read_text()) == report
     return report
@@ -59,7 +73,12 @@ def test_its_numbers_are_those_of_the_table(bundle: Bundle, tmp_path: Path) -> N
         ("M0", "M0", MELANOMA_INDEX, 0.2),
         ("M1", "M1", MELANOMA_INDEX, 0.4),
     ]
-    nevi = [("N0", "N0", NEVUS, 0.6), ("N1", "N1", NEVUS, 0.3), ("N2", "N2", NEVUS, 0.1), ("N3", "N3", NEVUS, 0.1)]
+    nevi = [
+        ("N0", "N0", NEVUS, 0.6),
+        ("N1", "N1", NEVUS, 0.3),
+        ("N2", "N2", NEVUS, 0.1),
+        ("N3", "N3", NEVUS, 0.1),
+    ]
     report = _report(bundle, _table([*melanomas, *nevi]), tmp_path)
     image, lesion = report["image"], report["lesion"]
     assert (image["num"], image["num_target"]) == (7, 3)
@@ -82,7 +101,9 @@ def test_its_numbers_are_those_of_the_table(bundle: Bundle, tmp_path: Path) -> N
     assert report["calibration"]["brier"] == pytest.approx(float((2 * (1 - right) ** 2).mean()))
 
 
-@pytest.mark.parametrize(("referred", "status"), [(60, "confirmed"), (55, "undecided"), (45, "refuted")])
+@pytest.mark.parametrize(
+    ("referred", "status"), [(60, "confirmed"), (55, "undecided"), (45, "refuted")]
+)
 def test_the_contract_is_judged_by_referred_melanomas(
     referred: int, status: str, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -96,15 +117,23 @@ def test_the_contract_is_judged_by_referred_melanomas(
     assert (contract["sensitivity_low"], contract["sensitivity_high"]) == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize(("split", "same_splits"), [("calibration", True), ("train", True), ("test", False)])
-def test_images_it_may_know_cannot_judge_it(split: str, same_splits: bool, bundle: Bundle, tmp_path: Path) -> None:
-    table = _table([(f"M{i}", f"M{i}", MELANOMA_INDEX, 0.8) for i in range(60)] + [("N0", "N0", NEVUS, 0.2)])
+@pytest.mark.parametrize(
+    ("split", "same_splits"), [("calibration", True), ("train", True), ("test", False)]
+)
+def test_images_it_may_know_cannot_judge_it(
+    split: str, same_splits: bool, bundle: Bundle, tmp_path: Path
+) -> None:
+    table = _table(
+        [(f"M{i}", f"M{i}", MELANOMA_INDEX, 0.8) for i in range(60)] + [("N0", "N0", NEVUS, 0.2)]
+    )
     contract = _report(bundle, table, tmp_path, split=split, same_splits=same_splits)["contract"]
     assert contract["status"] == "none"
     assert contract["sentence"].startswith("No verdict")
 
 
-def test_two_images_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle, tmp_path: Path) -> None:
+def test_two_images_of_one_group_are_one_melanoma_of_the_contract(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     rows = [(f"M{i}", f"G{i // 2}", MELANOMA_INDEX, 0.8) for i in range(60)]
     report = _report(bundle, _table([*rows, ("N0", "N0", NEVUS, 0.2)]), tmp_path)
     assert report["contract"]["num_target"] == 30
@@ -114,7 +143,9 @@ def test_two_images_of_one_group_are_one_melanoma_of_the_contract(bundle: Bundle
 def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_path: Path) -> None:
     table = _table([("M0", "M0", MELANOMA_INDEX, 0.9), ("N0", "N0", NEVUS, 0.2)])
     left_out = {"image_missing": {"mel": 3}, "unknown_dx": {"un<known": 4}}
-    evaluated = _evaluated(bundle, table, split=split, population="some", same_splits=False, left_out=left_out)
+    evaluated = _evaluated(
+        bundle, table, split=split, population="some", same_splits=False, left_out=left_out
+    )
     assert write_report(evaluated, tmp_path)["left_out"] == left_out
     page = (tmp_path / "report.html").read_text()
     assert (
@@ -122,5 +153,8 @@ def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_
         in page
     )
     assert ("When the data set was prepared" in page) == (split == "test")
-    text = " ".join(page.get_textpage().get_text_range() for page in pypdfium2.PdfDocument(tmp_path / "report.pdf"))
+    text = " ".join(
+        page.get_textpage().get_text_range()
+        for page in pypdfium2.PdfDocument(tmp_path / "report.pdf")
+    )
     assert "7 images were left out" in " ".join(text.split())

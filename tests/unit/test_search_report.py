@@ -36,7 +36,13 @@ def _trials() -> pd.DataFrame:
                 "objective": value, "lead": value - 0.6,
             }
         )  # fmt: skip
-    failed = {"status": "failed", "error": "the loss was <nan>", "folds": 0, "objective": np.nan, "lead": np.nan}
+    failed = {
+        "status": "failed",
+        "error": "the loss was <nan>",
+        "folds": 0,
+        "objective": np.nan,
+        "lead": np.nan,
+    }
     return pd.DataFrame([*rows, {**rows[-1], **failed, "trial": "run_broken"}])
 
 
@@ -53,7 +59,16 @@ def _findings() -> Findings:
     }  # fmt: skip
     anchors = {"base": _folds(0), "plain": _folds(1), "winner": _folds(2)}
     space = SPACE.distributions(BASE)
-    return Findings(trials, result, space, 99, [_folds(3), _folds(4)], anchors, commonest="nv", others_per_target=6.0)
+    return Findings(
+        trials,
+        result,
+        space,
+        99,
+        [_folds(3), _folds(4)],
+        anchors,
+        commonest="nv",
+        others_per_target=6.0,
+    )
 
 
 def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
@@ -69,7 +84,11 @@ def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.01, 0.1, "The winner is better"), (-0.1, -0.01, "The winner is worse"), (-0.01, 0.1, "No difference shown")],
+    [
+        (0.01, 0.1, "The winner is better"),
+        (-0.1, -0.01, "The winner is worse"),
+        (-0.01, 0.1, "No difference shown"),
+    ],
 )
 def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
     assert verdict(Difference((low + high) / 2, low, high, [])) == expected
@@ -80,14 +99,17 @@ def test_a_search_played_again_draws_the_same(kind: str) -> None:
     """Cut after nine trials: the samples drawn so far come first, and what follows is what would have followed."""
 
     def play(first: list[dict[str, float]], num: int) -> list[dict[str, float]]:
-        searcher = make_searcher(SPACE, BASE, kind=kind, known=[(SPACE.sample_of(BASE), 0.0)], first=first)
+        searcher = make_searcher(
+            SPACE, BASE, kind=kind, known=[(SPACE.sample_of(BASE), 0.0)], first=first
+        )
         drawn = []
         for number in range(num):
             sample = searcher.suggest(str(number))
             assert sample is not None
             drawn.append(dict(sample))
             searcher.on_trial_complete(
-                str(number), {"lead": -abs(sample["gamma"] - 2) - sample["tau"], "training_iteration": 1}
+                str(number),
+                {"lead": -abs(sample["gamma"] - 2) - sample["tau"], "training_iteration": 1},
             )
         return drawn
 
@@ -104,5 +126,7 @@ def test_tpe_goes_where_the_lead_is() -> None:
         sample = searcher.suggest(str(number))
         assert sample is not None
         drawn.append(sample["gamma"])
-        searcher.on_trial_complete(str(number), {"lead": -abs(sample["gamma"] - 3), "training_iteration": 1})
+        searcher.on_trial_complete(
+            str(number), {"lead": -abs(sample["gamma"] - 3), "training_iteration": 1}
+        )
     assert np.abs(np.array(drawn[-10:]) - 3).mean() < np.abs(np.array(drawn[:6]) - 3).mean()

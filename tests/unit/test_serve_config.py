@@ -53,7 +53,10 @@ def test_nothing_queues_without_end() -> None:
     for name, options in deployment_options(read_config()).items():
         assert options["max_queued_requests"] > 0, name
         scaling = options["autoscaling_config"]
-        assert min(scaling["upscale_delay_s"], scaling["downscale_delay_s"]) >= scaling["look_back_period_s"], name
+        assert (
+            min(scaling["upscale_delay_s"], scaling["downscale_delay_s"])
+            >= scaling["look_back_period_s"]
+        ), name
 
 
 def test_a_bundle_s_address_with_a_secret_is_refused_without_repeating_it() -> None:

@@ -8,7 +8,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 from melanoma.data.groups import join_groups
 from melanoma.data.pairs import read_pairs
 from melanoma.data.records import read_source
-from melanoma.data.splits import apply_splits, check_shares, check_splits, draw_splits, read_splits, split_hash
+from melanoma.data.splits import (
+    apply_splits,
+    check_shares,
+    check_splits,
+    draw_splits,
+    read_splits,
+    split_hash,
+)
 from melanoma.errors import DataError, LeakageError, SettingError
 from tests.tasks import HAM
 
@@ -38,7 +45,13 @@ def _draw(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def test_groups_are_joined_over_every_key() -> None:
     lesions, patients = ["L1", "L1", "L2", "L3", ""], ["", "P1", "P1", "", ""]
-    assert join_groups(list("abcde"), [lesions, patients], [("d", "e"), ("a", "absent")]) == ["a", "a", "a", "d", "d"]
+    assert join_groups(list("abcde"), [lesions, patients], [("d", "e"), ("a", "absent")]) == [
+        "a",
+        "a",
+        "a",
+        "d",
+        "d",
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,10 +70,17 @@ def test_folds_are_as_even_as_those_of_scikit_learn() -> None:
     """The promise of StratifiedGroupKFold: class shares of the folds as close as the groups allow."""
     table = _table()
     ours = draw_splits(
-        table["group"].tolist(), table["label"].tolist(), test_fraction=0, calibration_fraction=0, num_folds=5, seed=0
+        table["group"].tolist(),
+        table["label"].tolist(),
+        test_fraction=0,
+        calibration_fraction=0,
+        num_folds=5,
+        seed=0,
     )["fold"]
     theirs = np.empty(len(table), int)
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(table, table["label"], table["group"])
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(
+        table, table["label"], table["group"]
+    )
     for fold, (_, held_out) in enumerate(folds):
         theirs[held_out] = fold
 
@@ -73,19 +93,26 @@ def test_folds_are_as_even_as_those_of_scikit_learn() -> None:
 def test_the_same_seed_draws_the_same_splits() -> None:
     table = _table()
     first, again, other = _draw(table), _draw(table), _draw(table, seed=1)
-    hashes = [split_hash(table["image_id"], drawn["split"], drawn["fold"]) for drawn in (first, again, other)]
+    hashes = [
+        split_hash(table["image_id"], drawn["split"], drawn["fold"])
+        for drawn in (first, again, other)
+    ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_parted_group_is_refused() -> None:
     with pytest.raises(LeakageError, match=r"1 do \(the first is g"):
-        check_splits(pd.Series(["g", "g", "h"]), pd.Series(["train", "test", "test"]), pd.Series([0, -1, -1]))
+        check_splits(
+            pd.Series(["g", "g", "h"]), pd.Series(["train", "test", "test"]), pd.Series([0, -1, -1])
+        )
 
 
 def test_given_splits_are_taken_and_checked() -> None:
     table = _table()
     drawn = _draw(table)
-    given = table[["image_id"]].assign(split=np.where(drawn["fold"] == 0, "validation", drawn["split"]))
+    given = table[["image_id"]].assign(
+        split=np.where(drawn["fold"] == 0, "validation", drawn["split"])
+    )
     applied = apply_splits(table, given, num_folds=5, seed=0)
     assert ((applied["fold"] == 0) == (given["split"] == "validation")).all()
     assert (applied["split"] == drawn["split"]).all()
@@ -117,7 +144,10 @@ def test_splits_are_read_as_people_keep_them(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image_id,part\nA,train\n", r"must have the columns image_id and split, s\.csv has image_id, part"),
+        (
+            "image_id,part\nA,train\n",
+            r"must have the columns image_id and split, s\.csv has image_id, part",
+        ),
         ("image_id,split\nA,trian\n", "got trian"),
         ("image_id,split\nA,\n", "got a blank"),
         ("image_id,split\nA,train\nA.jpg,test\n", "A stands there twice with different splits"),
@@ -142,14 +172,17 @@ def test_shares_that_cannot_be_are_refused(shares: tuple[float, float, int]) -> 
         check_shares(*shares)
 
 
-@pytest.mark.parametrize("text", ["A,B\n", "first;second\nA.jpg;images/B.png\n", "A\tB\tsimilarity\n"])
+@pytest.mark.parametrize(
+    "text", ["A,B\n", "first;second\nA.jpg;images/B.png\n", "A\tB\tsimilarity\n"]
+)
 def test_known_pairs_are_read_as_people_keep_them(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(text)
     assert read_pairs(tmp_path / "p.csv", {"A", "B"}) == [("A", "B")]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("A\nB\n", "p.csv has one"), ("A,X\n", "its last pair is A and X, the first")]
+    ("text", "message"),
+    [("A\nB\n", "p.csv has one"), ("A,X\n", "its last pair is A and X, the first")],
 )
 def test_pairs_of_other_images_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(text)
@@ -161,6 +194,8 @@ def test_ham10000_has_its_known_groups(shared) -> None:  # type: ignore[no-untyp
     folder = shared / "data" / "ham10000"
     records = read_source(folder, HAM).records
     lesions = [records["lesion_id"].tolist()]
-    pairs = list(pd.read_csv(folder / "known_duplicates.csv").iloc[:, :2].itertuples(index=False, name=None))
+    pairs = list(
+        pd.read_csv(folder / "known_duplicates.csv").iloc[:, :2].itertuples(index=False, name=None)
+    )
     assert len(set(join_groups(records["image_id"].tolist(), lesions))) == 7470
     assert len(set(join_groups(records["image_id"].tolist(), lesions, pairs))) == 7452

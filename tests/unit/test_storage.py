@@ -9,7 +9,14 @@ import pytest
 from melanoma.data.prepare import _work_folder
 from melanoma.data.rejections import REJECTED
 from melanoma.errors import DataError, SettingError, UserError
-from melanoma.io.files import INCOMPLETE, claim_folder, new_folder, shared_folder, write_json, write_text
+from melanoma.io.files import (
+    INCOMPLETE,
+    claim_folder,
+    new_folder,
+    shared_folder,
+    write_json,
+    write_text,
+)
 from melanoma.io.storage import (
     AnyPath,
     RemotePath,
@@ -40,19 +47,26 @@ def test_a_path_is_named_by_its_address() -> None:
     found = to_path(address)
     assert isinstance(found, RemotePath)
     assert str(found) == address
-    assert str(found / "bundle" / "manifest.json") == address.replace("one?", "one/bundle/manifest.json?")
+    assert str(found / "bundle" / "manifest.json") == address.replace(
+        "one?", "one/bundle/manifest.json?"
+    )
     assert (found / "bundle").parent == found
     assert (found.name, (found / "a.csv").suffix, (found / "a.csv").stem) == ("one", ".csv", "a")
     assert isinstance(to_path("/data/one"), Path)
 
 
-@pytest.mark.parametrize("name", ["one", "one#2", "one #2.jpg", "what?.jpg", "100%25.jpg", "a?b=c.jpg"])
+@pytest.mark.parametrize(
+    "name", ["one", "one#2", "one #2.jpg", "what?.jpg", "100%25.jpg", "a?b=c.jpg"]
+)
 def test_a_name_may_hold_what_means_something_in_addresses(name: str, folder: AnyPath) -> None:
     """Images are named by others."""
     claim_folder(folder, {})
     path = folder / name
     write_text(path, "x")
-    for there in (pickle.loads(pickle.dumps(path)), to_path(str(path))):  # the ways from process to process
+    for there in (
+        pickle.loads(pickle.dumps(path)),
+        to_path(str(path)),
+    ):  # the ways from process to process
         assert (there, there.name, there.read_text()) == (path, name, "x")
     assert [each.name for each in files_below(folder, {path.suffix})] == [name]
 
@@ -86,7 +100,9 @@ SECRETS = [
 
 @pytest.mark.parametrize("address", SECRETS)
 def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) -> None:
-    with pytest.raises(SettingError, match="AWS_SECRET_ACCESS_KEY, or use the workload identity") as caught:
+    with pytest.raises(
+        SettingError, match="AWS_SECRET_ACCESS_KEY, or use the workload identity"
+    ) as caught:
         to_path(address)
     assert "SECRETWORD" not in str(caught.value)
 
@@ -112,7 +128,9 @@ def test_an_address_without_a_secret_is_taken_as_it_is(address: str) -> None:
     assert str(to_path(address)) == address
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/../other/file", "memory://bucket/a/../../b", "s3://../bucket"])
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/../other/file", "memory://bucket/a/../../b", "s3://../bucket"]
+)
 def test_an_address_does_not_lead_out_of_its_folder(address: str) -> None:
     with pytest.raises(UserError, match=r"\.\."):
         to_path(address) / "file"
@@ -154,7 +172,10 @@ def test_what_is_no_storage_is_told() -> None:
         ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", DataError),
         ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation", DataError),
         ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation", OSError),
-        ("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Couldn't connect to server", OSError),
+        (
+            "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Couldn't connect to server",
+            OSError,
+        ),
     ],
 )
 def test_a_wrong_address_is_told_from_storage_that_is_away(
@@ -311,7 +332,12 @@ def test_a_hidden_folder_that_is_named_is_not_passed_over(tmp_path: Path) -> Non
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     source, store = tmp_path / "source", tmp_path / "store"
     (store / "part").mkdir(parents=True)
-    for path in (store / "a.jpg", store / "part" / "b.jpg", tmp_path / "table.csv", tmp_path / "other.jpg"):
+    for path in (
+        store / "a.jpg",
+        store / "part" / "b.jpg",
+        tmp_path / "table.csv",
+        tmp_path / "other.jpg",
+    ):
         path.touch()
     source.mkdir()
     (source / "own").mkdir()

@@ -162,7 +162,9 @@ def _followed(head: Head) -> JobLog:
 
 
 @pytest.mark.parametrize("how", ["aloud", "closed", "left open"])
-@pytest.mark.parametrize("ends", [[None], [12, None], [0, 3, 20, 21, None], [len(LOG), None], [12], [30]])
+@pytest.mark.parametrize(
+    "ends", [[None], [12, None], [0, 3, 20, 21, None], [len(LOG), None], [12], [30]]
+)
 def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
     ends: list[int | None], how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +173,9 @@ def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
     assert (told.out, log.result) == ("", RESULT)
     shown = [line for line in told.err.splitlines() if "broke off" not in line]
     assert shown == ["epoch 1", "", "the end, without a line"]
-    assert told.err.count("broke off") == (len(ends) > 1 and how != "left open")  # once; silence is none
+    assert told.err.count("broke off") == (
+        len(ends) > 1 and how != "left open"
+    )  # once; silence is none
 
 
 class Growing(Head):
@@ -198,7 +202,9 @@ class Growing(Head):
 
 
 @pytest.mark.parametrize("aloud", [True, False])
-def test_a_log_that_no_stream_brings_is_asked_for(aloud: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_no_stream_brings_is_asked_for(
+    aloud: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head, said = Growing(4, aloud=aloud), list[tuple[str, int]]()
     monkeypatch.setattr("ray_jobs.remote_job.say", lambda line: said.append((line, head.num_asked)))
     assert _followed(head).result == RESULT
@@ -219,7 +225,9 @@ def test_a_result_that_is_cut_off_is_none(capsys: pytest.CaptureFixture[str]) ->
     assert '{"a":' in told.err
 
 
-def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(line: str) -> None:
         raise OSError("No space left on device")
 
@@ -228,7 +236,9 @@ def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(monkeypatch: pyt
         _followed(Head([None]))
 
 
-@pytest.mark.parametrize(("code", "ours"), [(1, 1), (2, 2), (3, 3), (127, FAILED), (-9, FAILED), (None, FAILED)])
+@pytest.mark.parametrize(
+    ("code", "ours"), [(1, 1), (2, 2), (3, 3), (127, FAILED), (-9, FAILED), (None, FAILED)]
+)
 def test_the_exit_code_is_one_of_ours(code: int | None, ours: int) -> None:
     assert _exit_code(_details(JobStatus.FAILED, code)) == ours
 
@@ -243,10 +253,13 @@ class Away:
         raise ConnectionError("refused")
 
 
-@pytest.mark.parametrize("ask", [lambda job: job.details(), lambda job: job.start(WORDS, Path("/code"), "MARK")])
+@pytest.mark.parametrize(
+    "ask", [lambda job: job.details(), lambda job: job.start(WORDS, Path("/code"), "MARK")]
+)
 def test_a_head_that_stays_away_leaves_word_of_the_job(ask: Callable[[RemoteJob], object]) -> None:
     with pytest.raises(
-        RuntimeError, match=r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs --follow"
+        RuntimeError,
+        match=r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs --follow",
     ):
         ask(_job(Away()))
 
@@ -266,7 +279,9 @@ class Asked:
     def get_job_info(self, job: str) -> JobDetails:
         self._times_unknown -= 1
         if self._times_unknown >= 0:
-            raise RuntimeError("Request failed with status code 404: Job raysubmit_1 does not exist.")
+            raise RuntimeError(
+                "Request failed with status code 404: Job raysubmit_1 does not exist."
+            )
         if isinstance(self._said, JobStatus):
             return _details(self._said)
         raise self._said
@@ -302,7 +317,9 @@ def test_workers_are_a_number_or_a_range(text: str, bounds: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("text", ["0", "8-2", "2-", "-3", "two", "1-2-3"])
-def test_other_numbers_of_workers_are_bad_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_numbers_of_workers_are_bad_usage(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         PARSER.parse_args(["train", "data", "runs", f"--workers={text}"])
     assert ended.value.code == 2

@@ -30,7 +30,9 @@ AS_PEOPLE_SAVE_THEM = {
     "quotes": ("\n".join(",".join(f'"{value}"' for value in row) for row in ROWS)).encode(),
     "letters apart from their accents": _text().replace("ë", "e\u0308").encode(),
     "a byte order mark within": _text().replace("dx", "\ufeffdx").encode(),
-    "a header in capitals": _text().replace("image_id,dx,patient_id", "Image_ID,DX,Patient_Id").encode(),
+    "a header in capitals": _text()
+    .replace("image_id,dx,patient_id", "Image_ID,DX,Patient_Id")
+    .encode(),
     "an index without a name": (",image_id,dx,patient_id\n0,A,mel,P 1\n1,B,nv,Zoë\n").encode(),
 }
 
@@ -62,7 +64,9 @@ def test_what_is_no_table_is_called_what_it_is(data: bytes, message: str, tmp_pa
 
 
 @pytest.mark.parametrize("header", ["image_id,dx,dx ", "image_id,dx,DX", "image_id,\u00a0dx,dx"])
-def test_a_name_that_two_columns_have_is_refused_where_it_is_used(header: str, tmp_path: Path) -> None:
+def test_a_name_that_two_columns_have_is_refused_where_it_is_used(
+    header: str, tmp_path: Path
+) -> None:
     (tmp_path / "t.csv").write_text(f"{header}\nA,mel,nv\n")
     table = read_table(tmp_path / "t.csv")
     assert table.first(["image_id"]) == "image_id"
@@ -82,5 +86,7 @@ def test_rows_without_a_header_keep_their_length(tmp_path: Path) -> None:
 
 def test_long_lines_are_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "t.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image_id", "dx"], *([f"I{number}", "x" * 1000] for number in range(2000))])
+        csv.writer(file).writerows(
+            [["image_id", "dx"], *([f"I{number}", "x" * 1000] for number in range(2000))]
+        )
     assert len(read_table(tmp_path / "t.csv", only_with=["image_id"]).rows) == 2000

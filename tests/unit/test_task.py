@@ -64,7 +64,9 @@ def test_a_task_that_contradicts_itself_is_refused(changes: dict[str, Any], mess
 
 
 def test_a_file_describes_a_task(tmp_path: Path) -> None:
-    (tmp_path / "three.json").write_text(json.dumps({"classes": ["mel", "nv", "other"], "targets": ["mel"]}))
+    (tmp_path / "three.json").write_text(
+        json.dumps({"classes": ["mel", "nv", "other"], "targets": ["mel"]})
+    )
     task = read_task(str(tmp_path / "three.json"))
     assert (task.name, task.classes) == ("three", ("mel", "nv", "other"))
     assert read_task("binary") is BINARY

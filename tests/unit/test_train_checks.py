@@ -30,7 +30,9 @@ def test_a_batch_that_cannot_be_filled_is_refused_before_training(
         check_data(_job(prepared, tiny_config, num_workers=64), prepared)
 
 
-def test_a_fold_that_is_not_there_is_refused_before_training(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+def test_a_fold_that_is_not_there_is_refused_before_training(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
     with pytest.raises(DataError, match="fold 9"):
         check_data(_job(prepared, tiny_config.with_overrides(["data.validation_fold=9"])), prepared)
 
@@ -39,7 +41,8 @@ def test_calibration_without_melanomas_is_refused_before_training(
     prepared: PreparedData, tiny_config: TrainConfig
 ) -> None:
     data = dataclasses.replace(
-        prepared, manifest=dataclasses.replace(prepared.manifest, counts={"calibration": {"mel": 0}})
+        prepared,
+        manifest=dataclasses.replace(prepared.manifest, counts={"calibration": {"mel": 0}}),
     )
     with pytest.raises(DataError, match="must hold melanomas"):
         check_data(_job(prepared, tiny_config), data)
@@ -48,7 +51,9 @@ def test_calibration_without_melanomas_is_refused_before_training(
 def test_an_unreachable_hub_is_one_sentence(
     prepared: PreparedData, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(config: ModelConfig, num_classes: int, *, pretrained: bool = False) -> torch.nn.Module:
+    def offline(
+        config: ModelConfig, num_classes: int, *, pretrained: bool = False
+    ) -> torch.nn.Module:
         if pretrained:
             raise ConnectionError("no route to host")
         return build_model(config, num_classes)
@@ -58,14 +63,22 @@ def test_an_unreachable_hub_is_one_sentence(
         check_network(_job(prepared, tiny_config, weights="imagenet"), len(CLASSES))
 
 
-def test_weights_that_nobody_publishes_are_not_asked_for(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    config = tiny_config.with_overrides(["model.backbone=convnextv2_small", "model.layer_scale=null"])
+def test_weights_that_nobody_publishes_are_not_asked_for(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    config = tiny_config.with_overrides(
+        ["model.backbone=convnextv2_small", "model.layer_scale=null"]
+    )
     with pytest.raises(DataError, match="timm publishes no weights"):
         check_network(_job(prepared, config, weights="imagenet"), len(CLASSES))
 
 
-def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_config: TrainConfig) -> None:
-    config = tiny_config.with_overrides(["model.backbone=test_efficientnet", "model.layer_scale=null"])
+def test_batch_norms_are_not_spread_over_workers(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    config = tiny_config.with_overrides(
+        ["model.backbone=test_efficientnet", "model.layer_scale=null"]
+    )
     check_network(_job(prepared, config), len(CLASSES))
     with pytest.raises(DataError, match="--workers 1"):
         check_network(_job(prepared, config, num_workers=2), len(CLASSES))
@@ -73,7 +86,9 @@ def test_batch_norms_are_not_spread_over_workers(prepared: PreparedData, tiny_co
 
 def test_random_layers_are_not_frozen(prepared: PreparedData, tiny_config: TrainConfig) -> None:
     with pytest.raises(DataError, match="pass --weights"):
-        check_network(_job(prepared, tiny_config.with_overrides(["optim.frozen_layers=3"])), len(CLASSES))
+        check_network(
+            _job(prepared, tiny_config.with_overrides(["optim.frozen_layers=3"])), len(CLASSES)
+        )
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])

@@ -14,7 +14,9 @@ def _try(kept: Path, error: Exception, tried: list[str]) -> None:
         raise error
 
 
-@pytest.mark.parametrize("error", [DataError("no such fold."), FloatingPointError("nan"), ValueError("shape")])
+@pytest.mark.parametrize(
+    "error", [DataError("no such fold."), FloatingPointError("nan"), ValueError("shape")]
+)
 def test_what_would_happen_again_is_not_tried_again(error: Exception, tmp_path: Path) -> None:
     kept, tried = tmp_path / "search" / "failed-one.txt", list[str]()
     with pytest.raises(type(error), match=str(error)):

@@ -58,7 +58,9 @@ WRAPPED: dict[str, Callable[[State], Mapping[str, object]]] = {
 def test_wrappers_and_other_names_are_taken_off(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     donor = build_model(TINY, len(CLASSES))
-    state = {name: value for name, value in donor.state_dict().items() if not name.startswith("head.fc")}
+    state = {
+        name: value for name, value in donor.state_dict().items() if not name.startswith("head.fc")
+    }
     state |= {"head.fc.weight": torch.zeros(1000, 64), "head.fc.bias": torch.zeros(1000)}
     torch.save(WRAPPED[kind](state), tmp_path / "w.pth")
     model = build_model(TINY, len(CLASSES))
@@ -70,20 +72,27 @@ def test_wrappers_and_other_names_are_taken_off(kind: str, tmp_path: Path) -> No
 
 def test_another_size_of_the_network_is_named_as_the_cause(tmp_path: Path) -> None:
     torch.save(
-        build_model(ModelConfig(backbone="convnext_atto", layer_scale=None), len(CLASSES)).state_dict(),
+        build_model(
+            ModelConfig(backbone="convnext_atto", layer_scale=None), len(CLASSES)
+        ).state_dict(),
         tmp_path / "atto.pth",
     )
     with pytest.raises(
-        SettingError, match=r"stem\.0\.weight is \(40, 3, 4, 4\) there and \(24, 3, 4, 4\) here.*another size"
+        SettingError,
+        match=r"stem\.0\.weight is \(40, 3, 4, 4\) there and \(24, 3, 4, 4\) here.*another size",
     ):
         load_weights(build_model(TINY, len(CLASSES)), tmp_path / "atto.pth")
 
 
 def test_foreign_names_are_shown_beside_ours(tmp_path: Path) -> None:
-    state = _named(build_model(TINY, len(CLASSES)).state_dict(), lambda name: name.replace("stages.", "layers_"))
+    state = _named(
+        build_model(TINY, len(CLASSES)).state_dict(),
+        lambda name: name.replace("stages.", "layers_"),
+    )
     torch.save(state, tmp_path / "foreign.pth")
     with pytest.raises(
-        SettingError, match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight"
+        SettingError,
+        match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight",
     ):
         load_weights(build_model(TINY, len(CLASSES)), tmp_path / "foreign.pth")
 

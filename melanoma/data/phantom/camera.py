@@ -32,25 +32,33 @@ def noise(rng: np.random.Generator, cell_px: float) -> Field:
 
 def blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
     """Lay a colour over pixels ``(H, W, 3)`` with a weight ``(H, W)`` in [0, 1]."""
-    return np.asarray(pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None])
+    return np.asarray(
+        pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None]
+    )
 
 
 def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
     """Add what is on real images and means nothing: hair, a ruler, ink, gel bubbles."""
     if rng.random() < 0.45:
         for _ in range(rng.integers(1, 14)):
-            pixels = blend(pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng))
+            pixels = blend(
+                pixels, np.array([44.0, 34, 30]) + rng.normal(0, 8, 3), 0.85 * _hair(rng)
+            )
     if rng.random() < 0.12:
         pixels = blend(pixels, np.array([40.0, 40, 44]), 0.85 * _ruler(rng))
     if rng.random() < 0.10:
         edge = (X_PX, WIDTH_PX - X_PX, Y_PX, HEIGHT_PX - Y_PX)[rng.integers(4)]
-        stroke = np.exp(-(((edge - rng.uniform(6, 24)) / rng.uniform(4, 9)) ** 4)) * (noise(rng, 40) > -0.3)
+        stroke = np.exp(-(((edge - rng.uniform(6, 24)) / rng.uniform(4, 9)) ** 4)) * (
+            noise(rng, 40) > -0.3
+        )
         pixels = blend(pixels, np.array([92.0, 70, 150]), 0.7 * gaussian_filter(stroke, 1.2))
     if rng.random() < 0.25:
         for _ in range(rng.integers(1, 8)):
             away = np.hypot(X_PX - rng.uniform(0, WIDTH_PX), Y_PX - rng.uniform(0, HEIGHT_PX))
             radius = rng.uniform(3, 9)
-            pixels = blend(pixels, np.array([246.0, 244, 240]), 0.6 * np.exp(-(((away - radius) / 1.1) ** 2)))
+            pixels = blend(
+                pixels, np.array([246.0, 244, 240]), 0.6 * np.exp(-(((away - radius) / 1.1) ** 2))
+            )
     return pixels
 
 
@@ -59,7 +67,9 @@ def _hair(rng: np.random.Generator) -> Field:
     x, y = X_PX - rng.uniform(0, WIDTH_PX), Y_PX - rng.uniform(0, HEIGHT_PX)
     along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
     width, length = rng.uniform(0.45, 0.95), rng.uniform(30, 130)
-    return np.asarray(np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length))
+    return np.asarray(
+        np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length)
+    )
 
 
 def _ruler(rng: np.random.Generator) -> Field:

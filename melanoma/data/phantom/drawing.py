@@ -24,7 +24,9 @@ from melanoma.data.phantom.camera import (
     photograph,
 )
 
-_SKINS = np.array([[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32)
+_SKINS = np.array(
+    [[236, 196, 180], [224, 178, 152], [214, 164, 140], [196, 146, 116]], dtype=np.float32
+)
 _BROWNS = np.array([[168, 118, 84], [142, 92, 62], [112, 70, 48], [86, 52, 38]], dtype=np.float32)
 _MELANOMA_COLOURS = np.array(
     [[46, 32, 30], [150, 70, 60], [108, 114, 136], [206, 180, 170], [84, 48, 34]], dtype=np.float32
@@ -117,14 +119,28 @@ def _outline(lesion: Lesion, at: _Place, rng: np.random.Generator) -> tuple[Fiel
     theta = np.arctan2(at.v, u)
     border = np.ones_like(u)
     for harmonic in (1, 2, 3):
-        border += (0.03 + 0.15 * asymmetry) * rng.normal(0, 0.55) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+        border += (
+            (0.03 + 0.15 * asymmetry)
+            * rng.normal(0, 0.55)
+            * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+        )
     for harmonic in range(5, 14):
         border += (
-            (0.008 + 0.055 * irregularity) * rng.normal(0, 0.6) * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
+            (0.008 + 0.055 * irregularity)
+            * rng.normal(0, 0.6)
+            * np.cos(harmonic * theta + rng.uniform(0, 2 * np.pi))
         )
     border = np.maximum(border, 0.35)
     distance = np.hypot(u, at.v) / border
-    softness = {"nv": 0.09, "mel": 0.09, "bkl": 0.04, "akiec": 0.16, "bcc": 0.12, "df": 0.2, "vasc": 0.05}[lesion.dx]
+    softness = {
+        "nv": 0.09,
+        "mel": 0.09,
+        "bkl": 0.04,
+        "akiec": 0.16,
+        "bcc": 0.12,
+        "df": 0.2,
+        "vasc": 0.05,
+    }[lesion.dx]
     softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / at.radius_px)
     return 1 / (1 + np.exp(np.clip((distance - 1) / (0.4 * softness), -30, 30))), distance
 
@@ -135,12 +151,18 @@ def _skin(lesion: Lesion, rng: np.random.Generator) -> Field:
     base = _SKINS[low] + (_SKINS[low + 1] - _SKINS[low]) * (place - low)
     texture = 4 * noise(rng, 48) + 2.5 * noise(rng, 9) + 2.5 * noise(rng, 3)
     redness = 2.5 * noise(rng, 30)
-    return np.asarray(base + texture[..., None] + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32))
+    return np.asarray(
+        base
+        + texture[..., None]
+        + redness[..., None] * np.array([0.4, -0.8, -0.6], dtype=np.float32)
+    )
 
 
 def _inside(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Return the colours inside the outline, ``(H, W, 3)``."""
-    painter = {"bcc": _bcc, "akiec": _akiec, "bkl": _bkl, "df": _df, "vasc": _vasc}.get(lesion.dx, _melanocytic)
+    painter = {"bcc": _bcc, "akiec": _akiec, "bkl": _bkl, "df": _df, "vasc": _vasc}.get(
+        lesion.dx, _melanocytic
+    )
     pixels = painter(lesion, at, rng)
     shade = 5 * _lesion_noise(at, rng, 7) + 4 * _lesion_noise(at, rng, 19)
     return np.asarray(pixels + shade[..., None])
@@ -149,7 +171,9 @@ def _inside(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
 def _brown(rng: np.random.Generator) -> NDArray[np.floating]:
     place = rng.uniform(0, len(_BROWNS) - 1.001)
     low = int(place)
-    return np.asarray(_BROWNS[low] + (_BROWNS[low + 1] - _BROWNS[low]) * (place - low) + rng.normal(0, 5, 3))
+    return np.asarray(
+        _BROWNS[low] + (_BROWNS[low + 1] - _BROWNS[low]) * (place - low) + rng.normal(0, 5, 3)
+    )
 
 
 def _melanocytic(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
@@ -189,7 +213,9 @@ def _globules(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) 
     for _ in range(rng.integers(0, 4) + round(rng.uniform(0, 12) * sign)):
         reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.025, 0.035 + 0.05 * sign)
-        dot = np.exp(-(((at.u - reach * np.cos(angle)) ** 2 + (at.v - reach * np.sin(angle)) ** 2) / size**2))
+        dot = np.exp(
+            -(((at.u - reach * np.cos(angle)) ** 2 + (at.v - reach * np.sin(angle)) ** 2) / size**2)
+        )
         pixels = blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
     return pixels
 
@@ -210,7 +236,11 @@ def _spots(at: _Place, rng: np.random.Generator, num: int, size: tuple[float, fl
     """Return ``num`` soft round spots as a weight in [0, 1]."""
     weight = np.zeros_like(at.u)
     for _ in range(num):
-        distance, angle, radius = 0.85 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi), rng.uniform(*size)
+        distance, angle, radius = (
+            0.85 * np.sqrt(rng.random()),
+            rng.uniform(0, 2 * np.pi),
+            rng.uniform(*size),
+        )
         spot = np.hypot(at.u - distance * np.cos(angle), at.v - distance * np.sin(angle)) / radius
         weight = np.maximum(weight, 1 / (1 + np.exp(np.clip(8 * (spot - 1), -30, 30))))
     return weight
@@ -220,8 +250,16 @@ def _bkl(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
     pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(at, rng, 9))[..., None]
     pixels = _colours(pixels, 0.6 * _sign(lesion, rng), at, rng)
-    pixels = blend(pixels, np.array([232.0, 214, 178]), 0.75 * _spots(at, rng, int(rng.integers(3, 12)), (0.03, 0.07)))
-    return blend(pixels, np.array([58.0, 38, 28]), 0.7 * _spots(at, rng, int(rng.integers(2, 9)), (0.03, 0.08)))
+    pixels = blend(
+        pixels,
+        np.array([232.0, 214, 178]),
+        0.75 * _spots(at, rng, int(rng.integers(3, 12)), (0.03, 0.07)),
+    )
+    return blend(
+        pixels,
+        np.array([58.0, 38, 28]),
+        0.7 * _spots(at, rng, int(rng.integers(2, 9)), (0.03, 0.08)),
+    )
 
 
 def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
@@ -231,7 +269,10 @@ def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     pixels = blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
     for _ in range(rng.integers(3, 7)):
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
-        along, across = np.cos(angle) * at.u + np.sin(angle) * at.v, -np.sin(angle) * at.u + np.cos(angle) * at.v
+        along, across = (
+            np.cos(angle) * at.u + np.sin(angle) * at.v,
+            -np.sin(angle) * at.u + np.cos(angle) * at.v,
+        )
         across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
         pixels = blend(
             pixels,
@@ -243,15 +284,25 @@ def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
 
 def _akiec(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Actinic keratosis: red between pale follicles, with scale."""
-    pixels: Field = np.array([204.0, 132, 116]) + rng.normal(0, 9, 3) + (9 * _lesion_noise(at, rng, 12))[..., None]
+    pixels: Field = (
+        np.array([204.0, 132, 116])
+        + rng.normal(0, 9, 3)
+        + (9 * _lesion_noise(at, rng, 12))[..., None]
+    )
     pixels = _colours(pixels, 0.4 * _sign(lesion, rng), at, rng)
-    pixels = blend(pixels, np.array([236.0, 206, 186]), 0.6 * _spots(at, rng, int(rng.integers(10, 26)), (0.03, 0.06)))
+    pixels = blend(
+        pixels,
+        np.array([236.0, 206, 186]),
+        0.6 * _spots(at, rng, int(rng.integers(10, 26)), (0.03, 0.06)),
+    )
     return blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(at, rng, 14) > 1.3))
 
 
 def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     """Dermatofibroma: a white centre in a delicate pale network."""
-    pixels: Field = _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*at.u.shape, 1))
+    pixels: Field = (
+        _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*at.u.shape, 1))
+    )
     pixels = _network(pixels, 0.3 * _sign(lesion, rng), at, rng)
     centre = np.exp(-((at.distance / rng.uniform(0.35, 0.55)) ** 4))
     return blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)

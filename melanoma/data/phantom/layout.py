@@ -20,7 +20,15 @@ from melanoma.errors import SettingError
 from melanoma.io.files import new_folder, write_text
 
 # Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
-HAM10000_LESIONS = {"akiec": 228, "bcc": 327, "bkl": 727, "df": 73, "mel": 614, "nv": 5403, "vasc": 98}
+HAM10000_LESIONS = {
+    "akiec": 228,
+    "bcc": 327,
+    "bkl": 727,
+    "df": 73,
+    "mel": 614,
+    "nv": 5403,
+    "vasc": 98,
+}
 # A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small set would give far fewer.
 LEAST_MELANOMAS = 330
 CAMERAS = {
@@ -59,14 +67,18 @@ class PhantomConfig:
         if self.num_lesions < 40:
             raise SettingError(f"--lesions must be at least 40, got {self.num_lesions}.")
         if not 0 <= self.leaks <= self.num_lesions:
-            raise SettingError(f"--leaks must be from 0 to the number of lesions, got {self.leaks}.")
+            raise SettingError(
+                f"--leaks must be from 0 to the number of lesions, got {self.leaks}."
+            )
         if self.melanomas is not None and not 0 < self.melanomas <= 0.5:
             raise SettingError(f"--melanomas must be in (0, 0.5], got {self.melanomas}.")
         if not 0 <= self.mimics <= 0.5:
             raise SettingError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
 
 
-def write_phantom(config: PhantomConfig, out: Path, *, on_image: Callable[[int, int], None] | None = None) -> int:
+def write_phantom(
+    config: PhantomConfig, out: Path, *, on_image: Callable[[int, int], None] | None = None
+) -> int:
     """Write metadata.csv, images/*.jpg, masks/*.png and a README into a new folder; return the number of images.
 
     Raises:
@@ -80,12 +92,19 @@ def write_phantom(config: PhantomConfig, out: Path, *, on_image: Callable[[int, 
             ["image_id", "lesion_index", "view", "dataset"]
         ].itertuples(index=False)]  # fmt: skip
         # spawn: fork would copy the locks of whatever threads the caller runs
-        with ProcessPoolExecutor(max_workers=joblib.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            max_workers=joblib.cpu_count(), mp_context=get_context("spawn")
+        ) as pool:
             for done, _ in enumerate(pool.map(_write_image, jobs, chunksize=16), start=1):
                 if on_image is not None:
                     on_image(done, len(jobs))
-        write_text(work / "metadata.csv", table.drop(columns=["lesion_index", "view"]).to_csv(index=False))
-        write_text(work / "README.txt", f"{_MARK}. Made by `melanoma data phantom` with seed {config.seed}.\n")
+        write_text(
+            work / "metadata.csv", table.drop(columns=["lesion_index", "view"]).to_csv(index=False)
+        )
+        write_text(
+            work / "README.txt",
+            f"{_MARK}. Made by `melanoma data phantom` with seed {config.seed}.\n",
+        )
     return len(jobs)
 
 
@@ -104,7 +123,10 @@ def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[
     """Return the lesions of each class: HAM10000's balance, but melanomas enough for a contract, up to a fifth of all, or their share."""
     total = sum(HAM10000_LESIONS.values())
     melanomas = (
-        max(round(num_lesions * HAM10000_LESIONS["mel"] / total), min(LEAST_MELANOMAS, num_lesions // 5))
+        max(
+            round(num_lesions * HAM10000_LESIONS["mel"] / total),
+            min(LEAST_MELANOMAS, num_lesions // 5),
+        )
         if melanoma_share is None
         else max(2, round(num_lesions * melanoma_share))
     )
@@ -121,17 +143,24 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
     rng = np.random.default_rng([config.seed, 7])
     counts = class_counts(config.num_lesions, config.melanomas)
     diagnoses = rng.permutation([dx for dx, count in counts.items() for _ in range(count)])
-    patients = np.repeat(np.arange(config.num_lesions), rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]))[
-        : config.num_lesions
-    ]
+    patients = np.repeat(
+        np.arange(config.num_lesions),
+        rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]),
+    )[: config.num_lesions]
     skins = np.clip(rng.beta(1.4, 2.2, config.num_lesions), 0, 1)
     # A generator of their own: without mimics the data set is the same as ever.
     mimics = np.random.default_rng([config.seed, 13]).random(config.num_lesions) < config.mimics
     looks = [
-        _LOOKS_LIKE.get(str(dx), str(dx)) if mimic else str(dx) for dx, mimic in zip(diagnoses, mimics, strict=True)
+        _LOOKS_LIKE.get(str(dx), str(dx)) if mimic else str(dx)
+        for dx, mimic in zip(diagnoses, mimics, strict=True)
     ]
     lesions = [
-        Lesion(str(dx), _strength(looks[i], rng), float(skins[patients[i]]), int(config.seed * 1_000_003 + i))
+        Lesion(
+            str(dx),
+            _strength(looks[i], rng),
+            float(skins[patients[i]]),
+            int(config.seed * 1_000_003 + i),
+        )
         for i, dx in enumerate(diagnoses)
     ]
     rows = [
@@ -158,7 +187,9 @@ def _rows_of_lesion(
     source = sources[rng.choice(len(sources), p=[0.45, 0.25, 0.2, 0.1])]
     if shortcut:
         source = (
-            sources[-1] if lesion.dx == "mel" and rng.random() < 0.95 else sources[rng.integers(0, len(sources) - 1)]
+            sources[-1]
+            if lesion.dx == "mel" and rng.random() < 0.95
+            else sources[rng.integers(0, len(sources) - 1)]
         )
     person = np.random.default_rng([patient, 11])
     age, sex = 5 * person.integers(4, 18), ("male", "female")[person.integers(2)]
@@ -182,6 +213,15 @@ def _planted_leaks(
     """Return rows that show a lesion once more, in a new view, as if it were another lesion of another patient."""
     rows = []
     for number, index in enumerate(rng.choice(config.num_lesions, config.leaks, replace=False)):
-        row = _rows_of_lesion(int(index), lesions[index], int(patients[index]), rng, shortcut=config.shortcut)[0]
-        rows.append({**row, "view": 9, "lesion_id": f"PHL_9{number:05d}", "patient_id": f"PHP_9{number:05d}"})
+        row = _rows_of_lesion(
+            int(index), lesions[index], int(patients[index]), rng, shortcut=config.shortcut
+        )[0]
+        rows.append(
+            {
+                **row,
+                "view": 9,
+                "lesion_id": f"PHL_9{number:05d}",
+                "patient_id": f"PHP_9{number:05d}",
+            }
+        )
     return rows
