@@ -1,4 +1,5 @@
-"""What computes a network's feature map fastest on this CPU: torch, ONNX Runtime or OpenVINO, side by side in one run, as ratios.
+"""What computes a network's feature map fastest on this CPU: torch, ONNX Runtime or OpenVINO, side
+by side in one run, as ratios.
 
     pip install openvino && python -m benchmarks.backends
 
@@ -65,7 +66,8 @@ def _compare(
     ratios = "   ".join(f"{name} x {eager / value:.2f}" for name, value in seconds.items())
     size = f"{images.shape[3]} x {images.shape[2]} px"
     print(
-        f"{backbone:22} {size:13} batch {len(images)}, {num_threads} threads: {1000 * eager / len(images):6.1f} ms   {ratios}",
+        f"{backbone:22} {size:13} batch {len(images)}, {num_threads} threads:"
+        f" {1000 * eager / len(images):6.1f} ms   {ratios}",
         flush=True,
     )
     torch.set_num_threads(before)

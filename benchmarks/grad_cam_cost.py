@@ -1,4 +1,5 @@
-"""What a Grad-CAM costs over the plain prediction: ours through the head alone, and pytorch-grad-cam, in one run, as ratios.
+"""What a Grad-CAM costs over the plain prediction: ours through the head alone, and
+pytorch-grad-cam, in one run, as ratios.
 
 python -m benchmarks.grad_cam_cost
 """
@@ -25,13 +26,15 @@ CASES = (
 def main() -> None:
     """Print one line a case."""
     print(
-        f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward pass"
+        f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward"
+        " pass"
     )
     for backbone, size, batch in CASES:
         forward, ours, library = _measure(backbone, size, batch)
         print(
-            f"{backbone:14} {size[1]} x {size[0]} px, batch {batch}: forward {1000 * forward:7.1f} ms   "
-            f"with our Grad-CAM x {ours / forward:.2f}   with pytorch-grad-cam x {library / forward:.2f}"
+            f"{backbone:14} {size[1]} x {size[0]} px, batch {batch}: forward {1000 * forward:7.1f}"
+            f" ms   with our Grad-CAM x {ours / forward:.2f}   with pytorch-grad-cam x"
+            f" {library / forward:.2f}"
         )
 
 

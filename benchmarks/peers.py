@@ -1,4 +1,5 @@
-"""What every server of serve_peers.py does with an image, so that they differ in nothing but the way a request travels."""
+"""What every server of serve_peers.py does with an image, so that they differ in nothing but the
+way a request travels."""
 
 import base64
 import dataclasses
@@ -45,7 +46,8 @@ class Peer:
         return list(self._predictor.predict(stored, explain=self._explain))
 
     def encode(self, image: Image.Image, prediction: Any) -> dict[str, Any]:
-        """Return an answer: probabilities, decision and, if asked, the map and the map over the image."""
+        """Return an answer: probabilities, decision and, if asked, the map and the map over the
+        image."""
         bundle = self._predictor.bundle
         answer = {
             "probabilities": dict(

@@ -1,11 +1,14 @@
-"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared images, and how far ours is ahead of it on test.
+"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared images, and how far ours
+is ahead of it on test.
 
-`train` learns from every training fold but the first, as ours does: AdamW, one-cycle, flips, cross-entropy weighed by n ** -0.5, every
-layer alike, the last epoch taken, two tta on test. It accesses to test once and logs that. `compare` draws test's groups with
-replacement, the same for both, and prints each metric's difference with its 95 % interval, before any calibrator.
+`train` learns from every training fold but the first, as ours does: AdamW, one-cycle, flips,
+cross-entropy weighed by n ** -0.5, every layer alike, the last epoch taken, two tta on test. It
+accesses to test once and logs that. `compare` draws test's groups with replacement, the same for
+both, and prints each metric's difference with its 95 % interval, before any calibrator.
 
-    python -m benchmarks.plain_loop train DATASET plain.parquet --backbone tf_efficientnet_lite0 --weights lite0.safetensors
-    python -m benchmarks.plain_loop compare plain.parquet evidence/predictions.parquet
+    python -m benchmarks.plain_loop train DATASET plain.parquet --backbone tf_efficientnet_lite0
+    --weights lite0.safetensors python -m benchmarks.plain_loop compare plain.parquet
+    evidence/predictions.parquet
 """
 
 import argparse
@@ -127,7 +130,8 @@ def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
         differences = [metric.value(mine, w) - metric.value(theirs, w) for w in drawn]
         low, high = np.nanquantile(differences, [0.025, 0.975])
         print(
-            f"{name:32} plain {values[0]:.3f}   ours {values[1]:.3f}   ours - plain {values[1] - values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
+            f"{name:32} plain {values[0]:.3f}   ours {values[1]:.3f}   ours - plain"
+            f" {values[1] - values[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
         )
 
 

@@ -1,4 +1,5 @@
-"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of images means nothing.
+"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of
+images means nothing.
 
 python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--tta 4]
 """
@@ -30,7 +31,8 @@ NUM_IMAGES = 210
 
 
 def other_shape(bundle_dir: Path, out: Path) -> Path:
-    """Write a bundle's network under another version and for larger stored images, as a later training might; return its folder."""
+    """Write a bundle's network under another version and for larger stored images, as a later
+    training might; return its folder."""
     shutil.copytree(bundle_dir, out)
     bundle = load_bundle(bundle_dir)
     height, width = bundle.preprocess.stored_shape

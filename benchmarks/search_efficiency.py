@@ -1,7 +1,9 @@
-"""How many epochs the search needs to come within 0.01 of the best setting, beside random search without halving.
+"""How many epochs the search needs to come within 0.01 of the best setting, beside random search
+without halving.
 
-`record` trains every setting of a grid on all folds once, unpruned. `replay` plays the search's own searcher and scheduler over that
-table with many seeds; a drawn sample stands for the setting of the grid that is nearest to it.
+`record` trains every setting of a grid on all folds once, unpruned. `replay` plays the search's own
+searcher and scheduler over that table with many seeds; a drawn sample stands for the setting of the
+grid that is nearest to it.
 
     python -m benchmarks.search_efficiency record DATASET table.parquet
     python -m benchmarks.search_efficiency replay table.parquet
@@ -67,7 +69,8 @@ class Table:
     """A grid of known figures: a sample -> the objective after 1 to K folds of the nearest setting.
 
     Args:
-        table: columns gamma, tau, target_factor, folds (1 to K) and objective, a row a setting and rung.
+        table: columns gamma, tau, target_factor, folds (1 to K) and objective, a row a setting and
+            rung.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -104,7 +107,8 @@ class Tried:
 
 
 def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) -> Iterator[Tried]:
-    """Play the search's own searcher and scheduler over a table, one trial at a time; the anchors come first, as always."""
+    """Play the search's own searcher and scheduler over a table, one trial at a time; the anchors
+    come first, as always."""
     base, num_folds = TrainConfig.from_dict({"seed": seed}), table.figures.shape[1]
     of_base, spent = table(SPACE.sample_of(base)), 0
     known = []
@@ -141,7 +145,8 @@ def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) ->
 
 
 def folds_needed(table: Table, *, kind: str, seed: int) -> tuple[int, bool]:
-    """Return how many folds one search trains until a setting that saw all of them comes within the tolerance of the best, and if it does."""
+    """Return how many folds one search trains until a setting that saw all of them comes within the
+    tolerance of the best, and if it does."""
     goal = table.figures[:, -1].max() - TOLERANCE
     for tried in play(table, kind=kind, seed=seed):
         if tried.finished and tried.figure >= goal:
@@ -154,7 +159,8 @@ def replay(path: Path, *, num_seeds: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table, epochs = Table(pd.read_parquet(path)), smoke().optim.epochs
     print(
-        f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to within {TOLERANCE} of the best"
+        f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to"
+        f" within {TOLERANCE} of the best"
     )
     needed = {}
     for kind, name in (("random", "random, no halving"), ("tpe", "TPE with halving")):
@@ -163,7 +169,8 @@ def replay(path: Path, *, num_seeds: int) -> None:
         quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
         missed = sum(not reached for _, reached in runs)
         print(
-            f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never there: {missed}"
+            f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never"
+            f" there: {missed}"
         )
     print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
 

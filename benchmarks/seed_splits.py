@@ -1,7 +1,9 @@
-"""Rebuilds the seed system's split of HAM10000 from metadata alone, as a file for `melanoma data prepare --splits`.
+"""Rebuilds the seed system's split of HAM10000 from metadata alone, as a file for `melanoma data
+prepare --splits`.
 
-The system this project grew from split by lesion with GroupShuffleSplit(random_state=42), 70 / 15 / 15 %: 7,002, 1,519 and 1,494
-images, whose class counts are those it published. Its middle part is halved here, by lesion, into validation and calibration.
+The system this project grew from split by lesion with GroupShuffleSplit(random_state=42), 70 / 15 /
+15 %: 7,002, 1,519 and 1,494 images, whose class counts are those it published. Its middle part is
+halved here, by lesion, into validation and calibration.
 
     python -m benchmarks.seed_splits HAM10000_metadata.csv seed_splits.csv
 """

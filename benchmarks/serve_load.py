@@ -1,9 +1,11 @@
-"""What the served system does under load: overload, a killed replica, a rolling update, replicas that come and go.
+"""What the served system does under load: overload, a killed replica, a rolling update, replicas
+that come and go.
 
     python -m benchmarks.serve_load BUNDLE IMAGE [--seconds S]
 
-An open-loop generator: requests arrive at random times whether or not earlier ones were answered, as patients do. Generator and service
-share the machine, so rates mean little beyond it; statuses, losses and the way back to normal are what is measured.
+An open-loop generator: requests arrive at random times whether or not earlier ones were answered,
+as patients do. Generator and service share the machine, so rates mean little beyond it; statuses,
+losses and the way back to normal are what is measured.
 """
 
 import argparse
@@ -52,7 +54,8 @@ class Asked:
 
 
 class Service:
-    """The graph on a cluster of its own, with more logical CPUs than the machine has: replicas share its cores."""
+    """The graph on a cluster of its own, with more logical CPUs than the machine has: replicas
+    share its cores."""
 
     def __init__(self, bundle: Path) -> None:
         with socket.socket() as probe:
@@ -75,7 +78,8 @@ class Service:
         self.deploy(bundle, max_replicas=1)
 
     def deploy(self, bundle: Path, *, others: int = 1, **scaling: Any) -> None:
-        """Deploy a bundle, or change to it; scaling goes to the classifier, others says how many ingresses there may be at most."""
+        """Deploy a bundle, or change to it; scaling goes to the classifier, others says how many
+        ingresses there may be at most."""
         options = {name: dict(values) for name, values in self._options.items()}
         for name, values in options.items():
             more = scaling if name == "Classifier" else {"max_replicas": others}
@@ -94,7 +98,8 @@ class Service:
         ]
 
     def megabytes(self) -> float:
-        """Return what proxy and replicas hold in memory together; of what they share each has its part."""
+        """Return what proxy and replicas hold in memory together; of what they share each has its
+        part."""
         return (
             float(sum(process.memory_full_info().pss for process, _ in self._processes())) / 2**20
         )
@@ -166,7 +171,10 @@ def _told(asked: list[Asked]) -> str:
         if good
         else ""
     )
-    return f"{len(asked)} requests: {', '.join(f'{status} x {num}' for status, num in sorted(counts.items()))}{times}"
+    return (
+        f"{len(asked)} requests:"
+        f" {', '.join(f'{status} x {num}' for status, num in sorted(counts.items()))}{times}"
+    )
 
 
 def _overload(service: Service, body: bytes, capacity: float, seconds: float) -> None:
@@ -190,15 +198,16 @@ def _overload(service: Service, body: bytes, capacity: float, seconds: float) ->
         if len(good) == len(again) and np.median(good) <= 2 * usual:
             break
     print(
-        f"              normal again {time.monotonic() - ended:.0f} s later; memory {before:.0f} -> at most {max(held):.0f} -> "
-        f"{service.megabytes():.0f} MB"
+        f"              normal again {time.monotonic() - ended:.0f} s later; memory {before:.0f} ->"
+        f" at most {max(held):.0f} -> {service.megabytes():.0f} MB"
     )
 
 
 def _while_asked(
     service: Service, body: bytes, rate: float, seconds: float, act: Any
 ) -> list[Asked]:
-    """Send requests and do something a third into them; what goes wrong with it goes wrong here, and so does an end after theirs."""
+    """Send requests and do something a third into them; what goes wrong with it goes wrong here,
+    and so does an end after theirs."""
     ended: list[float] = []
 
     def later() -> None:
@@ -213,7 +222,8 @@ def _while_asked(
         done.result()
     if ended[0] > last:
         raise RuntimeError(
-            f"what was to happen under load must end before the load does, it ended {ended[0] - last:.0f} s later; raise --seconds."
+            "what was to happen under load must end before the load does, it ended"
+            f" {ended[0] - last:.0f} s later; raise --seconds."
         )
     return asked
 
@@ -276,7 +286,8 @@ def main() -> None:
     stop.set()
     watch.join()
     print(
-        f"autoscaling   classifiers over 90 s of load and 120 s of none, downscale_delay_s 30: {' -> '.join(map(str, counts))}"
+        "autoscaling   classifiers over 90 s of load and 120 s of none, downscale_delay_s 30:"
+        f" {' -> '.join(map(str, counts))}"
     )
     serve.shutdown()
     ray.shutdown()

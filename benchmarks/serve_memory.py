@@ -1,4 +1,5 @@
-"""What each process of a running `melanoma serve` holds in memory, shared pages counted by their share (PSS).
+"""What each process of a running `melanoma serve` holds in memory, shared pages counted by their
+share (PSS).
 
 python -m benchmarks.serve_memory PID
 """

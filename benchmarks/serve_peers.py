@@ -1,10 +1,11 @@
-"""The served graph beside plain FastAPI, LitServe and BentoML: the same network, machine and images, one run, as ratios.
+"""The served graph beside plain FastAPI, LitServe and BentoML: the same network, machine and
+images, one run, as ratios.
 
     pip install --target PEERS litserve bentoml
     python -m benchmarks.serve_peers BUNDLE IMAGE --peers PEERS
 
-Each server has all cores and is asked by eight clients at once, then by one. Bare is the network alone in one process, eight images at
-once and one at a time: what no server can beat.
+Each server has all cores and is asked by eight clients at once, then by one. Bare is the network
+alone in one process, eight images at once and one at a time: what no server can beat.
 """
 
 import argparse
@@ -186,8 +187,9 @@ class Measured:
         p50, p99 = 1000 * np.percentile(self.many, [50, 99])
         alone, bare_alone = 1000 * np.median(self.one), 1000 * np.median(bare.one)
         return (
-            f"  {name:21} {self.rate:6.1f} a second (x {self.rate / bare.rate:.2f})   {CLIENTS} clients: p50 {p50:5.0f} ms, "
-            f"p99 {p99:5.0f} ms   one client: p50 {alone:6.1f} ms (+ {alone - bare_alone:.1f})"
+            f"  {name:21} {self.rate:6.1f} a second (x {self.rate / bare.rate:.2f})   {CLIENTS}"
+            f" clients: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms   one client: p50 {alone:6.1f} ms (+"
+            f" {alone - bare_alone:.1f})"
         )
 
 
@@ -244,7 +246,8 @@ def main() -> None:
         bare = _measure_bare(body, args.seconds / 2)
         print(bare.told("bare network", bare), flush=True)
         for server in _servers(bundle, peers, explain=explain):
-            # Only the peers see the folder of the peers, whose libraries differ from those installed here.
+            # Only the peers see the folder of the peers, whose libraries differ from those
+            # installed here.
             folders = [HERE] if server.field is None else [HERE, peers]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(map(str, folders)),

@@ -1,4 +1,5 @@
-"""How the benchmarks take time: all that is compared in turn, so that a busy moment of the machine hits all alike."""
+"""How the benchmarks take time: all that is compared in turn, so that a busy moment of the machine
+hits all alike."""
 
 import statistics
 import time

@@ -1,7 +1,9 @@
-"""How many images a second the engine trains, beside a plain PyTorch loop, on this machine in one run, as ratios.
+"""How many images a second the engine trains, beside a plain PyTorch loop, on this machine in one
+run, as ratios.
 
-The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same size: any rotation, zoom and
-recolouring, Muon or AdamW, the moving average, clipping. Random images, for only time is asked.
+The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same
+size: any rotation, zoom and recolouring, Muon or AdamW, the moving average, clipping. Random
+    images, for only time is asked.
 
     python -m benchmarks.training_speed
 """
@@ -103,7 +105,8 @@ def main() -> None:
         "--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"]
     )
     print(
-        f"{torch.get_num_threads()} threads, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of {REPEATS} epochs of {STEPS} steps"
+        f"{torch.get_num_threads()} threads, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of"
+        f" {REPEATS} epochs of {STEPS} steps"
     )
     for backbone in parser.parse_args().backbones:
         torch.manual_seed(0)
@@ -125,7 +128,8 @@ def main() -> None:
         )
         plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
         print(
-            f"{backbone:24} plain loop {plain:6.1f} images/s   engine ({optimizer}) {ours:6.1f}   ratio {ours / plain:.2f}"
+            f"{backbone:24} plain loop {plain:6.1f} images/s   engine ({optimizer}) {ours:6.1f}  "
+            f" ratio {ours / plain:.2f}"
         )
 
 

@@ -1,4 +1,5 @@
-"""The metrics of an evaluation before its calibrator, as a plain loop reports them: likeliest class of the raw logits.
+"""The metrics of an evaluation before its calibrator, as a plain loop reports them: likeliest class
+of the raw logits.
 
 python -m benchmarks.uncalibrated evidence/predictions.parquet
 """

@@ -1,6 +1,7 @@
 """Every setting of a run as frozen dataclasses; knows nothing of how it is trained or served.
 
-A configuration is a dict only while it crosses a process (`dataclasses.asdict` and `from_dict`); defaults live here and nowhere else.
+A configuration is a dict only while it crosses a process (`dataclasses.asdict` and `from_dict`);
+defaults live here and nowhere else.
 """
 
 import dataclasses
@@ -33,7 +34,8 @@ class _Config(Strict):
         """Build from nested plain values, refusing unknown keys.
 
         Raises:
-            SettingError: on an unknown key (the nearest known one is named) or a value that breaks its rule.
+            SettingError: on an unknown key (the nearest known one is named) or a value that breaks
+                its rule.
         """
         hints = typing.get_type_hints(cls)
         known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -143,7 +145,8 @@ class DataConfig(_Config):
         input_width: network input width, px; the default 4:3 keeps the shape of dermoscopic images.
         mean: channel means subtracted after scaling to [0, 1].
         std: channel deviations divided by.
-        validation_fold: the fold that chooses the epoch and fits the calibrator; the other folds train.
+        validation_fold: the fold that chooses the epoch and fits the calibrator; the other folds
+            train.
         tta: mirrored copies averaged at prediction time (1, 2 or 4).
     """
 
@@ -215,7 +218,8 @@ class ModelConfig(_Config):
     Attributes:
         backbone: a timm model name.
         drop_path: stochastic depth rate, in [0, 1).
-        layer_scale: initial value of ConvNeXt's layer scale; None keeps timm's 1e-6, which is meant for very long training.
+        layer_scale: initial value of ConvNeXt's layer scale; None keeps timm's 1e-6, which is meant
+            for very long training.
     """
 
     backbone: str = "convnext_atto"
@@ -236,12 +240,14 @@ class ModelConfig(_Config):
 class LossConfig(_Config):
     """The weighted focal loss.
 
-    The default gamma is 0, weighted cross-entropy: no winner of an ISIC challenge shipped focal loss, it distorts the
-    probabilities a threshold rests on, and only a search on grouped folds can show that another gamma helps.
+    The default gamma is 0, weighted cross-entropy: no winner of an ISIC challenge shipped focal
+    loss, it distorts the probabilities a threshold rests on, and only a search on grouped folds can
+    show that another gamma helps.
 
     Attributes:
         gamma: 0 or in [1, 5]; between 0 and 1 the gradient is infinite at p = 1.
-        tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse frequency.
+        tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse
+            frequency.
         target_factor: further factor on the melanoma weight, in [1, 8].
     """
 
@@ -268,19 +274,21 @@ class OptimConfig(_Config):
     """The optimiser, its schedule and the moving average of the weights.
 
     Attributes:
-        optimizer: adamw, or muon (orthogonalised momentum for matrices, AdamW for the rest), which learns from random
-            weights in far fewer epochs.
+        optimizer: adamw, or muon (orthogonalised momentum for matrices, AdamW for the rest), which
+            learns from random weights in far fewer epochs.
         epochs: passes over the training folds.
         batch_size: images per step over all workers together.
         lr: peak learning rate of the head.
         weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
-        frozen_layers: layers nearest the image, counted as for the layer decay, that keep the weights they start with;
-            they cost no backward pass.
+        frozen_layers: layers nearest the image, counted as for the layer decay, that keep the
+            weights they start with; they cost no backward pass.
         warmup_epochs: epochs of linear warm-up before the cosine.
-        ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 + t)^(-2/3) while that is less.
+        ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 +
+            t)^(-2/3) while that is less.
         grad_clip: largest gradient norm; 0 is off.
-        progressive_resizing: pairs (share of the epochs, scale): until that share, images are shown at that scale of the input size.
+        progressive_resizing: pairs (share of the epochs, scale): until that share, images are shown
+            at that scale of the input size.
     """
 
     optimizer: str = "adamw"

@@ -62,8 +62,8 @@ _DETERMINISTIC = (
 def root_cause(error: BaseException) -> BaseException:
     """Return what went wrong below what Ray wrapped around it, which may be several layers and the errors of several workers.
 
-    Of several causes the one that says most is returned: the user's to mend, then what would happen again, then a lost worker.
-    What its peers say of a worker that is gone comes last.
+    Of several causes the one that says most is returned: the user's to mend, then what would happen
+    again, then a lost worker. What its peers say of a worker that is gone comes last.
     """
     return min(_leaves(error, frozenset()), key=_rank)
 

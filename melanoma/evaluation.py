@@ -53,7 +53,8 @@ def evaluate(
         out: folder to write; an earlier evaluation there is replaced.
         split: of a prepared data set.
         num_workers: how many workers score.
-        skip_bad: go on without the bad rows and images of a SOURCE folder, and say what was left out.
+        skip_bad: go on without the bad rows and images of a SOURCE folder, and say what was left
+            out.
         executor: where images are scored; None: in this process.
         progress: called with (images done, images in all).
 
@@ -69,7 +70,8 @@ def evaluate(
     prepared = open_prepared(data_dir) if (data_dir / MANIFEST).is_file() else None
     if prepared is None and split is not None:
         raise DataError(
-            "--split needs a prepared data set; DATA is a folder of images. Leave --split out or prepare it first."
+            "--split needs a prepared data set; DATA is a folder of images. Leave --split out or"
+            " prepare it first."
         )
     if prepared is None:
         columns = bundle.manifest.group_columns
@@ -84,7 +86,8 @@ def evaluate(
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
         if prepared is not None and name != "train":
-            # Logged before anything is predicted: an evaluation that crashed may still have shown something.
+            # Logged before anything is predicted: an evaluation that crashed may still have shown
+            # something.
             accesses = prepared.log_access(name, {**_identity(bundle), "num": len(rows)})
         scored = _predict(
             bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress
@@ -130,15 +133,17 @@ def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFra
     rows, stored_shape = data.rows(split), bundle.preprocess.stored_shape
     if data.stored_shape != stored_shape:
         raise DataError(
-            f"the bundle takes images of {stored_shape[1]} x {stored_shape[0]} px, the data set holds {data.stored_shape[1]} x {data.stored_shape[0]}; prepare it again "
-            f"with --size {stored_shape[1]}."
+            f"the bundle takes images of {stored_shape[1]} x {stored_shape[0]} px, the data set"
+            f" holds {data.stored_shape[1]} x {data.stored_shape[0]}; prepare it again with --size"
+            f" {stored_shape[1]}."
         )
     missing = [
         name for name in sorted(set(rows["shard"])) if not (data.folder / "shards" / name).is_file()
     ]
     if missing:
         raise DataError(
-            f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set again."
+            f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set"
+            " again."
         )
     if split != "train":
         data.check_writable()
@@ -253,7 +258,10 @@ def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
 def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
     """Return the evaluation as a table for people."""
     lines = [
-        f"{report['population']}: {report['image']['num']} images, {report['lesion']['num']} lesions",
+        (
+            f"{report['population']}: {report['image']['num']} images, {report['lesion']['num']}"
+            " lesions"
+        ),
         "",
     ]
     lines.append(f"{'':32}{'per image':>26}{'per lesion':>26}")

@@ -1,7 +1,7 @@
 """What a pipeline hands its parallel work to. The default is this process; `ray_jobs/executor.py` puts the same work on Ray.
 
-A pipeline calls `map` for work on many items and `launch` for workers that share one training. Both give the same result
-wherever they run.
+A pipeline calls `map` for work on many items and `launch` for workers that share one training. Both
+give the same result wherever they run.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ Progress = Callable[[int, int], None]
 class Work(Protocol):
     """What is done for every item.
 
-    It is copied to each worker once, so it must be small and picklable. What it needs to hold (a network, an open file) it
-    makes for its first item and keeps, for instance in a `functools.cached_property`.
+    It is copied to each worker once, so it must be small and picklable. What it needs to hold (a
+    network, an open file) it makes for its first item and keeps, for instance in a
+    `functools.cached_property`.
     """
 
     def __call__(self, item: Item) -> Sequence[Row]:

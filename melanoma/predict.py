@@ -25,8 +25,8 @@ def predict_files(
     """Predict some files and, if asked, write their heatmaps into out; an unusable file costs no other its answer.
 
     Returns:
-        results (one dict a file: decision, warnings, probabilities and overlay, or error), threshold, contract,
-        contract_sentence and disclaimer.
+        results (one dict a file: decision, warnings, probabilities and overlay, or error),
+        threshold, contract, contract_sentence and disclaimer.
 
     Raises:
         BundleError: if the bundle cannot be loaded.

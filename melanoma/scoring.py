@@ -34,8 +34,8 @@ def score(
 ) -> pd.DataFrame:
     """Score every image below a folder and write OUT/scores.parquet; the same call again goes on where it was cut.
 
-    Images that the server would refuse are kept with the reason, and get no decision. While the bundle's contract is not
-    met, no image gets one.
+    Images that the server would refuse are kept with the reason, and get no decision. While the
+    bundle's contract is not met, no image gets one.
 
     Example:
         >>> table = score(bundle_dir, phantom / "images", tmp_path / "scores")
@@ -51,7 +51,8 @@ def score(
         progress: called with (images done, images in all).
 
     Returns:
-        scores.parquet: path below the folder, logits, probabilities, decision, and why an image could not be judged.
+        scores.parquet: path below the folder, logits, probabilities, decision, and why an image
+        could not be judged.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
@@ -91,9 +92,9 @@ def score(
             work,
             missing,
             num_workers=num_workers,
-            progress=None
-            if progress is None
-            else lambda num, total: progress(done + num, len(names)),
+            progress=(
+                None if progress is None else lambda num, total: progress(done + num, len(names))
+            ),
             total=len(names) - done,
         )
         table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)

@@ -1,7 +1,7 @@
 """What is to be told apart: the classes, which of them must be referred, and their names for people.
 
-A task is data. `data prepare` writes it into a data set's manifest and training into a bundle's; everything else reads it
-from there. No other module knows a class by name.
+A task is data. `data prepare` writes it into a data set's manifest and training into a bundle's;
+everything else reads it from there. No other module knows a class by name.
 """
 
 import dataclasses
@@ -35,8 +35,10 @@ class Task:
         targets: the classes that must be referred, at least one and not all.
         name: of the task.
         names: class -> its name for people; a class without one is shown as it is.
-        malignant: further classes that are cancers, or turn into one, although nothing is promised for them.
-        diagnoses: class -> the diagnoses it holds (keys of `melanoma/data/diagnoses.py`) beside the one of its own name.
+        malignant: further classes that are cancers, or turn into one, although nothing is promised
+            for them.
+        diagnoses: class -> the diagnoses it holds (keys of `melanoma/data/diagnoses.py`) beside the
+            one of its own name.
         noun: what people call a lesion of the targets, singular and plural.
 
     Raises:
@@ -215,7 +217,8 @@ def task_of(values: Any) -> Task:
     """Return the task that plain values, such as a manifest's, describe.
 
     Raises:
-        SettingError: if a field is missing, unknown or of another type, or the parts contradict each other.
+        SettingError: if a field is missing, unknown or of another type, or the parts contradict
+            each other.
     """
     try:
         return _ADAPTER.validate_python(values)

@@ -90,7 +90,10 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insecure-ray",
         action="store_true",
-        help="start the local Ray without a token: everybody who reaches this machine's network can then run code as you",
+        help=(
+            "start the local Ray without a token: everybody who reaches this machine's network can"
+            " then run code as you"
+        ),
     )
 
 
@@ -108,7 +111,10 @@ def _add_address(command: argparse.ArgumentParser) -> None:
         "--address",
         type=_address,
         metavar="http://HEAD:8265",
-        help="run as a Ray job on that cluster and follow it; paths are then those of its nodes, or addresses such as s3://",
+        help=(
+            "run as a Ray job on that cluster and follow it; paths are then those of its nodes, or"
+            " addresses such as s3://"
+        ),
     )
 
 
@@ -154,7 +160,10 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         type=float,
         default=0.0,
         metavar="F",
-        help="share of melanomas that look like nevi, and of nevi that look like melanomas (default %(default)s)",
+        help=(
+            "share of melanomas that look like nevi, and of nevi that look like melanomas (default"
+            " %(default)s)"
+        ),
     )
 
     prepare = _add(
@@ -175,8 +184,10 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         type=_named_or_path("task"),
         default="ham10000",
         metavar="NAME|FILE",
-        help="the classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign, malignant), or a JSON file "
-        "(default %(default)s)",
+        help=(
+            "the classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign,"
+            " malignant), or a JSON file (default %(default)s)"
+        ),
     )
     prepare.add_argument(
         "--population",
@@ -205,7 +216,10 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     prepare.add_argument(
         "--group-by",
         metavar="COL,...",
-        help="columns of the metadata, any of them, whose equal values must not be split (default: patient_id and lesion_id, whichever are there)",
+        help=(
+            "columns of the metadata, any of them, whose equal values must not be split (default:"
+            " patient_id and lesion_id, whichever are there)"
+        ),
     )
     prepare.add_argument(
         "--same-lesion",
@@ -263,7 +277,10 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         type=_workers,
         default=(1, 1),
         metavar="N[-M]",
-        help="DDP workers sharing every batch (default 1); with N-M as many as the cluster has room for, more or fewer as it changes",
+        help=(
+            "DDP workers sharing every batch (default 1); with N-M as many as the cluster has room"
+            " for, more or fewer as it changes"
+        ),
     )
     _add_address(train)
 
@@ -271,7 +288,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "tune",
         run["tune"],
-        "Ray Tune over gamma and class weights, under grouped cross-validation -> contracted bundle; again: resumes",
+        "Ray Tune over gamma and class weights, under grouped cross-validation -> contracted"
+        " bundle; again: resumes",
     )
     _add_run(tune)
     tune.add_argument(
@@ -288,14 +306,19 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         "--objective",
         default="melanoma_recall@specificity=0.8",
         metavar="NAME",
-        help="what is maximised out of fold: melanoma_recall@specificity=S, specificity@sensitivity=S, auroc or partial_auroc "
-        "(default %(default)s)",
+        help=(
+            "what is maximised out of fold: melanoma_recall@specificity=S,"
+            " specificity@sensitivity=S, auroc or partial_auroc (default %(default)s)"
+        ),
     )
     tune.add_argument(
         "--searcher",
         choices=("tpe", "random"),
         default="tpe",
-        help="tpe: every other sample by TPE, the rest at random, with halving; random: all at random, without (default %(default)s)",
+        help=(
+            "tpe: every other sample by TPE, the rest at random, with halving; random: all at"
+            " random, without (default %(default)s)"
+        ),
     )
     tune.add_argument(
         "--also",
@@ -309,8 +332,10 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         type=_positive,
         default=2,
         metavar="N",
-        help="trials at a time (default %(default)s); with 1 a resumed search ends exactly like one left alone, with more the order of "
-        "halving may differ",
+        help=(
+            "trials at a time (default %(default)s); with 1 a resumed search ends exactly like one"
+            " left alone, with more the order of halving may differ"
+        ),
     )
     tune.add_argument(
         "--workers",
@@ -407,7 +432,10 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         type=_named_or_path("weights"),
         default="none",
         metavar="none|imagenet|PATH",
-        help="start weights: random, timm's published ones, or a safetensors or tensors-only torch file (default %(default)s)",
+        help=(
+            "start weights: random, timm's published ones, or a safetensors or tensors-only torch"
+            " file (default %(default)s)"
+        ),
     )
 
 
@@ -440,7 +468,10 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict.add_argument(
         "--explain",
         choices=("grad_cam", "guided_grad_cam"),
-        help="also write the heatmap laid over the image: coarse cells, or the pixels in them that speak for melanoma",
+        help=(
+            "also write the heatmap laid over the image: coarse cells, or the pixels in them that"
+            " speak for melanoma"
+        ),
     )
     predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(

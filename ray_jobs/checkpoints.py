@@ -1,7 +1,7 @@
 """Ray's list of a run's checkpoints: compared with what is there, and written anew if it is damaged.
 
-Ray keeps the list in a private file, which it writes in place, so that a kill may leave half of it. What is damaged is moved
-aside; nothing is ever deleted.
+Ray keeps the list in a private file, which it writes in place, so that a kill may leave half of it.
+What is damaged is moved aside; nothing is ever deleted.
 """
 
 import json
@@ -29,8 +29,9 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 def mend(folder: AnyPath) -> str:
     """Make a run able to go on from the checkpoints in a folder; return what was wrong and what is done, or nothing.
 
-    What is damaged goes to a folder beside it. The run then goes on from the latest checkpoint that is whole, if the best one so far
-    is whole too, because that one may have to be shipped; otherwise from an earlier one, or from the beginning.
+    What is damaged goes to a folder beside it. The run then goes on from the latest checkpoint that
+    is whole, if the best one so far is whole too, because that one may have to be shipped;
+    otherwise from an earlier one, or from the beginning.
     """
     if not folder.is_dir():
         return ""

@@ -1,7 +1,7 @@
 """The `melanoma` command: parses, calls, prints. The composition root, and the only file that may import the search and the server.
 
-Results go to stdout, as text or with --json as one JSON object; progress and logs to stderr. Exit 0: done; 1: done, and the
-check found something; 2: bad usage or input; 3: it failed.
+Results go to stdout, as text or with --json as one JSON object; progress and logs to stderr. Exit
+0: done; 1: done, and the check found something; 2: bad usage or input; 3: it failed.
 """
 
 import argparse
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     told, mark = json.dumps(value) if args.json else text, os.environ.get(MARK)
-    # In a job the log holds the result as well: on lines of its own, written at once, whatever else writes there. (Ray leaves stdout without
-    # a buffer there: an end that `print` adds would be a write of its own.)
+    # In a job the log holds the result as well: on lines of its own, written at once, whatever else
+    # writes there. (Ray leaves stdout without a buffer there: an end that `print` adds would be a
+    # write of its own.)
     print(f"\n{mark}\n{told}\n{mark}\n" if mark else f"{told}\n", end="", flush=True)
 
 
@@ -80,9 +81,9 @@ def _prepare(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         calibration_fraction=args.calibration_fraction,
         seed=args.seed,
-        group_by=tuple(filter(None, map(str.strip, args.group_by.split(","))))
-        if args.group_by
-        else None,
+        group_by=(
+            tuple(filter(None, map(str.strip, args.group_by.split(",")))) if args.group_by else None
+        ),
         same_lesion=args.same_lesion,
         splits=args.splits,
         skip_bad=args.skip_bad,
@@ -94,8 +95,14 @@ def _prepare(args: argparse.Namespace) -> int:
         say(line)
     pairs = ", known pairs" if manifest.num_known_pairs else ""
     lines = [
-        f"{manifest.num_images} images in {manifest.num_groups} groups ({', '.join(manifest.group_columns)}, identical images{pairs})",
-        f"task {manifest.task.name}: {', '.join(manifest.task.classes)}; targets {', '.join(manifest.task.targets)}",
+        (
+            f"{manifest.num_images} images in {manifest.num_groups} groups"
+            f" ({', '.join(manifest.group_columns)}, identical images{pairs})"
+        ),
+        (
+            f"task {manifest.task.name}: {', '.join(manifest.task.classes)}; targets"
+            f" {', '.join(manifest.task.targets)}"
+        ),
         *(
             [f"{manifest.num_without_group_id} of them have no group id and stand alone"]
             if manifest.num_without_group_id
@@ -130,12 +137,16 @@ def _describe(args: argparse.Namespace) -> int:
         "notes": notes,
     }
     largest = ", ".join(
-        f"{found.num_images} ({found.num_images / len(records):.1%}, {found.split}, with {found.group})"
+        f"{found.num_images} ({found.num_images / len(records):.1%}, {found.split}, with"
+        f" {found.group})"
         for found in manifest.largest_groups
     )
     lines = [
-        f"{manifest.population}: {len(records)} images of {data.stored_shape[1]} x {data.stored_shape[0]} px in "
-        f"{manifest.num_groups} groups ({', '.join(manifest.group_columns)})",
+        (
+            f"{manifest.population}: {len(records)} images of {data.stored_shape[1]} x"
+            f" {data.stored_shape[0]} px in {manifest.num_groups} groups"
+            f" ({', '.join(manifest.group_columns)})"
+        ),
         f"task {manifest.task.name}: targets {', '.join(manifest.task.targets)}",
         f"\n{by_class}\n\n{by_source}\n",
         f"largest groups: {largest}",
@@ -188,7 +199,8 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict):
         raise SettingError(
-            f"--set-file must be a JSON object of settings, {path.name} holds a {type(values).__name__}."
+            f"--set-file must be a JSON object of settings, {path.name} holds a"
+            f" {type(values).__name__}."
         )
     return values
 
@@ -212,9 +224,10 @@ def _train(args: argparse.Namespace) -> int:
     result = run_job(job, RayExecutor())
     validation = result.validation
     text = (
-        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, specificity at 90 % sensitivity "
-        f"{validation['specificity_at_sensitivity_90']:.3f} (flattered: they chose the epoch)\n"
-        f"contract {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
+        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, specificity"
+        f" at 90 % sensitivity {validation['specificity_at_sensitivity_90']:.3f} (flattered: they"
+        f" chose the epoch)\ncontract {result.contract.status}: {result.contract_sentence}\nbundle"
+        f" {result.bundle}"
     )
     _print(args, result.as_dict(), text)
     return _contract_code(args, result.contract.status)
@@ -429,7 +442,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     if not (args.bundle / MANIFEST).is_file():
         raise BundleError(
-            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {args.bundle} has no {MANIFEST}."
+            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {args.bundle} has no"
+            f" {MANIFEST}."
         )
     findings = verify_bundle(args.bundle)
     text = (

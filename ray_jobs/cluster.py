@@ -55,7 +55,8 @@ def connect(*, num_workers: int = 1) -> None:
         num_workers: a local cluster offers at least so many CPUs, even on a smaller machine.
 
     Raises:
-        DataError: if a local cluster would start without a token, and nobody asked for that danger by name.
+        DataError: if a local cluster would start without a token, and nobody asked for that danger
+            by name.
     """
     if ray.is_initialized():
         return
@@ -94,7 +95,8 @@ def wait_for_room(bundle: Bundle, num_workers: int) -> None:
     lack = f"{num_workers} workers of {bundle} each are needed, the cluster has room for {room}"
     if is_local():
         raise DataError(
-            f"{lack}; pass fewer --workers or --cpus-per-worker{' or leave out --gpu' if bundle.gpus else ''}."
+            f"{lack}; pass fewer --workers or"
+            f" --cpus-per-worker{' or leave out --gpu' if bundle.gpus else ''}."
         )
     minutes = GROWTH_SECONDS / 60
     say(f"{lack}; waiting up to {minutes:.0f} minutes for it to grow")
@@ -102,7 +104,8 @@ def wait_for_room(bundle: Bundle, num_workers: int) -> None:
     try:
         if not group.wait(GROWTH_SECONDS):
             raise TimeoutError(
-                f"{lack} after {minutes:.0f} minutes; add nodes, or pass fewer --workers or --cpus-per-worker."
+                f"{lack} after {minutes:.0f} minutes; add nodes, or pass fewer --workers or"
+                " --cpus-per-worker."
             )
     finally:
         remove_placement_group(group)
@@ -124,7 +127,8 @@ def cpus_per_worker(
 ) -> int:
     """Return the most CPUs, at least 1, that each of some equal workers may use, every worker on one node.
 
-    Workers with a GPU share the CPUs of the nodes that have GPUs, as many to each as leave none of the GPUs without a worker.
+    Workers with a GPU share the CPUs of the nodes that have GPUs, as many to each as leave none of
+    the GPUs without a worker.
 
     Args:
         nodes: what each node has.

@@ -50,7 +50,8 @@ def main() -> int:
     free_gb = shutil.disk_usage(args.out).free / 1e9
     if free_gb < NEEDED_GB:
         say(
-            f"melanoma: the demonstration needs {NEEDED_GB} GB of disk space, {free_gb:.1f} GB are free; make room or use --out."
+            f"melanoma: the demonstration needs {NEEDED_GB} GB of disk space, {free_gb:.1f} GB are"
+            " free; make room or use --out."
         )
         return 2
     source, bundle = _train(args.data, args.out)
@@ -62,7 +63,8 @@ def main() -> int:
         _show(answer, f"{image.name} (test, labelled {dx})", args.out)
         if stay:
             say(
-                f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image} {address}/v1/predict"
+                f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image}"
+                f" {address}/v1/predict"
             )
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
@@ -90,7 +92,8 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
             *(["--same-lesion", pairs] if pairs.is_file() else []),
         )
         training = REAL_TRAINING
-    # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and still worth showing.
+    # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and
+    # still worth showing.
     required, allowed = (["--require-contract"], (0,)) if data is None else ([], (0, 1))
     _melanoma(
         "train",
@@ -162,7 +165,8 @@ def _wait_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
             return
         time.sleep(0.5)
     sys.exit(
-        "melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see why."
+        "melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see"
+        " why."
     )
 
 
@@ -188,7 +192,8 @@ def _show(answer: dict[str, Any], image: str, out: Path) -> None:
     )
     print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
     print(
-        f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where disease is)"
+        f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where"
+        " disease is)"
     )
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)
 

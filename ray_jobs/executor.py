@@ -108,7 +108,8 @@ class _Actor:
 def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle:
     """Return what each worker of a run holds on some nodes.
 
-    Sized for the fewest workers: were it for the most, all would fit on the nodes there are, and an elastic run would never grow.
+    Sized for the fewest workers: were it for the most, all would fit on the nodes there are, and an
+    elastic run would never grow.
     """
     gpus = 1.0 if job.use_gpu else 0.0
     return Bundle(job.cpus_per_worker or cpus_per_worker(nodes, job.least, gpus=gpus), gpus)
@@ -127,7 +128,10 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
         except WorkerGroupError as error:
             if failures == MAX_FAILURES or is_deterministic(error):
                 raise
-            what = f"{type(root_cause(error)).__name__}, failure {failures + 1} of at most {MAX_FAILURES}"
+            what = (
+                f"{type(root_cause(error)).__name__}, failure {failures + 1} of at most"
+                f" {MAX_FAILURES}"
+            )
             say(f"A worker failed ({what}); going on from the latest checkpoint.")
             mend(job.checkpoints_dir)
     best: Checkpoint

@@ -1,7 +1,8 @@
 """What a Ray cluster that this machine starts for itself must have: a token for every port, and nothing sent to anybody.
 
-Ray listens on all addresses of a machine (scheduler, object store, every worker and replica), whatever the address of the HTTP server.
-Without a token everybody who reaches one of those ports can run code as the user that started it.
+Ray listens on all addresses of a machine (scheduler, object store, every worker and replica),
+whatever the address of the HTTP server. Without a token everybody who reaches one of those ports
+can run code as the user that started it.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ def safe_defaults() -> Iterator[None]:
     mode = os.environ.get(MODE, "")
     if mode.lower() not in ("", "token") and os.environ.get(INSECURE) != "1":
         raise DataError(
-            f"{MODE}={mode} would let everybody who reaches this machine's network run code as you through Ray's ports; "
-            "unset it, or pass --insecure-ray if that is what you want."
+            f"{MODE}={mode} would let everybody who reaches this machine's network run code as you"
+            " through Ray's ports; unset it, or pass --insecure-ray if that is what you want."
         )
     if mode.lower() in ("", "token") and not any(os.environ.get(name) for name in TOKENS):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -44,7 +45,8 @@ def safe_defaults() -> Iterator[None]:
         )  # Ray then turns the token on itself, also where it was imported before
     from ray._private.node import Node
 
-    # Without a dashboard this starts nothing but Ray's usage reporter, which asks clouds' metadata hosts although it is switched off.
+    # Without a dashboard this starts nothing but Ray's usage reporter, which asks clouds' metadata
+    # hosts although it is switched off.
     start_api_server = Node.start_api_server
     Node.start_api_server = _start_nothing  # type: ignore[method-assign]
     notices = logging.getLogger("ray._private.authentication.authentication_token_setup")

@@ -35,7 +35,8 @@ def check_address(address: str) -> None:
         )
     if scheme in ("http", "https"):
         raise DataError(
-            f"RAY_ADDRESS must be HOST:PORT of the head (6379 as a rule), {address} is a dashboard; unset it and pass --address {address}."
+            f"RAY_ADDRESS must be HOST:PORT of the head (6379 as a rule), {address} is a dashboard;"
+            f" unset it and pass --address {address}."
         )
 
 
@@ -47,7 +48,8 @@ def _parse(address: str) -> tuple[str, str, int]:
         host = port = None
     if not host or not port or parts.scheme not in ("", *_DEFAULT_PORTS):
         raise DataError(
-            f"RAY_ADDRESS must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}; unset it to start a Ray here."
+            f"RAY_ADDRESS must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}; unset it to"
+            " start a Ray here."
         )
     return parts.scheme, host, port
 
@@ -92,6 +94,7 @@ def check_temp_dir() -> None:
     length = len(os.fsencode(os.environ[name].rstrip("/")))
     if length > room:
         raise DataError(
-            f"{name} must have at most {room} bytes, it has {length}: paths of sockets that Ray makes below it may have "
-            f"{_SOCKET_PATH_BYTES}; set RAY_TMPDIR to a shorter folder, such as /tmp."
+            f"{name} must have at most {room} bytes, it has {length}: paths of sockets that Ray"
+            f" makes below it may have {_SOCKET_PATH_BYTES}; set RAY_TMPDIR to a shorter folder,"
+            " such as /tmp."
         )

@@ -36,7 +36,10 @@ class RemoteJob:
     def hint(self) -> str:
         """How it can be followed and ended without this command; by variable, for an option would not prevail over one that is set."""
         ray_job = f"RAY_API_SERVER_ADDRESS={self.address} ray job"
-        return f"follow it with `{ray_job} logs --follow {self.name}`, end it with `{ray_job} stop {self.name}`"
+        return (
+            f"follow it with `{ray_job} logs --follow {self.name}`, end it with `{ray_job} stop"
+            f" {self.name}`"
+        )
 
     def start(self, words: Sequence[str], folder: Path, mark: str) -> None:
         """Submit a command line with the code in a folder.
@@ -91,15 +94,16 @@ class RemoteJob:
             else f"says: {' '.join(str(error).split())}"
         )
         return RuntimeError(
-            f"the head at {self.address} must tell of job {self.name}, it {why}; the job may run all the same, and the same command must wait for "
-            f"its end: {self.hint}."
+            f"the head at {self.address} must tell of job {self.name}, it {why}; the job may run"
+            f" all the same, and the same command must wait for its end: {self.hint}."
         )
 
 
 class JobLog:
     """Shows a job's log on stderr, all but its result, which it keeps.
 
-    State: how much of the log was read, so that a stream that broke off can begin anew, and the result once the whole of it has come.
+    State: how much of the log was read, so that a stream that broke off can begin anew, and the
+        result once the whole of it has come.
     """
 
     def __init__(self, mark: str) -> None:

@@ -1,7 +1,8 @@
 """The same commands as Ray jobs on a remote cluster: submitted, followed, and ended with their own exit code. Knows no command by name.
 
-What travels is the code of this project's packages and the command line; data, environments and secrets stay where they are. In the job
-the command finds the cluster in RAY_ADDRESS, which Ray sets there, and marks its result, so that it can be told from the log.
+What travels is the code of this project's packages and the command line; data, environments and
+secrets stay where they are. In the job the command finds the cluster in RAY_ADDRESS, which Ray sets
+there, and marks its result, so that it can be told from the log.
 """
 
 import argparse
@@ -34,7 +35,8 @@ CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"
 def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
     """Run a command line as a job on the cluster at ``address``, stream its log to stderr and its result to stdout; return its exit code.
 
-    Ctrl-C asks before it stops the job; the job goes on if the answer is no, or if there is nobody to ask.
+    Ctrl-C asks before it stops the job; the job goes on if the answer is no, or if there is nobody
+    to ask.
 
     Args:
         address: of the head's dashboard, http://HEAD:8265.
@@ -42,7 +44,8 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
         words: the command line as typed.
 
     Raises:
-        DataError: if the head cannot be reached, refuses the token, runs another Ray, or a path means nothing there.
+        DataError: if the head cannot be reached, refuses the token, runs another Ray, or a path
+            means nothing there.
     """
     check_paths(args)
     for name in ADDRESS_VARIABLES:
@@ -63,7 +66,8 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
             print(log.result, flush=True)
         elif code in (DONE, FOUND):
             say(
-                f"melanoma: the job ended with {code}, its log shows no whole result; the same command reports it again."
+                f"melanoma: the job ended with {code}, its log shows no whole result; the same"
+                " command reports it again."
             )
             return FAILED
         return code
@@ -78,7 +82,8 @@ def check_paths(args: argparse.Namespace) -> None:
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, Path) and not path.is_absolute():
                 raise DataError(
-                    f"{name.upper()} must be an absolute path that every node of the cluster has, or an address such as s3://, got {path}."
+                    f"{name.upper()} must be an absolute path that every node of the cluster has,"
+                    f" or an address such as s3://, got {path}."
                 )
     for name, names in NAMED_OR_PATH.items():
         text = getattr(args, name, None)
@@ -107,8 +112,8 @@ def _connect(address: str) -> JobSubmissionClient:
         ) from error
     except AuthenticationError as error:
         raise DataError(
-            f"the head at {address} must accept the token, it does not{_token_lack()}; set RAY_AUTH_MODE=token and name the file of its token "
-            "in RAY_AUTH_TOKEN_PATH."
+            f"the head at {address} must accept the token, it does not{_token_lack()}; set"
+            " RAY_AUTH_MODE=token and name the file of its token in RAY_AUTH_TOKEN_PATH."
         ) from error
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise DataError(
@@ -116,7 +121,8 @@ def _connect(address: str) -> JobSubmissionClient:
         ) from error
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise DataError(
-            f"the cluster must run the Ray of this command, {ray.__version__}, it runs {theirs}; install that one, or start a cluster of this one."
+            f"the cluster must run the Ray of this command, {ray.__version__}, it runs {theirs};"
+            " install that one, or start a cluster of this one."
         )
     return client
 
@@ -159,7 +165,10 @@ def _interrupted(job: RemoteJob) -> None:
         if details is None:
             told = f"stopped before the head had job {job.name}; should it come yet: {job.hint}"
         elif details.status.is_terminal():
-            told = f"job {job.name} has ended, {details.status.lower()}; the same command reports it, or goes on where it can"
+            told = (
+                f"job {job.name} has ended, {details.status.lower()}; the same command reports it,"
+                " or goes on where it can"
+            )
         elif _wants_to_stop() and job.client.stop_job(job.name):
             told = f"job {job.name} is being stopped; the same command goes on where it can"
         else:

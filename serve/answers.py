@@ -1,6 +1,7 @@
 """One image in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
 
-Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class, before any below it exist.
+Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class,
+before any below it exist.
 """
 
 import base64
@@ -36,7 +37,8 @@ async def image_bytes(request: Request) -> bytes:
         raise RefusedError(
             422,
             "no_image_field",
-            "The body must be the image itself, it is JSON; send the bytes, or a form with one file field named image.",
+            "The body must be the image itself, it is JSON; send the bytes, or a form with one file"
+            " field named image.",
         )
     return data
 

@@ -1,8 +1,9 @@
 """API keys: who may ask. Knows hashes only; how often somebody may ask is the gateway's business.
 
-MELANOMA_API_KEYS_FILE names a file with one line a key: the sha256 of the key in hex (`printf %s "$KEY" | sha256sum`), the rest of
-the line and lines beginning with # are for people. Keys are long random strings, so a plain hash cannot be guessed back.
-A changed file counts from the next request on: a key that is withdrawn lets nobody in any more, whatever else is wrong with the file.
+MELANOMA_API_KEYS_FILE names a file with one line a key: the sha256 of the key in hex (`printf %s
+"$KEY" | sha256sum`), the rest of the line and lines beginning with # are for people. Keys are long
+random strings, so a plain hash cannot be guessed back. A changed file counts from the next request
+on: a key that is withdrawn lets nobody in any more, whatever else is wrong with the file.
 """
 
 import hashlib
@@ -30,7 +31,8 @@ class ApiKeys:
 
     Attributes:
         trouble: why nobody can be let in; empty while at least one key counts.
-        invalid_lines: the numbers of the lines that are no hash; they let nobody in, the others count.
+        invalid_lines: the numbers of the lines that are no hash; they let nobody in, the others
+            count.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +65,8 @@ class ApiKeys:
     def _read(self) -> None:
         with self._path.open("rb") as file:
             stat, data = os.fstat(file.fileno()), file.read()
-        # What was changed just now is read again at the next request: two changes may bear the same time.
+        # What was changed just now is read again at the next request: two changes may bear the same
+        # time.
         settled = time.time_ns() - stat.st_ctime_ns > _SETTLED_NS
         self._identity, self._hashes, self.invalid_lines = (
             _identity(stat) if settled else None,

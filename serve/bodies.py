@@ -35,11 +35,13 @@ async def read_body(request: Request) -> bytes:
     """
     data = await request.body()
     if not data and _has_lost_its_body(request):
-        # Ray's HTTP server reads what follows an offered upgrade as another protocol; the connection is of no more use.
+        # Ray's HTTP server reads what follows an offered upgrade as another protocol; the
+        # connection is of no more use.
         raise RefusedError(
             400,
             "body_lost",
-            "The request offered to change the protocol (Upgrade), and its body was lost; send HTTP/1.1 without an Upgrade header.",
+            "The request offered to change the protocol (Upgrade), and its body was lost; send"
+            " HTTP/1.1 without an Upgrade header.",
             headers={"Connection": "close"},
         )
     encoding = request.headers.get("content-encoding", "").strip().lower()

@@ -66,7 +66,8 @@ class Ingress:
         keep_traces_out()
         if not check_keys() and require_api_key:
             raise SettingError(
-                f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback; see serve/api_keys.py."
+                f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback;"
+                " see serve/api_keys.py."
             )
         self._client = ModelClient(classifier, explainer)
         self._timeout_s = answer_timeout_s

@@ -1,7 +1,8 @@
 """Threads for work that cannot be stopped: so many at once and no more, whatever becomes of the requests they work for.
 
-A thread goes on after its client hung up or its request timed out. A permit is therefore held until the work has ended, not until
-nobody waits for it any more. What still waits for a permit by then is never begun.
+A thread goes on after its client hung up or its request timed out. A permit is therefore held until
+the work has ended, not until nobody waits for it any more. What still waits for a permit by then is
+never begun.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ class Lane:
         Raises:
             OverloadedError: if so many wait already that this would wait in vain.
         """
-        # The pool's own queue would keep what is given up, with all its bytes, until a thread comes to it.
+        # The pool's own queue would keep what is given up, with all its bytes, until a thread comes
+        # to it.
         if self._num_waiting >= self._max_waiting:
             raise OverloadedError
         self._num_waiting += 1

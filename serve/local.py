@@ -1,7 +1,7 @@
 """Serves one bundle on this machine until it is stopped.
 
-This process starts Ray, watches and ends it; a second one checks the bundle, deploys the graph and is gone. So the network's libraries,
-half a gigabyte, are loaded by the replicas alone.
+This process starts Ray, watches and ends it; a second one checks the bundle, deploys the graph and
+is gone. So the network's libraries, half a gigabyte, are loaded by the replicas alone.
 """
 
 import asyncio
@@ -56,7 +56,8 @@ def serve_locally(bundle: AnyPath, *, host: str, port: int, allow_uncontracted: 
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if the address cannot be had, is open to others and no API keys are set, or there is too little shared memory.
+        DataError: if the address cannot be had, is open to others and no API keys are set, or there
+            is too little shared memory.
         SettingError: if the file of API keys cannot be used.
         RuntimeError: if the service does not become ready.
     """
@@ -107,7 +108,8 @@ def _end(stop: threading.Event) -> None:
     try:
         if stop.is_set():
             _say(
-                "stopping: requests under way are answered, new ones are not taken; another signal ends at once"
+                "stopping: requests under way are answered, new ones are not taken; another signal"
+                " ends at once"
             )
             if ray.is_initialized():
                 asyncio.run(_drain())
@@ -205,7 +207,8 @@ def _told(pipe: Connection, stop: threading.Event) -> Any:
         told = pipe.recv()
     except (EOFError, TimeoutError):
         raise RuntimeError(
-            "the process that deploys the graph ended or hung before it was done; see the lines above."
+            "the process that deploys the graph ended or hung before it was done; see the lines"
+            " above."
         ) from None
     if isinstance(told, Exception):
         raise told
@@ -227,7 +230,8 @@ def _wait_until_ready(service: LocalService, stop: threading.Event, logs: Path) 
         _wait(is_ready, stop, what="still loading the bundle", seconds=READY_SECONDS)
     except TimeoutError:
         raise RuntimeError(
-            f"the service did not become ready within {READY_SECONDS:.0f} s; its log in {logs}/serve says why."
+            f"the service did not become ready within {READY_SECONDS:.0f} s; its log in"
+            f" {logs}/serve says why."
         ) from None
 
 
@@ -255,7 +259,8 @@ def _shared_memory() -> Path | None:
     """Return the memory file system for Ray's object store and what that spills; None where the system has none.
 
     Raises:
-        DataError: if it is too small: Ray would put the object store, and images with it, into a file on a disk.
+        DataError: if it is too small: Ray would put the object store, and images with it, into a
+            file on a disk.
     """
     shared = Path("/dev/shm")
     if not shared.is_dir():
@@ -264,8 +269,9 @@ def _shared_memory() -> Path | None:
     free = shutil.disk_usage(shared).free
     if free < SHARED_MEMORY_BYTES:
         raise DataError(
-            f"/dev/shm must have {SHARED_MEMORY_BYTES >> 20} MiB free, it has {free >> 20}, so that images would be written to a disk; "
-            "start a container with --shm-size=512m, or mount a memory volume there."
+            f"/dev/shm must have {SHARED_MEMORY_BYTES >> 20} MiB free, it has {free >> 20}, so that"
+            " images would be written to a disk; start a container with --shm-size=512m, or mount"
+            " a memory volume there."
         )
     return shared
 

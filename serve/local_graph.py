@@ -124,11 +124,13 @@ def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[s
     import ray
 
     fitted = {
-        name: values
-        | {
-            "autoscaling_config": values["autoscaling_config"] | {"max_replicas": 1},
-            "max_surge_percent": 0,
-        }
+        name: (
+            values
+            | {
+                "autoscaling_config": values["autoscaling_config"] | {"max_replicas": 1},
+                "max_surge_percent": 0,
+            }
+        )
         for name, values in options.items()
     }
     fitted["Classifier"]["ray_actor_options"] = {"num_cpus": num_threads}

@@ -1,7 +1,8 @@
 """Keeps tracebacks, the words of errors and secrets out of the logs of a replica; knows nothing of what is logged.
 
-Ray Serve logs every exception that leaves a method of a deployment with its traceback. The words of an exception may be those of a
-client, and the lines of a traceback show how a request was read, so that only the kind and the place of an error are logged.
+Ray Serve logs every exception that leaves a method of a deployment with its traceback. The words of
+an exception may be those of a client, and the lines of a traceback show how a request was read, so
+that only the kind and the place of an error are logged.
 """
 
 import logging

@@ -38,8 +38,10 @@ ALIVE = ("/healthz", "/v2/health/live")
 """What still says that the process is alive while it stops."""
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Permissions-Policy": "geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -58,7 +60,8 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
     async def frame(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which takes over what the client sent.
+        # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which
+        # takes over what the client sent.
         request.state.request_id, started = new_request_id(), time.perf_counter()
         if (
             request.method == "HEAD"
@@ -70,7 +73,8 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
                 with in_flight().counted():
                     response = await call_next(request)
         except Exception as error:
-            # The outermost frame: the kind and the place are for the log, the words may be the client's.
+            # The outermost frame: the kind and the place are for the log, the words may be the
+            # client's.
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             response = crashed(request)
         response.headers.update(HEADERS)

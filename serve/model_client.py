@@ -1,8 +1,10 @@
 """What the ingress asks of the other deployments, so that all parts of an answer come from one bundle. Knows nothing of HTTP.
 
-While a new bundle is taken up, replicas of the old and of the new one answer side by side. A prediction therefore comes with what its replica
-says of its own bundle, an image made for the other bundle's stored shape is made anew, and a request of several parts is asked again
-until they agree. What Ray Serve raises for a full queue or a missing deployment is renamed: FastAPI handlers for those names are Serve's own.
+While a new bundle is taken up, replicas of the old and of the new one answer side by side. A
+prediction therefore comes with what its replica says of its own bundle, an image made for the other
+bundle's stored shape is made anew, and a request of several parts is asked again until they agree.
+What Ray Serve raises for a full queue or a missing deployment is renamed: FastAPI handlers for
+those names are Serve's own.
 """
 
 import asyncio
@@ -32,7 +34,8 @@ ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 IMAGES_AT_ONCE = 8  # of one request: it must not fill the queue of all
-# Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and small ones do not wait for them.
+# Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and
+# small ones do not wait for them.
 SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: 3 million of a progressive JPEG of 600 x 450 px
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
 MAX_LARGE_WAITING = 16  # what comes after them would not be answered in time
@@ -62,7 +65,8 @@ class Reading:
     """What one bundle says of one image.
 
     Attributes:
-        shown: the upright image, at most 1024 px: the whole one is let go before the classifier is asked.
+        shown: the upright image, at most 1024 px: the whole one is let go before the classifier is
+            asked.
         image: ``(H, W, 3)`` uint8 as stored for that bundle.
         prediction: of it.
         described: the bundle.
@@ -101,7 +105,8 @@ class ModelClient:
 
         Raises:
             OverloadedError: if the queue is full, or so long that no answer comes within seconds.
-            NotReadyError: if none answers although nothing is waiting, for this question computes nothing.
+            NotReadyError: if none answers although nothing is waiting, for this question computes
+                nothing.
         """
         try:
             described: Described = await asyncio.wait_for(
@@ -156,8 +161,8 @@ class ModelClient:
     async def read_all(self, sources: Sequence[Source]) -> list[Reading]:
         """Return predictions that all come from one bundle; raises as `read` does.
 
-        An image is decoded when its turn comes, because many decoded images are too large to be kept. While two bundles
-        answer, those that fewer images met are asked again.
+        An image is decoded when its turn comes, because many decoded images are too large to be
+        kept. While two bundles answer, those that fewer images met are asked again.
         """
         readings = await self._read_at_once(sources)
         for _ in range(ATTEMPTS):
@@ -190,7 +195,8 @@ class ModelClient:
     async def guided(self, reading: Reading) -> FloatArray:
         """Return the guided map ``(H, W)`` of an image that was read with its Grad-CAM; raises as `read` does.
 
-        Explainers may take up a new bundle seconds after the classifiers, so that an update can refuse guided maps meanwhile.
+        Explainers may take up a new bundle seconds after the classifiers, so that an update can
+        refuse guided maps meanwhile.
         """
         assert reading.prediction.heatmap is not None  # of the caller: it was asked for
         job = GuidedJob(reading.image, reading.prediction.heatmap, version=reading.version)
@@ -206,7 +212,8 @@ class ModelClient:
         """Return if images can be decoded and a classifier with loaded weights answers, or is too busy to.
 
         Raises:
-            NotReadyError: if no thread that decodes has ended its work for many seconds, or if no classifier answers.
+            NotReadyError: if no thread that decodes has ended its work for many seconds, or if no
+                classifier answers.
         """
         if any(lane.is_stuck(STUCK_SECONDS) for lane in (self._small, self._large)):
             raise NotReadyError

@@ -1,7 +1,9 @@
 """The Open Inference Protocol v2, JSON and binary extension: bytes to images and back. Knows nothing of deployments.
 
-Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data extension. Encoded images are BYTES; in
-JSON, which has no bytes, each is a base64 string. The protocol knows no explanations: those are asked of /v1/predict.
+Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data
+    extension. Encoded images are BYTES; in
+JSON, which has no bytes, each is a base64 string. The protocol knows no explanations: those are
+asked of /v1/predict.
 """
 
 import base64
@@ -127,7 +129,8 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
 
     Args:
         body: the JSON object, followed by the binary data of its inputs.
-        header_length: Inference-Header-Content-Length, the bytes of the JSON object; None if there is no binary data.
+        header_length: Inference-Header-Content-Length, the bytes of the JSON object; None if there
+            is no binary data.
 
     Raises:
         InferenceRequestError: if it does not follow the protocol.

@@ -14,9 +14,10 @@ from serve.schemas import Problem
 
 DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not a medical device.**
 
-Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with a `code` and the
-`request_id`; Ray's proxy in front of it tells a full
-queue (503) or a body that takes too long (408) in plain words. How often one may ask is the gateway's business."""
+Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with
+a `code` and the `request_id`; Ray's proxy in front of it tells a full
+queue (503) or a body that takes too long (408) in plain words. How often one may ask is the
+gateway's business."""
 _ANSWERED = {
     "*/*",
     "application/*",

@@ -27,7 +27,10 @@ _TOLD = {
     405: ("method_not_allowed", "The method must be one that this address has; see /openapi.json."),
     406: (
         "not_acceptable",
-        "Accept must allow application/json, or application/pdf for a report; leave it out for any.",
+        (
+            "Accept must allow application/json, or application/pdf for a report; leave it out for"
+            " any."
+        ),
     ),
     413: ("body_too_large", "The body must be smaller; send a smaller image."),
 }
@@ -82,7 +85,10 @@ def body_too_large(request: Request, limit: int) -> JSONResponse:
 
 def keys_unavailable(request: Request) -> JSONResponse:
     """Return the refusal of everybody while the file of API keys cannot be used."""
-    detail = "The service cannot tell who may ask, because its API keys cannot be read; try again after the time in Retry-After."
+    detail = (
+        "The service cannot tell who may ask, because its API keys cannot be read; try again after"
+        " the time in Retry-After."
+    )
     return problem(
         request, 503, "keys_unavailable", detail, headers={"Retry-After": KEYS_RETRY_AFTER_SECONDS}
     )
@@ -150,7 +156,8 @@ async def _too_slow(request: Request, error: Exception) -> JSONResponse:
         request,
         504,
         "timeout",
-        "No answer came in time after the whole image was here; try again when the service is less busy.",
+        "No answer came in time after the whole image was here; try again when the service is less"
+        " busy.",
     )
 
 
@@ -179,7 +186,10 @@ async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
 
 def crashed(request: Request) -> JSONResponse:
     """Return the answer to a request that nobody foresaw."""
-    detail = "The service failed on this request; try again, and report the request_id if it fails again."
+    detail = (
+        "The service failed on this request; try again, and report the request_id if it fails"
+        " again."
+    )
     return problem(request, 500, "internal_error", detail)
 
 

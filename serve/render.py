@@ -2,8 +2,9 @@
 
     python -m serve.render FOLDER...
 
-Each folder holds `serve-values.yaml` and gets `serve-config.yaml`. One source for `melanoma serve`, `serve deploy` and Kubernetes; the result is
-checked strictly before it is written. Knows nothing of KubeRay but where its RayService keeps that text.
+Each folder holds `serve-values.yaml` and gets `serve-config.yaml`. One source for `melanoma serve`,
+`serve deploy` and Kubernetes; the result is checked strictly before it is written. Knows nothing of
+KubeRay but where its RayService keeps that text.
 """
 
 import sys
@@ -41,7 +42,8 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     """Return the Serve config of a cluster.
 
     Args:
-        values: ``args`` of the application, and ``deployments`` by name, each only with what differs.
+        values: ``args`` of the application, and ``deployments`` by name, each only with what
+            differs.
 
     Raises:
         SettingError: if the result is no valid config.
@@ -55,11 +57,13 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     args = values.get("args") or {}
     if not args.get("bundle") or not args.get("manifest_sha256"):
         raise SettingError(
-            "args must name the bundle and the manifest_sha256 that pins it; a cluster serves nothing by default."
+            "args must name the bundle and the manifest_sha256 that pins it; a cluster serves"
+            " nothing by default."
         )
     if not is_address(args["bundle"]) and not Path(args["bundle"]).is_absolute():
         raise SettingError(
-            f"args.bundle must be an address such as s3://bucket/bundle, or an absolute path that every node has, got {args['bundle']}."
+            "args.bundle must be an address such as s3://bucket/bundle, or an absolute path that"
+            f" every node has, got {args['bundle']}."
         )
     app["args"] |= args
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}

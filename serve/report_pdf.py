@@ -69,14 +69,15 @@ def report_pdf(
     top = _bars(canvas, answer, task, top) - _GAP
     _write(
         canvas,
-        f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights {answer.model.weights_sha256[:12]}; "
-        f"request {answer.request_id}. "
+        f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights"
+        f" {answer.model.weights_sha256[:12]}; request {answer.request_id}. "
         + (
             f"The line across the bar of {noun} is the threshold. "
             if _has_mark(answer, task)
             else ""
         )
-        + f"The map is Grad-CAM of {noun} in coarse cells; no map here has been shown to mark lesions.",
+        + f"The map is Grad-CAM of {noun} in coarse cells; no map here has been shown to mark"
+        " lesions.",
         _SMALL,
         top,
     )

@@ -21,10 +21,13 @@ class AppArgs(BaseModel):
 
     Attributes:
         bundle: folder of the bundle, readable on every node.
-        manifest_sha256: of the only manifest that may be served; None serves whatever stands in the folder.
+        manifest_sha256: of the only manifest that may be served; None serves whatever stands in the
+            folder.
         allow_uncontracted: decide although the contract is unmet, and say so in every answer.
-        require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback may go without.
-        answer_timeout_s: seconds the graph may take for one request, after which it is answered 504.
+        require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback
+            may go without.
+        answer_timeout_s: seconds the graph may take for one request, after which it is answered
+            504.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,7 +62,8 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
     """Return a config as Serve's own schema, with nothing in it that Serve would pass over.
 
     Raises:
-        SettingError: if a key is unknown, a value out of its range, or a deployment not one of the graph's.
+        SettingError: if a key is unknown, a value out of its range, or a deployment not one of the
+            graph's.
     """
     for place, known in _unknown(ServeDeploySchema, values, ""):
         nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
@@ -83,7 +87,8 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
         names = sorted(deployment.name for deployment in app.deployments)
         if names != sorted(DEPLOYMENTS):
             raise SettingError(
-                f"the Serve config must name the deployments {', '.join(DEPLOYMENTS)}, it names {names}."
+                f"the Serve config must name the deployments {', '.join(DEPLOYMENTS)}, it names"
+                f" {names}."
             )
     return config
 

@@ -82,7 +82,8 @@ def uploads_of(contents: Sequence[bytes | Image.Image]) -> list[Upload]:
     uploads = [Upload(content, index, len(contents)) for index, content in enumerate(contents)]
     if sum(upload.num_pixels() for upload in uploads) > MAX_REQUEST_PIXELS:
         raise InvalidImageError(
-            f"All images of a request together must have at most {MAX_REQUEST_PIXELS // 10**6} megapixels; send fewer at once.",
+            f"All images of a request together must have at most {MAX_REQUEST_PIXELS // 10**6}"
+            " megapixels; send fewer at once.",
             status=413,
             code="image_too_large",
         )

@@ -1,4 +1,5 @@
-"""Real local clusters as `ray start` makes them, with a token, and object storage that speaks S3; for tests of what crosses machines."""
+"""Real local clusters as `ray start` makes them, with a token, and object storage that speaks S3;
+for tests of what crosses machines."""
 
 import contextlib
 import dataclasses
@@ -119,7 +120,8 @@ class Head:
 
 @contextlib.contextmanager
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
-    """Start a cluster of one node, as a pod would, with an environment of its own; it says it has GPUs, so that what asks for them is placed."""
+    """Start a cluster of one node, as a pod would, with an environment of its own; it says it has
+    GPUs, so that what asks for them is placed."""
     session = tempfile.mkdtemp(
         prefix="ray-"
     )  # short: the names of Ray's sockets must fit into 107 letters

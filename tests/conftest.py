@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.clusters import token_file
 
-# Before anything imports Ray: nothing is written to a real home, and what the tests start is theirs alone.
+# Before anything imports Ray: nothing is written to a real home, and what the tests start is theirs
+# alone.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("RAY_AUTH_MODE", None)
 os.environ.pop("RAY_AUTH_TOKEN", None)
@@ -79,7 +80,8 @@ def tiny_config() -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module:
-    """A small network that has learned something, so that its maps and scores are not those of noise."""
+    """A small network that has learned something, so that its maps and scores are not those of
+    noise."""
     from melanoma.training.engine import Training, fit, start_state
     from melanoma.training.networks import build_model
 
@@ -155,7 +157,8 @@ def image(phantom_source: Path) -> bytes:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A small SOURCE folder in HAM10000's layout, made of noise: four lesions of each of two classes, two images each."""
+    """A small SOURCE folder in HAM10000's layout, made of noise: four lesions of each of two
+    classes, two images each."""
     folder = tmp_path / "source"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -179,7 +182,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
-    """Show every drill that ran: what was done to the system, what was lost by it, how soon it was back, how long it all took."""
+    """Show every drill that ran: what was done to the system, what was lost by it, how soon it was
+    back, how long it all took."""
     reports = [
         report
         for outcome in ("passed", "failed", "error")

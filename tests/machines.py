@@ -1,6 +1,8 @@
-"""Machines on one computer, as far as Linux can make them: namespaces on a bridge, each with its own address, ports, processes and folder.
+"""Machines on one computer, as far as Linux can make them: namespaces on a bridge, each with its
+own address, ports, processes and folder.
 
-A machine can be lost as a whole: its processes killed at once, or its cable pulled. What it kept in its folder is gone with it.
+A machine can be lost as a whole: its processes killed at once, or its cable pulled. What it kept in
+its folder is gone with it.
 """
 
 import contextlib
@@ -61,7 +63,8 @@ class Machine:
     process: "subprocess.Popen[bytes] | None" = None
 
     def run(self, command: Sequence[str | Path], disk: Path, log: Path, **environment: str) -> None:
-        """Start a program there, which sees the machine's own processes only, and an empty folder of its own at the path ``disk``."""
+        """Start a program there, which sees the machine's own processes only, and an empty folder
+        of its own at the path ``disk``."""
         inside = [
             "unshare",
             "--mount",
@@ -158,7 +161,8 @@ class Network:
 
 
 class RayMachines:
-    """A Ray cluster whose head keeps what it knows in Redis, as in the manifests; state: the machines it has."""
+    """A Ray cluster whose head keeps what it knows in Redis, as in the manifests; state: the
+    machines it has."""
 
     def __init__(self, network: Network, folder: Path, **environment: str) -> None:
         self._network, self._folder = network, folder

@@ -1,4 +1,5 @@
-"""The upper rungs of the ladder: what this project asks of its manifests, and that what they name is there."""
+"""The upper rungs of the ladder: what this project asks of its manifests, and that what they name
+is there."""
 
 import importlib
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ ANSWERING = ("Ingress", "Classifier")
 
 
 def retry_findings(document: Document) -> Iterator[str]:
-    """Check that an exit code, a finding here, never makes a job run again, and that whoever follows its log may come back."""
+    """Check that an exit code, a finding here, never makes a job run again, and that whoever
+    follows its log may come back."""
     spec = document["spec"]
     if spec.get("backoffLimit") != 0:
         yield "a job must not be tried again, backoffLimit must be 0"
@@ -23,7 +25,8 @@ def retry_findings(document: Document) -> Iterator[str]:
 
 
 def hardening_findings(document: Document) -> Iterator[str]:
-    """Check what Pod Security `restricted` asks, and more: a read-only root, bounded memory, no token where none is needed."""
+    """Check what Pod Security `restricted` asks, and more: a read-only root, bounded memory, no
+    token where none is needed."""
     # KubeRay puts one more container, the autoscaler's, into the head's pod.
     yield from _container_findings("autoscaler", cluster_of(document).get("autoscalerOptions", {}))
     for spec in pod_specs(document):
@@ -54,7 +57,8 @@ def _container_findings(name: str, container: dict[str, Any]) -> Iterator[str]:
 
 
 def serve_findings(document: Document) -> Iterator[str]:
-    """Check a RayService's Serve config strictly, that what it imports is there, and that its replicas fit the workers."""
+    """Check a RayService's Serve config strictly, that what it imports is there, and that its
+    replicas fit the workers."""
     values = yaml.safe_load(document["spec"]["serveConfigV2"])
     try:
         config = check_config(values)
@@ -84,10 +88,15 @@ def serve_findings(document: Document) -> Iterator[str]:
                 ].get(option, 0)
         for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
             if wanted[edge] > float(there) * group[workers]:
-                yield f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]} workers have {float(there) * group[workers]}"
+                yield (
+                    f"{edge} of all deployments need {wanted[edge]} {resource}s, {group[workers]}"
+                    f" workers have {float(there) * group[workers]}"
+                )
     for deployment in values["applications"][0]["deployments"]:
         if deployment["name"] in ANSWERING and deployment["autoscaling_config"]["min_replicas"] < 2:
-            yield f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
+            yield (
+                f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
+            )
     for group in groups_of(cluster_of(document)):
         ports = {
             port["name"]: port["containerPort"]
@@ -97,11 +106,15 @@ def serve_findings(document: Document) -> Iterator[str]:
             values["http_options"]["port"] != ports.get("serve")
             or values["http_options"]["host"] != "0.0.0.0"
         ):
-            yield "Serve must listen on the port that head and workers call serve, and not on loopback"
+            yield (
+                "Serve must listen on the port that head and workers call serve, and not on"
+                " loopback"
+            )
 
 
 def reference_findings(documents: list[Document], *, given: set[str]) -> Iterator[str]:
-    """Check that what is named is there: secrets, config maps, accounts, volumes, and labels that selectors look for.
+    """Check that what is named is there: secrets, config maps, accounts, volumes, and labels that
+    selectors look for.
 
     Args:
         documents: of one overlay.
@@ -144,7 +157,8 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             wanted = (
                 document["spec"].get("selector") or document["spec"].get("podSelector", {})
             ).get("matchLabels", {})
-            # One policy is of serving alone, and part of what jobs share; one is of a Redis that others bring.
+            # One policy is of serving alone, and part of what jobs share; one is of a Redis that
+            # others bring.
             elsewhere = "redis" in str(wanted) or (
                 "serve" in str(wanted) and not of_kind(documents, "RayService")
             )
@@ -153,7 +167,8 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
 
 
 def wiring_findings(documents: list[Document]) -> Iterator[str]:
-    """Check a serving overlay's wires: gateway to service, policies to what they govern, monitors and network policies to open ports."""
+    """Check a serving overlay's wires: gateway to service, policies to what they govern, monitors
+    and network policies to open ports."""
     (service,) = of_kind(documents, "RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (gateway,), (route,) = of_kind(documents, "Gateway"), of_kind(documents, "HTTPRoute")
@@ -243,7 +258,10 @@ def _port_findings(documents: list[Document], service: Document) -> Iterator[str
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             for ports in ports_of(monitor["spec"]["selector"]):
                 if endpoint["port"] not in {port["name"] for port in ports}:
-                    yield f"PodMonitor {monitor['metadata']['name']} asks the port {endpoint['port']}, which its pods do not name"
+                    yield (
+                        f"PodMonitor {monitor['metadata']['name']} asks the port"
+                        f" {endpoint['port']}, which its pods do not name"
+                    )
     for policy in of_kind(documents, "NetworkPolicy"):
         open_ports = {
             port["containerPort"]
@@ -256,12 +274,16 @@ def _port_findings(documents: list[Document], service: Document) -> Iterator[str
             for port in rule.get("ports", [])
         }
         if open_ports and not asked <= open_ports:
-            yield f"NetworkPolicy {policy['metadata']['name']} lets in to {sorted(asked - open_ports)}, which no pod opens"
+            yield (
+                f"NetworkPolicy {policy['metadata']['name']} lets in to"
+                f" {sorted(asked - open_ports)}, which no pod opens"
+            )
     yield from _way_in_findings(documents)
 
 
 def _way_in_findings(documents: list[Document]) -> Iterator[str]:
-    """Serve is reached through the gateway alone, Ray's dashboard by the operator alone; all else talks inside."""
+    """Serve is reached through the gateway alone, Ray's dashboard by the operator alone; all else
+    talks inside."""
     policies = of_kind(documents, "NetworkPolicy")
     closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     if not any(policy["spec"] == closed for policy in policies):
@@ -277,13 +299,19 @@ def _way_in_findings(documents: list[Document]) -> Iterator[str]:
                 for peer in peers
             )
             if not inside and not (named and rule.get("ports")):
-                yield f"NetworkPolicy {policy['metadata']['name']} must let in pods by their labels, or a namespace to some ports"
+                yield (
+                    f"NetworkPolicy {policy['metadata']['name']} must let in pods by their labels,"
+                    " or a namespace to some ports"
+                )
         for rule in policy["spec"].get("egress", []):
             peers = rule.get("to", [])
             if not rule.get("ports") and not (
                 peers and all(peer.get("podSelector", {}).get("matchLabels") for peer in peers)
             ):
-                yield f"NetworkPolicy {policy['metadata']['name']} must let out to pods by their labels, or to some ports"
+                yield (
+                    f"NetworkPolicy {policy['metadata']['name']} must let out to pods by their"
+                    " labels, or to some ports"
+                )
     allowed = {
         (port["port"], source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
         for policy in policies
@@ -295,7 +323,10 @@ def _way_in_findings(documents: list[Document]) -> Iterator[str]:
     expected = {(8000, "envoy-gateway-system"), (8265, "kuberay-operator")}
     expected |= {(port, "monitoring") for port in (8080, 44217, 44227)}
     if allowed != expected:
-        yield f"other namespaces must reach nothing but {sorted(expected)}, they reach {sorted(allowed)}"
+        yield (
+            f"other namespaces must reach nothing but {sorted(expected)}, they reach"
+            f" {sorted(allowed)}"
+        )
 
 
 def _named(value: Any) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""The ladder that manifests climb without a cluster: each rung returns what it finds wrong, a sentence each.
+"""The ladder that manifests climb without a cluster: each rung returns what it finds wrong, a
+sentence each.
 
-Here are the rungs of an API server: rendering, schemas, defaults, CEL. The operator's stand in tests/operator_rules.py, ours in
-tests/manifest_rules.py.
+Here are the rungs of an API server: rendering, schemas, defaults, CEL. The operator's stand in
+tests/operator_rules.py, ours in tests/manifest_rules.py.
 """
 
 import contextlib
@@ -31,8 +32,9 @@ OVERLAYS = sorted(
     if path.parent.name not in ("images", "workers")
 )
 YAMLLINT = YamlLintConfig(
-    "{extends: default, rules: {line-length: {max: 160}, document-start: disable, comments: {min-spaces-from-content: 1},"
-    " braces: {max-spaces-inside: 1}, indentation: {indent-sequences: consistent}, octal-values: enable}}"
+    "{extends: default, rules: {line-length: {max: 160}, document-start: disable, comments:"
+    " {min-spaces-from-content: 1}, braces: {max-spaces-inside: 1}, indentation: {indent-sequences:"
+    " consistent}, octal-values: enable}}"
 )
 Document = dict[str, Any]
 CUSTOM_GROUPS = (
@@ -78,22 +80,33 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def core_findings(documents: list[Document]) -> Iterator[str]:
-    """Check the core kinds against Kubernetes' own schemas, with no field that they do not know, and that no other kind slips through."""
+    """Check the core kinds against Kubernetes' own schemas, with no field that they do not know,
+    and that no other kind slips through."""
     for document in documents:
         if document["apiVersion"] not in (*CORE_GROUPS, *CUSTOM_GROUPS):
-            yield f"{document['kind']} must be of a version that is known here, it is of {document['apiVersion']}"
+            yield (
+                f"{document['kind']} must be of a version that is known here, it is of"
+                f" {document['apiVersion']}"
+            )
         if document["kind"] == "PodDisruptionBudget" and "minAvailable" not in document["spec"]:
-            yield "a budget for pods whose owner cannot be scaled must say minAvailable: any other allows no disruption ever"
+            yield (
+                "a budget for pods whose owner cannot be scaled must say minAvailable: any other"
+                " allows no disruption ever"
+            )
         if document["apiVersion"] in CORE_GROUPS:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     kubernetes_validate.validate(document, "1.37", strict=True)
             except kubernetes_validate.ValidationError as error:
-                yield f"{document['kind']} {document['metadata']['name']}: {'.'.join(map(str, error.path))}: {error.message}"
+                yield (
+                    f"{document['kind']} {document['metadata']['name']}:"
+                    f" {'.'.join(map(str, error.path))}: {error.message}"
+                )
 
 
 def crd_findings(documents: list[Document], crds: Path) -> Iterator[str]:
-    """Check custom kinds against the definitions in a folder, defaults first and CEL rules last, as an API server does."""
+    """Check custom kinds against the definitions in a folder, defaults first and CEL rules last, as
+    an API server does."""
     for definition in _definitions(crds):
         for version in definition["spec"]["versions"]:
             schema = version["schema"]["openAPIV3Schema"]
@@ -128,7 +141,8 @@ def _schema_findings(schema: dict[str, Any], whole: Document) -> Iterator[str]:
 
 
 def custom_kinds(documents: list[Document]) -> set[tuple[str, str, str]]:
-    """Return group, version and kind of every document that only a custom resource definition describes."""
+    """Return group, version and kind of every document that only a custom resource definition
+    describes."""
     return {_kind(document) for document in documents if document["apiVersion"] not in CORE_GROUPS}
 
 
@@ -155,16 +169,17 @@ def _with_defaults(schema: dict[str, Any], value: Any) -> Any:
 
 
 def _strict(schema: Any, *, top: bool = True) -> Any:
-    """Return a schema that refuses keys it does not know; what Kubernetes writes differently is put in JSON Schema's words."""
+    """Return a schema that refuses keys it does not know; what Kubernetes writes differently is put
+    in JSON Schema's words."""
     if not isinstance(schema, dict):
         return schema
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
             made[key] = {
-                name: {"type": "object"}
-                if top and name == "metadata"
-                else _strict(inner, top=False)
+                name: (
+                    {"type": "object"} if top and name == "metadata" else _strict(inner, top=False)
+                )
                 for name, inner in value.items()
             }
         elif key in ("items", "additionalProperties"):
@@ -212,7 +227,8 @@ def _cel_findings(schema: Any, value: Any, place: str) -> Iterator[str]:
 
 
 def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]]:
-    """Give each series that alerts or the dashboard ask Prometheus for, with the labels that they pick or sum by."""
+    """Give each series that alerts or the dashboard ask Prometheus for, with the labels that they
+    pick or sum by."""
     (rules,) = of_kind(documents, "PrometheusRule")
     asked = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
     board = json.loads((K8S / "base/serve/dashboards/melanoma.json").read_text())

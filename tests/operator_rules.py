@@ -1,7 +1,8 @@
 """What the KubeRay operator refuses although every schema allows it: its rules, re-implemented.
 
-From ray-operator/controllers/ray/utils/validation.go and common/service.go of KubeRay 1.7, for a RayService or RayJob with a cluster of its own.
-What only an alpha gate opens is refused, as by an operator as it comes.
+From ray-operator/controllers/ray/utils/validation.go and common/service.go of KubeRay 1.7, for a
+RayService or RayJob with a cluster of its own. What only an alpha gate opens is refused, as by an
+operator as it comes.
 """
 
 import re
@@ -91,7 +92,8 @@ def _autoscaler_findings(cluster: Fields) -> Iterator[str]:
     }:
         yield "KUBERAY_GEN_AUTOSCALER_START_CMD is the operator's"
     for group in groups_of(cluster):
-        # What is not told is the second version for Ray as it is now, and is not where a group asks for what only that one can.
+        # What is not told is the second version for Ray as it is now, and is not where a group asks
+        # for what only that one can.
         never = group["template"]["spec"].get("restartPolicy", "Never") == "Never"
         if autoscaling and options.get("version", "v2") == "v2" and not never:
             yield "with autoscaler v2 the restartPolicy of every pod must be Never"
@@ -119,7 +121,9 @@ def _redis_findings(cluster: Fields, annotations: Fields) -> Iterator[str]:
     if FAULT_TOLERANCE & set(annotations):
         yield "with gcsFaultToleranceOptions there must be no annotation of fault tolerance"
     if options.get("backend", "redis") != "redis" or "storage" in options:
-        yield "any backend but Redis needs an alpha gate of the operator, and storage is of that one"
+        yield (
+            "any backend but Redis needs an alpha gate of the operator, and storage is of that one"
+        )
 
 
 def _variables(cluster: Fields) -> set[str]:
@@ -215,7 +219,10 @@ def _deletion_findings(spec: Fields, cluster: Fields) -> Iterator[str]:
             condition.get("ttlSeconds", 0),
         )
         if (None in states) == all(state is None for state in states) or seconds < 0:
-            yield "a deletion rule must name one of jobStatus and jobDeploymentStatus, and no negative ttlSeconds"
+            yield (
+                "a deletion rule must name one of jobStatus and jobDeploymentStatus, and no"
+                " negative ttlSeconds"
+            )
         if rule["policy"] in after.setdefault(states, {}):
             yield f"{rule['policy']} must have one rule for a state, it has two"
         after[states][rule["policy"]] = seconds

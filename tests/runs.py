@@ -1,4 +1,5 @@
-"""Small training runs in a process, and a Ray, of their own, as a person starts them: watched, killed, compared."""
+"""Small training runs in a process, and a Ray, of their own, as a person starts them: watched,
+killed, compared."""
 
 import dataclasses
 import json
@@ -76,7 +77,8 @@ class Run:
         ]
 
     def worker(self) -> int:
-        """Return the process of the training worker that writes, or 0 if there is none: progress.json names it."""
+        """Return the process of the training worker that writes, or 0 if there is none:
+        progress.json names it."""
         path = self.folder / "progress.json"
         pid = int(json.loads(path.read_text())["pid"]) if path.is_file() else 0
         return pid if Path(f"/proc/{pid}").exists() else 0

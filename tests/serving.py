@@ -48,7 +48,8 @@ class Deployer:
         manifest_sha256: str | None = None,
         **options: dict[str, Any],
     ) -> Service:
-        """Deploy a bundle, pinned to its manifest or to another; options of a deployment by its name; return where it is served."""
+        """Deploy a bundle, pinned to its manifest or to another; options of a deployment by its
+        name; return where it is served."""
         config = read_config()
         merged = deployment_options(config)
         for name, values in options.items():

@@ -1,4 +1,5 @@
-"""Small SOURCE folders as people keep them: a table, and noise under the names that it should have."""
+"""Small SOURCE folders as people keep them: a table, and noise under the names that it should
+have."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

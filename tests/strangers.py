@@ -18,7 +18,8 @@ class _Touch:
 
 
 def call_as_a_stranger(port: int, mark: Path) -> grpc.StatusCode:
-    """Send a pickle that leaves a mark to a port of this machine, as Serve's proxies send requests; return what is answered."""
+    """Send a pickle that leaves a mark to a port of this machine, as Serve's proxies send requests;
+    return what is answered."""
     request = serve_pb2.ASGIRequest(
         pickled_request_metadata=pickle.dumps(_Touch(mark)), request_args=b""
     )

@@ -1,4 +1,5 @@
-"""Object storage that fails on demand: one server that is good, and another with the same objects, which is slow, full or failing when told to."""
+"""Object storage that fails on demand: one server that is good, and another with the same objects,
+which is slow, full or failing when told to."""
 
 import contextlib
 import threading
@@ -50,7 +51,8 @@ class Trouble:
 
 @contextlib.contextmanager
 def unreliable_storage(bucket: str) -> Iterator[tuple[str, str, Trouble]]:
-    """Give the queries that make s3:// addresses reach a storage with one bucket, plainly and through trouble, and the trouble."""
+    """Give the queries that make s3:// addresses reach a storage with one bucket, plainly and
+    through trouble, and the trouble."""
     storage, trouble = DomainDispatcherApplication(create_backend_app), Trouble()
 
     def troubled(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

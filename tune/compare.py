@@ -58,8 +58,8 @@ def train_all_folds(
 ) -> list[Folds | None]:
     """Return the scores of every fold of each setting, None for one whose loss does not stay finite.
 
-    What is not kept yet is trained, each fold once even where settings are the same, as many at a time as there are
-    trials at a time; what for, progress says.
+    What is not kept yet is trained, each fold once even where settings are the same, as many at a
+    time as there are trials at a time; what for, progress says.
     """
     resources = study.resources()
     task = ray.remote(
@@ -123,7 +123,8 @@ def repeat(
     ]
     if not pairs:
         raise DataError(
-            "the winner and the base must both train with some seed, none keeps a finite loss; lower optim.lr."
+            "the winner and the base must both train with some seed, none keeps a finite loss;"
+            " lower optim.lr."
         )
     return _arm(objective, [ours for ours, _ in pairs]), _arm(
         objective, [theirs for _, theirs in pairs]

@@ -1,6 +1,7 @@
 """From a search to a bundle and a verdict: search, repeat with fresh seeds, train the winner, contract it, access to test once.
 
-How a network is trained and how test is scored is handed in; this package starts neither jobs nor evaluations of its own.
+How a network is trained and how test is scored is handed in; this package starts neither jobs nor
+evaluations of its own.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ def check_verdict(data: PreparedData) -> None:
     num_target = int(rows["dx"].isin(data.task.targets).sum())
     if not 0 < num_target < len(rows):
         raise DataError(
-            f"The test split must hold {nouns} and others for a verdict; {num_target} of its {len(rows)} images are {nouns}. "
-            "Prepare the data set with a larger test fraction."
+            f"The test split must hold {nouns} and others for a verdict; {num_target} of its"
+            f" {len(rows)} images are {nouns}. Prepare the data set with a larger test fraction."
         )
 
 
@@ -210,9 +211,15 @@ def describe_search(result: dict[str, Any], folder: AnyPath) -> str:
     """Return result.json of a search's folder as lines for people."""
     loss, test = result["loss"]["winner"], result["test_difference"]
     lines = (
-        f"{result['num_trials']} trials for {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f}, "
-        f"target factor {loss['target_factor']:.2f}",
-        f"{result['verdict']} on test: winner minus base {test['value']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]",
+        (
+            f"{result['num_trials']} trials for {result['objective']}: best gamma"
+            f" {loss['gamma']:.2f}, tau {loss['tau']:.2f}, target factor"
+            f" {loss['target_factor']:.2f}"
+        ),
+        (
+            f"{result['verdict']} on test: winner minus base {test['value']:+.3f}"
+            f" [{test['low']:+.3f}, {test['high']:+.3f}]"
+        ),
         f"contract {result['contract']['status']}: {result['contract_sentence']}",
         f"settings {folder / result['best']}",
         f"bundle {folder / result['bundle']}",

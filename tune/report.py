@@ -110,7 +110,10 @@ def _interval(difference: dict[str, Any]) -> str:
 
 def _looks(result: dict[str, Any]) -> str:
     num = result["num_test_accesses"]
-    return f"The data set's access log counts {num} accesses to test so far, those of this comparison among them."
+    return (
+        f"The data set's access log counts {num} accesses to test so far, those of this comparison"
+        " among them."
+    )
 
 
 def _spread(values: list[float]) -> str:
@@ -124,7 +127,10 @@ def _focal_against_plain(trials: pd.DataFrame) -> str:
     plain = finished[finished["trial"] == "plain"][METRIC]
     unweighted = f" (plain, unweighted cross-entropy: {plain.iloc[0]:.3f})" if len(plain) else ""
     if focal.empty:
-        return f"No focal setting was good enough to see all folds; the best with gamma 0 reached {without.max():.3f}{unweighted}."
+        return (
+            "No focal setting was good enough to see all folds; the best with gamma 0 reached"
+            f" {without.max():.3f}{unweighted}."
+        )
     lead = focal.max() - without.max()
     drawn = finished[(finished[GAMMA] < 1) & ~finished["trial"].isin(["base", "plain"])]
     weights = (
@@ -133,8 +139,9 @@ def _focal_against_plain(trials: pd.DataFrame) -> str:
         else " No other setting with gamma 0 saw all folds: the gain may be the weights' alone."
     )
     return (
-        f"The best focal setting reached {focal.max():.3f}, the best with gamma 0 {without.max():.3f}{unweighted}: focal loss "
-        f"{'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}, one seed, both flattered by the choice.{weights}"
+        f"The best focal setting reached {focal.max():.3f}, the best with gamma 0"
+        f" {without.max():.3f}{unweighted}: focal loss {'wins' if lead > 0 else 'loses'} by"
+        f" {abs(lead):.3f}, one seed, both flattered by the choice.{weights}"
     )
 
 

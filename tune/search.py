@@ -1,7 +1,8 @@
 """The driver of a search: settings are drawn, tried and halved by Ray Tune; the same call again goes on where it was.
 
-A search goes on by being played again: the samples it had drawn are tried first, in their order, and every finished fold is found
-done. Tune's own restore would forget the scheduler's rungs, so that later trials pass halvings which they should fail.
+A search goes on by being played again: the samples it had drawn are tried first, in their order,
+and every finished fold is found done. Tune's own restore would forget the scheduler's rungs, so
+that later trials pass halvings which they should fail.
 """
 
 import dataclasses
@@ -51,7 +52,8 @@ class Search:
         space: what is searched.
         objective: what is maximised.
         num_trials: settings to try, the base setting and plain cross-entropy among them.
-        searcher: tpe (Optuna, every other sample at random) with halving, or random without, for comparison.
+        searcher: tpe (Optuna, every other sample at random) with halving, or random without, for
+            comparison.
     """
 
     run_dir: AnyPath
@@ -71,7 +73,8 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     """Try the settings and return one row a trial, as kept in trials.parquet; a finished search is only read.
 
     Raises:
-        FloatingPointError: if the base setting's loss does not stay finite: there is nothing to compare with.
+        FloatingPointError: if the base setting's loss does not stay finite: there is nothing to
+            compare with.
     """
     path = search.run_dir / TRIALS
     if path.is_file():
@@ -95,7 +98,8 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
 
 
 def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
-    # Tune's newer output goes to stdout and takes no reporter; its own handler would let Ctrl-C pass for the end of the search.
+    # Tune's newer output goes to stdout and takes no reporter; its own handler would let Ctrl-C
+    # pass for the end of the search.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     # Failed trials are told in the result, in a sentence each.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
@@ -110,7 +114,8 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
     results = _tuner(search, anchors, num_trials).fit()
     if len(results) != num_trials:
         raise RuntimeError(
-            f"a search must end with {num_trials} trials, it ended with {len(results)}; run the same command again."
+            f"a search must end with {num_trials} trials, it ended with {len(results)}; run the"
+            " same command again."
         )
     return results
 
@@ -152,7 +157,8 @@ class _Replayable(BaseSampler):
         seed = int(
             np.random.SeedSequence([self._seed, number, *name.encode()]).generate_state(1)[0]
         )
-        # Every other sample is drawn without looking: TPE alone can stay beside the best region for good.
+        # Every other sample is drawn without looking: TPE alone can stay beside the best region for
+        # good.
         if self._kind == "tpe" and number % 2:
             return TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
         return RandomSampler(seed=seed)
@@ -317,7 +323,8 @@ class _Keeper(tune.Callback):
         self._tensorboard = SyncedFolder(run_dir / "tensorboard")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        # Neither the list nor the starts keep the order; the tag begins with the number of the draw.
+        # Neither the list nor the starts keep the order; the tag begins with the number of the
+        # draw.
         drawn = sorted(trials, key=lambda other: int(other.experiment_tag.split("_")[0]))
         samples = [dict(other.config) for other in drawn]
         write_json(self._run_dir / SAMPLES, samples + self._given[len(samples) :])

@@ -19,12 +19,14 @@ Sample = Mapping[str, float]
 class SearchSpace:
     """The settings that a search may change.
 
-    Gamma lives on one axis from 0 to 5, on which all of [0, 1) means 0: the loss has no gamma between, and so a fifth of all
-    draws try cross-entropy, next to the gentlest focal loss and not in a category of its own.
+    Gamma lives on one axis from 0 to 5, on which all of [0, 1) means 0: the loss has no gamma
+    between, and so a fifth of all draws try cross-entropy, next to the gentlest focal loss and not
+    in a category of its own.
 
     Attributes:
         lr: also search the learning rate, a factor of 3 to either side of the base.
-        drop_path: also search the drop path rate, from 0 to 0.3, or to the base's where that is higher.
+        drop_path: also search the drop path rate, from 0 to 0.3, or to the base's where that is
+            higher.
     """
 
     lr: bool = False

@@ -1,10 +1,12 @@
 """One trial: one setting over all folds, one fold after another, and what each finished fold leaves behind.
 
-A fold is a rung: halving compares finished networks, on the same folds, after the same epochs. Folds in lockstep, compared in
-mid-training, would cost less, but gamma and the class weights change how fast a network learns, so that exactly what is searched
-would decide who looks good early. A rung's figure is then the final figure on fewer folds, and a
-finished fold is the natural unit to keep: whoever trains the same setting on the same fold again finds it done. Folds differ in how
-hard they are, so a trial reports its lead over the base setting on the same folds, and the searcher compares rungs fairly.
+A fold is a rung: halving compares finished networks, on the same folds, after the same epochs.
+Folds in lockstep, compared in mid-training, would cost less, but gamma and the class weights change
+how fast a network learns, so that exactly what is searched would decide who looks good early. A
+rung's figure is then the final figure on fewer folds, and a finished fold is the natural unit to
+keep: whoever trains the same setting on the same fold again finds it done. Folds differ in how hard
+    they are, so a trial reports its lead over the base setting on the same folds, and the searcher
+    compares rungs fairly.
 """
 
 import contextlib
@@ -145,12 +147,14 @@ def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
     """Return the out-of-fold scores of a setting on one fold, training it unless that is done already.
 
     Raises:
-        FloatingPointError: if its loss does not stay finite; that is kept too, for it would happen again.
+        FloatingPointError: if its loss does not stay finite; that is kept too, for it would happen
+            again.
     """
     table, task = fold_predictions(study, config, fold), study.task
     logits = table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
     units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
-    # The units are drawn with the study's seed, not the setting's, so that every setting is judged on the same images.
+    # The units are drawn with the study's seed, not the setting's, so that every setting is judged
+    # on the same images.
     return choose_fold_scores(units, table["group"].to_numpy(dtype=str), seed=study.base.seed)
 
 

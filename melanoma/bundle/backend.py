@@ -1,6 +1,7 @@
 """The network up to its last feature map, exported for ONNX Runtime, which computes it two to three times as fast on CPUs.
 
-The head stays torch's: it is small, and Grad-CAM needs its gradient. Knows nothing of bundles or of what a head makes of the map.
+The head stays torch's: it is small, and Grad-CAM needs its gradient. Knows nothing of bundles or of
+what a head makes of the map.
 """
 
 import os
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from melanoma.training.networks import features
 
-# Read when the library is loaded: without it an id of this machine is written to HOME and a host of Microsoft's is asked for.
+# Read when the library is loaded: without it an id of this machine is written to HOME and a host of
+# Microsoft's is asked for.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 

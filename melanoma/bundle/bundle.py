@@ -1,7 +1,8 @@
 """The deployable: weights (safetensors) and a manifest. Loading verifies and never unpickles; knows nothing of serving.
 
-Nothing is taken on trust that can be checked: every file against its hash, the manifest against its version, the contract
-against the scores it rests on, and on `verify_bundle` the network against recorded outputs.
+Nothing is taken on trust that can be checked: every file against its hash, the manifest against its
+version, the contract against the scores it rests on, and on `verify_bundle` the network against
+recorded outputs.
 """
 
 import dataclasses
@@ -53,7 +54,8 @@ class Bundle:
     Attributes:
         manifest: what it is.
         model: the network in eval mode, on the CPU.
-        features_onnx: the file that gives the network's feature maps on a CPU, or None where torch does.
+        features_onnx: the file that gives the network's feature maps on a CPU, or None where torch
+            does.
         model_card: MODEL_CARD.md.
     """
 
@@ -83,7 +85,8 @@ class Extras:
     """What a bundle holds beside its network and what the manifest says.
 
     Attributes:
-        calibration_rows: columns label and score, one row for each unit that the contract rests on; no ids.
+        calibration_rows: columns label and score, one row for each unit that the contract rests on;
+            no ids.
         features_onnx: the exported network, if ONNX Runtime computes its features.
         model_card: text for people.
     """
@@ -144,10 +147,12 @@ def fetch_bundle(folder: AnyPath, *, manifest_sha256: str | None = None) -> Path
 
     Args:
         folder: the bundle's folder; each node fetches it once.
-        manifest_sha256: of the only manifest that will do; compared before anything else is fetched.
+        manifest_sha256: of the only manifest that will do; compared before anything else is
+            fetched.
 
     Raises:
-        BundleError: if the manifest is missing, damaged or not the pinned one, or a file does not match it.
+        BundleError: if the manifest is missing, damaged or not the pinned one, or a file does not
+            match it.
     """
     return _fetch(folder, manifest_sha256)[0]
 
@@ -157,7 +162,8 @@ def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, BundleMa
         data = manifest_bytes(folder)
         if manifest_sha256 is not None and hashlib.sha256(data).hexdigest() != manifest_sha256:
             raise BundleError(
-                "the bundle must be the one whose manifest_sha256 is pinned, it is another; change the pin or the bundle."
+                "the bundle must be the one whose manifest_sha256 is pinned, it is another; change"
+                " the pin or the bundle."
             )
         manifest = parse_manifest(data)
         if isinstance(folder, Path):
@@ -181,7 +187,8 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         manifest_sha256: of the only manifest that will do; None takes any.
 
     Raises:
-        BundleError: if anything is missing, changed, of another format, or does not fit together; one sentence says what.
+        BundleError: if anything is missing, changed, of another format, or does not fit together;
+            one sentence says what.
     """
     folder, manifest = _fetch(to_path(path), manifest_sha256)
     content = {
@@ -198,7 +205,8 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         follows = _contract_follows(manifest, content[CALIBRATION])
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(
-            f"{WEIGHTS} must fit the architecture {manifest.architecture.backbone}; it does not. Take the bundle from its source again."
+            f"{WEIGHTS} must fit the architecture {manifest.architecture.backbone}; it does not."
+            " Take the bundle from its source again."
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(
@@ -206,7 +214,8 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         ) from error
     if not follows:
         raise BundleError(
-            f"The contract must follow from {CALIBRATION}; it does not. It was changed after it was made."
+            f"The contract must follow from {CALIBRATION}; it does not. It was changed after it was"
+            " made."
         )
     return Bundle(
         manifest,
@@ -225,7 +234,8 @@ def _warn_of_versions(manifest: BundleManifest) -> None:
     ]
     if others:
         warnings.warn(
-            f"The bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether it computes the same here.",
+            f"The bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether"
+            " it computes the same here.",
             stacklevel=3,
         )
 
@@ -239,7 +249,8 @@ def _content(folder: Path, name: str, manifest: BundleManifest) -> bytes:
     data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise BundleError(
-            f"{name} must match its sha256 in the manifest, it was changed; take the bundle from its source again."
+            f"{name} must match its sha256 in the manifest, it was changed; take the bundle from"
+            " its source again."
         )
     return data
 

@@ -1,7 +1,7 @@
 """How far an image lies from those a network was chosen on, in its own features: what a change of camera or clinic moves first.
 
-A figure to watch over many images, not a verdict on one: tried as a gate, it let photographs and noise pass, which lie no farther than
-lesions do.
+A figure to watch over many images, not a verdict on one: tried as a gate, it let photographs and
+noise pass, which lie no farther than lesions do.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ class FeatureReference(Strict):
     Attributes:
         mean: ``(K,)``, to six digits.
         deviation: ``(K,)``, above 0, to six digits.
-        far: root mean square of the standardised features that 95 % of the reference images stay below, above 0.
+        far: root mean square of the standardised features that 95 % of the reference images stay
+            below, above 0.
     """
 
     mean: tuple[float, ...]

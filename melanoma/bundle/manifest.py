@@ -124,13 +124,15 @@ def manifest_bytes(folder: AnyPath) -> bytes:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no {MANIFEST}."
+            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no"
+            f" {MANIFEST}."
         )
     with path.open("rb") as file:
         data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
     if len(data) > _MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"The bundle's {MANIFEST} must have at most {_MAX_MANIFEST_BYTES} bytes; it has more. {_REMEDY}"
+            f"The bundle's {MANIFEST} must have at most {_MAX_MANIFEST_BYTES} bytes; it has more."
+            f" {_REMEDY}"
         )
     return data
 
@@ -143,20 +145,23 @@ def parse_manifest(data: bytes) -> BundleManifest:
     )
     if manifest.version != manifest.with_version().version:
         raise BundleError(
-            f"The bundle's version must match its {MANIFEST}; it does not. The manifest was changed after it was written."
+            f"The bundle's version must match its {MANIFEST}; it does not. The manifest was changed"
+            " after it was written."
         )
     if not manifest.files.keys() <= MAX_BYTES.keys() or not all(
         map(is_sha256, manifest.files.values())
     ):
         raise BundleError(
-            f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and nothing else; it lists something else."
+            f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and"
+            " nothing else; it lists something else."
         )
     num_classes = manifest.task.num_classes
     if len(manifest.calibrator.bias) != num_classes or any(
         len(p.logits) != num_classes for p in manifest.probes
     ):
         raise BundleError(
-            f"The bundle's {MANIFEST} must have a number for each of {num_classes} classes; it has others. {_REMEDY}"
+            f"The bundle's {MANIFEST} must have a number for each of {num_classes} classes; it has"
+            f" others. {_REMEDY}"
         )
     return manifest
 
@@ -175,6 +180,6 @@ def _check_kind(data: bytes) -> None:
         )
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
-            f"The format version of the bundle must be {FORMAT_VERSION}; it is {values.get('format_version')!r}. "
-            "Use the release that wrote it."
+            f"The format version of the bundle must be {FORMAT_VERSION}; it is"
+            f" {values.get('format_version')!r}. Use the release that wrote it."
         )

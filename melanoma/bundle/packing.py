@@ -1,6 +1,7 @@
 """From a trained network to a contracted bundle, in the one order that keeps the contract valid.
 
-The validation fold has chosen the epoch; here it fits the calibrator; only then is the calibration split opened, once.
+The validation fold has chosen the epoch; here it fits the calibrator; only then is the calibration
+split opened, once.
 """
 
 import dataclasses

@@ -35,8 +35,10 @@ class Prediction:
         probabilities: ``(C,)`` calibrated, float64.
         decision: refer, no_referral or cannot_assess.
         warnings: codes of what limits the answer.
-        feature_distance: from the validation images, 1 being as far as their farthest 5 % (melanoma/bundle/drift.py).
-        heatmap: ``(h, w)`` float32 Grad-CAM of the targets, unscaled, over the whole letterbox; None if not asked for.
+        feature_distance: from the validation images, 1 being as far as their farthest 5 %
+            (melanoma/bundle/drift.py).
+        heatmap: ``(h, w)`` float32 Grad-CAM of the targets, unscaled, over the whole letterbox;
+            None if not asked for.
     """
 
     logits: FloatArray
@@ -50,7 +52,8 @@ class Prediction:
 class Predictor:
     """Predicts with one bundle on one device. Holds no state between calls, so threads may share it.
 
-    On a CPU ONNX Runtime gives the feature maps, with as many threads as torch has now, unless the bundle says that torch should.
+    On a CPU ONNX Runtime gives the feature maps, with as many threads as torch has now, unless the
+    bundle says that torch should.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class Predictor:
             True
 
         Args:
-            images: paths of image files, or images in memory: PIL's, or ``(H, W, 3)`` uint8 arrays in RGB.
+            images: paths of image files, or images in memory: PIL's, or ``(H, W, 3)`` uint8 arrays
+                in RGB.
             explain: whether heatmaps are wanted.
 
         Raises:
@@ -128,7 +132,8 @@ class Predictor:
         """
         if not np.isfinite(logits).all():
             raise FloatingPointError(
-                "the network must give finite logits, it did not; the bundle or its input is broken."
+                "the network must give finite logits, it did not; the bundle or its input is"
+                " broken."
             )
         probabilities = self.bundle.manifest.calibrator(logits)
         decided = [

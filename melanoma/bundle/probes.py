@@ -102,10 +102,12 @@ def replay_probes(
         gap = float(np.abs(logits - recorded).max())
     except (ValueError, OSError, RuntimeError) as error:
         return [
-            f"the bundle's probes must be images with their logits, they are not ({type(error).__name__})."
+            "the bundle's probes must be images with their logits, they are not"
+            f" ({type(error).__name__})."
         ]
     if gap <= PROBE_TOLERANCE:
         return []
     return [
-        f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by {gap:.3g}; another library version computes otherwise."
+        f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by"
+        f" {gap:.3g}; another library version computes otherwise."
     ]

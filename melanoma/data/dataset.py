@@ -92,7 +92,8 @@ class PreparedData:
         if not chosen.any():
             where = split if fold is None else f"{split}, fold {fold}"
             raise DataError(
-                f"the data set must hold images in {where}, it has none; prepare it with other fractions or folds."
+                f"the data set must hold images in {where}, it has none; prepare it with other"
+                " fractions or folds."
             )
         return self.records[chosen].reset_index(drop=True)
 
@@ -130,8 +131,9 @@ class PreparedData:
             if error.errno not in _READ_ONLY and not _DENIED.search(str(error)):
                 raise
             raise DataError(
-                f"the data set must be writable for its access log, {self.folder} is not ({error.strerror or 'access denied'}); copy it to a "
-                "place that can be written, or mount it so."
+                f"the data set must be writable for its access log, {self.folder} is not"
+                f" ({error.strerror or 'access denied'}); copy it to a place that can be written,"
+                " or mount it so."
             ) from error
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
@@ -160,16 +162,18 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
     records = read_parquet(folder / "records.parquet")
     if missing := _COLUMNS - set(records.columns):
         raise DataError(
-            f"records.parquet must have the column {min(missing)}, it does not; prepare the data set again."
+            f"records.parquet must have the column {min(missing)}, it does not; prepare the data"
+            " set again."
         )
     if split_hash(records["image_id"], records["split"], records["fold"]) != manifest.split_hash:
         raise DataError(
-            "the splits in records.parquet must match the hash in manifest.json, they do not; prepare the data set again."
+            "the splits in records.parquet must match the hash in manifest.json, they do not;"
+            " prepare the data set again."
         )
     if unknown := set(records["shard"]) - set(manifest.shards):
         raise DataError(
-            f"every shard in records.parquet must be one of manifest.json, {min(map(str, unknown))!r} is not; "
-            "prepare the data set again."
+            "every shard in records.parquet must be one of manifest.json,"
+            f" {min(map(str, unknown))!r} is not; prepare the data set again."
         )
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
@@ -179,7 +183,8 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
                 or sha256_of(folder / "shards" / name) != digest
             ):
                 raise DataError(
-                    f"shards/{name} must match its checksum in manifest.json, it does not; prepare the data set again."
+                    f"shards/{name} must match its checksum in manifest.json, it does not; prepare"
+                    " the data set again."
                 )
     return PreparedData(folder, manifest, records)
 

@@ -1,7 +1,7 @@
 """What a metadata table says of the disease -> one of the task's classes, or why it says none of them.
 
-`SPELLINGS` is the one table of how people write a diagnosis. A column that only says benign or malignant is read where the
-task has such classes.
+`SPELLINGS` is the one table of how people write a diagnosis. A column that only says benign or
+malignant is read where the task has such classes.
 """
 
 import re
@@ -97,8 +97,9 @@ def says_binary(text: str) -> bool:
 def how_to_read_binary(task: Task) -> str:
     """Return what to do with labels that only say benign or malignant."""
     return (
-        f"Benign and malignant do not say which class of the task {task.name} an image shows: pass --task {_BINARY_TASK}, "
-        f"or write one of {', '.join(task.classes)}, or a name such as nevus or melanoma, into a column dx"
+        f"Benign and malignant do not say which class of the task {task.name} an image shows: pass"
+        f" --task {_BINARY_TASK}, or write one of {', '.join(task.classes)}, or a name such as"
+        " nevus or melanoma, into a column dx"
     )
 
 
@@ -227,8 +228,8 @@ def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
         f"{table.name} has the columns {', '.join(table.header)}" for table in tables[:3]
     )
     return DataError(
-        f"The metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS[:4])} or MEL, NV, BCC, ...); {columns}. "
-        "Call the column that holds it dx."
+        f"The metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS[:4])} or MEL, NV,"
+        f" BCC, ...); {columns}. Call the column that holds it dx."
     )
 
 

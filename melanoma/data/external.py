@@ -58,11 +58,13 @@ def read_external(
     Args:
         folder: SOURCE.
         task: of the bundle.
-        group_columns: of the bundle; taken where the metadata have neither patient_id nor lesion_id.
+        group_columns: of the bundle; taken where the metadata have neither patient_id nor
+            lesion_id.
         skip_bad: leave out bad rows instead of refusing them.
 
     Raises:
-        DataError: if it has no usable row, nothing that groups images, or bad rows that may not be left out.
+        DataError: if it has no usable row, nothing that groups images, or bad rows that may not be
+            left out.
     """
     source = read_source(folder, task)
     source.check_found()
@@ -88,8 +90,9 @@ def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
     own = tuple(name for name in of_bundle if name in source.metadata.rows)
     if not source.group_columns and not own:
         raise DataError(
-            "the metadata must have patient_id or lesion_id, because intervals are drawn over patients or lesions; "
-            f"add one of them (they have the columns {', '.join(source.metadata.header)})."
+            "the metadata must have patient_id or lesion_id, because intervals are drawn over"
+            " patients or lesions; add one of them (they have the columns"
+            f" {', '.join(source.metadata.header)})."
         )
     return source.group_columns or source.group_by(own)
 
@@ -109,6 +112,7 @@ def _refusal(records: pd.DataFrame, faults: Sequence[Rejection], task: Task) -> 
         count_left_out([(fault.image_id, fault.reason) for fault in faults], records, task)
     )
     return DataError(
-        f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not: {counts}; the first is "
-        f"{faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them or pass --skip-bad."
+        f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not:"
+        f" {counts}; the first is {faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them"
+        " or pass --skip-bad."
     )

@@ -6,7 +6,8 @@ from collections import Counter
 import pandas as pd
 
 _UNKNOWN = re.compile(
-    r"<?(nan|none|null|nil|na|nat|n/?\.?a\.?|n-a|#n/a|#nv|unknown|unk|not ?known|not ?available|not ?recorded|missing|undefined)>?|[\s?_./*\\-]*"
+    r"<?(nan|none|null|nil|na|nat|n/?\.?a\.?|n-a|#n/a|#nv|unknown|unk|not ?known|not ?available|not"
+    r" ?recorded|missing|undefined)>?|[\s?_./*\\-]*"
 )
 _MIN_CONFLICTING = 0.1
 """Of the ids that two sources share, so many stand under two labels only where each source counts for itself."""
@@ -34,13 +35,15 @@ def tell_sources_apart(
 ) -> tuple[pd.Series, list[str]]:
     """Put the source in front of ids that several sources use for different patients or lesions.
 
-    Shared ids are taken to be the same ones, which parts nothing that belongs together, unless so many of them have another trait in each
-    source that they cannot be. Plain numbers, which every hospital counts anew, are told.
+    Shared ids are taken to be the same ones, which parts nothing that belongs together, unless so
+    many of them have another trait in each source that they cannot be. Plain numbers, which every
+    hospital counts anew, are told.
 
     Args:
         values: ids, blank where not known.
         sources: of the same rows, blank where not known.
-        traits: what cannot differ within one id (the class of a lesion, the sex of a patient), blank where not known.
+        traits: what cannot differ within one id (the class of a lesion, the sex of a patient),
+            blank where not known.
         column: what messages call the ids.
     """
     table = pd.DataFrame({"id": values, "source": sources, "trait": traits})[
@@ -52,16 +55,20 @@ def tell_sources_apart(
         numbers = shared[shared.str.fullmatch(r"\d+(\.0)?").astype(bool)]
         if numbers.empty:
             return values, []
-        told = f"{len(numbers)} {column}s are plain numbers that several sources use, such as {min(numbers)!r}; "
+        told = (
+            f"{len(numbers)} {column}s are plain numbers that several sources use, such as"
+            f" {min(numbers)!r}; "
+        )
         return values, [
-            f"{told}they are taken as the same ones: if they are not, put the source in front of them"
+            f"{told}they are taken as the same ones: if they are not, put the source in front of"
+            " them"
         ]
     clash = set(shared)
     of_clash = table[table["id"].isin(clash)]
     named = " and ".join(sorted(set(of_clash["source"]))[:3])
     note = (
-        f"{len(clash)} {column}s stand in several sources ({named}), such as {min(clash)!r}; they are taken as different ones: the source is "
-        "put in front of them"
+        f"{len(clash)} {column}s stand in several sources ({named}), such as {min(clash)!r}; they"
+        " are taken as different ones: the source is put in front of them"
     )
     return values.where(~values.isin(clash) | (sources == ""), sources + "/" + values), [note]
 

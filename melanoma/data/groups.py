@@ -21,7 +21,8 @@ def join_groups(
 
     Args:
         image_ids: N unique ids.
-        keys: sequences of N strings each (lesion ids, patient ids, hashes); images with an equal, non-empty string belong together.
+        keys: sequences of N strings each (lesion ids, patient ids, hashes); images with an equal,
+            non-empty string belong together.
         pairs: image_ids of known pairs; pairs that name an image not present are passed over.
 
     Returns:

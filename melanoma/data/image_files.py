@@ -64,7 +64,10 @@ class ImageFiles:
         near = self._near(stem)
         if near is None:
             return "no image of this name lies below SOURCE"
-        return f"no image of this name lies below SOURCE; {shown(near.name)} differs {how_they_differ(stem, _stem(near))}"
+        return (
+            f"no image of this name lies below SOURCE; {shown(near.name)} differs"
+            f" {how_they_differ(stem, _stem(near))}"
+        )
 
     def _near(self, stem: str) -> AnyPath | None:
         """Return the one file whose name agrees with an id but for case, separators and leading zeros."""
@@ -83,7 +86,10 @@ class ImageFiles:
 
     def none_found(self, image_ids: Sequence[str], tables: Sequence[str]) -> str:
         """Return the refusal of a folder in which no image of its metadata was found: an id, a file, and the likely cause."""
-        said = f"SOURCE must hold the images that its metadata name, none of {len(image_ids)} was found: "
+        said = (
+            f"SOURCE must hold the images that its metadata name, none of {len(image_ids)} was"
+            " found: "
+        )
         said += f"{' and '.join(tables)} names {image_ids[0]!r}, "
         unread = Counter(paths[0].suffix.lower() for paths in self.unread.values())
         if not self.by_stem and unread:
@@ -99,9 +105,15 @@ class ImageFiles:
         near = next(((image_id, path) for image_id, path in pairs if path is not None), None)
         there = f"the first of {len(self.by_stem)} images is {shown(paths[0].name)!r}"
         if near is None:
-            return f"{said}{there}; the ids must be the names of the files, with or without their ending."
+            return (
+                f"{said}{there}; the ids must be the names of the files, with or without their"
+                " ending."
+            )
         image_id, path = near
-        return f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
+        return (
+            f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ"
+            f" {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
+        )
 
 
 def _index(
@@ -151,13 +163,15 @@ def _in_hdf5(path: AnyPath) -> dict[str, AnyPath]:
     """
     if not isinstance(path, Path):
         raise DataError(
-            f"{shown(path.name)} must lie on a disk to be read; copy it, or unpack its images below SOURCE."
+            f"{shown(path.name)} must lie on a disk to be read; copy it, or unpack its images below"
+            " SOURCE."
         )
     try:
         return {unicodedata.normalize("NFC", name): path / name for name in _open_hdf5(str(path))}
     except OSError as error:
         raise DataError(
-            f"{shown(path.name)} must be an HDF5 file with one image under each id; it cannot be opened. Download it again."
+            f"{shown(path.name)} must be an HDF5 file with one image under each id; it cannot be"
+            " opened. Download it again."
         ) from error
 
 

@@ -64,7 +64,8 @@ def describe_left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
     """Return reasons, classes and numbers in words."""
     by_reason = sorted(left_out.items(), key=lambda item: (-sum(item[1].values()), item[0]))
     return "; ".join(
-        f"{sum(counts.values())} {reason} ({', '.join(f'{num} {name}' for name, num in counts.items())})"
+        f"{sum(counts.values())} {reason}"
+        f" ({', '.join(f'{num} {name}' for name, num in counts.items())})"
         for reason, counts in by_reason
     )
 
@@ -81,6 +82,6 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, int]], task: Task) -> 
         if says_target(name, task)
     )
     return (
-        f"{num} {'image was' if num == 1 else 'images were'} left out, {targets} of them labelled as {task.noun[0]}: "
-        f"{describe_left_out(left_out)}."
+        f"{num} {'image was' if num == 1 else 'images were'} left out, {targets} of them labelled"
+        f" as {task.noun[0]}: {describe_left_out(left_out)}."
     )

@@ -88,7 +88,8 @@ def read_manifest(folder: AnyPath) -> DatasetManifest:
     for name, digest in manifest.shards.items():
         if not (is_plain_name(name) and is_sha256(digest)):
             raise DataError(
-                f"{MANIFEST} must list plain file names with their sha256; {name!r} is not one. Do not use this data set."
+                f"{MANIFEST} must list plain file names with their sha256; {name!r} is not one. Do"
+                " not use this data set."
             )
     return manifest
 
@@ -103,5 +104,6 @@ def _check_kind(data: bytes, path: AnyPath) -> None:
         raise DataError(f"{path} must describe a data set; it describes something else. {_REMEDY}")
     if values.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"The format version of the data set must be {FORMAT_VERSION}; it is {values.get('format_version')!r}. {_REMEDY}"
+            f"The format version of the data set must be {FORMAT_VERSION}; it is"
+            f" {values.get('format_version')!r}. {_REMEDY}"
         )

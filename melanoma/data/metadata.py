@@ -1,7 +1,7 @@
 """The tables of a SOURCE folder -> one table with a row an image; says which tables it joined and which it passed over.
 
-A table is taken if it has a column of image ids. Tables of the same columns and different images are put below each other; tables of
-the same images and different columns beside each other.
+A table is taken if it has a column of image ids. Tables of the same columns and different images
+are put below each other; tables of the same images and different columns beside each other.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ class Metadata:
     """What the tables of a SOURCE folder say.
 
     Attributes:
-        rows: one row an image, all of it text: KEY, GIVEN, TABLE, and the tables' columns in small letters.
+        rows: one row an image, all of it text: KEY, GIVEN, TABLE, and the tables' columns in small
+            letters.
         names: the tables that were read.
         header: their columns as they are written.
         passed_over: image ids that only tables without a diagnosis name.
@@ -73,7 +74,8 @@ def read_metadata(folder: AnyPath, files: Sequence[AnyPath], task: Task) -> Meta
     """Read the tables among the files of a SOURCE folder and join them.
 
     Raises:
-        DataError: if there is no table with image ids and diagnoses, or several contradict each other.
+        DataError: if there is no table with image ids and diagnoses, or several contradict each
+            other.
     """
     found = [
         _metadata_table(path, shown(path.relative_to(folder)), task)  # type: ignore[arg-type]
@@ -176,11 +178,13 @@ def _stack(main: Table, other: Table, notes: list[str]) -> Table:
     twice = sorted((set(new[KEY]) & set(main.rows[KEY])) - {""})
     if twice:
         raise DataError(
-            f"{main.name} and {other.name} name {len(twice)} images twice with different rows, the first is {twice[0]}; "
-            "move one table away, or give the images of two hospitals different names."
+            f"{main.name} and {other.name} name {len(twice)} images twice with different rows, the"
+            f" first is {twice[0]}; move one table away, or give the images of two hospitals"
+            " different names."
         )
     notes.append(
-        f"{main.name} and {other.name} have the same columns and name different images; they are read as one table"
+        f"{main.name} and {other.name} have the same columns and name different images; they are"
+        " read as one table"
         if len(new)
         else f"{other.name} repeats rows of {main.name}; they count once"
     )
@@ -208,8 +212,8 @@ def _beside(main: Table, other: Table) -> Table:
     if extra[KEY].duplicated().any():
         twice = extra.loc[extra[KEY].duplicated(), KEY].iloc[0]
         raise DataError(
-            f"{other.name} must name every image once to be joined with {main.name}, {twice} stands there twice with different rows; "
-            f"mend it or move it away."
+            f"{other.name} must name every image once to be joined with {main.name}, {twice} stands"
+            " there twice with different rows; mend it or move it away."
         )
     shared = [column for column in _content(extra) if column in main.rows.columns and column != KEY]
     merged = main.rows.merge(
@@ -221,8 +225,9 @@ def _beside(main: Table, other: Table) -> Table:
         if differ.any():
             row = merged[differ].iloc[0]
             raise DataError(
-                f"{main.name} and {other.name} must agree on {column}, for {row[KEY]} one says {row[column]!r} and the other "
-                f"{again[differ].iloc[0]!r}; move one of the tables away or mend it."
+                f"{main.name} and {other.name} must agree on {column}, for {row[KEY]} one says"
+                f" {row[column]!r} and the other {again[differ].iloc[0]!r}; move one of the tables"
+                " away or mend it."
             )
         merged[column] = merged[column].where(merged[column] != "", again)
     merged[GIVEN] = merged[GIVEN].where(merged[GIVEN] != "", merged[KEY])
@@ -232,8 +237,9 @@ def _beside(main: Table, other: Table) -> Table:
 def _unlike(main: Table, other: Table) -> DataError:
     only = sorted(set(main.rows.columns) ^ set(other.rows.columns))
     return DataError(
-        f"SOURCE must hold one metadata CSV; {main.name} and {other.name} both have a diagnosis, name different images and differ in "
-        f"columns ({', '.join(only[:6])}). Write one table, or give both the same columns: then they are read as one."
+        f"SOURCE must hold one metadata CSV; {main.name} and {other.name} both have a diagnosis,"
+        f" name different images and differ in columns ({', '.join(only[:6])}). Write one table, or"
+        " give both the same columns: then they are read as one."
     )
 
 
@@ -241,15 +247,17 @@ def _pass_over(main: Table, other: Table) -> str:
     """Return what is said of a table without a diagnosis that names none of the images.
 
     Raises:
-        DataError: if it has the ids that group images and the others have not: it was meant for these images.
+        DataError: if it has the ids that group images and the others have not: it was meant for
+            these images.
     """
     lacking = [
         name for name in ("patient_id", "lesion_id") if name in other.rows and name not in main.rows
     ]
     if lacking and len(other.rows):
         raise DataError(
-            f"{other.name} has {' and '.join(lacking)} but names none of the images of {main.name} (it names {other.rows[KEY].iloc[0]!r}, "
-            f"there is {main.rows[KEY].iloc[0]!r}); mend the names or move it away."
+            f"{other.name} has {' and '.join(lacking)} but names none of the images of {main.name}"
+            f" (it names {other.rows[KEY].iloc[0]!r}, there is {main.rows[KEY].iloc[0]!r}); mend"
+            " the names or move it away."
         )
     return f"{other.name} has no diagnosis and names other images; it is passed over"
 
@@ -280,19 +288,22 @@ def _no_table(
     known = ", ".join(ALIASES["image_id"])
     if tables:
         return DataError(
-            f"SOURCE must hold a metadata CSV with one of the columns {known}; {_columns_of(tables, task)}."
+            f"SOURCE must hold a metadata CSV with one of the columns {known};"
+            f" {_columns_of(tables, task)}."
         )
     others = [shown(path.name) for path in files if path.suffix.lower() in _WORKBOOKS]
     there = f"there is {', '.join(others[:3])}, save it as CSV" if others else "there is none"
     parts = {part.casefold() for path in files for part in path.relative_to(folder).parts[:-1]}  # type: ignore[arg-type]
     named = sorted(part for part in parts if is_label(part, task))
     folders = (
-        f". Names of folders ({', '.join(named)}) are not read as labels: write them into the column dx of that table"
+        f". Names of folders ({', '.join(named)}) are not read as labels: write them into the"
+        " column dx of that table"
         if named
         else ""
     )
     return DataError(
-        f"{shown(folder)} must hold a metadata CSV with the columns image_id, dx and lesion_id or patient_id; {there}{folders}."
+        f"{shown(folder)} must hold a metadata CSV with the columns image_id, dx and lesion_id or"
+        f" patient_id; {there}{folders}."
     )
 
 
@@ -303,11 +314,17 @@ def _columns_of(tables: Sequence[Table], task: Task) -> str:
 def _columns(table: Table, task: Task) -> str:
     names = ", ".join(table.header[:12]) + (", ..." if len(table.header) > 12 else "")
     if _looks_like_data(table.header, task):
-        return f"{table.name} has no header, its first line is {names!r}: write one, such as image_id,dx,lesion_id{_binary_note(table, task)}"
+        return (
+            f"{table.name} has no header, its first line is {names!r}: write one, such as"
+            f" image_id,dx,lesion_id{_binary_note(table, task)}"
+        )
     used = {name for names in ALIASES.values() for name in names} | set(DIAGNOSIS_COLUMNS)
     known = [name for name in table.header if name.casefold() in used]
     understood = f" (known: {', '.join(known)})" if known else ""
-    return f"{table.name} has the columns {names}{understood}: call the one that names the images image_id"
+    return (
+        f"{table.name} has the columns {names}{understood}: call the one that names the images"
+        " image_id"
+    )
 
 
 def _binary_note(table: Table, task: Task) -> str:

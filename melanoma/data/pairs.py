@@ -22,15 +22,18 @@ def read_pairs(path: AnyPath | None, known: set[str]) -> list[tuple[str, str]]:
     rows = read_rows(path)
     if max((len(row) for row in rows), default=0) < 2:
         raise DataError(
-            f"--same-lesion must be a CSV whose first two columns are image ids, {shown(path.name)} has one; write a pair a row."
+            f"--same-lesion must be a CSV whose first two columns are image ids, {shown(path.name)}"
+            " has one; write a pair a row."
         )
     pairs = [(image_id_of(row[0]), image_id_of(row[1])) for row in rows if len(row) > 1]
-    # The first line may be a header; every other pair that names no image here, of a part of a larger set, joins nothing.
+    # The first line may be a header; every other pair that names no image here, of a part of a
+    # larger set, joins nothing.
     found = [(a, b) for a, b in pairs if a in known and b in known]
     if not found:
         raise DataError(
-            f"--same-lesion must name images of SOURCE, no pair of {shown(path.name)} does: its last pair is {' and '.join(pairs[-1])}, the "
-            f"first image of SOURCE is {min(known, default='')}."
+            f"--same-lesion must name images of SOURCE, no pair of {shown(path.name)} does: its"
+            f" last pair is {' and '.join(pairs[-1])}, the first image of SOURCE is"
+            f" {min(known, default='')}."
         )
     return found
 

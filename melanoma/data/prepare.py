@@ -1,8 +1,9 @@
 """Images and metadata -> a prepared data set: checked, grouped, split and decoded.
 
-What the metadata and the arguments alone can show is checked before the first image is read. Workers write every shard
-themselves, so no image passes through the calling process. Splits are drawn after decoding, because identical pixels must
-not be split; then each split gets shards of its own (README.md in this folder says why images are written twice).
+What the metadata and the arguments alone can show is checked before the first image is read.
+Workers write every shard themselves, so no image passes through the calling process. Splits are
+drawn after decoding, because identical pixels must not be split; then each split gets shards of its
+own (README.md in this folder says why images are written twice).
 """
 
 import contextlib
@@ -75,7 +76,8 @@ class PrepareConfig:
         test_fraction: share of the images for test.
         calibration_fraction: share for calibration.
         seed: of the splits.
-        group_by: metadata columns that must not be split; None takes patient_id and lesion_id, whichever are there.
+        group_by: metadata columns that must not be split; None takes patient_id and lesion_id,
+            whichever are there.
         same_lesion: CSV of known pairs (two columns of image ids), or None.
         splits: CSV `image_id,split` to take instead of drawing, or None.
         skip_bad: go on without the bad rows.
@@ -133,7 +135,8 @@ def prepare(
         (work / DECODED).mkdir()
         decoded = _decode(source, work / DECODED, config.size, executor, progress)
         everything, rejections = _join(source, decoded)
-        # Grouped before anything is left out: two lesions may be known to be one only by an image that cannot be read.
+        # Grouped before anything is left out: two lesions may be known to be one only by an image
+        # that cannot be read.
         everything["group"] = _groups(everything, plan.group_columns, plan.pairs)
         records = _usable(everything, rejections)
         reasons = [(rejection.image_id, rejection.reason) for rejection in rejections]
@@ -214,8 +217,8 @@ def _work_folder(out: AnyPath) -> Iterator[AnyPath]:
     with (
         new_folder(out, replace_if=replace_if)
         if isinstance(out, Path)
-        else shared_folder(out, replace_if=replace_if) as work
-    ):
+        else shared_folder(out, replace_if=replace_if)
+    ) as work:
         yield work
 
 
@@ -348,8 +351,9 @@ def _refusal(rejections: list[Rejection], left_out: LeftOut, out: AnyPath) -> st
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     first = rejections[0]
     return (
-        f"every image must be usable, {num} are not ({counts}); by class: {describe_left_out(left_out)}; the first is {first.image_id}: "
-        f"{first.detail.rstrip('.')}; see {out / REJECTED}, mend them or pass --skip-bad."
+        f"every image must be usable, {num} are not ({counts}); by class:"
+        f" {describe_left_out(left_out)}; the first is {first.image_id}:"
+        f" {first.detail.rstrip('.')}; see {out / REJECTED}, mend them or pass --skip-bad."
     )
 
 
@@ -415,18 +419,21 @@ def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
                 f"{name} {', '.join(values)}" for name, values in found.ids.items() if values
             )
             warnings.append(
-                f"one group holds {num} of {len(records)} images ({share:.0%}; {ids or 'identical images'}), all in {found.split}; "
-                "make sure that its id is no placeholder"
+                f"one group holds {num} of {len(records)} images ({share:.0%};"
+                f" {ids or 'identical images'}), all in {found.split}; make sure that its id is no"
+                " placeholder"
             )
     targets = records[records["dx"].isin(task.targets)]
     if len(targets) and plan.given is not None and "calibration" not in set(records["split"]):
         warnings.append(
-            "the splits file gives no image to calibration, without which `train` can make no contract; add such rows"
+            "the splits file gives no image to calibration, without which `train` can make no"
+            " contract; add such rows"
         )
     else:
         for split in sorted(set(SPLITS) - set(targets["split"])) if len(targets) else []:
             warnings.append(
-                f"{split} holds no {task.noun[0]}, of {len(targets)} in all; other fractions or a finer group column may part them"
+                f"{split} holds no {task.noun[0]}, of {len(targets)} in all; other fractions or a"
+                " finer group column may part them"
             )
     return warnings
 

@@ -1,6 +1,7 @@
 """A SOURCE folder -> one validated table of records; reads no pixel.
 
-Understood: HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC 2020, the ISIC Archive's own
+Understood: HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC 2020,
+    the ISIC Archive's own
 export, PAD-UFES-20, and any table with image ids, diagnoses and a column that groups images.
 """
 
@@ -25,10 +26,11 @@ class Source:
     """What a SOURCE folder holds.
 
     Attributes:
-        records: one row a metadata row: image_id, lesion_id, patient_id, dx, dx_given, label, age, sex, site, source, path; unusable
-            rows too.
+        records: one row a metadata row: image_id, lesion_id, patient_id, dx, dx_given, label, age,
+            sex, site, source, path; unusable rows too.
         rejections: every reason found so far.
-        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least one image.
+        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least
+            one image.
         metadata: the tables as they were read.
         files: the images below the folder.
         notes: sentences on what was taken in a way that its owner should know.
@@ -52,7 +54,8 @@ class Source:
         """Choose the columns that group images; those other than patient_id and lesion_id are added to the records.
 
         Args:
-            wanted: names of any columns of the metadata; None takes patient_id and lesion_id, whichever are there.
+            wanted: names of any columns of the metadata; None takes patient_id and lesion_id,
+                whichever are there.
 
         Raises:
             DataError: if a column is not there, or none of them says anything.
@@ -61,8 +64,9 @@ class Source:
         if wanted is None:
             if not self.group_columns:
                 raise DataError(
-                    "the metadata must have the columns that group images, they give no image a patient_id or lesion_id; add them or name "
-                    f"others with --group-by ({there}); --group-by image_id says that every image stands alone."
+                    "the metadata must have the columns that group images, they give no image a"
+                    f" patient_id or lesion_id; add them or name others with --group-by ({there});"
+                    " --group-by image_id says that every image stands alone."
                 )
             return self.group_columns
         return tuple(self._group_column(name.strip(), there) for name in wanted)
@@ -74,7 +78,8 @@ class Source:
             return name
         if name not in (self.group_columns if name in GROUP_COLUMNS else self.metadata.rows):
             raise DataError(
-                f"the metadata must have the columns that group images, they lack {wanted}; {there}; add it or name others with --group-by."
+                f"the metadata must have the columns that group images, they lack {wanted};"
+                f" {there}; add it or name others with --group-by."
             )
         if name not in GROUP_COLUMNS:
             ids, notes = known_ids(self.metadata.rows[name], wanted)
@@ -83,7 +88,8 @@ class Source:
             )
             if not (ids != "").any():
                 raise DataError(
-                    f"--group-by must name columns that group images, {wanted} is blank in every row."
+                    f"--group-by must name columns that group images, {wanted} is blank in every"
+                    " row."
                 )
             self.records[key_column(name)] = ids
             self.notes.extend([*notes, *more])
@@ -126,7 +132,8 @@ def read_source(folder: AnyPath, task: Task) -> Source:
         *notes,
         *(
             [
-                f"{left} images are named only by tables that are passed over, and are passed over too"
+                f"{left} images are named only by tables that are passed over, and are passed"
+                " over too"
             ]
             if left
             else []
@@ -216,7 +223,10 @@ def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Itera
         yield Rejection(str(image_id), "image_id_twice", detail)
     noun = "its lesion"
     if _are_plain_numbers(records, metadata):
-        noun = "its lesion, whose id is a plain number that two hospitals may both use (a column dataset tells them apart),"
+        noun = (
+            "its lesion, whose id is a plain number that two hospitals may both use (a column"
+            " dataset tells them apart),"
+        )
     yield from reject_conflicts(records, "lesion_id", "lesion_with_two_labels", noun)
 
 

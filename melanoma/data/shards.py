@@ -48,7 +48,8 @@ def open_shard(path: AnyPath, shape: tuple[int, int]) -> Uint8Array:
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
         raise DataError(
-            f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set again."
+            f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set"
+            " again."
         )
     flat = np.frombuffer(
         column.buffers()[1],

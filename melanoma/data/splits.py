@@ -39,8 +39,9 @@ def draw_splits(
 ) -> pd.DataFrame:
     """Draw test, calibration and the folds of the rest by group, every part with nearly the same share of every class.
 
-    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011): classes from
-    the rarest to the commonest, groups from the largest to the smallest, each to the part that lacks the class most.
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label
+    Data, 2011): classes from the rarest to the commonest, groups from the largest to the smallest,
+    each to the part that lacks the class most.
 
     Args:
         groups: N group names.
@@ -76,7 +77,8 @@ def check_shares(test_fraction: float, calibration_fraction: float, num_folds: i
         and test_fraction + calibration_fraction < 1
     ):
         raise SettingError(
-            f"test and calibration fractions must be at least 0 and below 1 together, got {test_fraction} and {calibration_fraction}."
+            "test and calibration fractions must be at least 0 and below 1 together, got"
+            f" {test_fraction} and {calibration_fraction}."
         )
     if num_folds < 2:
         raise SettingError(f"folds must be at least 2, got {num_folds}.")
@@ -116,13 +118,15 @@ def read_splits(path: AnyPath) -> pd.DataFrame:
         Rows with image_id and split.
 
     Raises:
-        DataError: if a column is missing, a name of a split is unknown, or an image stands in two splits.
+        DataError: if a column is missing, a name of a split is unknown, or an image stands in two
+            splits.
     """
     table = read_table(path)
     image_id, split = table.first(ALIASES["image_id"]), table.first(["split"])
     if image_id is None or split is None:
         raise DataError(
-            f"the splits file must have the columns image_id and split, {table.name} has {', '.join(table.header)}."
+            f"the splits file must have the columns image_id and split, {table.name} has"
+            f" {', '.join(table.header)}."
         )
     given = pd.DataFrame(
         {"image_id": image_keys(table.rows[image_id]), "split": table.rows[split].str.casefold()}
@@ -137,7 +141,8 @@ def read_splits(path: AnyPath) -> pd.DataFrame:
     if given["image_id"].duplicated().any():
         twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
         raise DataError(
-            f"the splits file must name every image once, {twice} stands there twice with different splits."
+            f"the splits file must name every image once, {twice} stands there twice with different"
+            " splits."
         )
     return given
 
@@ -158,7 +163,8 @@ def match_splits(image_ids: pd.Series, given: pd.DataFrame) -> pd.Series:
             else ""
         )
         raise DataError(
-            f"the splits file must name every image; {len(missing)} of {len(image_ids)} are missing: {shown}{there}; add a row for each."
+            f"the splits file must name every image; {len(missing)} of {len(image_ids)} are"
+            f" missing: {shown}{there}; add a row for each."
         )
     return split
 
@@ -168,8 +174,9 @@ def apply_splits(
 ) -> pd.DataFrame:
     """Take the splits from a table `image_id,split` instead of drawing them.
 
-    `split` is train, validation, calibration or test. With validation rows these are fold 0 and the train rows the other
-    folds, so that a single run trains on exactly the train rows; without, the folds are drawn.
+    `split` is train, validation, calibration or test. With validation rows these are fold 0 and the
+    train rows the other folds, so that a single run trains on exactly the train rows; without, the
+    folds are drawn.
 
     Args:
         table: rows with image_id, group and label.
@@ -221,8 +228,8 @@ def check_splits(group: pd.Series, split: pd.Series, fold: pd.Series) -> None:
     if leaking:
         example = ", ".join(sorted(sides[leaking[0]]))
         raise LeakageError(
-            f"no group may stand on two sides of a split, {len(leaking)} do (the first is {leaking[0]}, in {example}); "
-            "put all images of a group on one side."
+            f"no group may stand on two sides of a split, {len(leaking)} do (the first is"
+            f" {leaking[0]}, in {example}); put all images of a group on one side."
         )
 
 

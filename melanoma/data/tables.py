@@ -1,6 +1,7 @@
 """Reads one table as people save it: separator, byte order mark, blanks and case of the header. Knows no data set.
 
-Every value stays text. Nothing is repaired by guessing: what has more than one reading is refused with the line that shows it.
+Every value stays text. Nothing is repaired by guessing: what has more than one reading is refused
+with the line that shows it.
 """
 
 import csv
@@ -35,7 +36,8 @@ class Table:
     Attributes:
         name: of its file, for messages.
         header: the names of its columns as they are written, without blanks around them.
-        rows: its rows; columns are named in small letters, of several with one name the first is here.
+        rows: its rows; columns are named in small letters, of several with one name the first is
+            here.
         repeated: such names -> as they are written.
     """
 
@@ -53,8 +55,9 @@ class Table:
         name = next((name for name in names if name in self.rows.columns), None)
         if name in self.repeated:
             raise DataError(
-                f"{self.name} has {len(self.repeated[name])} columns called {name} ({', '.join(self.repeated[name])}), blanks and case left aside; "
-                "keep one of them."
+                f"{self.name} has {len(self.repeated[name])} columns called {name}"
+                f" ({', '.join(self.repeated[name])}), blanks and case left aside; keep one of"
+                " them."
             )
         return name
 
@@ -65,7 +68,8 @@ def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()
     Args:
         path: its file.
         name: what messages call it; the file's name unless given.
-        only_with: names of columns in small letters; a table with none of them is returned without rows.
+        only_with: names of columns in small letters; a table with none of them is returned without
+            rows.
 
     Raises:
         DataError: if it is not a table in UTF-8, or a row has more values than the header.
@@ -111,7 +115,8 @@ def _split(line: str, separator: str) -> list[str]:
         values = next(csv.reader([line], delimiter=separator), [])
     except csv.Error as error:
         raise DataError(
-            f"a table must begin with a line of column names, this begins with another line ({error})."
+            "a table must begin with a line of column names, this begins with another line"
+            f" ({error})."
         ) from error
     return [_INVISIBLE.sub("", value).strip() for value in values]
 
@@ -125,7 +130,8 @@ def _check_kind(data: bytes, name: str) -> None:
         raise DataError(f"{name} must be a CSV table, it is {kind}; save it as CSV in UTF-8.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
         raise DataError(
-            f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in UTF-8."
+            f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in"
+            " UTF-8."
         )
 
 
@@ -135,8 +141,8 @@ def _decode(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name} must be a CSV table in UTF-8, byte 0x{data[error.start]:02x} in line {line} is not (it may be Latin-1 or Windows-1252); "
-            "save it as CSV in UTF-8."
+            f"{name} must be a CSV table in UTF-8, byte 0x{data[error.start]:02x} in line {line} is"
+            " not (it may be Latin-1 or Windows-1252); save it as CSV in UTF-8."
         ) from error
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
@@ -163,8 +169,8 @@ def _fit(values: list[str], length: int, line: int, name: str) -> list[str]:
     """Return the values of a row as many as the header has; blanks may be missing at its end, or stand there too many."""
     if any(values[length:]):
         raise DataError(
-            f"every row of {name} must have {length} values like its header, line {line} has {len(values)}; "
-            "put values that hold the separator in quotes, or name every column."
+            f"every row of {name} must have {length} values like its header, line {line} has"
+            f" {len(values)}; put values that hold the separator in quotes, or name every column."
         )
     return values[:length] + [""] * (length - len(values))
 

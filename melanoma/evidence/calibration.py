@@ -22,8 +22,8 @@ RIDGE = 1e-3
 class Calibrator(Strict):
     """``softmax(logits / temperature + bias)``.
 
-    Class weights shift the prior the network learns, which temperature alone (Guo et al., On Calibration of Modern Neural
-    Networks, 2017) cannot undo; a bias a class can.
+    Class weights shift the prior the network learns, which temperature alone (Guo et al., On
+    Calibration of Modern Neural Networks, 2017) cannot undo; a bias a class can.
     """
 
     temperature: float

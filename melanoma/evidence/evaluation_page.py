@@ -36,11 +36,16 @@ _TITLES = {
     **{name: metric.title for name, metric in METRICS.items()},
 }
 _NOTE = (
-    "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest class: Clopper-Pearson, with as "
-    "many units as the groups are worth; the others: bootstrap over groups. Specificity at sensitivity 90 % chooses its threshold on "
-    "these very images. Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration error {ece:.3f}."
+    "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest"
+    " class: Clopper-Pearson, with as many units as the groups are worth; the others: bootstrap"
+    " over groups. Specificity at sensitivity 90 % chooses its threshold on these very images."
+    " Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration"
+    " error {ece:.3f}."
 )
-_OTHER_SPLITS = "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these images trained it."
+_OTHER_SPLITS = (
+    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these"
+    " images trained it."
+)
 _WIDTH = A4[0] - 36 * mm
 _TEXT = ParagraphStyle(
     "text",
@@ -152,8 +157,11 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
         )
     return _Shown(
         heading=html.escape(report["population"]),
-        summary=f"{images['num']} images of {lesions['num']} lesions; {images['num_target']} images of "
-        f"{lesions['num_target']} {nouns}. Bundle {report['bundle']['version']}, threshold {report['bundle']['threshold']:.4f}.",
+        summary=(
+            f"{images['num']} images of {lesions['num']} lesions; {images['num_target']} images of"
+            f" {lesions['num_target']} {nouns}. Bundle {report['bundle']['version']}, threshold"
+            f" {report['bundle']['threshold']:.4f}."
+        ),
         verdict=verdict,
         rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],
         note=_NOTE.format(**report["calibration"]),

@@ -1,7 +1,7 @@
 """Metrics of a whole set of predictions, and their intervals over groups.
 
-`METRICS` is the one place to add a metric: reports, pages and tables list what stands there. Knows nothing of networks, or of
-where a threshold comes from.
+`METRICS` is the one place to add a metric: reports, pages and tables list what stands there. Knows
+nothing of networks, or of where a threshold comes from.
 """
 
 import dataclasses
@@ -211,7 +211,8 @@ def clopper_pearson(
     Args:
         successes: in [0, num]; a fraction is allowed where one unit stands for several images.
         num: independent units.
-        confidence: of the two-sided interval; its lower bound alone holds with (1 + confidence) / 2.
+        confidence: of the two-sided interval; its lower bound alone holds with (1 + confidence) /
+            2.
     """
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, successes, num - successes + 1)) if successes > 0 else 0.0

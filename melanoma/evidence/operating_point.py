@@ -1,9 +1,10 @@
 """The threshold and the sensitivity contract; every decision, served or counted, goes through `decide`.
 
-The contract (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n target units, m* misses are
-allowed, the largest m with P(Bin(n, 1 - target) <= m) <= 1 - confidence. A threshold just below the (m* + 1)-th smallest
-target score has a true sensitivity that follows Beta(n - m*, m* + 1), so it falls below the target with probability at
-most 1 - confidence. That holds only while nothing else was chosen by looking at the same images.
+The contract (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n
+target units, m* misses are allowed, the largest m with P(Bin(n, 1 - target) <= m) <= 1 -
+confidence. A threshold just below the (m* + 1)-th smallest target score has a true sensitivity that
+follows Beta(n - m*, m* + 1), so it falls below the target with probability at most 1 - confidence.
+That holds only while nothing else was chosen by looking at the same images.
 """
 
 import dataclasses
@@ -78,18 +79,20 @@ class Contract(Strict):
         nouns = task.noun[1]
         if self.status == "met":
             return (
-                f"On images like those it was calibrated on ({self.population}, {self.num_target} {nouns}), with "
-                f"{self.confidence:.0%} confidence at least {self.target_sensitivity:.0%} of {nouns} are referred; "
-                "not checked for your clinic or camera."
+                f"On images like those it was calibrated on ({self.population}, {self.num_target}"
+                f" {nouns}), with {self.confidence:.0%} confidence at least"
+                f" {self.target_sensitivity:.0%} of {nouns} are referred; not checked for your"
+                " clinic or camera."
             )
         if self.reason == "too_few_targets":
             return (
-                f"No promise: at least {self.num_target_needed} {nouns} are needed for calibration, one image a group; "
-                f"there were {self.num_target}."
+                f"No promise: at least {self.num_target_needed} {nouns} are needed for calibration,"
+                f" one image a group; there were {self.num_target}."
             )
         return (
-            f"No promise: at the threshold that keeps {self.target_sensitivity:.0%} sensitivity, specificity may be as low as "
-            f"{self.specificity_low:.2f}, below the {self.min_specificity:.2f} required."
+            f"No promise: at the threshold that keeps {self.target_sensitivity:.0%} sensitivity,"
+            f" specificity may be as low as {self.specificity_low:.2f}, below the"
+            f" {self.min_specificity:.2f} required."
         )
 
 
@@ -124,7 +127,8 @@ def choose_units(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the positions of one seeded-random target image per group, and of one other image per group.
 
-    One image a group, because the server answers one image, and because images of a lesion are not independent.
+    One image a group, because the server answers one image, and because images of a lesion are not
+    independent.
     """
     order = np.random.default_rng(seed).permutation(len(is_target))
     chosen = []
@@ -178,7 +182,8 @@ def select_operating_point(
     )
     if len(targets) == 0:
         raise DataError(
-            "The calibration split must hold targets; it has none. Prepare the data set with a larger calibration fraction."
+            "The calibration split must hold targets; it has none. Prepare the data set with a"
+            " larger calibration fraction."
         )
     if not (np.isfinite(targets).all() and np.isfinite(others).all()):
         raise FloatingPointError(
@@ -212,7 +217,8 @@ def _contract(counts: _Counts, promise: Promise) -> Contract:
     two_sided = (
         2 * promise.confidence - 1
     )  # whose lower bound is the one-sided bound at this confidence
-    # m* depends on n alone, so the bound of the order statistic is the one-sided Clopper-Pearson bound at m* misses.
+    # m* depends on n alone, so the bound of the order statistic is the one-sided Clopper-Pearson
+    # bound at m* misses.
     most_missed = max(counts.misses_allowed, 0)
     sensitivity_low = clopper_pearson(
         counts.num_target - most_missed, counts.num_target, confidence=two_sided

@@ -1,7 +1,8 @@
 """What out-of-fold predictions are worth by one number, and how two of them differ. Knows nothing of networks or searches.
 
-Networks of different folds are scaled differently, so that scores are never compared across folds: each fold has its own
-threshold, and the folds' figures are averaged by the number of units they rest on, which pools their hits.
+Networks of different folds are scaled differently, so that scores are never compared across folds:
+each fold has its own threshold, and the folds' figures are averaged by the number of units they
+rest on, which pools their hits.
 """
 
 import dataclasses
@@ -81,8 +82,8 @@ class Objective:
             or (held is not None and not (at is not None and 0 < at < 1))
         ):
             raise SettingError(
-                "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S with S in (0, 1), auroc or "
-                f"partial_auroc, got {text}."
+                "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S"
+                f" with S in (0, 1), auroc or partial_auroc, got {text}."
             )
         return Objective(kind, at)
 
@@ -103,15 +104,17 @@ class Objective:
             )
             return value, others
         if self.kind == "melanoma_recall":
-            # Recall at a specificity is specificity at a sensitivity with the two classes and the order exchanged.
+            # Recall at a specificity is specificity at a sensitivity with the two classes and the
+            # order exchanged.
             value = specificity_at_sensitivity(
                 ~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0
             )
             return value, targets
         if self.kind == "auroc":
-            return float(
-                roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)
-            ), targets * others
+            return (
+                float(roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)),
+                targets * others,
+            )
         return _partial_auroc(fold, weights), targets * others
 
     def score(self, folds: Sequence[FoldScores]) -> float:
@@ -189,7 +192,8 @@ def paired_difference(
             and np.array_equal(mine.is_target, other.is_target)
         ):
             raise ValueError(
-                "a paired difference needs the same units on both sides, these differ; use the same folds."
+                "a paired difference needs the same units on both sides, these differ; use the same"
+                " folds."
             )
     rng = np.random.default_rng(seed)
     members = [np.unique(fold.groups, return_inverse=True)[1] for fold in ours[0]]

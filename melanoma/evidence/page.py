@@ -41,7 +41,10 @@ def html_table(head: list[str], rows: list[list[str]]) -> str:
 
 def image(description: str, png: bytes) -> str:
     """Return an image that the page carries within itself."""
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return (
+        f'<img alt="{html.escape(description)}"'
+        f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    )
 
 
 def to_png(figure: Figure) -> bytes:

@@ -39,7 +39,10 @@ def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun
             "o",
             color=ACCENT,
             ms=8,
-            label=f"the bundle's threshold\nsensitivity {point[1]:.2f}, specificity {1 - point[0]:.2f}",
+            label=(
+                f"the bundle's threshold\nsensitivity {point[1]:.2f}, specificity"
+                f" {1 - point[0]:.2f}"
+            ),
         )
         axes.legend(frameon=False, loc="lower right", fontsize=9)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))

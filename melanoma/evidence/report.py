@@ -39,8 +39,10 @@ class Evaluated:
         split: train, calibration, test or external.
         population: words for what the images are.
         accesses: every access to this test split so far, this one included.
-        same_splits: whether the bundle was trained on the splits of this data set; if not, test may hold training images.
-        left_out: images that could not be judged, or were left out when the data set was prepared: reason -> class -> number.
+        same_splits: whether the bundle was trained on the splits of this data set; if not, test may
+            hold training images.
+        left_out: images that could not be judged, or were left out when the data set was prepared:
+            reason -> class -> number.
     """
 
     task: Task
@@ -134,7 +136,8 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
         "sensitivity": _proportion(referred[is_target], groups[is_target]),
         "specificity": _proportion(~referred[~is_target], groups[~is_target]),
         **group_bootstrap(units, groups),
-        # Shares of units under a fixed rule too: exact bounds hold even where all are right and a bootstrap has no width.
+        # Shares of units under a fixed rule too: exact bounds hold even where all are right and a
+        # bootstrap has no width.
         "target_recall_argmax": _proportion(likely_target[is_target], groups[is_target]),
         "accuracy": _proportion(right, groups),
     }
@@ -143,8 +146,8 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
     """Return a proportion with its Clopper-Pearson interval over independent units.
 
-    Images of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2 (Survey Sampling, 1965),
-    the number of groups where all are of one size.
+    Images of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2
+    (Survey Sampling, 1965), the number of groups where all are of one size.
     """
     if len(right) == 0:
         return {"value": float("nan"), "low": 0.0, "high": 1.0}

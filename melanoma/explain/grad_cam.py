@@ -1,8 +1,9 @@
 """Exact Grad-CAM through the head alone: no hooks, no state, no backward pass through the backbone.
 
-Grad-CAM (Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, 2017) weighs the
-last feature map by the mean gradient of a logit. That gradient needs the head only, which is a pooling, a norm and a linear
-layer; the feature map itself comes with the prediction.
+Grad-CAM (Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization, 2017) weighs the last feature map by the mean gradient of a logit. That gradient needs
+the head only, which is a pooling, a norm and a linear layer; the feature map itself comes with the
+prediction.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ class Explained:
 
     Attributes:
         logits: ``(N, C)`` float32, averaged over tta.
-        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient, comparable between images.
+        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient,
+            comparable between images.
     """
 
     logits: Tensor
@@ -75,7 +77,8 @@ class Heatmap:
 
     Attributes:
         peak: its largest value, in units of the logit's gradient; 0 if the map is empty.
-        values: ``(H, W)`` uint8, the map over its peak, upscaled; all 0 if it is empty, never stretched.
+        values: ``(H, W)`` uint8, the map over its peak, upscaled; all 0 if it is empty, never
+            stretched.
     """
 
     peak: float

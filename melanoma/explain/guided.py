@@ -1,8 +1,9 @@
 """Guided backpropagation that guides whatever rectifies, GELU included, on a private copy of the network.
 
-The rule is that of Springenberg et al., Striving for Simplicity: The All Convolutional Net, 2015: on the way back through an
-activation only positive gradients pass, and only where its input was positive. What ReLU does with them then, nothing, is for a
-smooth activation its own derivative. Guided Grad-CAM (Selvaraju et al., 2017) is its product with the upscaled Grad-CAM.
+The rule is that of Springenberg et al., Striving for Simplicity: The All Convolutional Net, 2015:
+on the way back through an activation only positive gradients pass, and only where its input was
+positive. What ReLU does with them then, nothing, is for a smooth activation its own derivative.
+Guided Grad-CAM (Selvaraju et al., 2017) is its product with the upscaled Grad-CAM.
 """
 
 import copy
@@ -30,7 +31,8 @@ class GuidedNetwork:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         if not _guide(self._model):
             raise SettingError(
-                f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__} has none; ask for grad_cam."
+                f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__}"
+                " has none; ask for grad_cam."
             )
 
     def gradients(self, images: Tensor, *, class_indices: Sequence[int], tta: int = 1) -> Tensor:
@@ -38,7 +40,8 @@ class GuidedNetwork:
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             logits = tta_logits(self._model, leaf, tta)
-            # One sum over the batch: in evaluation mode images do not meet, so each gets its own gradient.
+            # One sum over the batch: in evaluation mode images do not meet, so each gets its own
+            # gradient.
             (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
         return gradient
 

@@ -1,6 +1,7 @@
 """Batched augmentation on the device; its randomness comes from (seed, epoch, image_id) alone.
 
-So an image is changed in the same way whichever worker shows it, in whatever batch, however often the run was restarted.
+So an image is changed in the same way whichever worker shows it, in whatever batch, however often
+the run was restarted.
 """
 
 import hashlib

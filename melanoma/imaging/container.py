@@ -59,7 +59,8 @@ def damaged() -> InvalidImageError:
 def too_many_parts(part: str, limit: int) -> InvalidImageError:
     """Return the refusal of a file of more parts, for instance segments, than any camera or program writes."""
     return InvalidImageError(
-        f"The file must have at most {limit} {part}, it has more; export the image again without its metadata.",
+        f"The file must have at most {limit} {part}, it has more; export the image again without"
+        " its metadata.",
         status=422,
         code="too_many_parts",
     )

@@ -1,6 +1,7 @@
 """From the bytes of a file to an upright RGB image, with every limit on hostile and damaged input.
 
-Shards, evaluation and server decode here and nowhere else. Knows nothing of networks, data sets or HTTP.
+Shards, evaluation and server decode here and nowhere else. Knows nothing of networks, data sets or
+HTTP.
 """
 
 from typing import Any
@@ -20,11 +21,14 @@ from melanoma.imaging.webp import Webp
 
 MAX_PIXELS = 25_000_000
 MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
-# Grey values of 255 between the darkest and the brightest part; the flattest image of HAM10000 spans 22.
+# Grey values of 255 between the darkest and the brightest part; the flattest image of HAM10000
+# spans 22.
 MIN_CONTRAST = 4
-# Padding is near the mean of natural images, so that it is close to zero after normalisation and no edge attracts the network.
+# Padding is near the mean of natural images, so that it is close to zero after normalisation and no
+# edge attracts the network.
 PADDING_RGB = (124, 116, 104)
-# A scan of a JPEG takes about 13 ms over the most pixels, so that 32 take no longer than the pixels themselves.
+# A scan of a JPEG takes about 13 ms over the most pixels, so that 32 take no longer than the pixels
+# themselves.
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _BAND_ROWS = 256
 _UPRIGHT = {
@@ -41,13 +45,15 @@ _UPRIGHT = {
 def decode_image(data: bytes) -> Image.Image:
     """Decode an encoded JPEG, PNG or WebP image to upright RGB.
 
-    The first bytes decide the format, never a name or header. EXIF orientation is applied, as a camera and a browser
-    understand it, and all other metadata are dropped; an EXIF block that cannot be read turns nothing. Transparency is composed
-    on white; 16-bit grey is scaled to 8 bits; of an animation the first frame counts. What a decoder only warns of is refused.
+    The first bytes decide the format, never a name or header. EXIF orientation is applied, as a
+    camera and a browser understand it, and all other metadata are dropped; an EXIF block that
+    cannot be read turns nothing. Transparency is composed on white; 16-bit grey is scaled to 8
+    bits; of an animation the first frame counts. What a decoder only warns of is refused.
 
     Raises:
-        InvalidImageError: 400 for no bytes, 413 above 25 megapixels, 415 for other formats, 422 for sides outside
-            32..10000 px, for truncated or damaged images, for too many scans, segments or chunks, and for 12 bits stored in 16.
+        InvalidImageError: 400 for no bytes, 413 above 25 megapixels, 415 for other formats, 422 for
+            sides outside 32..10000 px, for truncated or damaged images, for too many scans,
+            segments or chunks, and for 12 bits stored in 16.
     """
     container = _open(data)
     _check_passes(container)
@@ -108,7 +114,8 @@ def _check_passes(container: Container) -> None:
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
     if container.num_passes > most:
         raise InvalidImageError(
-            f"An image of this size must have at most {most} scans, it has more; export it again from its source.",
+            f"An image of this size must have at most {most} scans, it has more; export it again"
+            " from its source.",
             status=422,
             code="too_many_scans",
         )
@@ -132,7 +139,8 @@ def check_size(width: int, height: int) -> None:
         raise _too_large()
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
         raise InvalidImageError(
-            f"The sides of the image must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px, got {width} x {height}; send it whole and unscaled.",
+            f"The sides of the image must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px, got {width} x"
+            f" {height}; send it whole and unscaled.",
             status=422,
             code="bad_dimensions",
         )
@@ -147,7 +155,8 @@ def check_content(image: Image.Image) -> None:
     parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L"))
     if np.ptp(parts) < MIN_CONTRAST:
         raise InvalidImageError(
-            f"The image must show something, its parts differ by less than {MIN_CONTRAST} of 255 in brightness; take it again.",
+            f"The image must show something, its parts differ by less than {MIN_CONTRAST} of 255 in"
+            " brightness; take it again.",
             status=422,
             code="blank_image",
         )

@@ -1,7 +1,9 @@
 """JPEG files: a walk from marker to marker as libjpeg does it, and a decoder whose warnings are errors.
 
-Source: ITU-T T.81, annex B. libjpeg tells of damaged data by warnings and goes on with grey or shifted blocks, and Pillow
-hides those warnings; `simplejpeg` reports them. The pixels of undamaged files are the same, bit for bit.
+Source: ITU-T T.81, annex B. libjpeg tells of damaged data by warnings and goes on with grey or
+    shifted blocks, and Pillow
+hides those warnings; `simplejpeg` reports them. The pixels of undamaged files are the same, bit for
+bit.
 """
 
 import functools
@@ -27,7 +29,8 @@ _NOTHING_FOLLOWS = (0x00, 0xF0)  # in a block, or of its next 16 coefficients
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3}
 _OTHER_FRAMES = {0xC5, 0xC6, 0xC7, *range(0xC9, 0xD0)} - {0xCC}
-# Any number of fill bytes 0xFF may precede a marker. Within a scan, FF 00 is a pixel byte and D0 to D7 restart the coder.
+# Any number of fill bytes 0xFF may precede a marker. Within a scan, FF 00 is a pixel byte and D0 to
+# D7 restart the coder.
 _MARKER = re.compile(rb"\xff{1,%d}([^\x00\xff])" % _MAX_FILL)
 _END_OF_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
@@ -47,7 +50,8 @@ class Jpeg:
     def _walk(self) -> Iterator[_Segment]:
         """Give every segment up to the end of the image.
 
-        Between segments stands nothing but fill bytes: libjpeg warns of anything else, and a warning is an error here.
+        Between segments stands nothing but fill bytes: libjpeg warns of anything else, and a
+        warning is an error here.
         """
         data, place, code = self._data, 2, _SOI
         for _ in range(MAX_SEGMENTS + 1):
@@ -122,8 +126,9 @@ class Jpeg:
     def _has_zeroed_pixels(self) -> bool:
         """Return whether bytes of the one scan were lost and zeros put in their place.
 
-        libjpeg reads zeros as blocks, and may come out even. Their codes of zeros alone are the first of each table. Unless that
-        says that nothing follows, it stands for a coefficient of -1, which no image has in all places of many blocks.
+        libjpeg reads zeros as blocks, and may come out even. Their codes of zeros alone are the
+        first of each table. Unless that says that nothing follows, it stands for a coefficient of
+        -1, which no image has in all places of many blocks.
         """
         segments = tuple(self._walk())
         scans = [segment for segment in segments if segment.code == _SOS]

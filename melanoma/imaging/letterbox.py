@@ -1,7 +1,7 @@
 """From a decoded image to the network's input: THE definition, for shards, evaluation and server alike.
 
-`letterbox` fits an image into the stored frame with its aspect ratio kept; `Preprocess` turns a batch of stored images
-into network input. Knows nothing of networks or data sets.
+`letterbox` fits an image into the stored frame with its aspect ratio kept; `Preprocess` turns a
+batch of stored images into network input. Knows nothing of networks or data sets.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from melanoma.arrays import Uint8Array
 from melanoma.config import DataConfig
 from melanoma.io.typed import Strict
 
-# Padding is near the mean of natural images, so that it is close to zero after normalisation and no edge attracts the network.
+# Padding is near the mean of natural images, so that it is close to zero after normalisation and no
+# edge attracts the network.
 PADDING_RGB = (124, 116, 104)
 
 
@@ -74,7 +75,8 @@ class Preprocess(Strict):
         """Resize and normalise ``(N, H, W, 3)`` uint8 images to ``(N, 3, h, w)`` float32 network input."""
         if tuple(images.shape[1:]) != (*self.stored_shape, 3):
             raise ValueError(
-                f"images must be (N, {self.stored_shape[0]}, {self.stored_shape[1]}, 3), got {tuple(images.shape)}."
+                f"images must be (N, {self.stored_shape[0]}, {self.stored_shape[1]}, 3), got"
+                f" {tuple(images.shape)}."
             )
         return self.normalise(
             resize(to_float(images), (self.data.input_height, self.data.input_width))

@@ -19,7 +19,8 @@ MAGIC = b"\x89PNG"
 _SIGNATURE = MAGIC + b"\r\n\x1a\n"  # its line ends show what was changed in text mode
 MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560
 _NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# Pillow inflates every profile, and all are dropped in the end; of texts it counts what they inflate to.
+# Pillow inflates every profile, and all are dropped in the end; of texts it counts what they
+# inflate to.
 _KEPT_FROM_PILLOW = (b"iCCP", b"eXIf")
 _WHOLE = ((0, 0, 1, 1),)
 # Adam7: first column, first row, steps between columns and rows.

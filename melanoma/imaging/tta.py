@@ -1,7 +1,8 @@
 """Test-time augmentation: mirrored copies of an image, averaged, because a lesion has no up or down.
 
-Rotated copies are left out. On the small last feature map of a 4:3 image, a ConvNeXt's 7 x 7 kernels never learn the
-offsets that a 3:4 image needs, so rotated copies score far worse than mirrored ones.
+Rotated copies are left out. On the small last feature map of a 4:3 image, a ConvNeXt's 7 x 7
+kernels never learn the offsets that a 3:4 image needs, so rotated copies score far worse than
+mirrored ones.
 """
 
 from collections.abc import Callable

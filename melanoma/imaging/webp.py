@@ -1,7 +1,9 @@
 """WebP files: every length is checked, and the decoder must need the last bytes of the pixels. Pillow decodes.
 
-Source: RFC 9649. The format has no checksums, so that damage can only be seen where it moves something. Entropy-coded data
-that were changed are read at another pace: the decoder runs out of them, or comes to an end before their end.
+Source: RFC 9649. The format has no checksums, so that damage can only be seen where it moves
+    something. Entropy-coded data
+that were changed are read at another pace: the decoder runs out of them, or comes to an end before
+their end.
 """
 
 import functools
@@ -15,7 +17,8 @@ from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAX_CHUNKS = 10_000
-# Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told from the rest.
+# Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told
+# from the rest.
 _TAIL_BYTES, _LEAST_BYTES = 32, 256
 _BITSTREAMS = (b"VP8 ", b"VP8L")
 
@@ -82,7 +85,8 @@ class Webp:
         pixels = self._find(*_BITSTREAMS)
         if pixels is None:
             raise damaged()
-        # The pixels say once more how many they are; only a frame of an animation may be smaller than the whole.
+        # The pixels say once more how many they are; only a frame of an animation may be smaller
+        # than the whole.
         size = _bitstream_size(pixels.kind, self._data[pixels.start : pixels.start + 10])
         fits = (
             size[0] <= self.size[0] and size[1] <= self.size[1]

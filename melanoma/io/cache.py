@@ -1,6 +1,7 @@
 """What a node keeps of object storage on its own disk: fetched once, and found by its hash from then on.
 
-Nothing is fetched but what is named with its hash, and a kept copy is compared with that hash before its first use in a process.
+Nothing is fetched but what is named with its hash, and a kept copy is compared with that hash
+before its first use in a process.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ def cache_folder() -> Path:
     """Return, and make, the folder where this node keeps what it fetched.
 
     Raises:
-        DataError: if it is another user's, or the default one is a link that somebody left in the temporary folder.
+        DataError: if it is another user's, or the default one is a link that somebody left in the
+            temporary folder.
     """
     named = os.environ.get(CACHE)
     folder = Path(named or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
@@ -61,7 +63,8 @@ def local_folder(
 
     Args:
         folder: where they lie.
-        first: name and content of the file that lists the others; already read, and checked by the caller.
+        first: name and content of the file that lists the others; already read, and checked by the
+            caller.
         files: the others by name: the sha256 and the most bytes of each. Nothing else is fetched.
 
     Raises:
@@ -115,14 +118,15 @@ def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
                     raise DataError(
-                        f"{source.name} must have at most {max_bytes} bytes, it has more; it is another file."
+                        f"{source.name} must have at most {max_bytes} bytes, it has more; it is"
+                        " another file."
                     )
                 digest.update(chunk)
                 file.write(chunk)
             if digest.hexdigest() != sha256:
                 raise DataError(
-                    f"{source.name} must match its checksum in the manifest, it does not; it was changed where it is stored, "
-                    "or is being replaced: try again."
+                    f"{source.name} must match its checksum in the manifest, it does not; it was"
+                    " changed where it is stored, or is being replaced: try again."
                 )
 
 

@@ -116,15 +116,16 @@ def claim_folder(folder: AnyPath, described: Any) -> bool:
     if not path.is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(
-                f"the run folder must be new or hold this run, {folder} holds something else; choose another --name."
+                f"the run folder must be new or hold this run, {folder} holds something else;"
+                " choose another --name."
             )
         write_json(path, described)
         return False
     differing = _differing(read_json(path), described)
     if differing:
         raise DataError(
-            f"{folder} must hold a run with the same settings and data, it holds one that differs in {', '.join(differing[:4])}; "
-            "choose another --name."
+            f"{folder} must hold a run with the same settings and data, it holds one that differs"
+            f" in {', '.join(differing[:4])}; choose another --name."
         )
     return True
 
@@ -158,7 +159,8 @@ def _made_there(folder: AnyPath) -> Iterator[None]:
 def locked(folder: AnyPath) -> Iterator[None]:
     """Hold a folder, made if it is not there, against every other process until the block ends.
 
-    Object storage has no locks that end with their holder: there it is the caller's business not to run two commands at once.
+    Object storage has no locks that end with their holder: there it is the caller's business not to
+    run two commands at once.
 
     Raises:
         DataError: if another process holds it, or it cannot be made.
@@ -174,7 +176,8 @@ def locked(folder: AnyPath) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"one command at a time may work on {folder}, another is at it; wait for it or choose another --name."
+                f"one command at a time may work on {folder}, another is at it; wait for it or"
+                " choose another --name."
             ) from error
         yield
 
@@ -185,8 +188,8 @@ def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path
 
     Args:
         path: the folder to make.
-        replace_if: a file whose presence marks an older folder of the same kind, which is then replaced; in object storage,
-            where a folder has no name to change, it is written last.
+        replace_if: a file whose presence marks an older folder of the same kind, which is then
+            replaced; in object storage, where a folder has no name to change, it is written last.
 
     Raises:
         DataError: if something else stands there already, or it cannot be made.

@@ -1,9 +1,10 @@
 """Files and folders in object storage, with as much of pathlib's interface as this project uses.
 
-An address is scheme://bucket/folder, with settings of the storage behind the last question mark as pyarrow takes them:
-s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and gs; any other scheme is asked of fsspec, which tests do for
-memory:// only. Writing one object is atomic; of a folder the file that makes it whole is written last (melanoma/io/files.py). Knows nothing of
-what the files hold.
+An address is scheme://bucket/folder, with settings of the storage behind the last question mark as
+pyarrow takes them: s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and
+gs; any other scheme is asked of fsspec, which tests do for memory:// only. Writing one object is
+atomic; of a folder the file that makes it whole is written last (melanoma/io/files.py). Knows
+nothing of what the files hold.
 """
 
 import functools
@@ -21,8 +22,8 @@ if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
 
 _BY_PYARROW = ("s3", "gs", "gcs")
 _REFUSALS = re.compile(
-    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|PERMISSION_DENIED|UNAUTHENTICATED"
-    "|HTTP status 40[0134]"
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|PERMISSION_DENIED|UNAUTHENTICATED|HTTP"
+    " status 40[0134]"
 )
 """How pyarrow tells that an address or its credentials are wrong, and not that the storage is away."""
 _PASSWORD = re.compile(
@@ -52,7 +53,8 @@ def to_path(text: "str | AnyPath") -> "AnyPath":
     """Return the path, or the place in object storage, that a text names; a path is returned as it is.
 
     Raises:
-        SettingError: if an address holds a password or a key, which would end in logs and in Ray's list of jobs.
+        SettingError: if an address holds a password or a key, which would end in logs and in Ray's
+            list of jobs.
         DataError: if a part of an address is `..`.
     """
     if not isinstance(text, str):
@@ -71,7 +73,8 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
             )[0]
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{scheme}://{bucket} must be an address that pyarrow can open, it is not ({error})."
+                f"{scheme}://{bucket} must be an address that pyarrow can open, it is not"
+                f" ({error})."
             ) from error
     import fsspec
 
@@ -79,7 +82,8 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
     except (ImportError, ValueError, TypeError) as error:
         raise DataError(
-            f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here, it is not ({error})."
+            f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here, it is not"
+            f" ({error})."
         ) from error
 
 
@@ -87,7 +91,8 @@ class RemotePath:
     """A file or folder in object storage; a value, like a path."""
 
     def __init__(self, address: str) -> None:
-        # Anything may stand in a name, a # and a ? too: images are named by others. The settings are behind the last ?.
+        # Anything may stand in a name, a # and a ? too: images are named by others. The settings
+        # are behind the last ?.
         name, _, self._query = address.rpartition("?") if "?" in address else (address, "", "")
         self._scheme, _, name = name.partition("://")
         self._bucket, _, path = name.partition("/")
@@ -96,8 +101,9 @@ class RemotePath:
         without_name = f"{self._scheme}://{self._bucket}/?{self._query}"
         if redacted(without_name) != without_name:
             raise SettingError(
-                f"{redacted(address)} must not hold a password or a key, because addresses are logged and kept; "
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the workload identity of the machine."
+                f"{redacted(address)} must not hold a password or a key, because addresses are"
+                " logged and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the"
+                " workload identity of the machine."
             )
 
     def __str__(self) -> str:
@@ -189,7 +195,8 @@ class RemotePath:
         except OSError as error:
             if _REFUSALS.search(str(error)):
                 raise DataError(
-                    f"{self._scheme}://{self._bucket} must be there and open to the credentials here, it is not ({error})."
+                    f"{self._scheme}://{self._bucket} must be there and open to the credentials"
+                    f" here, it is not ({error})."
                 ) from error
             raise OSError(
                 f"{self._scheme}://{self._bucket} must answer, it does not ({error})"

@@ -1,7 +1,7 @@
 """The state of a run on disk: written with its hash, and never read without comparing it.
 
-A flipped bit in a tensor loads without an error, because torch does not look at the checksums its files hold. What is
-damaged is moved aside; nothing is ever deleted.
+A flipped bit in a tensor loads without an error, because torch does not look at the checksums its
+files hold. What is damaged is moved aside; nothing is ever deleted.
 """
 
 import dataclasses
@@ -99,7 +99,8 @@ def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:
 def usable_checkpoints(folder: AnyPath) -> list[Kept]:
     """Return the latest whole checkpoint whose best epoch is there too, and that one, the latest last; nothing if there is none.
 
-    A run must not go on from a checkpoint whose best epoch is lost, because that epoch may have to be shipped.
+    A run must not go on from a checkpoint whose best epoch is lost, because that epoch may have to
+    be shipped.
     """
     whole = sorted(whole_checkpoints(folder), key=lambda kept: kept.epoch)
     return _to_go_on_from(whole)

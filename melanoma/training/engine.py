@@ -1,6 +1,7 @@
 """The training loop, the same on a laptop and on a cluster. A step's randomness depends on seed, epoch and image_id only.
 
-DDP is a wrapped model handed in; what happens at the end of an epoch (a checkpoint, a report) is a callable handed in.
+DDP is a wrapped model handed in; what happens at the end of an epoch (a checkpoint, a report) is a
+callable handed in.
 """
 
 import contextlib
@@ -227,8 +228,8 @@ def fit(
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
         raise SettingError(
-            f"optim.batch_size must be from the number of workers ({training.world.size}) to that of training images "
-            f"({len(training.train)}), got {batch_size}."
+            f"optim.batch_size must be from the number of workers ({training.world.size}) to that"
+            f" of training images ({len(training.train)}), got {batch_size}."
         )
     while state.epoch < training.config.optim.epochs:
         started = time.monotonic()
@@ -318,7 +319,8 @@ def _step(
     loss_sum, weight_sum = focal_terms(
         logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma
     )
-    # DDP averages gradients over ranks; times the world size over the batch's weight sum this is the global weighted mean.
+    # DDP averages gradients over ranks; times the world size over the batch's weight sum this is
+    # the global weighted mean.
     loss = loss_sum * world.size / world.sum(weight_sum.detach())
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -15,7 +15,8 @@ class TrainJob:
         run_dir: OUT/RUN; holds bundle/, history.jsonl and checkpoints/.
         config: the run's settings.
         num_workers: DDP workers that share every batch, at most.
-        min_workers: the fewest workers the run goes on with when nodes are lost or not there yet; None: exactly num_workers.
+        min_workers: the fewest workers the run goes on with when nodes are lost or not there yet;
+            None: exactly num_workers.
         cpus_per_worker: CPUs and threads of each worker; None: as many as the nodes allow.
         use_gpu: one GPU for each worker.
         weights: none, imagenet, or a path to weights.

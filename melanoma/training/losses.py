@@ -14,9 +14,9 @@ def focal_terms(
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of focal losses and the sum of weights, the two halves of a weighted mean.
 
-    Each image costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5).
-    The halves are returned apart because the mean over a batch that is spread over workers divides by the sum of all
-    their weights, not by each worker's own.
+    Each image costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object
+    Detection, 2017, eq. 5). The halves are returned apart because the mean over a batch that is
+    spread over workers divides by the sum of all their weights, not by each worker's own.
 
     Args:
         logits: ``(N, C)``.
@@ -35,7 +35,8 @@ def focal_terms(
     weights = class_weights[target]
     losses = -log_p
     if gamma > 0:
-        # 1 - p from expm1 keeps its digits near p = 1; the clamp keeps rounding from making it negative.
+        # 1 - p from expm1 keeps its digits near p = 1; the clamp keeps rounding from making it
+        # negative.
         losses = losses * (-torch.expm1(log_p)).clamp(min=0.0) ** gamma
     return (weights * losses).sum(), weights.sum()
 
@@ -67,7 +68,8 @@ def class_weights_from_counts(
 ) -> Tensor:
     """Return ``n_c ** -tau`` times the target factor, scaled so that the average weight of a training image is 1.
 
-    A class without an image gets weight 0: it has nothing to be weighted on and must not scale the others.
+    A class without an image gets weight 0: it has nothing to be weighted on and must not scale the
+    others.
 
     Args:
         counts: training images of each class, in the order of the task.

@@ -1,7 +1,8 @@
 """Muon: matrices step along their orthogonalised momentum, everything else by AdamW. Knows no network by name.
 
-timm has the same optimiser, but it orthogonalises in bfloat16 on every device. A CPU without bfloat16 instructions takes 25 times as long
-for that, and results would depend on the processor. Here CPUs use float32, and the ranks of a run share the matrices among them.
+timm has the same optimiser, but it orthogonalises in bfloat16 on every device. A CPU without
+bfloat16 instructions takes 25 times as long for that, and results would depend on the processor.
+Here CPUs use float32, and the ranks of a run share the matrices among them.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from melanoma.training.distributed import World
 
-# Cesista, Squeezing 1-2 % efficiency gains out of Muon by optimizing the Newton-Schulz coefficients, 2025; timm's "quintic".
+# Cesista, Squeezing 1-2 % efficiency gains out of Muon by optimizing the Newton-Schulz
+# coefficients, 2025; timm's "quintic".
 _COEFFICIENTS = [
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -28,8 +30,9 @@ _MIN_SIDE, _MAX_ASPECT_RATIO = 4, 128
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024) with AdamW for what is no matrix.
 
-    Every rank must hold the same gradients, as DDP leaves them. Each orthogonalises its share of the matrices; the shares are then
-    summed, so that the step does not depend on the number of ranks.
+    Every rank must hold the same gradients, as DDP leaves them. Each orthogonalises its share of
+    the matrices; the shares are then summed, so that the step does not depend on the number of
+    ranks.
 
     Args:
         params: parameters or groups of them, as for AdamW.

@@ -27,7 +27,8 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Fal
         pretrained: fetch timm's published weights; needs its hub.
 
     Raises:
-        SettingError: if timm has no such network, it takes images of one size only, or it does not take these settings.
+        SettingError: if timm has no such network, it takes images of one size only, or it does not
+            take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
@@ -56,7 +57,8 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Fal
             timm.create_model(config.backbone, num_classes=num_classes)
         )  # the graver fault is told first
         raise SettingError(
-            f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does not take it; pass --set {'='.join(unknown)}."
+            f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does"
+            f" not take it; pass --set {'='.join(unknown)}."
         ) from error
     install_stochastic_depth(model)
     return model
@@ -68,8 +70,8 @@ def _check_any_size(backbone: str) -> None:
     if published is not None and published.fixed_input_size:
         height, width = published.input_size[1:]
         raise SettingError(
-            f"model.backbone must be a convolutional network, which takes images of any size; {backbone} takes {width} x {height} px only. "
-            "Choose another, such as convnext_tiny."
+            "model.backbone must be a convolutional network, which takes images of any size;"
+            f" {backbone} takes {width} x {height} px only. Choose another, such as convnext_tiny."
         )
 
 
@@ -106,11 +108,13 @@ def check_feature_map(model: nn.Module) -> None:
         ValueError,
     ) as error:  # each network says in its own way that a size does not suit it
         raise SettingError(
-            f"model.backbone must take images of any size, {type(model).__name__} does not take 128 x 96 px ({error}); {remedy}."
+            f"model.backbone must take images of any size, {type(model).__name__} does not take 128"
+            f" x 96 px ({error}); {remedy}."
         ) from error
     if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
         raise SettingError(
-            f"model.backbone must give a feature map (N, channels, height, width), {type(model).__name__} gives {shape}; {remedy}."
+            "model.backbone must give a feature map (N, channels, height, width),"
+            f" {type(model).__name__} gives {shape}; {remedy}."
         )
 
 
@@ -151,13 +155,15 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     """Keep the layers nearest the image out of the training, counted as timm counts them for its layer decay.
 
     Raises:
-        SettingError: if timm does not count this network's layers, or no layer but the head would be left.
+        SettingError: if timm does not count this network's layers, or no layer but the head would
+            be left.
     """
     if num_layers == 0:
         return
     if not hasattr(model, "group_matcher"):
         raise SettingError(
-            f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not count."
+            f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not"
+            " count."
         )
     layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
     last = max(layer_of.values())

@@ -167,18 +167,20 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     )
     if not data.rows("train", fold=fold)["dx"].isin(data.task.targets).any():
         raise DataError(
-            f"Validation fold {fold} must hold {nouns}; it has none. Choose another data.validation_fold or fewer folds."
+            f"Validation fold {fold} must hold {nouns}; it has none. Choose another"
+            " data.validation_fold or fewer folds."
         )
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(
-            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of training images "
-            f"({num_train}); it is {batch_size}."
+            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of"
+            f" training images ({num_train}); it is {batch_size}."
         )
     if not data.manifest.num_targets("calibration"):
         raise DataError(
-            f"The calibration split must hold {nouns}; it has none. Prepare the data set with a larger "
-            "--calibration-fraction, or with more rows of split calibration in the file of --splits."
+            f"The calibration split must hold {nouns}; it has none. Prepare the data set with a"
+            " larger --calibration-fraction, or with more rows of split calibration in the file of"
+            " --splits."
         )
 
 
@@ -189,26 +191,30 @@ def check_network(job: TrainJob, num_classes: int) -> None:
     freeze(model, job.config.optim.frozen_layers)
     if job.config.optim.frozen_layers and job.weights == "none":
         raise DataError(
-            "optim.frozen_layers must be 0 with random start weights, because those layers would learn nothing; pass --weights."
+            "optim.frozen_layers must be 0 with random start weights, because those layers would"
+            " learn nothing; pass --weights."
         )
     if job.num_workers > 1 and any(
         isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):
         raise DataError(
-            f"{job.config.model.backbone} has batch norms, whose statistics several workers would not share; use --workers 1."
+            f"{job.config.model.backbone} has batch norms, whose statistics several workers would"
+            " not share; use --workers 1."
         )
     if job.weights == "none" or job.history_path.is_file():
         return
     if job.weights == "imagenet":
         if not timm.is_model_pretrained(job.config.model.backbone):
             raise DataError(
-                f"timm publishes no weights for {job.config.model.backbone}; pass --weights none or a file."
+                f"timm publishes no weights for {job.config.model.backbone}; pass --weights none or"
+                " a file."
             )
         try:
             build_model(job.config.model, num_classes, pretrained=True)
         except Exception as error:  # the hub's client raises whatever its transport raises
             raise DataError(
-                f"--weights imagenet needs timm's hub, it could not be reached ({type(error).__name__}); pass --weights FILE or connect."
+                "--weights imagenet needs timm's hub, it could not be reached"
+                f" ({type(error).__name__}); pass --weights FILE or connect."
             ) from error
     else:
         log.info("weights: %s", load_weights(model, to_path(job.weights)))

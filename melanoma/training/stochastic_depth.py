@@ -1,7 +1,7 @@
 """Stochastic depth whose choices are handed in, so that they depend on the image and not on the worker that shows it.
 
-timm's own draws from torch's generator: which branches an image skips would then change with the number of workers and the place in
-the batch. Knows nothing of where the draws come from.
+timm's own draws from torch's generator: which branches an image skips would then change with the
+number of workers and the place in the batch. Knows nothing of where the draws come from.
 """
 
 import torch
@@ -14,8 +14,8 @@ class StochasticDepth(nn.Module):
 
     Attributes:
         drop_prob: share of the images that skip it, in [0, 1).
-        draws: ``(N,)`` draws in [0, 1) for the images of the next forward pass in training; an image skips the branch if its draw is less
-            than ``drop_prob``.
+        draws: ``(N,)`` draws in [0, 1) for the images of the next forward pass in training; an
+            image skips the branch if its draw is less than ``drop_prob``.
     """
 
     def __init__(self, drop_prob: float) -> None:

@@ -43,21 +43,26 @@ class WeightsReport:
 
     def __str__(self) -> str:
         shown = (
-            f"; not in the file: {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
+            "; not in the file:"
+            f" {', '.join(self.missing[:4])}{' ...' if len(self.missing) > 4 else ''}"
             if self.missing
             else ""
         )
-        return f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values, {len(self.unused)} were not used{shown}"
+        return (
+            f"{len(self.matched)} tensors matched, {len(self.missing)} kept their start values,"
+            f" {len(self.unused)} were not used{shown}"
+        )
 
 
 def load_weights(model: nn.Module, path: AnyPath) -> WeightsReport:
     """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
 
-    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``) are taken off, and names of other releases translated as
-    timm does.
+    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``) are taken off, and names
+    of other releases translated as timm does.
 
     Raises:
-        SettingError: if the file is missing, holds anything but tensors, or less than half of the network.
+        SettingError: if the file is missing, holds anything but tensors, or less than half of the
+            network.
     """
     if not path.is_file():
         raise SettingError(f"--weights must be none, imagenet or a file, {path} is not a file.")
@@ -87,7 +92,8 @@ def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tens
     plain = {name.replace(_COMPILED, ""): value for name, value in given.items()}
     own = model.state_dict()
     prefixes = _prefixes(plain)
-    # Of several networks in one file (a student and its teacher) the prefix with the most names of ours is taken.
+    # Of several networks in one file (a student and its teacher) the prefix with the most names of
+    # ours is taken.
     stripped = [
         {
             name.removeprefix(prefix): value
@@ -137,16 +143,23 @@ def _misfit(
     """Say why tensors do not fit: another size of the network, or other names."""
     other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
     num = len(_matching(given, own))
-    said = f"--weights must fit {network}, {num or 'no'} tensor{'s' if num > 1 else ''} of {file_name} {'have' if num > 1 else 'has'} a name and "
+    said = (
+        f"--weights must fit {network}, {num or 'no'} tensor{'s' if num > 1 else ''} of {file_name}"
+        f" {'have' if num > 1 else 'has'} a name and "
+    )
     said += f"shape of its {len(own)}: "
     if len(other_shape) > num:
         name = other_shape[0]
         return (
-            f"{said}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} here; the file is of another size of this network: "
-            "set model.backbone to it, or pass another file."
+            f"{said}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} here;"
+            " the file is of another size of this network: set model.backbone to it, or pass"
+            " another file."
         )
     theirs = next((name for name in file if name not in own), next(iter(file)))
-    return f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of model.backbone."
+    return (
+        f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of"
+        " model.backbone."
+    )
 
 
 def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
@@ -166,7 +179,8 @@ def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common base for damaged and for unsafe files
         raise SettingError(
-            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not; save model.state_dict()."
+            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not; save"
+            " model.state_dict()."
         ) from error
     tensors = _tensors_in(loaded)
     if not tensors:

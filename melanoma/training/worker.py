@@ -1,7 +1,7 @@
 """What one worker of a training does: wrap the network, run the engine's loop, report and save every epoch.
 
-The session says where the worker runs. Everything that could differ between workers or restarts is decided here once: the
-threads, what is resumed, who writes.
+The session says where the worker runs. Everything that could differ between workers or restarts is
+decided here once: the threads, what is resumed, who writes.
 """
 
 import contextlib
@@ -82,7 +82,8 @@ def train_worker(job: TrainJob, session: Session) -> None:
 
 
 def _log(state: TrainState, job: TrainJob, writer: SummaryWriter) -> None:
-    # The history is kept in the checkpoint and written whole, so that a restarted epoch never stands there twice.
+    # The history is kept in the checkpoint and written whole, so that a restarted epoch never
+    # stands there twice.
     write_text(job.history_path, "".join(json.dumps(row) + "\n" for row in state.history))
     for name, value in state.history[-1].items():
         writer.add_scalar(name, value, state.epoch)

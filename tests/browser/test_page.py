@@ -45,7 +45,8 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, service: Service) -> Iterator[Page]:
-    """The page, opened; afterwards no script failed, nothing broke the policy and no outside address was asked for."""
+    """The page, opened; afterwards no script failed, nothing broke the policy and no outside
+    address was asked for."""
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on(
@@ -64,7 +65,8 @@ def page(context: BrowserContext, service: Service) -> Iterator[Page]:
 
 
 def _is_wrong(kind: str, text: str) -> bool:
-    """Say whether a console message tells of a fault; none is a request refused or cut off by a test, nor a map read by one."""
+    """Say whether a console message tells of a fault; none is a request refused or cut off by a
+    test, nor a map read by one."""
     own = r"status of (401|403|415|422|503)|net::ERR_FAILED|willReadFrequently"
     return kind in ("error", "warning") and not re.search(own, text)
 
@@ -168,7 +170,8 @@ _DROP = """([data, name]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
     const carried = new DataTransfer();
     carried.items.add(new File([bytes], "lesion.jpg", { type: "image/jpeg" }));
-    const event = name === "drop" ? new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true })
+    const event = name === "drop" ? new DragEvent("drop", { dataTransfer: carried, bubbles: true,
+    cancelable: true })
         : new ClipboardEvent("paste", { clipboardData: carried, bubbles: true });
     document.getElementById("drop").dispatchEvent(event);
 }"""
@@ -185,7 +188,8 @@ def test_an_image_can_be_dropped_and_pasted(
 
 
 def test_the_keyboard_is_enough(page: Page, service: Service, lesion: Path) -> None:
-    # From here on Chromium's own dialogue is held back: asked for only with the key, that may come late.
+    # From here on Chromium's own dialogue is held back: asked for only with the key, that may come
+    # late.
     page.on("filechooser", lambda _: None)
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the reading")).to_be_focused()
@@ -246,7 +250,10 @@ def test_nothing_is_kept_in_the_browser(
     page: Page, context: BrowserContext, service: Service, lesion: Path
 ) -> None:
     _read(page, service, lesion)
-    kept = "[localStorage.length, sessionStorage.length, document.cookie, (await indexedDB.databases()).length, (await caches.keys()).length]"
+    kept = (
+        "[localStorage.length, sessionStorage.length, document.cookie, (await"
+        " indexedDB.databases()).length, (await caches.keys()).length]"
+    )
     assert page.evaluate(f"async () => {kept}") == [0, 0, "", 0, 0]
     assert context.cookies() == []
     page.reload()
@@ -264,7 +271,8 @@ def test_everybody_can_use_it(
     size: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Axe finds nothing, before and after a reading; nothing is wider than the screen. The screenshots stay to be looked at."""
+    """Axe finds nothing, before and after a reading; nothing is wider than the screen. The
+    screenshots stay to be looked at."""
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()

@@ -1,4 +1,5 @@
-"""Two minutes of attack by clients that have a key: good requests are answered in time all along, and nothing of it stays."""
+"""Two minutes of attack by clients that have a key: good requests are answered in time all along,
+and nothing of it stays."""
 
 import base64
 import collections
@@ -49,7 +50,8 @@ def _bodies() -> dict[str, tuple[str, bytes]]:
 
 
 class Attack:
-    """Clients that send hostile files one after the other, without a pause; a third of the requests hangs up on its way."""
+    """Clients that send hostile files one after the other, without a pause; a third of the requests
+    hangs up on its way."""
 
     def __init__(self, service: Service, bodies: dict[str, tuple[str, bytes]]) -> None:
         self._service, self._bodies = service, bodies
@@ -81,7 +83,10 @@ class Attack:
         """Send one file as it is; return the status of the answer, or how it ended."""
         path, body = self._bodies[name]
         address = urlsplit(self._service.url)
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {self._service.key}\r\nConnection: close\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer"
+            f" {self._service.key}\r\nConnection: close\r\n"
+        )
         head += f"Content-Length: {len(body)}\r\n\r\n"
         try:
             with socket.create_connection(
@@ -143,7 +148,8 @@ def test_eight_clients_attack_for_two_minutes(
     told = f"slowest {max(seconds):.1f} s, {grown:+.0f} MB of {before:.0f}"
     record_property("lost", f"nothing of {len(seconds)}, {told}")
     print(
-        f"\n{sum(statuses.values())} hostile requests: {dict(statuses)}; most memory {most:.0f} MB; {told}"
+        f"\n{sum(statuses.values())} hostile requests: {dict(statuses)}; most memory {most:.0f} MB;"
+        f" {told}"
     )
     for name in sorted(attack.answers):
         print(f"  {name:52}{dict(attack.answers[name])}")

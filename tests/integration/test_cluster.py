@@ -1,4 +1,5 @@
-"""The commands as jobs on a cluster with a token, everything in object storage; then the Serve config on that cluster, and one request."""
+"""The commands as jobs on a cluster with a token, everything in object storage; then the Serve
+config on that cluster, and one request."""
 
 import json
 import os
@@ -89,7 +90,8 @@ def dataset(head: Head, bucket: str) -> str:
 
 
 def _entrypoint(overlay: str, replaced: dict[str, str]) -> list[str]:
-    """Return the words of an overlay's RayJob after `python -m ray_jobs.cli`, with places of this test for its own and without what no CPU can."""
+    """Return the words of an overlay's RayJob after `python -m ray_jobs.cli`, with places of this
+    test for its own and without what no CPU can."""
     (job,) = manifests.of_kind(manifests.render(overlay), "RayJob")
     words = shlex.split(job["spec"]["entrypoint"].replace(" --gpu --weights imagenet", ""))[3:]
     return [replaced.get(word, word) for word in words]
@@ -265,7 +267,8 @@ def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess
 
 
 def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, dataset: str) -> None:
-    """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and stopped."""
+    """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and
+    stopped."""
     process, job = _prepare(head, bucket, "again", subprocess.DEVNULL)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
@@ -317,7 +320,8 @@ def _status(url: str) -> int:
 
 
 def _runs(head: Head, config: dict[str, Any]) -> bool:
-    """Return whether this very config is deployed, with as many replicas of everything as it asks for at least."""
+    """Return whether this very config is deployed, with as many replicas of everything as it asks
+    for at least."""
     app = _asked(head, "/api/serve/applications/")["applications"].get("melanoma", {})
     wanted = {
         each["name"]: each["autoscaling_config"]["min_replicas"]
@@ -338,7 +342,8 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
 def test_the_service_of_the_manifests_answers(
     cluster: str, head: Head, trained_run: str, image: bytes, tmp_path: Path
 ) -> None:
-    """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve deploy` as KubeRay would."""
+    """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve
+    deploy` as KubeRay would."""
     (service,) = manifests.of_kind(manifests.render(f"{cluster}/serve"), "RayService")
     config: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
     bundle = trained_run.replace("?", "/bundle?")

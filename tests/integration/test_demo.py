@@ -1,4 +1,5 @@
-"""The demonstration itself on a small folder of images: from files to an answered request, by the commands a person types."""
+"""The demonstration itself on a small folder of images: from files to an answered request, by the
+commands a person types."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""A run that takes as many workers as there is room for: nodes come and go, and the result stays that of one left alone."""
+"""A run that takes as many workers as there is room for: nodes come and go, and the result stays
+that of one left alone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,8 @@ def test_a_training_node_comes_and_is_lost(
     process = shared.start("--workers", "1-2", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(shared.history()) >= 1)
     second = cluster.add_node(num_cpus=1)
-    # Two epochs of two workers: the first may be done again by one, if its checkpoint was not counted yet.
+    # Two epochs of two workers: the first may be done again by one, if its checkpoint was not
+    # counted yet.
     wait_for(
         lambda: (
             sum(row["workers"] == 2 for row in shared.history()) >= 2 or process.poll() is not None

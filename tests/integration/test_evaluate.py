@@ -1,4 +1,5 @@
-"""Evaluation on folders as they come: what cannot be judged is refused, or left out and said everywhere."""
+"""Evaluation on folders as they come: what cannot be judged is refused, or left out and said
+everywhere."""
 
 import json
 from pathlib import Path

@@ -70,7 +70,8 @@ def test_trained_bundles_are_the_same(
     )
     assert local == ray
     for file in ("model.safetensors", "calibration.parquet", "manifest.json", "features.onnx"):
-        # The exporter writes the order in which it met things into the model, so only its outputs are the same.
+        # The exporter writes the order in which it met things into the model, so only its outputs
+        # are the same.
         same = sha256_of(tmp_path / "local" / "bundle" / file) == sha256_of(
             tmp_path / "ray" / "bundle" / file
         )

@@ -1,4 +1,5 @@
-"""Bad input over the real HTTP server: each is refused with its own status and code, or read as documented; nothing dies of it."""
+"""Bad input over the real HTTP server: each is refused with its own status and code, or read as
+documented; nothing dies of it."""
 
 import base64
 import io
@@ -328,8 +329,14 @@ def test_a_clients_request_id_is_never_the_answers(
     "request_bytes",
     [
         b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
-        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        (
+            b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length:"
+            b" 6\r\n\r\nhello!"
+        ),
+        (
+            b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding:"
+            b" chunked\r\n\r\n0\r\n\r\n"
+        ),
         b"what is this\r\n\r\n",
     ],
     ids=["negative length", "two lengths", "a length and chunks", "no request line"],
@@ -343,7 +350,10 @@ def test_broken_http_is_refused(
 
 @pytest.mark.drill
 def test_a_body_that_never_ends_is_given_up(service: Service) -> None:
-    head = f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.key}\r\nContent-Length: 100\r\n\r\n"
+    head = (
+        f"POST {PREDICT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer"
+        f" {service.key}\r\nContent-Length: 100\r\n\r\n"
+    )
     answer = _first_line(service, head.encode() + b"\xff\xd8\xff", timeout=60)
     assert b" 408 " in answer or b" 504 " in answer
 
@@ -546,9 +556,11 @@ def test_broken_exif_says_nothing_against_the_pixels(client: httpx.Client, image
 
 
 def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:
-    """Schemathesis finds nothing: every answer to what it makes up is one that /openapi.json describes.
+    """Schemathesis finds nothing: every answer to what it makes up is one that /openapi.json
+    describes.
 
-    One check is left out, that what fits the schema is accepted: no schema can say which bytes are an image.
+    One check is left out, that what fits the schema is accepted: no schema can say which bytes are
+    an image.
     """
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--max-examples=8", "--seed=1", "--no-color",
@@ -631,7 +643,8 @@ def test_ten_thousand_mutated_images_leave_memory_flat(
     counts = _fuzz(client, seeds, 10_000)
     grown = _resident_megabytes() - before
     print(
-        f"\n10,000 mutated images: answers by status {counts}, replicas grew by {grown:.0f} of {before:.0f} MB"
+        f"\n10,000 mutated images: answers by status {counts}, replicas grew by {grown:.0f} of"
+        f" {before:.0f} MB"
     )
     assert before > 100
     assert grown < 0.1 * before

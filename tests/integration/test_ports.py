@@ -1,4 +1,5 @@
-"""Ray listens on every address of the machine; whoever reaches one of its ports without the token gets nothing."""
+"""Ray listens on every address of the machine; whoever reaches one of its ports without the token
+gets nothing."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.ray
 
 
 def _listening() -> Iterator[tuple[str, int]]:
-    """Give the command line and the port of every socket that this test's Ray listens on beyond loopback."""
+    """Give the command line and the port of every socket that this test's Ray listens on beyond
+    loopback."""
     for process in psutil.Process(os.getpid()).children(recursive=True):
         for socket in process.net_connections("inet"):
             if socket.status == psutil.CONN_LISTEN and not socket.laddr.ip.startswith("127."):
@@ -29,7 +31,8 @@ def test_a_replica_runs_nothing_for_a_stranger(service: Service, tmp_path: Path)
     assert len(ports) >= 3  # one replica of each deployment at least
     told = {call_as_a_stranger(port, mark) for port in ports}
     assert not mark.exists()
-    # Each replica has a port of Serve's, which asks for the token, and one of Ray's core, which does not know the call or asks too.
+    # Each replica has a port of Serve's, which asks for the token, and one of Ray's core, which
+    # does not know the call or asks too.
     assert grpc.StatusCode.UNAUTHENTICATED in told
     assert told <= {
         grpc.StatusCode.UNAUTHENTICATED,

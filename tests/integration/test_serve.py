@@ -34,7 +34,8 @@ pytestmark = pytest.mark.ray
 def test_the_server_answers_what_evaluation_computes(
     client: httpx.Client, bundle_dir: Path, prepared: PreparedData, phantom_source: Path
 ) -> None:
-    """One image through the shards and through HTTP: the same probabilities and the same decision."""
+    """One image through the shards and through HTTP: the same probabilities and the same
+    decision."""
     rows = prepared.rows("test").iloc[:8].reset_index(drop=True)
     stored = ImageDataset(prepared, rows).images(range(len(rows))).numpy()
     expected = Predictor(load_bundle(bundle_dir)).predict(list(stored))
@@ -191,7 +192,8 @@ def _triton(service: Service) -> triton.InferenceServerClient:
 def test_the_triton_client_works_unchanged(
     service: Service, client: httpx.Client, image: bytes
 ) -> None:
-    """Encoded images as binary data; pixels as binary data and as JSON: all of them answer as /v1/predict does."""
+    """Encoded images as binary data; pixels as binary data and as JSON: all of them answer as
+    /v1/predict does."""
     headers = service.authorization
     with Image.open(io.BytesIO(image)) as opened:
         pixels = np.asarray(opened.convert("RGB"))[None]
@@ -249,7 +251,8 @@ def test_the_service_counts_itself(client: httpx.Client, image: bytes) -> None:
 
 
 def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, image: bytes) -> None:
-    """By the very names and labels: Prometheus takes a series that does not exist for one that is quiet."""
+    """By the very names and labels: Prometheus takes a series that does not exist for one that is
+    quiet."""
     client.post("/v1/predict", content=image)
     client.post("/v1/predict", content=b"GIF89a")  # the proxy counts refusals too
     asked = list(series_asked_for(manifests.render("cpu/serve")))
@@ -295,7 +298,8 @@ def test_the_log_is_json_with_the_id_and_nothing_of_the_request(
 
 
 def _files_with(needles: list[bytes], since: float) -> list[str]:
-    """Return the files written since a time, wherever a service could write, that hold one of some byte strings."""
+    """Return the files written since a time, wherever a service could write, that hold one of some
+    byte strings."""
     session = Path(ray.nodes()[0]["ObjectStoreSocketName"]).resolve().parents[1]
     folders = {
         Path(tempfile.gettempdir()),
@@ -330,7 +334,8 @@ def _canary_image(canary: bytes, side: int) -> bytes:
 
 
 def test_nothing_of_an_image_is_ever_written(client: httpx.Client, tmp_path: Path) -> None:
-    """A canary in pixels, EXIF and file name, in bodies small and large: no file and no metric holds it afterwards."""
+    """A canary in pixels, EXIF and file name, in bodies small and large: no file and no metric
+    holds it afterwards."""
     started = time.time() - 1
     canary = secrets.token_hex(24).encode()
     needles = [

@@ -1,6 +1,8 @@
-"""What the service loses when its parts, its machines or its head are lost: on machines of their own, behind a balancer as Kubernetes has.
+"""What the service loses when its parts, its machines or its head are lost: on machines of their
+own, behind a balancer as Kubernetes has.
 
-The graph is that of the manifests; the balancer probes, waits and asks elsewhere, where no answer comes, with the numbers of the gateway.
+The graph is that of the manifests; the balancer probes, waits and asks elsewhere, where no answer
+comes, with the numbers of the gateway.
 """
 
 import collections
@@ -74,7 +76,8 @@ class Service:
         return found
 
     def is_whole(self, *, without: tuple[str, int] = ("", 0)) -> bool:
-        """Return whether every deployment has its replicas, none a process that is lost, and whether they are reached where they are."""
+        """Return whether every deployment has its replicas, none a process that is lost, and
+        whether they are reached where they are."""
         app, addresses = self.application(), {machine.address for machine in self.cluster.workers}
         if app.get("status") != "RUNNING":
             return False
@@ -111,7 +114,8 @@ def _seconds(told: str) -> float:
 
 
 class Balancer:
-    """Sends to machines that say they are well; state: which missed probes, and what came of every request."""
+    """Sends to machines that say they are well; state: which missed probes, and what came of every
+    request."""
 
     def __init__(self, service: Service, image: bytes) -> None:
         self._service, self._image = service, image
@@ -139,7 +143,8 @@ class Balancer:
                 )
 
     def _choose(self, but: str = "") -> str:
-        """Return a machine that did not miss its last probes, another one if there is one; any, where none is well."""
+        """Return a machine that did not miss its last probes, another one if there is one; any,
+        where none is well."""
         known = [machine.address for machine in self._service.cluster.workers]
         well = [
             address
@@ -185,7 +190,8 @@ class Balancer:
             each.result()
 
     def lost(self, *, times: int = 1) -> str:
-        """Return what was lost, in words for the table: every request has an answer, and of each client so many at most are no prediction."""
+        """Return what was lost, in words for the table: every request has an answer, and of each
+        client so many at most are no prediction."""
         num, refused = sum(self.answers.values()), sum(self.answers.values()) - self.answers["200"]
         assert num > 20, self.answers
         assert set(self.answers) <= {"200", "408", "500", "503", "504"}, self.answers
@@ -225,7 +231,8 @@ def balancer(service: Service, image: bytes) -> Balancer:
 
 
 def _kill_one(service: Service, title: str) -> tuple[str, int]:
-    """Kill a process of the first machine that has one of some title; return its address and number there."""
+    """Kill a process of the first machine that has one of some title; return its address and number
+    there."""
     machine, pid = next((m, pid) for m in service.cluster.workers for pid in m.processes(title))
     killed = machine.address, inner_pid(pid)
     os.kill(pid, signal.SIGKILL)
@@ -273,7 +280,8 @@ def test_the_head_is_lost_and_starts_again_from_redis(
     tmp_path: Path,
     record_property: Record,
 ) -> None:
-    """Machines serve on while it is away; afterwards it can do what a head does: roll out another bundle."""
+    """Machines serve on while it is away; afterwards it can do what a head does: roll out another
+    bundle."""
     other = other_shape(bundle_dir, tmp_path / "bundle")
 
     def act() -> None:
@@ -302,7 +310,8 @@ def test_the_head_is_lost_and_starts_again_from_redis(
 def test_a_machine_under_load(
     lose: Callable[[Machine], None], service: Service, balancer: Balancer, record_property: Record
 ) -> None:
-    """As the manifests' preStop ends one, or its cable is pulled and nobody is told. Another one comes, as an autoscaler would bring it."""
+    """As the manifests' preStop ends one, or its cable is pulled and nobody is told. Another one
+    comes, as an autoscaler would bring it."""
 
     def act() -> None:
         started = time.monotonic()
@@ -319,5 +328,6 @@ def test_a_machine_under_load(
         record_property("back_seconds", time.monotonic() - started)
 
     balancer.during(act)
-    # Nobody tells that it vanished: until Ray misses it, a client may wait for it in vain, be told so, and do so once more.
+    # Nobody tells that it vanished: until Ray misses it, a client may wait for it in vain, be told
+    # so, and do so once more.
     record_property("lost", balancer.lost(times=2 if lose is Machine.vanish else 1))

@@ -1,4 +1,5 @@
-"""What the service does when it is asked too much, when its parts die and while its bundle is changed."""
+"""What the service does when it is asked too much, when its parts die and while its bundle is
+changed."""
 
 import collections
 import os
@@ -111,7 +112,8 @@ def test_too_many_requests_are_refused_in_words_and_at_once(
     assert set(probes) == {200}, probes
     refused = [answer for answer in answers if answer.status_code == 503]
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    # The ingress says it in our words; what its own queue cannot hold, if so much comes at once, Ray's proxy refuses in plain ones.
+    # The ingress says it in our words; what its own queue cannot hold, if so much comes at once,
+    # Ray's proxy refuses in plain ones.
     in_words = [
         answer for answer in refused if answer.headers["content-type"] == "application/problem+json"
     ]

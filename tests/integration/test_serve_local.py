@@ -1,4 +1,5 @@
-"""`melanoma serve` as a process: it starts where little is given, says what it does, tells nobody, and ends well on a signal."""
+"""`melanoma serve` as a process: it starts where little is given, says what it does, tells nobody,
+and ends well on a signal."""
 
 import contextlib
 import dataclasses
@@ -131,7 +132,8 @@ def _ask_without_end(
 def _stop_under_load(
     server: Server, image: bytes, number: signal.Signals
 ) -> list[tuple[float, float, str]]:
-    """Send a signal while clients ask without end; return what came of every request that was under way then, or came later."""
+    """Send a signal while clients ask without end; return what came of every request that was under
+    way then, or came later."""
     stop, answers = threading.Event(), list[tuple[float, float, str]]()
     threads = [
         threading.Thread(target=_ask_without_end, args=(server.url, image, stop, answers))
@@ -153,7 +155,8 @@ def _stop_under_load(
 
 
 def _no_port_runs_what_a_stranger_sends(family: list[psutil.Process], mark: Path) -> None:
-    """Call every port that is open beyond loopback without the token, with a pickle that would leave a mark."""
+    """Call every port that is open beyond loopback without the token, with a pickle that would
+    leave a mark."""
     listening = {
         socket.laddr.port
         for process in family
@@ -206,7 +209,8 @@ def test_a_signal_while_it_starts_ends_it(bundle_dir: Path, tmp_path: Path) -> N
 def _as_nobody() -> list[str]:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("another user needs root and setpriv")
-    # It may read what root may, because the interpreter of the tests may lie in root's home; it may write nothing there.
+    # It may read what root may, because the interpreter of the tests may lie in root's home; it may
+    # write nothing there.
     reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *reading]
 
@@ -214,7 +218,8 @@ def _as_nobody() -> list[str]:
 def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
     readable_bundle: Path, image: bytes, tmp_path: Path
 ) -> None:
-    """As `docker run --user` and OpenShift start it, in a network with a proxy, at an address of IPv6."""
+    """As `docker run --user` and OpenShift start it, in a network with a proxy, at an address of
+    IPv6."""
     folder = Path(
         tempfile.mkdtemp(prefix="m-")
     )  # short: the names of Ray's sockets must fit into 107 letters
@@ -239,7 +244,8 @@ def test_it_starts_for_a_user_without_a_home_behind_a_proxy(
 
 
 def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> None:
-    """No name is looked up, nobody outside is called, and nothing is left in HOME; libraries that count their users do all of that."""
+    """No name is looked up, nobody outside is called, and nothing is left in HOME; libraries that
+    count their users do all of that."""
     if shutil.which("strace") is None:
         pytest.skip("system calls are watched with strace, which is not here")
     home, trace = tmp_path / "home", tmp_path / "trace"
@@ -283,7 +289,8 @@ def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> N
         for line in lines
         if (match := outside.search(line))
     ]
-    # Ray asks for this machine's own address by connecting a datagram socket to 8.8.8.8; it sends nothing there.
+    # Ray asks for this machine's own address by connecting a datagram socket to 8.8.8.8; it sends
+    # nothing there.
     assert not [
         line for line, address in called if address not in own | {"8.8.8.8", "::", "0.0.0.0"}
     ]
@@ -291,7 +298,10 @@ def test_nothing_calls_home(bundle_dir: Path, image: bytes, tmp_path: Path) -> N
 
 
 def test_every_process_is_told_not_to_call_home() -> None:
-    script = "import melanoma.bundle.backend, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    script = (
+        "import melanoma.bundle.backend, os, onnxruntime;"
+        " print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
     env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -340,7 +350,8 @@ def test_what_cannot_be_had_is_told(bundle_dir: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_shared_memory_is_refused(bundle_dir: Path) -> None:
-    """Docker gives 64 MiB: Ray would put its object store, and images with it, into a file on a disk."""
+    """Docker gives 64 MiB: Ray would put its object store, and images with it, into a file on a
+    disk."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("a small /dev/shm needs root and unshare")
     small = [
@@ -358,7 +369,10 @@ def test_too_little_shared_memory_is_refused(bundle_dir: Path) -> None:
 
 def test_the_command_itself_stays_small(bundle_dir: Path) -> None:
     """It only waits: the network's libraries are the replicas'."""
-    script = "import serve.local, sys; print([name for name in ('torch', 'onnxruntime', 'matplotlib', 'timm') if name in sys.modules])"
+    script = (
+        "import serve.local, sys; print([name for name in ('torch', 'onnxruntime', 'matplotlib',"
+        " 'timm') if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -1,4 +1,5 @@
-"""What a training run loses when its driver or a worker is killed, or when its storage is full, slow, failing or gives back something else.
+"""What a training run loses when its driver or a worker is killed, or when its storage is full,
+slow, failing or gives back something else.
 
 The oracle is a run that nothing happened to: the same epochs, the same weights bit for bit.
 """
@@ -47,7 +48,8 @@ def _goes_on(run: Run, undisturbed: Run, record: Record) -> None:
 def test_a_training_driver_is_killed(
     epochs: int, run: Run, undisturbed: Run, record_property: Record
 ) -> None:
-    """In the first epoch, before there is any checkpoint, and later on, between or in the middle of two."""
+    """In the first epoch, before there is any checkpoint, and later on, between or in the middle of
+    two."""
     process = run.start()
     wait_for(lambda: run.worker() and len(run.history()) >= epochs)
     run.kill(process)
@@ -59,7 +61,8 @@ def test_a_training_driver_is_killed(
 def test_a_training_driver_is_killed_eight_times(
     run: Run, undisturbed: Run, record_property: Record
 ) -> None:
-    """At moments nobody chose: while starting, in mid-epoch, while a checkpoint or the bundle is written."""
+    """At moments nobody chose: while starting, in mid-epoch, while a checkpoint or the bundle is
+    written."""
     rng = np.random.default_rng(0)
     for _ in range(8):
         process = run.start()
@@ -104,7 +107,8 @@ def _half(folder: AnyPath) -> None:
 
 
 def _flip(folder: AnyPath) -> None:
-    """Flip the bits of a byte in the middle of every checkpoint, which torch would load without a word."""
+    """Flip the bits of a byte in the middle of every checkpoint, which torch would load without a
+    word."""
     for checkpoint in folder.iterdir():
         if (checkpoint / STATE).is_file():
             _flip_one(checkpoint)
@@ -159,7 +163,8 @@ def _damaged(
     record: Record,
     told: str,
 ) -> None:
-    """Kill a run, damage what it left, and start it again: what is damaged stays, and the end is the same."""
+    """Kill a run, damage what it left, and start it again: what is damaged stays, and the end is
+    the same."""
     process = run.start()
     wait_for(lambda: len(run.history()) >= 2 and (run.folder / "checkpoints" / SNAPSHOT).is_file())
     run.kill(process)
@@ -262,7 +267,8 @@ def test_the_storage_of_a_training_is_slow(
 def test_the_storage_of_a_training_fails_for_a_while(
     remote: tuple[Run, Trouble], undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
-    """Mostly it is waited out; where Ray's own list of checkpoints could not be written the run ends, and is started again."""
+    """Mostly it is waited out; where Ray's own list of checkpoints could not be written the run
+    ends, and is started again."""
     (run, trouble), log = remote, tmp_path / "log"
     process = run.start(log=log)
     wait_for(lambda: len(run.history()) >= 1)
@@ -292,7 +298,8 @@ def test_the_storage_of_a_training_stays(
     tmp_path: Path,
     record_property: Record,
 ) -> None:
-    """Full, or failing, until somebody mends it: the run ends and says so, and the same command goes on."""
+    """Full, or failing, until somebody mends it: the run ends and says so, and the same command
+    goes on."""
     (run, trouble), log = remote, tmp_path / "log"
     process = run.start(log=log)
     wait_for(lambda: len(run.history()) >= 1)

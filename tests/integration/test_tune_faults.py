@@ -1,4 +1,5 @@
-"""What a search does when its driver, a trial's process or a node is lost. The undisturbed search is the oracle."""
+"""What a search does when its driver, a trial's process or a node is lost. The undisturbed search
+is the oracle."""
 
 import json
 import os
@@ -42,7 +43,8 @@ def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subproce
 
 
 def _folds(out: Path) -> dict[str, float]:
-    """Return every finished fold and when it was finished; one still being written has a name of its own."""
+    """Return every finished fold and when it was finished; one still being written has a name of
+    its own."""
     written = (out / "search" / "folds").glob("[!.]*/predictions.parquet")
     return {path.parent.name: path.stat().st_mtime for path in written}
 
@@ -155,7 +157,8 @@ def test_a_node_of_a_search_is_lost(
     after = _folds(tmp_path)
     assert {name: after[name] for name in before} == before
     assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
-    # Two at a time are drawn in another order; a setting's folds are the same wherever they were trained.
+    # Two at a time are drawn in another order; a setting's folds are the same wherever they were
+    # trained.
     both = set(after) & set(_folds(undisturbed_search))
     assert len(both) > 2 * prepared.manifest.num_folds
     for name in both:

@@ -27,17 +27,20 @@ def crds() -> Path:
     )
     if not folder.is_dir():
         pytest.skip(
-            "KubeRay's definitions are not here: set MELANOMA_SHARED to the folder whose crds/ holds them"
+            "KubeRay's definitions are not here: set MELANOMA_SHARED to the folder whose crds/"
+            " holds them"
         )
     return folder
 
 
 @pytest.fixture(scope="session")
 def more_crds() -> Path:
-    """The definitions of the kinds that are not KubeRay's: Gateway API, Envoy Gateway, the Prometheus operator."""
+    """The definitions of the kinds that are not KubeRay's: Gateway API, Envoy Gateway, the
+    Prometheus operator."""
     folder = os.environ.get("MELANOMA_CRDS")
     if not folder:
         pytest.skip(
-            "definitions of other kinds are not here: set MELANOMA_CRDS to a folder of them (`kubectl get crds -o yaml`)"
+            "definitions of other kinds are not here: set MELANOMA_CRDS to a folder of them"
+            " (`kubectl get crds -o yaml`)"
         )
     return Path(folder)

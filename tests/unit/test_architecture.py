@@ -13,7 +13,8 @@ PACKAGES = ("melanoma", "ray_jobs", "serve", "tune")
 
 
 def test_the_command_imports_lazily() -> None:
-    """`melanoma --help` is instant because nothing heavy is imported before a sub-command needs it."""
+    """`melanoma --help` is instant because nothing heavy is imported before a sub-command needs
+    it."""
     seen = "import sys, ray_jobs.cli; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", seen], capture_output=True, text=True, check=True

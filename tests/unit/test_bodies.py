@@ -1,4 +1,5 @@
-"""Bodies and forms as clients send them: packed, lost, cut, without a file name; with an application of one route, without Ray."""
+"""Bodies and forms as clients send them: packed, lost, cut, without a file name; with an
+application of one route, without Ray."""
 
 import gzip
 import zlib
@@ -92,7 +93,8 @@ def test_another_encoding_is_refused_and_the_known_ones_named(
 
 
 def test_a_body_that_an_upgrade_has_lost_is_told(client: TestClient) -> None:
-    """Java's HTTP client offers HTTP/2 with every request, and the server in front drops the body then."""
+    """Java's HTTP client offers HTTP/2 with every request, and the server in front drops the body
+    then."""
     offered = {
         "Connection": "Upgrade, HTTP2-Settings",
         "Upgrade": "h2c",

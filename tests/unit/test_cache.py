@@ -1,4 +1,5 @@
-"""What a node keeps of object storage: only what was named with its hash, and only as it was promised."""
+"""What a node keeps of object storage: only what was named with its hash, and only as it was
+promised."""
 
 import hashlib
 import os
@@ -69,7 +70,8 @@ def test_a_file_is_fetched_once_and_only_as_it_was_promised(
 
 @pytest.mark.parametrize("content", [b"", b"pix", b"pixelt"], ids=["empty", "cut", "altered"])
 def test_a_copy_that_is_not_whole_is_fetched_again(content: bytes, shard: RemotePath) -> None:
-    """A crash leaves the first two, a bad disk or another's hand the third, also while a process runs."""
+    """A crash leaves the first two, a bad disk or another's hand the third, also while a process
+    runs."""
     path = local_file(shard, PIXELS, max_bytes=6)
     path.write_bytes(content)
     assert local_file(shard, PIXELS, max_bytes=6).read_bytes() == b"pixels"
@@ -208,7 +210,8 @@ def test_a_cut_copy_of_a_bundle_is_fetched_again(bundle_dir: Path, kept: Path) -
 def test_a_key_that_leads_out_of_its_folder_writes_nothing(
     bundle_dir: Path, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an S3 server takes it; three levels up it stays inside the bucket, and would leave the cache."""
+    """As an S3 server takes it; three levels up it stays inside the bucket, and would leave the
+    cache."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with unreliable_storage("melanoma") as (query, _, _):

@@ -32,7 +32,8 @@ def test_calibrated_logits_are_left_nearly_alone() -> None:
 
 
 def test_class_weights_are_undone_where_temperature_cannot() -> None:
-    """Weights shift the prior; after the map the mean probability of each class is its share again."""
+    """Weights shift the prior; after the map the mean probability of each class is its share
+    again."""
     logits, labels, groups = _simulate(lambda z: z + np.array([0, 0, 0, 0, -3.0, 0, 0]))
     probabilities = fit_calibrator(logits, labels, groups)(logits)
     assert probabilities.mean(axis=0) == pytest.approx(

@@ -1,4 +1,5 @@
-"""Checkpoints: what was written is read, anything else is told from it, and what is whole is gone on from. Ray's own reader is the oracle."""
+"""Checkpoints: what was written is read, anything else is told from it, and what is whole is gone
+on from. Ray's own reader is the oracle."""
 
 import json
 import shutil
@@ -47,7 +48,8 @@ def _list(folder: Path, best: dict[str, object], latest: dict[str, object]) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run's checkpoints after four epochs as Ray keeps them: the best, the latest, and the list."""
+    """A run's checkpoints after four epochs as Ray keeps them: the best, the latest, and the
+    list."""
     folder = tmp_path / "run" / "checkpoints"
     _list(folder, _write(folder, 2), _write(folder, 4))
     return folder
@@ -147,7 +149,8 @@ def test_of_a_damaged_latest_one_the_run_goes_on_from_the_best(folder: Path) -> 
 
 
 def test_of_a_damaged_best_one_the_run_does_not_go_on_from_a_later_one(folder: Path) -> None:
-    """The bundle would be another network: the best so far is lost, and only training it again brings it back."""
+    """The bundle would be another network: the best so far is lost, and only training it again
+    brings it back."""
     _flip(folder, 2)
     assert "starts again" in mend(folder)
     assert not folder.exists()

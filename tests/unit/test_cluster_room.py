@@ -1,4 +1,5 @@
-"""Which workers a cluster has room for, and how many CPUs and GPUs each gets; nodes are plain numbers here."""
+"""Which workers a cluster has room for, and how many CPUs and GPUs each gets; nodes are plain
+numbers here."""
 
 import os
 from pathlib import Path

@@ -95,7 +95,8 @@ def test_a_data_set_that_cannot_be_written_is_refused(
 
 
 def test_a_group_on_two_sides_is_found_when_the_data_are_opened(copied: Path) -> None:
-    """The hash covers who stands where; that nobody's group stands on two sides is checked every time."""
+    """The hash covers who stands where; that nobody's group stands on two sides is checked every
+    time."""
     records = pd.read_parquet(copied / "records.parquet")
     trained, tested = (records.index[records["split"] == split][0] for split in ("train", "test"))
     records.loc[tested, "group"] = records.loc[trained, "group"]

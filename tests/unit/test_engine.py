@@ -27,7 +27,8 @@ from melanoma.training.engine import (
 from melanoma.training.networks import build_model
 from tests.tasks import CLASSES
 
-# Largest difference of any weight: sums are made in another order, and Muon raises small singular values of what it is given.
+# Largest difference of any weight: sums are made in another order, and Muon raises small singular
+# values of what it is given.
 PARITY_TOLERANCE = {"adamw": 1e-5, "muon": 1e-4}
 
 
@@ -93,7 +94,8 @@ def test_several_workers_end_like_one_with_the_whole_batch(
     tiny_config: TrainConfig,
     tmp_path: Path,
 ) -> None:
-    """The weighted mean is taken over the global batch, and which branches an image skips does not depend on who shows it."""
+    """The weighted mean is taken over the global batch, and which branches an image skips does not
+    depend on who shows it."""
     settings = (
         "optim.lr=0.0005",
         "optim.grad_clip=0",
@@ -115,7 +117,8 @@ def test_several_workers_end_like_one_with_the_whole_batch(
         assert torch.allclose(value, two["model"][name], atol=PARITY_TOLERANCE[optimizer]), name
     for name, value in one.evaluated.state_dict().items():
         assert torch.allclose(value, two["ema"][name], atol=PARITY_TOLERANCE[optimizer]), name
-    # Both optimisers would forgive a factor on all gradients; the last step's show that there is none.
+    # Both optimisers would forgive a factor on all gradients; the last step's show that there is
+    # none.
     for name, parameter in one.model.named_parameters():
         scale = float(parameter.grad.abs().max())
         assert torch.allclose(parameter.grad, two["gradients"][name], atol=0.1 * scale + 1e-6), name
@@ -154,7 +157,8 @@ def test_a_resumed_run_ends_bit_for_bit_like_one_left_alone(
 def test_training_draws_from_no_generator_of_torch(
     prepared: PreparedData, tiny_config: TrainConfig
 ) -> None:
-    """Whatever does would give a run another end with another number of workers, or after a restart."""
+    """Whatever does would give a run another end with another number of workers, or after a
+    restart."""
     state = start_state(
         build_model(tiny_config.model, len(CLASSES)),
         config := _config(tiny_config, "model.drop_path=0.3"),

@@ -1,4 +1,5 @@
-"""What went wrong is found below whatever was wrapped around it, and is the same after it has crossed a process."""
+"""What went wrong is found below whatever was wrapped around it, and is the same after it has
+crossed a process."""
 
 import pickle
 

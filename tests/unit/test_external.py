@@ -26,7 +26,9 @@ def _untidy(folder: Path) -> Path:
 def test_bad_rows_are_refused_with_reason_and_class(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad",
+        match=(
+            r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad"
+        ),
     ):
         read_external(_untidy(tmp_path), HAM, [], skip_bad=False)
 

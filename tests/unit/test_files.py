@@ -1,4 +1,5 @@
-"""Writing: what is written is there whole or not at all, and who may read it is the umask's to say."""
+"""Writing: what is written is there whole or not at all, and who may read it is the umask's to
+say."""
 
 import os
 from collections.abc import Iterator

@@ -28,7 +28,8 @@ def test_it_is_the_map_of_pytorch_grad_cam(trained: torch.nn.Module, images: tor
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     class Unscaled(GradCAM):  # type: ignore[misc]
-        """The oracle before its rescaling: compute_cam_per_layer would stretch every map to [0, 1]."""
+        """The oracle before its rescaling: compute_cam_per_layer would stretch every map to [0,
+        1]."""
 
         def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):  # type: ignore[no-untyped-def]
             activations = self.activations_and_grads.activations[0].cpu().data.numpy()

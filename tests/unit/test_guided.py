@@ -31,7 +31,8 @@ def _plain(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _gelu_slope(x: Tensor, *, tanh: bool) -> Tensor:
-    """The derivative of GELU by its closed form (Hendrycks, Gimpel, Gaussian Error Linear Units, 2016)."""
+    """The derivative of GELU by its closed form (Hendrycks, Gimpel, Gaussian Error Linear Units,
+    2016)."""
     if not tanh:
         return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-(x**2) / 2) / math.sqrt(
             2 * math.pi
@@ -42,7 +43,8 @@ def _gelu_slope(x: Tensor, *, tanh: bool) -> Tensor:
 
 
 def _by_hooks(model: nn.Module, image: Tensor) -> Tensor:
-    """The same rule, written another way: backward hooks and closed-form derivatives, an image at a time."""
+    """The same rule, written another way: backward hooks and closed-form derivatives, an image at a
+    time."""
     model, inputs = copy.deepcopy(model), {}
     for module in model.modules():
         if "GELU" in type(module).__name__:

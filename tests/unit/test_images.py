@@ -170,13 +170,15 @@ def test_files_of_many_parts_are_refused(name: str) -> None:
 
 
 def test_no_profile_of_a_png_is_looked_at() -> None:
-    """Each may inflate to a megabyte, and there may be thousands. This one is not even compressed."""
+    """Each may inflate to a megabyte, and there may be thousands. This one is not even
+    compressed."""
     data = png_with(chunk(b"iCCP", b"name\0\0words") * 3)
     assert decode_image(data).tobytes() == decode_image(png_with(b"")).tobytes()
 
 
 def test_work_counts_what_pixels_cost_in_each_format() -> None:
-    """Codes of their own for every 4 x 4 pixels cost a lossless WebP of a megapixel more than most JPEGs of 25 megapixels."""
+    """Codes of their own for every 4 x 4 pixels cost a lossless WebP of a megapixel more than most
+    JPEGs of 25 megapixels."""
     codes = lossless_codes(1024)
     assert decode_image(codes).size == (1024, 1024)
     assert decoding_work(codes) > 32 * 2**20
@@ -216,7 +218,8 @@ def _without(data: bytes, num: int) -> bytes:
     return data[: len(data) // 3] + data[len(data) // 3 + num :]
 
 
-# As files are damaged on their way: in text mode, by unread sectors, by a lost packet, by a channel of 7 bits.
+# As files are damaged on their way: in text mode, by unread sectors, by a lost packet, by a channel
+# of 7 bits.
 DAMAGE = {
     "cut and closed": lambda data: _half(data) + b"\xff\xd9",
     "cut": _half,
@@ -402,7 +405,8 @@ BAD_PNG = {
 
 
 def test_a_size_that_is_told_twice_must_be_the_same() -> None:
-    """Else the limit on pixels would be that of the one, and the decoder's work that of the other."""
+    """Else the limit on pixels would be that of the one, and the decoder's work that of the
+    other."""
     assert _refusal(png_of_two_sizes(64, 100)) == (422, "image_truncated")
     assert _refusal(png_of_two_sizes(100, 64)) == (422, "image_truncated")
     inner = _encode(_image(size=(200, 150)), "WEBP")[12:]

@@ -50,7 +50,8 @@ def test_a_fault_against_a_definition_is_found(
 def test_a_fault_that_only_a_rule_in_cel_knows_is_found(
     training: list[Document], crds: Path
 ) -> None:
-    """The definition's schema allows both ways to delete what a job leaves; its rule allows one of them."""
+    """The definition's schema allows both ways to delete what a job leaves; its rule allows one of
+    them."""
     both = {
         "onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteCluster"},
         "deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 1}}],
@@ -78,8 +79,8 @@ def test_a_job_that_is_tried_again_or_given_up_is_found(
 _POD_FAULTS: dict[str, Callable[[Any], object]] = {
     "root": lambda pod: pod["securityContext"].update(runAsNonRoot=False),
     "no seccomp": lambda pod: pod["securityContext"].pop("seccompProfile"),
-    "writable root": lambda pod: pod["containers"][0]["securityContext"].update(
-        readOnlyRootFilesystem=False
+    "writable root": (
+        lambda pod: pod["containers"][0]["securityContext"].update(readOnlyRootFilesystem=False)
     ),
     "capabilities": lambda pod: pod["containers"][0]["securityContext"].pop("capabilities"),
     "memory without end": lambda pod: pod["containers"][0]["resources"].pop("limits"),
@@ -122,17 +123,25 @@ def test_a_fault_in_the_serve_config_is_found(old: str, new: str, serving: list[
 _REFERENCE_FAULTS: dict[str, Callable[[Any], object]] = {
     "account": lambda worker: worker["template"]["spec"].update(serviceAccountName="nobody"),
     "volume": lambda worker: worker["template"]["spec"]["volumes"].pop(),
-    "secret": lambda worker: worker["template"]["spec"]["containers"][0]["envFrom"].append(
-        {"secretRef": {"name": "x"}}
+    "secret": (
+        lambda worker: worker["template"]["spec"]["containers"][0]["envFrom"].append(
+            {"secretRef": {"name": "x"}}
+        )
     ),
-    "config map": lambda worker: worker["template"]["spec"]["containers"][0]["envFrom"].append(
-        {"configMapRef": {"name": "x"}}
+    "config map": (
+        lambda worker: worker["template"]["spec"]["containers"][0]["envFrom"].append(
+            {"configMapRef": {"name": "x"}}
+        )
     ),
-    "image": lambda worker: worker["template"]["spec"]["containers"][0].update(
-        image="registry.example.org/x:2.59.0-cpu"
+    "image": (
+        lambda worker: worker["template"]["spec"]["containers"][0].update(
+            image="registry.example.org/x:2.59.0-cpu"
+        )
     ),
-    "label": lambda worker: worker["template"]["metadata"]["labels"].update(
-        {"app.kubernetes.io/component": "other"}
+    "label": (
+        lambda worker: worker["template"]["metadata"]["labels"].update(
+            {"app.kubernetes.io/component": "other"}
+        )
     ),
 }
 

@@ -1,4 +1,5 @@
-"""Several tables below one folder: joined, put below each other, passed over or refused, and always said."""
+"""Several tables below one folder: joined, put below each other, passed over or refused, and always
+said."""
 
 from pathlib import Path
 

@@ -79,7 +79,8 @@ def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
 
 
 def _coverage(num_trials: int, num_draws: int) -> dict[str, float]:
-    """Return how often each metric's bootstrap interval holds its true value, for groups of one to three alike images."""
+    """Return how often each metric's bootstrap interval holds its true value, for groups of one to
+    three alike images."""
     big_labels, big = _predictions(seed=999, num=200_000)
     truth = {
         name: metric.value(Predicted(HAM, big_labels, big), np.ones(len(big_labels)))
@@ -106,6 +107,7 @@ def test_the_bootstrap_covers_what_it_says() -> None:
     coverage = _coverage(num_trials=200, num_draws=200)
     lines = "\n".join(f"  {name:30} {share:.1%}" for name, share in coverage.items())
     print(
-        f"\ngroup bootstrap, nominal 95 %, 200 simulated data sets; the true value was covered in\n{lines}"
+        "\ngroup bootstrap, nominal 95 %, 200 simulated data sets; the true value was covered"
+        f" in\n{lines}"
     )
     assert min(coverage.values()) >= 0.88, coverage

@@ -1,4 +1,5 @@
-"""What surrounds a request, and how each failure behind it is told: with an application of test routes, without Ray."""
+"""What surrounds a request, and how each failure behind it is told: with an application of test
+routes, without Ray."""
 
 import logging
 

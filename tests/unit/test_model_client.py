@@ -1,4 +1,5 @@
-"""How the parts of an answer come from one bundle while two are being served: with stand-ins for the deployments, without Ray."""
+"""How the parts of an answer come from one bundle while two are being served: with stand-ins for
+the deployments, without Ray."""
 
 import asyncio
 import itertools
@@ -77,7 +78,8 @@ class _Method:
 
 
 class _Replicas:
-    """Stands in for a classifier's handle: two bundles of two canvases answer, whichever is drawn."""
+    """Stands in for a classifier's handle: two bundles of two canvases answer, whichever is
+    drawn."""
 
     def __init__(self, versions: dict[str, tuple[int, int]], *, seed: int = 0) -> None:
         self._versions, self._rng = versions, np.random.default_rng(seed)
@@ -147,7 +149,8 @@ def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
 
 
 def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question that waits behind images says nothing against the service; one that nothing delays does."""
+    """A question that waits behind images says nothing against the service; one that nothing delays
+    does."""
     monkeypatch.setattr(model_client, "READY_SECONDS", 0.01)
 
     class Slow:

@@ -56,7 +56,8 @@ def test_the_threshold_lies_midway_below_the_last_melanoma_that_must_be_caught()
 
 
 def test_true_sensitivity_follows_the_beta_law() -> None:
-    """Scores are uniform, so the true sensitivity of a threshold t is 1 - t; it must follow Beta(n - m, m + 1)."""
+    """Scores are uniform, so the true sensitivity of a threshold t is 1 - t; it must follow Beta(n
+    - m, m + 1)."""
     rng, num = np.random.default_rng(0), 92
     melanomas = rng.random((3000, num))
     edge = np.sort(melanomas, axis=1)[:, 4]
@@ -72,7 +73,8 @@ def test_true_sensitivity_follows_the_beta_law() -> None:
 
 @pytest.mark.drill
 def test_choosing_the_epoch_on_calibration_breaks_the_contract() -> None:
-    """What the order of steps protects from: the best of 10 correlated networks, chosen on the calibration split itself."""
+    """What the order of steps protects from: the best of 10 correlated networks, chosen on the
+    calibration split itself."""
     rng, num, trials, broken = np.random.default_rng(1), 92, 2000, 0
     for _ in range(trials):
         melanomas = 0.5 * rng.normal(size=num) + rng.normal(size=(10, num))
@@ -81,7 +83,8 @@ def test_choosing_the_epoch_on_calibration_breaks_the_contract() -> None:
         true_sensitivity = float((rng.normal(0, np.sqrt(1.25), 20_000) >= points[best]).mean())
         broken += true_sensitivity < 0.9
     print(
-        f"\nbest of 10 epochs chosen on calibration: promise broken in {broken / trials:.1%} of simulations, 5 % promised"
+        f"\nbest of 10 epochs chosen on calibration: promise broken in {broken / trials:.1%} of"
+        " simulations, 5 % promised"
     )
     assert broken / trials > 0.08
 

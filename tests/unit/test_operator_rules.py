@@ -1,4 +1,5 @@
-"""For each rule of the KubeRay operator a planted fault, which must be found and told in its words."""
+"""For each rule of the KubeRay operator a planted fault, which must be found and told in its
+words."""
 
 from collections.abc import Callable
 from typing import Any

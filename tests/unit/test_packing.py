@@ -31,7 +31,8 @@ def _shuffle_labels(data: PreparedData, chosen: pd.Series) -> PreparedData:
 def test_calibration_moves_the_operating_point_and_nothing_else(
     trained: torch.nn.Module, tiny_config: TrainConfig, prepared: PreparedData, tmp_path: Path
 ) -> None:
-    """The contract is valid only while nothing else is chosen by looking at the calibration split."""
+    """The contract is valid only while nothing else is chosen by looking at the calibration
+    split."""
     plain = _manifest(trained, tiny_config, prepared, tmp_path / "plain")
     other = _shuffle_labels(prepared, prepared.records["split"] == "calibration")
     moved = _manifest(trained, tiny_config, other, tmp_path / "moved")

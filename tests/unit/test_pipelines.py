@@ -1,4 +1,5 @@
-"""The whole way in this process, without Ray: prepare, train, evaluate, score; seven classes and two."""
+"""The whole way in this process, without Ray: prepare, train, evaluate, score; seven classes and
+two."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Searches over surfaces whose best region is planted: the search's own searcher, scheduler and choice, on known figures."""
+"""Searches over surfaces whose best region is planted: the search's own searcher, scheduler and
+choice, on known figures."""
 
 import itertools
 import math
@@ -18,7 +19,8 @@ FOLD_NOISE, SETTING_NOISE = (
 
 
 def _table(surface: Callable[[float, float, float], float], seed: int) -> Table:
-    """Return a grid of figures: the surface, folds that are hard or easy for all, and noise of each setting on each fold."""
+    """Return a grid of figures: the surface, folds that are hard or easy for all, and noise of each
+    setting on each fold."""
     rng = np.random.default_rng(seed)
     hard = rng.normal(0, FOLD_NOISE, NUM_FOLDS)
     rows = []
@@ -49,7 +51,8 @@ def _chosen(table: Table, seed: int) -> Sample:
 
 
 def test_a_planted_region_is_found() -> None:
-    """Heavy melanomas and a moderate gamma are best, far from both anchors; the further away, the worse."""
+    """Heavy melanomas and a moderate gamma are best, far from both anchors; the further away, the
+    worse."""
 
     def surface(gamma: float, tau: float, factor: float) -> float:
         return (
@@ -72,14 +75,15 @@ def test_where_focal_loss_hurts_gamma_is_zero() -> None:
 
     best = [_chosen(_table(surface, seed), seed) for seed in range(SEEDS)]
     assert sum(sample[GAMMA] < 1 for sample in best) >= SEEDS - 1
-    # Not because the anchors, which have gamma 0, win by themselves: the best weights are far from theirs.
+    # Not because the anchors, which have gamma 0, win by themselves: the best weights are far from
+    # theirs.
     reached = [surface(0.0, sample[TAU], sample[FACTOR]) for sample in best]
     assert np.mean(reached) > max(surface(0, 0.5, 1), surface(0, 0, 1)) + 0.03
 
 
 def test_settings_that_are_dropped_cost_less_than_all_folds() -> None:
     table = _table(lambda gamma, tau, factor: 0.7 - 0.05 * gamma, 0)
-    (*_, last) = play(table, kind="tpe", seed=0, num_trials=NUM_TRIALS)
+    *_, last = play(table, kind="tpe", seed=0, num_trials=NUM_TRIALS)
     assert last.spent < 0.8 * NUM_TRIALS * NUM_FOLDS
-    (*_, whole) = play(table, kind="random", seed=0, num_trials=NUM_TRIALS)
+    *_, whole = play(table, kind="random", seed=0, num_trials=NUM_TRIALS)
     assert whole.spent == NUM_TRIALS * NUM_FOLDS

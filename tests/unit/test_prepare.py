@@ -43,7 +43,8 @@ def test_what_is_stored_is_what_was_decoded(source: Path, tmp_path: Path) -> Non
 
 
 def test_each_split_has_shards_of_its_own(source: Path, tmp_path: Path) -> None:
-    """So that nothing which must not be looked at need be there: a search runs where calibration and test are removed."""
+    """So that nothing which must not be looked at need be there: a search runs where calibration
+    and test are removed."""
     prepare(source, tmp_path / "out", CONFIG)
     for shard in (tmp_path / "out" / "shards").iterdir():
         if not shard.name.startswith("train"):
@@ -129,7 +130,8 @@ def test_large_images_lie_in_smaller_shards() -> None:
 def test_groups_hold_though_the_image_that_joins_them_is_left_out(
     source: Path, tmp_path: Path
 ) -> None:
-    """A known pair joins two lesions; that one of its images cannot be read does not part them again."""
+    """A known pair joins two lesions; that one of its images cannot be read does not part them
+    again."""
     (source / "images" / "IMG_003_1.jpg").write_bytes(b"not an image")
     (tmp_path / "pairs.csv").write_text("a,b\nIMG_001_0,IMG_003_1\n")
     config = PrepareConfig(size=64, num_folds=2, same_lesion=tmp_path / "pairs.csv", skip_bad=True)

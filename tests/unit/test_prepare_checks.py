@@ -1,4 +1,5 @@
-"""What prepare and evaluate find out before they read an image or open test; none of it needs a Ray cluster."""
+"""What prepare and evaluate find out before they read an image or open test; none of it needs a Ray
+cluster."""
 
 import json
 import os
@@ -131,7 +132,10 @@ def test_a_data_set_of_another_size_costs_no_look_at_test(
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
         DataError,
-        match=r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with --size 96",
+        match=(
+            r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with"
+            r" --size 96"
+        ),
     ):
         evaluate(bundle_dir, copied, tmp_path / "out")
     assert not (copied / ACCESS_LOG).exists()

@@ -26,15 +26,20 @@ TABLES = {
         (),
     ),
     "isic 2020": (
-        "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
-        "A,P1,L1,male,45,torso,melanoma,malignant,1\nB,P2,L2,female,50,head/neck,unknown,benign,0\n",
+        (
+            "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
+            "A,P1,L1,male,45,torso,melanoma,malignant,1\nB,P2,L2,female,50,head/neck,unknown,benign,0\n"
+        ),
         ["mel", ""],
         ("patient_id", "lesion_id"),
     ),
     "isic archive": (
-        "isic_id,attribution,age_approx,anatom_site_general,diagnosis_1,diagnosis_2,diagnosis_3,lesion_id,patient_id,sex\n"
-        'A,X,60,head/neck,Malignant,Malignant melanocytic proliferations (Melanoma),"Melanoma, NOS",L1,P1,male\n'
-        "B,X,60,head/neck,Benign,Benign epidermal proliferations,Seborrheic keratosis,L2,P2,female\n",
+        (
+            "isic_id,attribution,age_approx,anatom_site_general,diagnosis_1,diagnosis_2,diagnosis_3,lesion_id,patient_id,sex\nA,X,60,head/neck,Malignant,Malignant"
+            ' melanocytic proliferations (Melanoma),"Melanoma,'
+            ' NOS",L1,P1,male\nB,X,60,head/neck,Benign,Benign epidermal proliferations,Seborrheic'
+            " keratosis,L2,P2,female\n"
+        ),
         ["mel", "bkl"],
         ("patient_id", "lesion_id"),
     ),

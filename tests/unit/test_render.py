@@ -1,4 +1,5 @@
-"""What a cluster's own values may say of the Serve config, and what is refused before anything is written."""
+"""What a cluster's own values may say of the Serve config, and what is refused before anything is
+written."""
 
 from pathlib import Path
 from typing import Any

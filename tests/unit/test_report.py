@@ -27,7 +27,8 @@ def bundle(bundle_dir: Path) -> Bundle:
 
 
 def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
-    """Return predictions of (lesion, group, label, melanoma probability); what is left goes to nevus."""
+    """Return predictions of (lesion, group, label, melanoma probability); what is left goes to
+    nevus."""
     table = pd.DataFrame(rows, columns=["lesion_id", "group", "label", "melanoma"])
     probabilities = np.zeros((len(rows), len(CLASSES)))
     probabilities[:, MELANOMA_INDEX], probabilities[:, NEVUS] = (
@@ -149,8 +150,8 @@ def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_
     assert write_report(evaluated, tmp_path)["left_out"] == left_out
     page = (tmp_path / "report.html").read_text()
     assert (
-        "7 images were left out, 3 of them labelled as melanoma: 4 unknown_dx (4 un&lt;known); 3 image_missing (3 mel)."
-        in page
+        "7 images were left out, 3 of them labelled as melanoma: 4 unknown_dx (4 un&lt;known); 3"
+        " image_missing (3 mel)." in page
     )
     assert ("When the data set was prepared" in page) == (split == "test")
     text = " ".join(

@@ -96,7 +96,8 @@ def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, expec
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_a_search_played_again_draws_the_same(kind: str) -> None:
-    """Cut after nine trials: the samples drawn so far come first, and what follows is what would have followed."""
+    """Cut after nine trials: the samples drawn so far come first, and what follows is what would
+    have followed."""
 
     def play(first: list[dict[str, float]], num: int) -> list[dict[str, float]]:
         searcher = make_searcher(

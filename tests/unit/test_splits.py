@@ -67,7 +67,8 @@ def test_no_group_is_parted_and_every_part_has_its_share_of_every_class(seed: in
 
 
 def test_folds_are_as_even_as_those_of_scikit_learn() -> None:
-    """The promise of StratifiedGroupKFold: class shares of the folds as close as the groups allow."""
+    """The promise of StratifiedGroupKFold: class shares of the folds as close as the groups
+    allow."""
     table = _table()
     ours = draw_splits(
         table["group"].tolist(),

@@ -1,4 +1,5 @@
-"""Places in object storage, on fsspec's memory file system: what pathlib would say of files on a disk is the oracle."""
+"""Places in object storage, on fsspec's memory file system: what pathlib would say of files on a
+disk is the oracle."""
 
 import pickle
 import uuid
@@ -32,7 +33,8 @@ from melanoma.io.storage import (
 
 @pytest.fixture(params=["disk", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
-    """An empty folder on a disk and one in object storage: all that is written for one must hold for the other."""
+    """An empty folder on a disk and one in object storage: all that is written for one must hold
+    for the other."""
     return tmp_path / "folder" if request.param == "disk" else _remote()
 
 
@@ -173,7 +175,10 @@ def test_what_is_no_storage_is_told() -> None:
         ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation", DataError),
         ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation", OSError),
         (
-            "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Couldn't connect to server",
+            (
+                "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Couldn't"
+                " connect to server"
+            ),
             OSError,
         ),
     ],

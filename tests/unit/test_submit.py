@@ -1,4 +1,5 @@
-"""What of a command that runs elsewhere can be checked here: its paths, and telling its result from its log."""
+"""What of a command that runs elsewhere can be checked here: its paths, and telling its result from
+its log."""
 
 import asyncio
 import contextlib
@@ -63,7 +64,8 @@ def test_addresses_and_whole_paths_are_taken(words: str) -> None:
 
 @contextlib.contextmanager
 def _dashboard(version: str) -> Iterator[tuple[str, list[str]]]:
-    """Give the address of something that answers like a head's dashboard, or like none, and the paths that it is asked for."""
+    """Give the address of something that answers like a head's dashboard, or like none, and the
+    paths that it is asked for."""
     asked: list[str] = []
 
     class Dashboard(BaseHTTPRequestHandler):
@@ -109,7 +111,8 @@ RESULT = '{"a":\n 1}'
 
 
 class Head:
-    """Stands in for Ray's client: a job whose log breaks off, in one of three ways, after some letters of each stream; the last one is whole.
+    """Stands in for Ray's client: a job whose log breaks off, in one of three ways, after some
+    letters of each stream; the last one is whole.
 
     It ends with the last stream, or when it was asked for often enough.
     """
@@ -179,7 +182,8 @@ def test_a_log_that_breaks_off_is_shown_once_and_its_result_whole(
 
 
 class Growing(Head):
-    """One whose streams bring nothing, as behind a proxy; the log grows by some letters whenever the head is asked how the job is."""
+    """One whose streams bring nothing, as behind a proxy; the log grows by some letters whenever
+    the head is asked how the job is."""
 
     def __init__(self, letters: int, *, aloud: bool) -> None:
         super().__init__([])
@@ -259,7 +263,10 @@ class Away:
 def test_a_head_that_stays_away_leaves_word_of_the_job(ask: Callable[[RemoteJob], object]) -> None:
     with pytest.raises(
         RuntimeError,
-        match=r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs --follow",
+        match=(
+            r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs"
+            r" --follow"
+        ),
     ):
         ask(_job(Away()))
 
@@ -271,7 +278,8 @@ def test_a_head_that_has_forgotten_a_job_is_told() -> None:
 
 
 class Asked:
-    """A client that knows a job after it was asked so often, and what it is then; a Ctrl-C may come instead."""
+    """A client that knows a job after it was asked so often, and what it is then; a Ctrl-C may come
+    instead."""
 
     def __init__(self, times_unknown: int, said: JobStatus | type[BaseException]) -> None:
         self._times_unknown, self._said = times_unknown, said

@@ -20,19 +20,18 @@ AS_PEOPLE_SAVE_THEM = {
     "bars": _text("|").encode(),
     "Excel's hint": ("sep=;\n" + _text(";")).encode(),
     "old Mac line ends": _text(end="\r").encode(),
-    "a comma behind every row but the header": _text()
-    .replace("\n", ",\n")
-    .replace("patient_id,", "patient_id", 1)
-    .encode(),
+    "a comma behind every row but the header": (
+        _text().replace("\n", ",\n").replace("patient_id,", "patient_id", 1).encode()
+    ),
     "commas behind every row": _text(end=",,\n").encode(),
     "blanks around values": _text(" , ").encode(),
     "blank lines and rows": ("\n" + _text() + "\n,,\n").encode(),
     "quotes": ("\n".join(",".join(f'"{value}"' for value in row) for row in ROWS)).encode(),
     "letters apart from their accents": _text().replace("ë", "e\u0308").encode(),
     "a byte order mark within": _text().replace("dx", "\ufeffdx").encode(),
-    "a header in capitals": _text()
-    .replace("image_id,dx,patient_id", "Image_ID,DX,Patient_Id")
-    .encode(),
+    "a header in capitals": (
+        _text().replace("image_id,dx,patient_id", "Image_ID,DX,Patient_Id").encode()
+    ),
     "an index without a name": (",image_id,dx,patient_id\n0,A,mel,P 1\n1,B,nv,Zoë\n").encode(),
 }
 

@@ -1,4 +1,5 @@
-"""What a trial does when it is tried again: what would fail in the same way is not computed again."""
+"""What a trial does when it is tried again: what would fail in the same way is not computed
+again."""
 
 from pathlib import Path
 

@@ -92,7 +92,9 @@ def test_foreign_names_are_shown_beside_ours(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "foreign.pth")
     with pytest.raises(
         SettingError,
-        match=r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight",
+        match=(
+            r"8 tensors of foreign\.pth have .*the file has layers_.*, the network stem\.0\.weight"
+        ),
     ):
         load_weights(build_model(TINY, len(CLASSES)), tmp_path / "foreign.pth")
 

@@ -1,7 +1,8 @@
 """Draws one synthetic dermoscopic image and its true lesion mask. Knows nothing of data sets, files or splits.
 
-Nothing here models biology; it draws what the eye looks for (asymmetry, border, colours, veil, network) so that methods can be
-tested with the truth known. Signs of melanoma come in a strength that overlaps between the classes.
+Nothing here models biology; it draws what the eye looks for (asymmetry, border, colours, veil,
+network) so that methods can be tested with the truth known. Signs of melanoma come in a strength
+that overlaps between the classes.
 """
 
 import dataclasses
@@ -107,7 +108,8 @@ def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Gene
 def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
     """Return how plainly one sign shows, in [0, 1]: the lesion's strength, give or take, for no melanoma has all of them.
 
-    A steep curve: a sign is mostly there or not, and what lies between the classes stays between them.
+    A steep curve: a sign is mostly there or not, and what lies between the classes stays between
+    them.
     """
     return float(1 / (1 + np.exp(-9 * (lesion.strength + rng.normal(0, 0.08) - 0.5))))
 

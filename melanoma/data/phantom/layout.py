@@ -1,6 +1,7 @@
 """Synthetic dermoscopy with true lesion masks in HAM10000's layout: the embedded data set, every image marked synthetic.
 
-Decides who has what: patients, lesions, tta, sources, and planted faults for testing the leak auditor. `phantom_drawing` draws.
+Decides who has what: patients, lesions, tta, sources, and planted faults for testing the leak
+auditor. `phantom_drawing` draws.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from melanoma.data.phantom.drawing import Lesion, draw
 from melanoma.errors import SettingError
 from melanoma.io.files import new_folder, write_text
 
-# Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset, 2018).
+# Lesions of each class among HAM10000's 7,470 (Tschandl, Rosendahl, Kittler, The HAM10000 dataset,
+# 2018).
 HAM10000_LESIONS = {
     "akiec": 228,
     "bcc": 327,
@@ -29,7 +31,8 @@ HAM10000_LESIONS = {
     "nv": 5403,
     "vasc": 98,
 }
-# A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small set would give far fewer.
+# A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small
+# set would give far fewer.
 LEAST_MELANOMAS = 330
 CAMERAS = {
     "phantom_polarised": Camera((1.00, 1.00, 1.00), 0.10),
@@ -51,9 +54,11 @@ class PhantomConfig:
         seed: the same seed draws the same data set.
         leaks: lesions shown again under a second lesion and patient id: a leak no id betrays.
         shortcut: whether one source holds nearly all melanomas and gives the label away.
-        melanomas: share of the lesions that are melanomas, in (0, 0.5]; None takes HAM10000's, but enough for a contract.
-        mimics: share of the melanomas that show no more signs than nevi do, and of the nevi that show as many as melanomas, in
-            [0, 0.5]: nobody can tell them, and they are the hardest images of all.
+        melanomas: share of the lesions that are melanomas, in (0, 0.5]; None takes HAM10000's, but
+            enough for a contract.
+        mimics: share of the melanomas that show no more signs than nevi do, and of the nevi that
+            show as many as melanomas, in [0, 0.5]: nobody can tell them, and they are the hardest
+            images of all.
     """
 
     num_lesions: int = 2000
