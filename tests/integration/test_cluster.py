@@ -79,6 +79,7 @@ def dataset(head: Head, bucket: str) -> str:
     done = _melanoma(head, *words)
     assert done.returncode == DONE, done.stderr
     manifest = json.loads(done.stdout)  # the result alone: the log went to stderr
+    assert manifest.pop("notes") == []
     assert manifest == json.loads((to_path(out) / "manifest.json").read_text())
     assert {path.name for path in to_path(out).iterdir()} == {
         "manifest.json",
