@@ -4,14 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo serve test test-unit drill check bench format lock manifests
+.PHONY: setup demo serve test test-unit drill check docs bench format lock manifests
 
 setup: $(VENV)/.ready
 
 # Written last, so that a set-up cut short is done again.
 $(VENV)/.ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -23,7 +23,7 @@ serve: setup
 	$(BIN)/melanoma serve $(BUNDLE)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit
@@ -40,17 +40,27 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
+
+# A warning is an error.
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Writes the lock anew from pyproject.toml, in an environment of its own.
+# Writes both locks anew from pyproject.toml, with the hashes of all files of each version and for
+# every supported Python. Versions stay as they are unless UPGRADE names packages to renew.
+LOCK := build/lock/bin/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-header $(foreach name,$(UPGRADE),--upgrade-package $(name))
+
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet setuptools wheel ".[dev,weights]"
-	build/lock/bin/python -m pip freeze --all --exclude melanoma --exclude pip > requirements.lock
+	build/lock/bin/python -m pip install --quiet uv
+	$(LOCK) --extra dev --extra weights --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --output-file k8s/requirements.lock
 
 # Writes each overlay's Serve config anew from serve/config.yaml and its own values.
 manifests: setup
