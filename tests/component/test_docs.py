@@ -1,0 +1,52 @@
+"""What the documentation copies from the code, because readers want it there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from melanoma.task import TASKS
+from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH
+from ray_jobs.cli import _contract_code, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_of_settings_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--preset", "cpu_quick", "--markdown"]) == DONE
+    assert capsys.readouterr().out in (ROOT / "docs" / "settings.md").read_text()
+
+
+def test_config_prints_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--set", "loss.gamma=2"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(r"loss\.gamma = 2\.0 +0 or in \[1, 5\]", line) for line in lines)
+    assert all(len(line.split("  ", 1)[1].strip()) > 10 for line in lines)
+
+
+def test_the_command_knows_the_tasks_by_name() -> None:
+    assert NAMED_OR_PATH["task"] == tuple(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("required", "status", "expected"),
+    [
+        (True, "met", DONE),
+        (True, "unmet", FOUND),
+        (False, "unmet", DONE),
+    ],
+)
+def test_an_unmet_contract_fails_a_command_that_requires_it(
+    required: bool, status: str, expected: int
+) -> None:
+    import argparse
+
+    assert _contract_code(argparse.Namespace(require_contract=required), status) == expected
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
