@@ -158,8 +158,14 @@ def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
 def _interlaced_rows(pixel_bytes: int) -> bytes:
     squeeze, parts = zlib.compressobj(6), []
     for left, top, step_x, step_y in (
-        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
-    ):  # fmt: skip
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
         columns, rows = -((left - SIDE_PX) // step_x), -((top - SIDE_PX) // step_y)
         for y in range(rows):
             parts.append(

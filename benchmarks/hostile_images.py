@@ -33,8 +33,14 @@ def measured(data: bytes, code: Path) -> dict[str, float | str]:
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM], input=data, env=environment, cwd=code, capture_output=True, timeout=LIMIT_SECONDS, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", _PROGRAM],
+            input=data,
+            env=environment,
+            cwd=code,
+            capture_output=True,
+            timeout=LIMIT_SECONDS,
+            check=True,
+        )
     except subprocess.TimeoutExpired:
         return {"cpu_seconds": LIMIT_SECONDS, "added_mb": 0.0, "answer": "given up"}
     found: dict[str, float | str] = json.loads(done.stdout)

@@ -134,10 +134,28 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
         **environment,
     }
     command = [
-        BIN / "ray", "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard),
-        "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), "--num-cpus", str(num_cpus), "--num-gpus", "2",
-        "--object-store-memory", str(256 * 2**20), "--disable-usage-stats", "--temp-dir", session,
-    ]  # fmt: skip
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--port",
+        str(port),
+        "--dashboard-port",
+        str(dashboard),
+        "--dashboard-agent-listen-port",
+        str(agent),
+        "--ray-client-server-port",
+        str(client),
+        "--num-cpus",
+        str(num_cpus),
+        "--num-gpus",
+        "2",
+        "--object-store-memory",
+        str(256 * 2**20),
+        "--disable-usage-stats",
+        "--temp-dir",
+        session,
+    ]
     # Shells of the cluster find `python` where this one is.
     inside = os.environ | around | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     with (folder / "head.log").open("wb") as log:

@@ -78,9 +78,12 @@ class Machine:
         ]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *inside, *command], env=os.environ | environment, stdout=file, stderr=file,
+                ["ip", "netns", "exec", self.name, *inside, *command],
+                env=os.environ | environment,
+                stdout=file,
+                stderr=file,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def processes(self, title: str = "") -> list[int]:
         """Return the processes that run there, or those whose title begins so."""
@@ -172,9 +175,12 @@ class RayMachines:
         token = token_file(folder)
         password = secrets.token_hex(16)
         self.around = {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "MELANOMA_CACHE": str(folder / "cache"),
-            "PATH": f"{BIN}:{os.environ['PATH']}", **environment,
-        }  # fmt: skip
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "MELANOMA_CACHE": str(folder / "cache"),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            **environment,
+        }
         # As KubeRay sets them where gcsFaultToleranceOptions are.
         self._of_head = {
             "RAY_REDIS_ADDRESS": f"{network.address}:6379",
@@ -184,9 +190,23 @@ class RayMachines:
         self._of_worker = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
         with (folder / "redis.log").open("wb") as log:
             self._redis = subprocess.Popen(
-                ["redis-server", "--bind", network.address, "--port", "6379", "--requirepass", password, "--save", "", "--dir", str(folder)],
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [
+                    "redis-server",
+                    "--bind",
+                    network.address,
+                    "--port",
+                    "6379",
+                    "--requirepass",
+                    password,
+                    "--save",
+                    "",
+                    "--dir",
+                    str(folder),
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self.head, self.workers = network.machine(), list[Machine]()
 
     @property
@@ -197,11 +217,29 @@ class RayMachines:
         """Start the head, the first time or again, on its machine."""
         self.head.run(
             [
-                BIN / "ray", "start", "--head", "--block", "--node-ip-address", self.head.address, "--num-cpus", "0", "--dashboard-host", "0.0.0.0",
-                "--object-store-memory", str(128 * 2**20), "--disable-usage-stats", "--temp-dir", self._session, "--redis-password", self._password,
+                BIN / "ray",
+                "start",
+                "--head",
+                "--block",
+                "--node-ip-address",
+                self.head.address,
+                "--num-cpus",
+                "0",
+                "--dashboard-host",
+                "0.0.0.0",
+                "--object-store-memory",
+                str(128 * 2**20),
+                "--disable-usage-stats",
+                "--temp-dir",
+                self._session,
+                "--redis-password",
+                self._password,
             ],
-            self._session, self._folder / "head.log", **self.around, **self._of_head,
-        )  # fmt: skip
+            self._session,
+            self._folder / "head.log",
+            **self.around,
+            **self._of_head,
+        )
         assert self.head.process is not None
         wait_for_http(f"{self.dashboard}/api/version", self.head.process)
 
@@ -210,11 +248,24 @@ class RayMachines:
         machine = self._network.machine()
         machine.run(
             [
-                BIN / "ray", "start", "--block", "--address", f"{self.head.address}:6379", "--node-ip-address", machine.address,
-                "--num-cpus", str(num_cpus), "--object-store-memory", str(128 * 2**20), "--disable-usage-stats",
+                BIN / "ray",
+                "start",
+                "--block",
+                "--address",
+                f"{self.head.address}:6379",
+                "--node-ip-address",
+                machine.address,
+                "--num-cpus",
+                str(num_cpus),
+                "--object-store-memory",
+                str(128 * 2**20),
+                "--disable-usage-stats",
             ],
-            self._session, self._folder / f"{machine.name}.log", **self.around, **self._of_worker,
-        )  # fmt: skip
+            self._session,
+            self._folder / f"{machine.name}.log",
+            **self.around,
+            **self._of_worker,
+        )
         wait_for(
             lambda: b"Ray runtime started" in (self._folder / f"{machine.name}.log").read_bytes()
         )

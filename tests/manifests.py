@@ -38,8 +38,11 @@ YAMLLINT = YamlLintConfig(
 )
 Document = dict[str, Any]
 CUSTOM_GROUPS = (
-    "ray.io/v1", "gateway.networking.k8s.io/v1", "gateway.envoyproxy.io/v1alpha1", "monitoring.coreos.com/v1",
-)  # fmt: skip
+    "ray.io/v1",
+    "gateway.networking.k8s.io/v1",
+    "gateway.envoyproxy.io/v1alpha1",
+    "monitoring.coreos.com/v1",
+)
 CORE_GROUPS = (
     "v1",
     "apps/v1",

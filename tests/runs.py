@@ -15,9 +15,21 @@ from melanoma.io.storage import AnyPath
 from tests.clusters import wait_for
 
 SETTINGS = [
-    "--preset", "smoke", "--workers", "2", "--set", "optim.epochs=4", "--set", "data.input_height=48", "--set", "data.input_width=64",
-    "--set", "optim.batch_size=16", "--set", "min_specificity=0",
-]  # fmt: skip
+    "--preset",
+    "smoke",
+    "--workers",
+    "2",
+    "--set",
+    "optim.epochs=4",
+    "--set",
+    "data.input_height=48",
+    "--set",
+    "data.input_width=64",
+    "--set",
+    "optim.batch_size=16",
+    "--set",
+    "min_specificity=0",
+]
 
 
 @dataclasses.dataclass

@@ -53,9 +53,12 @@ def test_a_fault_that_only_a_rule_in_cel_knows_is_found(
     """The definition's schema allows both ways to delete what a job leaves; its rule allows one of
     them."""
     both = {
-        "onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteCluster"},
-        "deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 1}}],
-    }  # fmt: skip
+        "onSuccess": {"policy": "DeleteCluster"},
+        "onFailure": {"policy": "DeleteCluster"},
+        "deletionRules": [
+            {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 1}}
+        ],
+    }
     found = list(
         manifests.crd_findings(
             planted(training, "RayJob", lambda d: d["spec"].update(deletionStrategy=both)), crds
@@ -223,27 +226,60 @@ def _let_in(rule: dict[str, Any]) -> tuple[str, Callable[[Any], object]]:
 
 
 _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "another listener": ("HTTPRoute", lambda spec: spec["parentRefs"][0].update(sectionName="http")),
+    "another listener": (
+        "HTTPRoute",
+        lambda spec: spec["parentRefs"][0].update(sectionName="http"),
+    ),
     "another host": ("HTTPRoute", lambda spec: spec.update(hostnames=["other.example.org"])),
-    "another service": ("HTTPRoute", lambda spec: spec["rules"][0]["backendRefs"][0].update(name="melanoma-head-svc")),
-    "another port": ("HTTPRoute", lambda spec: spec["rules"][0]["backendRefs"][0].update(port=8265)),
-    "an impatient gateway": ("HTTPRoute", lambda spec: spec["rules"][0]["timeouts"].update(request="5s")),
-    "a policy of nothing": ("BackendTrafficPolicy", lambda spec: spec["targetRefs"][0].update(name="other")),
-    "a port nobody names": ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(port="metric")),
+    "another service": (
+        "HTTPRoute",
+        lambda spec: spec["rules"][0]["backendRefs"][0].update(name="melanoma-head-svc"),
+    ),
+    "another port": (
+        "HTTPRoute",
+        lambda spec: spec["rules"][0]["backendRefs"][0].update(port=8265),
+    ),
+    "an impatient gateway": (
+        "HTTPRoute",
+        lambda spec: spec["rules"][0]["timeouts"].update(request="5s"),
+    ),
+    "a policy of nothing": (
+        "BackendTrafficPolicy",
+        lambda spec: spec["targetRefs"][0].update(name="other"),
+    ),
+    "a port nobody names": (
+        "PodMonitor",
+        lambda spec: spec["podMetricsEndpoints"][0].update(port="metric"),
+    ),
     "an open dashboard": _let_in({**_namespace("default"), "ports": [{"port": 8265}]}),
-    "the world on the dashboard": _let_in({"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 8265}]}),
+    "the world on the dashboard": _let_in(
+        {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 8265}]}
+    ),
     "a namespace on every port": _let_in(_namespace("monitoring")),
     "every pod of the namespace": _let_in({"from": [{"podSelector": {}}]}),
     "everybody": _let_in({"ports": [{"port": 8265}]}),
     "out to the world": ("NetworkPolicy/melanoma-ray", lambda spec: spec["egress"].append({})),
-    "nothing denied": ("NetworkPolicy/melanoma-deny", lambda spec: spec.update(policyTypes=["Ingress"])),
+    "nothing denied": (
+        "NetworkPolicy/melanoma-deny",
+        lambda spec: spec.update(policyTypes=["Ingress"]),
+    ),
     "endless bodies": ("BackendTrafficPolicy", lambda spec: spec.pop("requestBuffer")),
     "no rate": ("BackendTrafficPolicy", lambda spec: spec.pop("rateLimit")),
-    "slow senders": ("ClientTrafficPolicy", lambda spec: spec["timeout"]["http"].pop("requestReceivedTimeout")),
-    "an impatient try": ("BackendTrafficPolicy", lambda spec: spec["retry"]["perRetry"].update(timeout="1s")),
-    "no time to drain": ("RayService", lambda spec: spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"].update(
-        terminationGracePeriodSeconds=30)),
-}  # fmt: skip
+    "slow senders": (
+        "ClientTrafficPolicy",
+        lambda spec: spec["timeout"]["http"].pop("requestReceivedTimeout"),
+    ),
+    "an impatient try": (
+        "BackendTrafficPolicy",
+        lambda spec: spec["retry"]["perRetry"].update(timeout="1s"),
+    ),
+    "no time to drain": (
+        "RayService",
+        lambda spec: spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"].update(
+            terminationGracePeriodSeconds=30
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", _WIRING_FAULTS)

@@ -31,11 +31,18 @@ def _trials() -> pd.DataFrame:
         rows.append(
             {
                 "trial": ("base", "plain")[number] if number < 2 else f"run_{number}",
-                "gamma": gamma, "gamma_drawn": gamma, "tau": rng.random(), "target_factor": 1 + 7 * rng.random(),
-                "status": "finished" if number % 3 < 2 else "pruned", "error": "", "folds": 3, "epochs": 6,
-                "objective": value, "lead": value - 0.6,
+                "gamma": gamma,
+                "gamma_drawn": gamma,
+                "tau": rng.random(),
+                "target_factor": 1 + 7 * rng.random(),
+                "status": "finished" if number % 3 < 2 else "pruned",
+                "error": "",
+                "folds": 3,
+                "epochs": 6,
+                "objective": value,
+                "lead": value - 0.6,
             }
-        )  # fmt: skip
+        )
     failed = {
         "status": "failed",
         "error": "the loss was <nan>",
@@ -51,12 +58,22 @@ def _findings() -> Findings:
     difference = {"value": 0.02, "low": -0.01, "high": 0.05, "by_seed": [0.01, 0.03]}
     loss = {"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}
     result = {
-        "objective": "auroc", "by_status": trials["status"].value_counts().to_dict(), "winner_is_base": False, "num_test_accesses": 2,
+        "objective": "auroc",
+        "by_status": trials["status"].value_counts().to_dict(),
+        "winner_is_base": False,
+        "num_test_accesses": 2,
         "verdict": "No difference shown",
-        "loss": {"winner": loss, "base": loss}, "arms": {name: {"by_seed": [0.6, 0.7], "by_fold": [0.5, 0.6, 0.7]} for name in ("winner", "base")},
-        "out_of_fold_difference": difference, "test_difference": difference, "epochs_of_search": 54, "epochs_of_comparison": 12,
-        "contract": {"status": "unmet"}, "contract_sentence": "No promise.",
-    }  # fmt: skip
+        "loss": {"winner": loss, "base": loss},
+        "arms": {
+            name: {"by_seed": [0.6, 0.7], "by_fold": [0.5, 0.6, 0.7]} for name in ("winner", "base")
+        },
+        "out_of_fold_difference": difference,
+        "test_difference": difference,
+        "epochs_of_search": 54,
+        "epochs_of_comparison": 12,
+        "contract": {"status": "unmet"},
+        "contract_sentence": "No promise.",
+    }
     anchors = {"base": _folds(0), "plain": _folds(1), "winner": _folds(2)}
     space = SPACE.distributions(BASE)
     return Findings(

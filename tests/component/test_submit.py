@@ -89,8 +89,12 @@ WORDS = ["train", "/data", "/runs"]
 
 @pytest.mark.parametrize(
     ("version", "told"),
-    [('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"), ("{}", "it answers like none"), ("hello", "it answers like none")],
-)  # fmt: skip
+    [
+        ('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"),
+        ("{}", "it answers like none"),
+        ("hello", "it answers like none"),
+    ],
+)
 def test_another_ray_is_told(version: str, told: str) -> None:
     with _dashboard(version) as (address, _), pytest.raises(DataError, match=told):
         submit(address, PARSER.parse_args(WORDS), WORDS)

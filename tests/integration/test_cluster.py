@@ -29,9 +29,19 @@ from tests.clusters import BIN, CREDENTIALS, Head, head_with_token, object_stora
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 WRONG_TOKEN = "wrong_token"
 QUICK = [
-    "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
-    "--set", "min_specificity=0", "--set", "optim.batch_size=16",
-]  # fmt: skip
+    "--preset",
+    "smoke",
+    "--set",
+    "optim.epochs=2",
+    "--set",
+    "data.input_height=48",
+    "--set",
+    "data.input_width=64",
+    "--set",
+    "min_specificity=0",
+    "--set",
+    "optim.batch_size=16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +71,12 @@ def _melanoma(head: Head, *words: str, **environment: str) -> "subprocess.Comple
     """Run a command as a person would, on the cluster."""
     return subprocess.run(
         [sys.executable, "-m", "ray_jobs.cli", *words, "--address", head.dashboard, "--json"],
-        env=os.environ | head.environment | environment, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+        env=os.environ | head.environment | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
 
 
 def _at(path: str, bucket: str) -> str:
@@ -194,12 +208,24 @@ def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str)
     ("words", "environment", "told"),
     [
         (["data", "prepare", "images", "/data/out"], {}, "must be an absolute path"),
-        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN}, "must accept the token"),
-        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_MODE": "disabled"}, "it does not (RAY_AUTH_MODE is disabled)"),
-        (["data", "prepare", "/data/in", "/data/out"], {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "it does not (/nowhere/token is not there)"),
+        (
+            ["data", "prepare", "/data/in", "/data/out"],
+            {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN},
+            "must accept the token",
+        ),
+        (
+            ["data", "prepare", "/data/in", "/data/out"],
+            {"RAY_AUTH_MODE": "disabled"},
+            "it does not (RAY_AUTH_MODE is disabled)",
+        ),
+        (
+            ["data", "prepare", "/data/in", "/data/out"],
+            {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+            "it does not (/nowhere/token is not there)",
+        ),
     ],
     ids=["a relative path", "a wrong token", "no token", "no token file"],
-)  # fmt: skip
+)
 def test_what_cannot_be_submitted_is_told(
     head: Head,
     words: list[str],
@@ -227,8 +253,13 @@ def _ray_job(head: Head, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run Ray's own command for jobs."""
     return subprocess.run(
         [BIN / "ray", "job", words[0], "--address", head.dashboard, *words[1:]],
-        env=os.environ | head.environment, capture_output=True, text=True, check=False, timeout=300, cwd=manifests.K8S.parent,
-    )  # fmt: skip
+        env=os.environ | head.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=manifests.K8S.parent,
+    )
 
 
 def test_rays_own_command_submits_it_too(
@@ -259,10 +290,16 @@ def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess
         _at(out, bucket),
     ]
     process = subprocess.Popen(
-        [*command, "--address", head.dashboard], env=os.environ | head.environment, stdin=stdin,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )  # fmt: skip
+        [*command, "--address", head.dashboard],
+        env=os.environ | head.environment,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # background jobs of a shell ignore it
+    )
     assert process.stderr is not None
     return process, next(line.split()[1] for line in process.stderr if line.startswith("job "))
 
@@ -350,8 +387,10 @@ def test_the_service_of_the_manifests_answers(
     bundle = trained_run.replace("?", "/bundle?")
     config["http_options"] |= {"host": "127.0.0.1", "port": head.serve_port}
     config["applications"][0]["args"] |= {
-        "bundle": bundle, "manifest_sha256": sha256_of(to_path(bundle) / MANIFEST), "require_api_key": False,
-    }  # fmt: skip
+        "bundle": bundle,
+        "manifest_sha256": sha256_of(to_path(bundle) / MANIFEST),
+        "require_api_key": False,
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     subprocess.run(
         [BIN / "serve", "deploy", tmp_path / "config.yaml", "--address", head.dashboard],

@@ -16,10 +16,25 @@ from tests.runs import Run
 pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(1200)]
 EPOCHS = 20
 SETTINGS = [
-    "--preset", "smoke", "--set", "data.input_height=96", "--set", "data.input_width=128", "--set", "min_specificity=0",
-    "--set", "optim.batch_size=16", "--set", "optim.optimizer=adamw", "--set", "model.drop_path=0", "--set", f"optim.epochs={EPOCHS}",
-    "--set", "model.backbone=convnext_atto",  # epochs of some seconds: Ray looks for room every half minute
-]  # fmt: skip
+    "--preset",
+    "smoke",
+    "--set",
+    "data.input_height=96",
+    "--set",
+    "data.input_width=128",
+    "--set",
+    "min_specificity=0",
+    "--set",
+    "optim.batch_size=16",
+    "--set",
+    "optim.optimizer=adamw",
+    "--set",
+    "model.drop_path=0",
+    "--set",
+    f"optim.epochs={EPOCHS}",
+    "--set",
+    "model.backbone=convnext_atto",  # epochs of some seconds: Ray looks for room every half minute
+]
 
 
 @pytest.fixture

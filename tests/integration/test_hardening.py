@@ -468,9 +468,14 @@ def test_cmyk_is_read(client: httpx.Client, upright: Image.Image) -> None:
 
 
 _UNDO = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 @pytest.mark.parametrize("orientation", sorted(_UNDO))
@@ -563,9 +568,18 @@ def test_the_schema_tells_the_truth(service: Service, tmp_path: Path) -> None:
     an image.
     """
     command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--max-examples=8", "--seed=1", "--no-color",
-        f"--header=Authorization: Bearer {service.key}", "--generation-database=none", "--exclude-checks=positive_data_acceptance",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{service.url}/openapi.json",
+        "--max-examples=8",
+        "--seed=1",
+        "--no-color",
+        f"--header=Authorization: Bearer {service.key}",
+        "--generation-database=none",
+        "--exclude-checks=positive_data_acceptance",
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False
     )
@@ -621,10 +635,16 @@ def seeds(upright: Image.Image) -> list[bytes]:
     exif[0x0112] = 6
     small = upright.resize((64, 48))
     return [
-        _encoded(small, "JPEG", exif=exif), _encoded(small, "JPEG", progressive=True), _encoded(small.convert("CMYK"), "JPEG"),
-        _encoded(small), _encoded(small.quantize(16)), _encoded(_deep_grey(small)), _encoded(small.convert("RGBA")),
-        _encoded(small, "WEBP"), _encoded(small, "WEBP", lossless=True),
-    ]  # fmt: skip
+        _encoded(small, "JPEG", exif=exif),
+        _encoded(small, "JPEG", progressive=True),
+        _encoded(small.convert("CMYK"), "JPEG"),
+        _encoded(small),
+        _encoded(small.quantize(16)),
+        _encoded(_deep_grey(small)),
+        _encoded(small.convert("RGBA")),
+        _encoded(small, "WEBP"),
+        _encoded(small, "WEBP", lossless=True),
+    ]
 
 
 def test_mutated_images_are_answered(client: httpx.Client, seeds: list[bytes]) -> None:

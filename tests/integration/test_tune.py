@@ -24,9 +24,19 @@ from tune.trial import FAILED, OBJECTIVES, Study, fold_predictions, fold_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SETTINGS = [
-    "--preset", "smoke", "--set", "optim.epochs=1", "--set", "data.input_height=48", "--set", "data.input_width=64",
-    "--set", "min_specificity=0", "--trials", "4",
-]  # fmt: skip
+    "--preset",
+    "smoke",
+    "--set",
+    "optim.epochs=1",
+    "--set",
+    "data.input_height=48",
+    "--set",
+    "data.input_width=64",
+    "--set",
+    "min_specificity=0",
+    "--trials",
+    "4",
+]
 
 
 def _result(run: Path) -> dict[str, Any]:

@@ -19,9 +19,21 @@ from tests.clusters import title_of, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.drill, pytest.mark.timeout(3600)]
 SETTINGS = [
-    "--preset", "smoke", "--set", "optim.epochs=2", "--set", "data.input_height=48", "--set", "data.input_width=64",
-    "--set", "min_specificity=0", "--trials", "12", "--name", "search",  # TPE draws from the sixth on
-]  # fmt: skip
+    "--preset",
+    "smoke",
+    "--set",
+    "optim.epochs=2",
+    "--set",
+    "data.input_height=48",
+    "--set",
+    "data.input_width=64",
+    "--set",
+    "min_specificity=0",
+    "--trials",
+    "12",
+    "--name",
+    "search",  # TPE draws from the sixth on
+]
 Record = Callable[[str, object], None]
 OF_A_TRIAL = ["gamma", "tau", "target_factor", "status", "folds", "objective", "auroc"]
 

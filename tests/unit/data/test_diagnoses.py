@@ -21,17 +21,43 @@ HAM, BINARY, ISIC_2019 = TASKS["ham10000"], TASKS["binary"], TASKS["isic2019"]
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("MEL", "mel"), ("Melanoma", "mel"), ("malignant melanoma", "mel"), ("melanoma in situ", "mel"), ("Lentigo maligna", "mel"),
-        ("lentigo maligna melanoma", "mel"), ("Nodular melanoma", "mel"), ("superficial spreading melanoma", "mel"), ("NV", "nv"),
-        ("Nevus", "nv"), ("naevus", "nv"), ("Melanocytic nevi", "nv"), ("melanocytic nevus", "nv"), ("clark nevus", "nv"),
-        ("dysplastic nevus", "nv"), ("blue nevus", "nv"), ("Benign keratosis-like lesions", "bkl"), ("benign keratosis", "bkl"),
-        ("Basal cell carcinoma", "bcc"), ("BCC", "bcc"), ("Actinic keratoses", "akiec"), ("Vascular lesions", "vasc"),
-        ("Dermatofibroma", "df"), ("angioma", "vasc"), ("seborrhoeic keratosis", "bkl"), ("haemangioma", "vasc"),
-        ("Malignant::Malignant melanocytic proliferations (Melanoma)::Melanoma Invasive", "mel"), ("melanocytic_nevus", "nv"),
+        ("MEL", "mel"),
+        ("Melanoma", "mel"),
+        ("malignant melanoma", "mel"),
+        ("melanoma in situ", "mel"),
+        ("Lentigo maligna", "mel"),
+        ("lentigo maligna melanoma", "mel"),
+        ("Nodular melanoma", "mel"),
+        ("superficial spreading melanoma", "mel"),
+        ("NV", "nv"),
+        ("Nevus", "nv"),
+        ("naevus", "nv"),
+        ("Melanocytic nevi", "nv"),
+        ("melanocytic nevus", "nv"),
+        ("clark nevus", "nv"),
+        ("dysplastic nevus", "nv"),
+        ("blue nevus", "nv"),
+        ("Benign keratosis-like lesions", "bkl"),
+        ("benign keratosis", "bkl"),
+        ("Basal cell carcinoma", "bcc"),
+        ("BCC", "bcc"),
+        ("Actinic keratoses", "akiec"),
+        ("Vascular lesions", "vasc"),
+        ("Dermatofibroma", "df"),
+        ("angioma", "vasc"),
+        ("seborrhoeic keratosis", "bkl"),
+        ("haemangioma", "vasc"),
+        ("Malignant::Malignant melanocytic proliferations (Melanoma)::Melanoma Invasive", "mel"),
+        ("melanocytic_nevus", "nv"),
         ("Actinic keratosis, Bowen's disease", "akiec"),
-        ("benign", None), ("malignant", None), ("0", None), ("1", None), ("unknown", None), ("squamous cell carcinoma", None),
+        ("benign", None),
+        ("malignant", None),
+        ("0", None),
+        ("1", None),
+        ("unknown", None),
+        ("squamous cell carcinoma", None),
     ],
-)  # fmt: skip
+)
 def test_spellings_of_ham10000(text: str, expected: str | None) -> None:
     assert class_in(text, HAM) == expected
 
@@ -44,15 +70,29 @@ def test_no_spelling_means_two_diagnoses() -> None:
 
 def test_other_tasks_hold_other_classes() -> None:
     assert class_in("squamous cell carcinoma", ISIC_2019) == "scc"
-    assert [class_in(text, BINARY) for text in ("1", "benign", "melanoma", "SCC", "blue nevus", "unknown")] == [
-        "malignant", "benign", "malignant", "malignant", "benign", None,
-    ]  # fmt: skip
+    assert [
+        class_in(text, BINARY)
+        for text in ("1", "benign", "melanoma", "SCC", "blue nevus", "unknown")
+    ] == [
+        "malignant",
+        "benign",
+        "malignant",
+        "malignant",
+        "benign",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("desmoplastic melanoma", True), ("melanoma of the eye", True), ("not melanoma", False), ("non-melanoma", False), ("wart", False)],
-)  # fmt: skip
+    [
+        ("desmoplastic melanoma", True),
+        ("melanoma of the eye", True),
+        ("not melanoma", False),
+        ("non-melanoma", False),
+        ("wart", False),
+    ],
+)
 def test_what_is_left_out_counts_as_melanoma_by_its_words(text: str, expected: bool) -> None:
     assert says_target(text, HAM) == expected
 
@@ -115,30 +155,26 @@ def _isic_2017(folder: Path, names: list[str]) -> tuple[str, ...]:
 
 
 def _isic_2020(folder: Path, names: list[str]) -> tuple[str, ...]:
-    lines = [
-        f"{name},IP_{i // 4},{('unknown', 'melanoma')[i % 2]},{('benign', 'malignant')[i % 2]},{i % 2}"
-        for i, name in enumerate(names)
-    ]
-    (folder / "train.csv").write_text(
-        "image_name,patient_id,diagnosis,benign_malignant,target\n" + "\n".join(lines) + "\n"
-    )
+    lines = ["image_name,patient_id,diagnosis,benign_malignant,target"]
+    for i, name in enumerate(names):
+        diagnosis, label = (("unknown", "benign"), ("melanoma", "malignant"))[i % 2]
+        lines.append(f"{name},IP_{i // 4},{diagnosis},{label},{i % 2}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
     return ()
 
 
 def _isic_2020_plain(folder: Path, names: list[str]) -> tuple[str, ...]:
     lines = [f"{name},IP_{i // 4},{i % 2}" for i, name in enumerate(names)]
-    (folder / "train.csv").write_text("image_name,patient_id,target\n" + "\n".join(lines) + "\n")
+    (folder / "train.csv").write_text("\n".join(["image_name,patient_id,target", *lines]) + "\n")
     return ()
 
 
 def _isic_2024(folder: Path, names: list[str]) -> tuple[str, ...]:
-    lines = [
-        f"{name},{i % 2},IP_{i // 4},{('Benign', 'Malignant')[i % 2]},{('', 'Malignant::Melanoma Invasive')[i % 2]}"
-        for i, name in enumerate(names)
-    ]
-    (folder / "meta.csv").write_text(
-        "isic_id,target,patient_id,iddx_1,iddx_full\n" + "\n".join(lines) + "\n"
-    )
+    lines = ["isic_id,target,patient_id,iddx_1,iddx_full"]
+    for i, name in enumerate(names):
+        spelled = ("Benign,", "Malignant,Malignant::Melanoma Invasive")[i % 2]
+        lines.append(f"{name},{i % 2},IP_{i // 4},{spelled}")
+    (folder / "meta.csv").write_text("\n".join(lines) + "\n")
     return ()
 
 

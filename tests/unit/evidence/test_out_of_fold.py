@@ -36,9 +36,15 @@ def test_objectives_are_read_as_they_are_written(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["loss", "melanoma_recall", "melanoma_recall@sensitivity=0.8", "melanoma_recall@specificity=1", "auroc@specificity=0.5",
-     "specificity@sensitivity=x"],
-)  # fmt: skip
+    [
+        "loss",
+        "melanoma_recall",
+        "melanoma_recall@sensitivity=0.8",
+        "melanoma_recall@specificity=1",
+        "auroc@specificity=0.5",
+        "specificity@sensitivity=x",
+    ],
+)
 def test_other_objectives_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="objective"):
         Objective.parse(text)

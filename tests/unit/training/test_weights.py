@@ -43,15 +43,22 @@ WRAPPED: dict[str, Callable[[State], Mapping[str, object]]] = {
     "DDP": lambda state: {"state_dict": _named(state, "module.{}".format), "epoch": 3},
     "compiled": lambda state: {"model": _named(state, "_orig_mod.{}".format)},
     "Lightning": lambda state: {"state_dict": _named(state, "model.{}".format), "loops": {}},
-    "nested wrappers": lambda state: {"net": _named(state, "module._orig_mod.model.backbone.{}".format)},
-    "compiled within": lambda state: _named(state, lambda name: name.replace("stages.", "stages._orig_mod.")),
+    "nested wrappers": lambda state: {
+        "net": _named(state, "module._orig_mod.model.backbone.{}".format)
+    },
+    "compiled within": lambda state: _named(
+        state, lambda name: name.replace("stages.", "stages._orig_mod.")
+    ),
     "an encoder with a projection head": lambda state: {
-        **_named(state, "encoder.{}".format), **{f"projector.{i}.weight": torch.zeros(2) for i in range(40)},
+        **_named(state, "encoder.{}".format),
+        **{f"projector.{i}.weight": torch.zeros(2) for i in range(40)},
     },
     "Meta's names": lambda state: {"model": _named(state, _official)},
-    "Meta's names in DDP": lambda state: {"model_state_dict": _named(state, lambda name: f"module.{_official(name)}")},
+    "Meta's names in DDP": lambda state: {
+        "model_state_dict": _named(state, lambda name: f"module.{_official(name)}")
+    },
     "two holders deep": lambda state: {"state": 1, "model": {"state_dict": state}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
