@@ -1,4 +1,4 @@
-"""Reads a prepared data set: its manifest, its records, its memory-mapped images, its access log."""
+"""Reads a prepared data set: its manifest, records, memory-mapped images and access log."""
 
 import dataclasses
 import datetime

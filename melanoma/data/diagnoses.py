@@ -19,11 +19,13 @@ _ISIC_2024 = ("iddx_full", *(f"iddx_{level}" for level in (5, 4, 3, 2, 1)))
 DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", *_ISIC_ARCHIVE, *_ISIC_2024)
 """Columns that spell a diagnosis, the most specific first."""
 BINARY_COLUMNS = (
-    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma", "is_melanoma", "label", "class",
+    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma",
+    "is_melanoma", "label", "class",
 )  # fmt: skip
 """Columns that say benign or malignant, in words or as 0 and 1."""
 ONE_HOT = {
-    "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl", "df": "df", "vasc": "vasc", "scc": "scc",
+    "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl",
+    "df": "df", "vasc": "vasc", "scc": "scc",
 }  # fmt: skip
 """Columns of ISIC 2018 and 2019 that hold 1 for the class of an image."""
 ONE_HOT_UNKNOWN = "unk"
@@ -32,42 +34,52 @@ BENIGN, MALIGNANT = "benign", "malignant"
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "akiec": (
-        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis", "solar or actinic keratosis", "bowen's disease", "bowen disease",
-        "bowens disease", "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease", "squamous cell carcinoma in situ",
-        "actinic keratoses and intraepithelial carcinoma", "actinic keratoses and intraepithelial carcinoma / bowen's disease",
+        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis",
+        "solar or actinic keratosis", "bowen's disease", "bowen disease", "bowens disease",
+        "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease",
+        "squamous cell carcinoma in situ", "actinic keratoses and intraepithelial carcinoma",
+        "actinic keratoses and intraepithelial carcinoma / bowen's disease",
         "actinic keratoses and intraepithelial carcinomae",
     ),
     "bcc": (
-        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma", "superficial basal cell carcinoma",
-        "pigmented basal cell carcinoma", "basalioma",
+        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma",
+        "superficial basal cell carcinoma", "pigmented basal cell carcinoma", "basalioma",
     ),
     "bkl": (
-        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses", "seborrhoeic keratoses", "lichenoid keratosis",
-        "lichen planus like keratosis", "lichen planus-like keratosis", "solar lentigo", "lentigo nos", "pigmented benign keratosis",
-        "benign keratosis", "benign keratoses", "benign keratosis-like lesion", "benign keratosis-like lesions",
+        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses",
+        "seborrhoeic keratoses", "lichenoid keratosis", "lichen planus like keratosis",
+        "lichen planus-like keratosis", "solar lentigo", "lentigo nos",
+        "pigmented benign keratosis", "benign keratosis", "benign keratoses",
+        "benign keratosis-like lesion", "benign keratosis-like lesions",
     ),
     "df": ("dermatofibroma", "dermatofibromas", "fibrous histiocytoma"),
     "mel": (
-        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos", "melanoma in situ", "in situ melanoma",
-        "melanoma invasive", "invasive melanoma", "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
-        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma", "amelanotic melanoma", "desmoplastic melanoma",
-        "spitzoid melanoma", "melanoma (in situ)", "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)",
-        "melanoma (more than 1.5 mm)", "malignant melanocytic proliferations (melanoma)",
+        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos",
+        "melanoma in situ", "in situ melanoma", "melanoma invasive", "invasive melanoma",
+        "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
+        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma",
+        "amelanotic melanoma", "desmoplastic melanoma", "spitzoid melanoma", "melanoma (in situ)",
+        "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)", "melanoma (more than 1.5 mm)",
+        "malignant melanocytic proliferations (melanoma)",
     ),
     "nv": (
-        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus",
-        "melanocytic naevi", "clark nevus", "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi", "atypical nevus",
-        "atypical naevus", "blue nevus", "blue naevus", "spitz nevus", "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
-        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus", "intradermal nevus", "compound nevus", "junctional nevus",
-        "common nevus", "halo nevus", "benign nevus", "nevus, nos",
+        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus",
+        "melanocytic nevi", "melanocytic naevus", "melanocytic naevi", "clark nevus",
+        "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi",
+        "atypical nevus", "atypical naevus", "blue nevus", "blue naevus", "spitz nevus",
+        "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
+        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus",
+        "intradermal nevus", "compound nevus", "junctional nevus", "common nevus", "halo nevus",
+        "benign nevus", "nevus, nos",
     ),
     "scc": (
-        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma", "squamous cell carcinoma, invasive",
-        "squamous cell carcinoma, nos", "keratoacanthoma",
+        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma",
+        "squamous cell carcinoma, invasive", "squamous cell carcinoma, nos", "keratoacanthoma",
     ),
     "vasc": (
-        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas", "haemangiomas", "angioma", "angiomas",
-        "cherry angioma", "angiokeratoma", "angiokeratomas", "pyogenic granuloma", "pyogenic granulomas",
+        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas",
+        "haemangiomas", "angioma", "angiomas", "cherry angioma", "angiokeratoma", "angiokeratomas",
+        "pyogenic granuloma", "pyogenic granulomas",
     ),
     BENIGN: ("0", "0.0", "false", "no", "negative", "not melanoma"),
     MALIGNANT: ("1", "1.0", "true", "yes", "positive"),

@@ -323,7 +323,7 @@ def _no_table(
 
 
 def _columns_of(tables: Sequence[Table], task: Task) -> str:
-    return "; ".join(_columns(table, task) for table in tables[:4])
+    return ". ".join(_columns(table, task) for table in tables[:4])
 
 
 def _columns(table: Table, task: Task) -> str:

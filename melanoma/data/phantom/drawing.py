@@ -94,7 +94,9 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     return photograph(pixels, camera, view_rng), cover > 0.5
 
 
-def _lesion_noise(at: _Coordinates, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
+def _lesion_noise(
+    at: _Coordinates, rng: np.random.Generator, frequency: float, terms: int = 5
+) -> Field:
     """Return smooth noise ``(H, W)`` with deviation near 1 that moves with the lesion.
 
     `noise` of the camera is fixed to the frame instead.
@@ -108,7 +110,9 @@ def _lesion_noise(at: _Coordinates, rng: np.random.Generator, frequency: float, 
     return total * math.sqrt(2 / terms)
 
 
-def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> _Coordinates:
+def _lesion_coordinates(
+    shape_rng: np.random.Generator, view_rng: np.random.Generator
+) -> _Coordinates:
     scale = shape_rng.uniform(27, 48) * view_rng.uniform(0.88, 1.14)
     angle = view_rng.uniform(0, 2 * np.pi)
     x = (X_PX - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
@@ -253,7 +257,9 @@ def _veil(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator
     )
 
 
-def _spots(at: _Coordinates, rng: np.random.Generator, num: int, size: tuple[float, float]) -> Field:
+def _spots(
+    at: _Coordinates, rng: np.random.Generator, num: int, size: tuple[float, float]
+) -> Field:
     """Return ``num`` soft round spots as a weight in [0, 1]."""
     weight = np.zeros_like(at.u)
     for _ in range(num):

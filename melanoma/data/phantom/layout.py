@@ -31,8 +31,8 @@ HAM10000_LESIONS = {
     "nv": 5403,
     "vasc": 98,
 }
-# A contract rests on 15 to 25 % of the lesions and needs 60 melanomas there. HAM10000's own share of
-# melanomas would give a small set far fewer.
+# A contract rests on 15 to 25 % of the lesions and needs 60 melanomas there. HAM10000's own share
+# of melanomas would give a small set far fewer.
 LEAST_MELANOMAS = 330
 CAMERAS = {
     "phantom_polarised": Camera((1.00, 1.00, 1.00), 0.10),
@@ -101,9 +101,11 @@ def write_phantom(
     with new_folder(out) as work:
         for name in ("images", "masks"):
             (work / name).mkdir()
-        jobs = [(lesions[i], CAMERAS[source], view, str(work), image_id) for image_id, i, view, source in table[
-            ["image_id", "lesion_index", "view", "dataset"]
-        ].itertuples(index=False)]  # fmt: skip
+        rows = table[["image_id", "lesion_index", "view", "dataset"]].itertuples(index=False)
+        jobs = [
+            (lesions[i], CAMERAS[source], view, str(work), image_id)
+            for image_id, i, view, source in rows
+        ]
         # Spawn, because fork would copy locks that threads of the caller hold.
         with ProcessPoolExecutor(
             max_workers=joblib.cpu_count(), mp_context=get_context("spawn")
