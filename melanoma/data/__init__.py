@@ -1,1 +1,1 @@
-"""From a folder of images to folds."""
+"""Data sets: from a folder of images and metadata to checked, grouped and split records."""

@@ -1,4 +1,4 @@
-"""A prepared data set: its manifest, its records and its memory-mapped images, as a torch Dataset."""
+"""Reads a prepared data set: its manifest, records, memory-mapped images and access log."""
 
 import dataclasses
 import datetime
@@ -38,9 +38,9 @@ class PreparedData:
     """A prepared data set.
 
     Attributes:
-        folder: where it lies; each node fetches what it reads of it from object storage once.
+        folder: where it is. From object storage each node fetches once what it reads.
         manifest: `manifest.json`.
-        records: `records.parquet`, one row an image.
+        records: `records.parquet`, a row for each image.
     """
 
     folder: AnyPath
@@ -59,7 +59,7 @@ class PreparedData:
 
     @property
     def content_hash(self) -> str:
-        """A hash of everything a run depends on: the splits, and the images as they are stored."""
+        """A hash of everything that a run depends on: the splits and the stored images."""
         described = json.dumps(
             [self.manifest.split_hash, self.stored_shape, sorted(self.manifest.shards.items())]
         )
@@ -68,7 +68,7 @@ class PreparedData:
     def shard(self, name: str) -> Path:
         """Return the path of a shard on this node."""
         height, width = self.stored_shape
-        # Pixels, and for each image its name; more is another file.
+        # Room for the pixels and the name of each image. A larger file is not this shard.
         max_bytes = int((self.records["shard"] == name).sum()) * (height * width * 3 + 4096) + 2**20
         return local_file(
             self.folder / "shards" / name, self.manifest.shards[name], max_bytes=max_bytes
@@ -79,11 +79,16 @@ class PreparedData:
     ) -> pd.DataFrame:
         """Return the records of a split, of one of its folds, or of all its folds but one.
 
+        Args:
+            split: train, calibration or test.
+            fold: the fold to return; None returns every fold.
+            without_fold: a fold to leave out; None leaves none out.
+
         Raises:
-            DataError: if there is no such row.
+            DataError: if there is no such split, or it has no such row.
         """
         if split not in SPLITS:
-            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split}.")
+            raise DataError(f"The split must be one of {', '.join(SPLITS)}; it is {split}.")
         chosen = self.records["split"] == split
         if fold is not None:
             chosen &= self.records["fold"] == fold
@@ -92,13 +97,18 @@ class PreparedData:
         if not chosen.any():
             where = split if fold is None else f"{split}, fold {fold}"
             raise DataError(
-                f"the data set must hold images in {where}, it has none; prepare it with other"
+                f"The data set must hold images in {where}; it has none. Prepare it with other"
                 " fractions or folds."
             )
         return self.records[chosen].reset_index(drop=True)
 
     def log_access(self, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Append one access to a split (test, or calibration) to the access log and return all accesses to it so far."""
+        """Log one access to a split and return all accesses to it so far.
+
+        Args:
+            split: test or calibration.
+            entry: plain values that say what the access was for.
+        """
         line = json.dumps(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,9 +116,9 @@ class PreparedData:
                 **entry,
             }
         )
-        if isinstance(
-            self.folder, RemotePath
-        ):  # nothing can be appended there, and two may access to once: an object a look
+        if isinstance(self.folder, RemotePath):
+            # Object storage cannot append, and two accesses may happen at once. So each access is
+            # an object of its own.
             (
                 self.folder / ACCESSES / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json"
             ).write_bytes(line.encode())
@@ -118,7 +128,11 @@ class PreparedData:
         return self.accesses(split)
 
     def check_writable(self) -> None:
-        """Raise DataError, before any work, if accesses to calibration and test could not be logged: a read-only mount, no permission."""
+        """Check, before any work, that accesses to calibration and test can be logged.
+
+        Raises:
+            DataError: if the folder cannot be written, such as on a read-only mount.
+        """
         try:
             if isinstance(self.folder, RemotePath):
                 (self.folder / ACCESSES / "writable").write_bytes(b"")
@@ -131,9 +145,9 @@ class PreparedData:
             if error.errno not in _READ_ONLY and not _DENIED.search(str(error)):
                 raise
             raise DataError(
-                f"the data set must be writable for its access log, {self.folder} is not"
-                f" ({error.strerror or 'access denied'}); copy it to a place that can be written,"
-                " or mount it so."
+                f"The data set must be writable for its access log; {self.folder} is not"
+                f" ({error.strerror or 'access denied'}). Copy it to a place that can be written,"
+                " or mount it writable."
             ) from error
 
     def accesses(self, split: str) -> list[dict[str, Any]]:
@@ -143,37 +157,37 @@ class PreparedData:
         else:
             path = self.folder / ACCESS_LOG
             texts = path.read_text().splitlines() if path.is_file() else []
-        looks = [json.loads(text) for text in texts]
-        return [look for look in looks if look["split"] == split]
+        accesses = [json.loads(text) for text in texts]
+        return [access for access in accesses if access["split"] == split]
 
 
 def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
-    """Open a prepared data set and check that it is what its manifest says.
+    """Open a prepared data set and check that it agrees with its manifest.
 
     Args:
         folder: as written by prepare.
         verify: also read every shard and compare its checksum.
 
     Raises:
-        DataError: if it is no data set, of another format version, or damaged.
-        LeakageError: if a group stands on two sides of its split.
+        DataError: if it is not a data set, of another format version, or damaged.
+        LeakageError: if a group is on two sides of a split.
     """
     manifest = read_manifest(folder)
     records = read_parquet(folder / "records.parquet")
     if missing := _COLUMNS - set(records.columns):
         raise DataError(
-            f"records.parquet must have the column {min(missing)}, it does not; prepare the data"
+            f"records.parquet must have the column {min(missing)}; it is missing. Prepare the data"
             " set again."
         )
     if split_hash(records["image_id"], records["split"], records["fold"]) != manifest.split_hash:
         raise DataError(
-            "the splits in records.parquet must match the hash in manifest.json, they do not;"
-            " prepare the data set again."
+            "The splits in records.parquet must match the hash in manifest.json; they do not."
+            " Prepare the data set again."
         )
     if unknown := set(records["shard"]) - set(manifest.shards):
         raise DataError(
-            "every shard in records.parquet must be one of manifest.json,"
-            f" {min(map(str, unknown))!r} is not; prepare the data set again."
+            "Every shard in records.parquet must be listed in manifest.json;"
+            f" {min(map(str, unknown))!r} is not. Prepare the data set again."
         )
     check_splits(records["group"], records["split"], records["fold"])
     if verify:
@@ -183,14 +197,14 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
                 or sha256_of(folder / "shards" / name) != digest
             ):
                 raise DataError(
-                    f"shards/{name} must match its checksum in manifest.json, it does not; prepare"
+                    f"shards/{name} must match its checksum in manifest.json; it does not. Prepare"
                     " the data set again."
                 )
     return PreparedData(folder, manifest, records)
 
 
 class ImageDataset:
-    """Images of some records of a prepared data set, memory-mapped."""
+    """The memory-mapped images of some records of a prepared data set."""
 
     def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
         self.image_ids: list[str] = rows["image_id"].tolist()

@@ -1,7 +1,7 @@
-"""What a metadata table says of the disease -> one of the task's classes, or why it says none of them.
+"""Reads the diagnosis of each metadata row as one of the task's classes, or says why it cannot.
 
 `SPELLINGS` is the one table of how people write a diagnosis. A column that only says benign or
-malignant is read where the task has such classes.
+malignant is read if the task has such classes.
 """
 
 import re
@@ -17,13 +17,15 @@ from melanoma.task import TASKS, Task
 _ISIC_ARCHIVE = tuple(f"diagnosis_{level}" for level in (5, 4, 3, 2, 1))
 _ISIC_2024 = ("iddx_full", *(f"iddx_{level}" for level in (5, 4, 3, 2, 1)))
 DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", *_ISIC_ARCHIVE, *_ISIC_2024)
-"""Columns that spell a diagnosis, the most exact first."""
+"""Columns that spell a diagnosis, the most specific first."""
 BINARY_COLUMNS = (
-    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma", "is_melanoma", "label", "class",
+    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma",
+    "is_melanoma", "label", "class",
 )  # fmt: skip
 """Columns that say benign or malignant, in words or as 0 and 1."""
 ONE_HOT = {
-    "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl", "df": "df", "vasc": "vasc", "scc": "scc",
+    "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl",
+    "df": "df", "vasc": "vasc", "scc": "scc",
 }  # fmt: skip
 """Columns of ISIC 2018 and 2019 that hold 1 for the class of an image."""
 ONE_HOT_UNKNOWN = "unk"
@@ -32,60 +34,73 @@ BENIGN, MALIGNANT = "benign", "malignant"
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "akiec": (
-        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis", "solar or actinic keratosis", "bowen's disease", "bowen disease",
-        "bowens disease", "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease", "squamous cell carcinoma in situ",
-        "actinic keratoses and intraepithelial carcinoma", "actinic keratoses and intraepithelial carcinoma / bowen's disease",
+        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis",
+        "solar or actinic keratosis", "bowen's disease", "bowen disease", "bowens disease",
+        "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease",
+        "squamous cell carcinoma in situ", "actinic keratoses and intraepithelial carcinoma",
+        "actinic keratoses and intraepithelial carcinoma / bowen's disease",
         "actinic keratoses and intraepithelial carcinomae",
     ),
     "bcc": (
-        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma", "superficial basal cell carcinoma",
-        "pigmented basal cell carcinoma", "basalioma",
+        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma",
+        "superficial basal cell carcinoma", "pigmented basal cell carcinoma", "basalioma",
     ),
     "bkl": (
-        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses", "seborrhoeic keratoses", "lichenoid keratosis",
-        "lichen planus like keratosis", "lichen planus-like keratosis", "solar lentigo", "lentigo nos", "pigmented benign keratosis",
-        "benign keratosis", "benign keratoses", "benign keratosis-like lesion", "benign keratosis-like lesions",
+        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses",
+        "seborrhoeic keratoses", "lichenoid keratosis", "lichen planus like keratosis",
+        "lichen planus-like keratosis", "solar lentigo", "lentigo nos",
+        "pigmented benign keratosis", "benign keratosis", "benign keratoses",
+        "benign keratosis-like lesion", "benign keratosis-like lesions",
     ),
     "df": ("dermatofibroma", "dermatofibromas", "fibrous histiocytoma"),
     "mel": (
-        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos", "melanoma in situ", "in situ melanoma",
-        "melanoma invasive", "invasive melanoma", "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
-        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma", "amelanotic melanoma", "desmoplastic melanoma",
-        "spitzoid melanoma", "melanoma (in situ)", "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)",
-        "melanoma (more than 1.5 mm)", "malignant melanocytic proliferations (melanoma)",
+        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos",
+        "melanoma in situ", "in situ melanoma", "melanoma invasive", "invasive melanoma",
+        "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
+        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma",
+        "amelanotic melanoma", "desmoplastic melanoma", "spitzoid melanoma", "melanoma (in situ)",
+        "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)", "melanoma (more than 1.5 mm)",
+        "malignant melanocytic proliferations (melanoma)",
     ),
     "nv": (
-        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus",
-        "melanocytic naevi", "clark nevus", "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi", "atypical nevus",
-        "atypical naevus", "blue nevus", "blue naevus", "spitz nevus", "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
-        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus", "intradermal nevus", "compound nevus", "junctional nevus",
-        "common nevus", "halo nevus", "benign nevus", "nevus, nos",
+        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus",
+        "melanocytic nevi", "melanocytic naevus", "melanocytic naevi", "clark nevus",
+        "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi",
+        "atypical nevus", "atypical naevus", "blue nevus", "blue naevus", "spitz nevus",
+        "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
+        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus",
+        "intradermal nevus", "compound nevus", "junctional nevus", "common nevus", "halo nevus",
+        "benign nevus", "nevus, nos",
     ),
     "scc": (
-        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma", "squamous cell carcinoma, invasive",
-        "squamous cell carcinoma, nos", "keratoacanthoma",
+        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma",
+        "squamous cell carcinoma, invasive", "squamous cell carcinoma, nos", "keratoacanthoma",
     ),
     "vasc": (
-        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas", "haemangiomas", "angioma", "angiomas",
-        "cherry angioma", "angiokeratoma", "angiokeratomas", "pyogenic granuloma", "pyogenic granulomas",
+        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas",
+        "haemangiomas", "angioma", "angiomas", "cherry angioma", "angiokeratoma", "angiokeratomas",
+        "pyogenic granuloma", "pyogenic granulomas",
     ),
     BENIGN: ("0", "0.0", "false", "no", "negative", "not melanoma"),
     MALIGNANT: ("1", "1.0", "true", "yes", "positive"),
 }  # fmt: skip
-"""Diagnosis -> how people spell it, in small letters: HAM10000, the ISIC challenges and archive, PAD-UFES-20, derm7pt, Kaggle."""
+"""Diagnosis -> how people spell it, in lower case.
+
+Collected from HAM10000, the ISIC challenges and archive, PAD-UFES-20, derm7pt and Kaggle.
+"""
 _DIAGNOSIS_OF = {
     spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)
 }
 _BINARY_WORDS = {word for name in (BENIGN, MALIGNANT) for word in (name, *SPELLINGS[name])}
 _NEVER_BOTH = {BENIGN: {"mel", "bcc", "scc"}, MALIGNANT: {"nv", "bkl", "df", "vasc"}}
-"""What contradicts a binary label; actinic keratoses stand under either."""
+"""Diagnoses that contradict a binary label. Actinic keratoses are found under either label."""
 _MELANOMA = re.compile(r"melanom|lentigo maligna")
 _NO_MELANOMA = re.compile(r"\b(non|not|no)[-_ ]*melanom")
 CONTRADICTION = "two labels that contradict each other"
 
 
 def is_label(text: str, task: Task) -> bool:
-    """Return whether a text says a class of a task, or benign or malignant."""
+    """Return whether a text names a class of a task, or is the word benign or malignant."""
     return says_binary(text) or class_in(text, task) is not None
 
 
@@ -104,13 +119,19 @@ def how_to_read_binary(task: Task) -> str:
 
 
 def diagnosis_of(text: str) -> str | None:
-    """Return the diagnosis (a key of `SPELLINGS`) that a text spells, or None; the last known part of ISIC's ``a::b::c``."""
+    """Return the diagnosis (a key of `SPELLINGS`) that a text spells, or None.
+
+    Of ISIC's ``a::b::c`` the last known part counts, because it is the most specific.
+    """
     parts = [" ".join(part.casefold().replace("_", " ").split()) for part in text.split("::")]
     return next((_DIAGNOSIS_OF[part] for part in reversed(parts) if part in _DIAGNOSIS_OF), None)
 
 
 def class_in(text: str, task: Task) -> str | None:
-    """Return the class of a task that a text means: by the class's name, its name for people, or a known spelling."""
+    """Return the class of a task that a text means, or None.
+
+    The text may be the class's name, its name for people, or a known spelling.
+    """
     words = text.casefold()
     for name in task.classes:
         if words in (name, task.name_of(name).casefold()):
@@ -120,7 +141,10 @@ def class_in(text: str, task: Task) -> str | None:
 
 
 def says_target(text: str, task: Task) -> bool:
-    """Return whether a text, which may spell no known diagnosis, says that a lesion is a target."""
+    """Return whether a text says that a lesion is a target.
+
+    A text that spells no known diagnosis counts if it speaks of melanoma.
+    """
     name = class_in(text, task)
     if name is not None:
         return name in task.targets
@@ -130,7 +154,7 @@ def says_target(text: str, task: Task) -> bool:
 
 
 def has_diagnosis(columns: Iterable[str], task: Task) -> bool:
-    """Return whether some columns, in small letters, say which class of a task an image shows."""
+    """Return whether some columns, in lower case, say which class of a task an image shows."""
     names = set(columns)
     return (
         any(name in names for name in DIAGNOSIS_COLUMNS)
@@ -146,7 +170,7 @@ def _is_binary(task: Task) -> bool:
 
 
 def read_diagnoses(rows: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
-    """Return for each row its class, or "", and what the table says.
+    """Return, for each row, its class (or "") and what the table says.
 
     Raises:
         DataError: if the labels are binary and the task is not.
@@ -178,10 +202,12 @@ def _diagnosis(row: dict[Any, str], named: Sequence[str], task: Task) -> tuple[s
 
 
 def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
-    """Return the diagnosis whose column holds 1, and what the row says, where there is a column for each."""
-    if (
-        set(_ISIC_2017) <= row.keys() and not {"mel", "nv"} <= row.keys()
-    ):  # neither of the two is the challenge's third class, nevus
+    """Return the diagnosis whose column holds 1, or None, and what the row says.
+
+    For tables with one column for each diagnosis.
+    """
+    if set(_ISIC_2017) <= row.keys() and not {"mel", "nv"} <= row.keys():
+        # ISIC 2017 has no column for its third class, nevus: both columns then hold 0.
         values = [row[name] for name in _ISIC_2017]
         known = {("1", "0"): "mel", ("0", "1"): "bkl", ("0", "0"): "nv"}
         return known.get((values[0].removesuffix(".0"), values[1].removesuffix(".0"))), "+".join(
@@ -198,7 +224,10 @@ def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
 def _binary_diagnosis(
     row: dict[Any, str], named: Sequence[str], binary: str | None, task: Task
 ) -> tuple[str, str]:
-    """Return the class of a row whose binary label decides where it is there; a diagnosis beside it must not contradict it."""
+    """Return the class of a row (or "") and what it says, for a binary task.
+
+    The binary label decides if there is one. A diagnosis beside it must not contradict it.
+    """
     name, said = _diagnosis(row, named, task)
     label = diagnosis_of(row[binary]) if binary is not None and row[binary] else None
     if label not in (BENIGN, MALIGNANT):
@@ -215,7 +244,7 @@ def _says_binary(values: pd.Series) -> bool:
 
 
 def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
-    """Return the refusal of tables of which none has a diagnosis."""
+    """Return the error for tables of which none has a diagnosis."""
     for table in tables:
         binary = [
             name
@@ -229,7 +258,7 @@ def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
     )
     return DataError(
         f"The metadata must have a diagnosis column ({', '.join(DIAGNOSIS_COLUMNS[:4])} or MEL, NV,"
-        f" BCC, ...); {columns}. Call the column that holds it dx."
+        f" BCC, ...); {columns}. Rename the column that holds it to dx."
     )
 
 

@@ -1,4 +1,7 @@
-"""A SOURCE folder to evaluate on: its usable rows, grouped, and an account of the others. Reads images only to find copies."""
+"""External data: the usable rows of a SOURCE folder, grouped, and an account of the others.
+
+Reads images only to find copies.
+"""
 
 import dataclasses
 import hashlib
@@ -24,9 +27,9 @@ class External:
 
     Attributes:
         records: every row of the metadata.
-        rows: the usable ones, with group and split.
-        rejections: what is wrong with the others, and images without a row.
-        notes: what was taken in a way that its owner should know.
+        rows: the usable rows, with group and split.
+        rejections: what is wrong with the other rows, and images without a row.
+        notes: sentences on decisions that the owner of the data should know.
         task: of the bundle.
     """
 
@@ -37,10 +40,14 @@ class External:
     task: Task
 
     def left_out(self, unreadable: Sequence[Rejection], *, skip_bad: bool) -> LeftOut:
-        """Count what is left out, images that could not be read included.
+        """Count what is left out, including images that could not be read.
+
+        Args:
+            unreadable: images that could not be read.
+            skip_bad: leave such images out instead of refusing them.
 
         Raises:
-            DataError: if there are such images and they may not be left out.
+            DataError: if there are unreadable images and they may not be left out.
         """
         if unreadable and not skip_bad:
             raise _refusal(self.records, unreadable, self.task)
@@ -53,18 +60,19 @@ class External:
 def read_external(
     folder: AnyPath, task: Task, group_columns: Sequence[str], *, skip_bad: bool
 ) -> External:
-    """Read a SOURCE folder; every fault of its metadata is found before any image is read.
+    """Read a SOURCE folder.
+
+    Every fault of the metadata is found before any image is read.
 
     Args:
         folder: SOURCE.
         task: of the bundle.
-        group_columns: of the bundle; taken where the metadata have neither patient_id nor
-            lesion_id.
+        group_columns: of the bundle; used if the metadata have neither patient_id nor lesion_id.
         skip_bad: leave out bad rows instead of refusing them.
 
     Raises:
-        DataError: if it has no usable row, nothing that groups images, or bad rows that may not be
-            left out.
+        DataError: if the folder has no usable row, no column that groups images, or bad rows that
+            may not be left out.
     """
     source = read_source(folder, task)
     source.check_found()
@@ -77,11 +85,10 @@ def read_external(
     external = External(source.records, rows, source.rejections, source.notes, task)
     if rows.empty:
         said = left_out_sentence(external.left_out([], skip_bad=True), task)
-        raise DataError(f"SOURCE must hold at least one usable image, {folder} has none. {said}")
+        raise DataError(f"SOURCE must hold at least one usable image; {folder} has none. {said}")
     keys = [rows[key_column(column)].tolist() for column in columns]
-    keys.append(
-        [_digest(path) for path in rows["path"]]
-    )  # a copy under another name is no further unit
+    # A copy under another name belongs to the group of the original.
+    keys.append([_digest(path) for path in rows["path"]])
     grouped = rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
     return dataclasses.replace(external, rows=grouped)
 
@@ -90,15 +97,18 @@ def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
     own = tuple(name for name in of_bundle if name in source.metadata.rows)
     if not source.group_columns and not own:
         raise DataError(
-            "the metadata must have patient_id or lesion_id, because intervals are drawn over"
-            " patients or lesions; add one of them (they have the columns"
-            f" {', '.join(source.metadata.header)})."
+            "The metadata must have patient_id or lesion_id, because intervals are drawn over"
+            f" patients or lesions; they have the columns {', '.join(source.metadata.header)}."
+            " Add one of the two."
         )
     return source.group_columns or source.group_by(own)
 
 
 def _digest(path: str) -> str:
-    """Return the sha256 of an image, or "" for one that cannot be read: it is rejected when it is decoded."""
+    """Return the sha256 of an image, or "" if it cannot be read.
+
+    An unreadable image is rejected later, when it is decoded.
+    """
     try:
         return hashlib.sha256(read_image(path)).hexdigest()
     except OSError:
@@ -112,7 +122,7 @@ def _refusal(records: pd.DataFrame, faults: Sequence[Rejection], task: Task) -> 
         count_left_out([(fault.image_id, fault.reason) for fault in faults], records, task)
     )
     return DataError(
-        f"every row of SOURCE must be usable, {len({fault.image_id for fault in faults})} are not:"
-        f" {counts}; the first is {faults[0].image_id}: {faults[0].detail.rstrip('.')}; mend them"
+        f"Every row of SOURCE must be usable; {len({fault.image_id for fault in faults})} are not:"
+        f" {counts}. The first is {faults[0].image_id}: {faults[0].detail.rstrip('.')}. Fix them"
         " or pass --skip-bad."
     )

@@ -1,4 +1,7 @@
-"""What must never be split: images joined over patient, lesion and duplicate images. Knows nothing of splits."""
+"""Groups of images that must never be split, joined by patient, lesion and duplicate images.
+
+Knows nothing of splits.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -17,13 +20,13 @@ GROUP_COLUMNS = ("patient_id", "lesion_id")
 def join_groups(
     image_ids: Sequence[str], keys: Iterable[Sequence[str]], pairs: Iterable[tuple[str, str]] = ()
 ) -> list[str]:
-    """Join images that share any key, or stand in a known pair, into groups.
+    """Join images that share a key or form a known pair into groups.
 
     Args:
         image_ids: N unique ids.
-        keys: sequences of N strings each (lesion ids, patient ids, hashes); images with an equal,
+        keys: sequences of N strings each (lesion ids, patient ids, hashes). Images with an equal,
             non-empty string belong together.
-        pairs: image_ids of known pairs; pairs that name an image not present are passed over.
+        pairs: image_ids of known pairs. Pairs that name an absent image are ignored.
 
     Returns:
         N group names: the smallest image_id of each group.
@@ -37,6 +40,7 @@ def join_groups(
         for index, key in enumerate(column):
             if key:
                 edges.append((first.setdefault(key, index), index))
+    # Groups are the connected components of the graph whose nodes are images.
     left, right = np.array(edges, dtype=np.int64).reshape(-1, 2).T
     num = len(image_ids)
     _, component = connected_components(
@@ -49,7 +53,7 @@ def join_groups(
 
 
 def key_column(name: str) -> str:
-    """Return where the records hold a column that groups images."""
+    """Return the column of the records that holds a grouping column of the metadata."""
     return name if name in GROUP_COLUMNS else f"group by {name}"
 
 
@@ -59,8 +63,8 @@ class LargeGroup(Strict):
 
     Attributes:
         group: its name.
-        num_images: its images.
-        split: where they all are.
+        num_images: number of its images.
+        split: the split that holds all of them.
         ids: column -> up to three of the values that join them.
     """
 

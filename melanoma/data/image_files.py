@@ -1,4 +1,7 @@
-"""The images below a SOURCE folder, found by the ids of its metadata, and why one is not found. Opens an image only to compare copies."""
+"""Finds the images below a SOURCE folder by the ids of its metadata, and says why one is missing.
+
+Opens an image only to compare copies.
+"""
 
 import dataclasses
 import functools
@@ -33,9 +36,9 @@ class ImageFiles:
     """Images below a folder.
 
     Attributes:
-        by_stem: name without ending, in Unicode's form C -> the files of that name, in order.
-        unread: the same of files in formats that are not read.
-        dangling: links in the folder that lead nowhere.
+        by_stem: name without suffix, in Unicode's form C -> the files of that name, in order.
+        unread: the same for files in formats that are not read.
+        dangling: links in the folder whose target is missing.
     """
 
     by_stem: dict[str, list[AnyPath]]
@@ -43,7 +46,10 @@ class ImageFiles:
     dangling: tuple[str, ...]
 
     def find(self, image_id: str, given: str) -> list[AnyPath]:
-        """Return the files that an id may mean; of several those whose folders are the ones that the table names.
+        """Return the files that an id may mean.
+
+        Of several files of one name, those whose folders the table names are returned. Of copies
+        with the same bytes only the first is.
 
         Args:
             image_id: as `image_id_of` gives it, or with folders.
@@ -52,25 +58,25 @@ class ImageFiles:
         found = self.by_stem.get(path_parts(image_id)[-1], [])
         folders = path_parts(given)[:-1]
         named = [path for path in found if folders and _folders(path)[-len(folders) :] == folders]
-        if "/" in image_id:  # other rows have the same name in other folders
+        if "/" in image_id:  # Other rows have the same name in other folders.
             return _one_of_copies(named)
         return found if len(found) < 2 else _one_of_copies(named or found)
 
     def why_missing(self, image_id: str) -> str:
-        """Return why no file has an id, as far as the names that are there tell it."""
+        """Return why no file has an id, as far as the names of the files show it."""
         stem = path_parts(image_id)[-1]
         if stem in self.unread:
             return f"{shown(self.unread[stem][0].name)} is there, but only {READ}; convert it"
         near = self._near(stem)
         if near is None:
-            return "no image of this name lies below SOURCE"
+            return "no image below SOURCE has this name"
         return (
-            f"no image of this name lies below SOURCE; {shown(near.name)} differs"
+            f"no image below SOURCE has this name; {shown(near.name)} differs"
             f" {how_they_differ(stem, _stem(near))}"
         )
 
     def _near(self, stem: str) -> AnyPath | None:
-        """Return the one file whose name agrees with an id but for case, separators and leading zeros."""
+        """Return the one file whose name equals an id up to case, separators and leading zeros."""
         found = self._by_loose.get(loose(stem), [])
         if not found and stem.removesuffix(".0").isdigit():
             found = self._by_number.get(number_of(stem) or "", [])
@@ -85,33 +91,44 @@ class ImageFiles:
         return _index(self.by_stem, number_of)
 
     def none_found(self, image_ids: Sequence[str], tables: Sequence[str]) -> str:
-        """Return the refusal of a folder in which no image of its metadata was found: an id, a file, and the likely cause."""
+        """Return the error message for a folder that holds no image of its metadata.
+
+        It names an id, a file and the likely cause.
+
+        Args:
+            image_ids: the ids of the metadata.
+            tables: the names of the tables that they come from.
+        """
         said = (
-            f"SOURCE must hold the images that its metadata name, none of {len(image_ids)} was"
-            " found: "
+            f"SOURCE must hold the images that its metadata name; none of {len(image_ids)} was"
+            " found. "
         )
-        said += f"{' and '.join(tables)} names {image_ids[0]!r}, "
+        said += f"{' and '.join(tables)} names {image_ids[0]!r}; "
         unread = Counter(paths[0].suffix.lower() for paths in self.unread.values())
         if not self.by_stem and unread:
             kinds = " and ".join(
                 f"{num} files end in {suffix}" for suffix, num in unread.most_common(3)
             )
-            return f"{said}{kinds}; {READ}: convert them."
+            return f"{said}{kinds}. Only {READ}: convert them."
         if not self.by_stem:
-            links = f"; the link {self.dangling[0]} leads nowhere" if self.dangling else ""
-            return f"{said}no image lies there{links}; unpack the images below it."
+            links = (
+                f", and the target of the link {self.dangling[0]} is missing"
+                if self.dangling
+                else ""
+            )
+            return f"{said}SOURCE holds no image{links}. Unpack the images below it."
         paths = next(iter(self.by_stem.values()))
         pairs = ((image_id, self._near(path_parts(image_id)[-1])) for image_id in image_ids)
         near = next(((image_id, path) for image_id, path in pairs if path is not None), None)
         there = f"the first of {len(self.by_stem)} images is {shown(paths[0].name)!r}"
         if near is None:
             return (
-                f"{said}{there}; the ids must be the names of the files, with or without their"
-                " ending."
+                f"{said}{there}. The ids must be the names of the files, with or without their"
+                " suffix."
             )
         image_id, path = near
         return (
-            f"{said}{there}; {image_id!r} and {shown(path.name)!r} differ"
+            f"{said}{there}. {image_id!r} and {shown(path.name)!r} differ"
             f" {how_they_differ(path_parts(image_id)[-1], _stem(path))}."
         )
 
@@ -130,7 +147,9 @@ _HDF5_SUFFIXES = {".hdf5", ".h5"}
 
 
 def read_image(path: str) -> bytes:
-    """Return the encoded image at a path; a path below an HDF5 file names a data set in it, as in ISIC 2024.
+    """Return the encoded image at a path.
+
+    A path below an HDF5 file names a data set in that file, as in ISIC 2024.
 
     Raises:
         OSError: if it cannot be read.
@@ -159,12 +178,12 @@ def _in_hdf5(path: AnyPath) -> dict[str, AnyPath]:
     """Return name -> path of the images in an HDF5 file.
 
     Raises:
-        DataError: if it is no HDF5 file, or lies in object storage.
+        DataError: if it is not an HDF5 file, or is in object storage.
     """
     if not isinstance(path, Path):
         raise DataError(
-            f"{shown(path.name)} must lie on a disk to be read; copy it, or unpack its images below"
-            " SOURCE."
+            f"{shown(path.name)} must be on a local disk; it is in object storage. Copy it, or"
+            " unpack its images below SOURCE."
         )
     try:
         return {unicodedata.normalize("NFC", name): path / name for name in _open_hdf5(str(path))}
@@ -176,7 +195,17 @@ def _in_hdf5(path: AnyPath) -> dict[str, AnyPath]:
 
 
 def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
-    """Sort the files of a SOURCE folder by name. Folders named ``masks`` are passed over: they hold segmentations."""
+    """Sort the files of a SOURCE folder by name.
+
+    Folders named ``masks`` are skipped, because they hold segmentations.
+
+    Args:
+        folder: SOURCE.
+        files: the files below it.
+
+    Raises:
+        DataError: if an HDF5 file cannot be read.
+    """
     by_stem: dict[str, list[AnyPath]] = {}
     unread: dict[str, list[AnyPath]] = {}
     archives: list[AnyPath] = []
@@ -191,7 +220,7 @@ def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
             unread.setdefault(_stem(path), []).append(path)
     for archive in archives:
         for name, path in _in_hdf5(archive).items():
-            by_stem.setdefault(name, [path])  # a file beside the archive is the same image
+            by_stem.setdefault(name, [path])  # A file beside the archive is the same image.
     return ImageFiles(by_stem, unread, _dangling(folder))
 
 
@@ -214,7 +243,7 @@ def _dangling(folder: AnyPath) -> tuple[str, ...]:
 
 
 def _one_of_copies(paths: list[AnyPath]) -> list[AnyPath]:
-    """Return one of several files that hold the same bytes, or all of them."""
+    """Return the first of several files if all hold the same bytes, or else all of them."""
     if len(paths) < 2:
         return paths
     if len({path.stat().st_size for path in paths if isinstance(path, Path)}) > 1:

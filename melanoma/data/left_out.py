@@ -1,4 +1,4 @@
-"""What was left out of a data set, by reason and class: for the screen, the manifest and the report."""
+"""Counts what was left out of a data set by reason and class, and puts it into words."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,10 @@ from melanoma.data.diagnoses import says_target
 from melanoma.task import Task
 
 LeftOut = dict[str, dict[str, int]]
-"""Reason -> class -> number of images; where the class is not known, what the table says stands in its place."""
+"""Reason -> class -> number of images.
+
+If the class is not known, what the table says takes its place.
+"""
 NO_ROW, BLANK, OTHERS = "(no row)", "(blank)", "(others)"
 _MAX_WORDS, _MAX_LETTERS = 12, 40
 
@@ -20,7 +23,8 @@ def count_left_out(
     """Count what is left out.
 
     Args:
-        rejected: image id and reason; an image with several counts under the first.
+        rejected: pairs of image id and reason. An image with several reasons counts under the
+            first.
         records: rows with image_id, dx and dx_given.
         task: its targets are named first.
     """
@@ -47,7 +51,7 @@ def count_left_out(
 
 
 def _commonest(counts: Mapping[str, int], task: Task) -> dict[str, int]:
-    """Keep the commonest words, because a table may say anything, and count the others together."""
+    """Keep the commonest words and count the others together: a table may say anything."""
     ordered = sorted(
         counts.items(), key=lambda item: (not says_target(item[0], task), -item[1], item[0])
     )
@@ -71,7 +75,10 @@ def describe_left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def left_out_sentence(left_out: Mapping[str, Mapping[str, int]], task: Task) -> str:
-    """Return a sentence on what was left out and how many targets are among it; empty where nothing was."""
+    """Return a sentence on what was left out and how many targets are among it.
+
+    It is empty if nothing was left out.
+    """
     if not left_out:
         return ""
     num = total(left_out)

@@ -21,7 +21,7 @@ class DatasetManifest(Strict):
     """What a prepared data set holds.
 
     Attributes:
-        population: what the images are a sample of, in words; a contract speaks of it.
+        population: what the images are a sample of, in words. A contract names it.
         task: the classes.
         image_height_px: of the stored images.
         image_width_px: of the stored images.
@@ -31,8 +31,8 @@ class DatasetManifest(Strict):
         num_folds: of the training split.
         seed: of the splits.
         group_columns: the columns whose equal values were never split.
-        num_without_group_id: images that have none of them.
-        num_known_pairs: pairs of `--same-lesion` that were joined.
+        num_without_group_id: number of images without a value in any of these columns.
+        num_known_pairs: number of pairs of `--same-lesion` that were joined.
         left_out: reason -> class -> images that were left out.
         largest_groups: the groups with the most images.
         splits: whether the splits were drawn or given.
@@ -72,7 +72,9 @@ class DatasetManifest(Strict):
 
 
 def read_manifest(folder: AnyPath) -> DatasetManifest:
-    """Read the manifest of a data set; nothing in it can lead out of its folder.
+    """Read the manifest of a data set.
+
+    The names in it are checked, so that none can lead out of the folder.
 
     Raises:
         DataError: if it is missing, of another format version, incomplete or unsafe.
@@ -95,7 +97,7 @@ def read_manifest(folder: AnyPath) -> DatasetManifest:
 
 
 def _check_kind(data: bytes, path: AnyPath) -> None:
-    """Raise DataError for a file of another kind or format version, before its fields are looked at."""
+    """Raise DataError if a file has another kind or format version, before its fields are read."""
     try:
         values = json.loads(data)
     except ValueError as error:

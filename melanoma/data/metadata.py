@@ -1,7 +1,8 @@
-"""The tables of a SOURCE folder -> one table with a row an image; says which tables it joined and which it passed over.
+"""Joins the tables of a SOURCE folder into one table with a row for each image.
 
-A table is taken if it has a column of image ids. Tables of the same columns and different images
-are put below each other; tables of the same images and different columns beside each other.
+A table is used if it has a column of image ids. Tables with the same columns and different images
+are stacked. Tables with the same images and different columns are joined side by side. Notes say
+which tables were joined and which were ignored.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ ALIASES = {
     "source": ("dataset", "attribution", "source", "hospital", "institution", "center", "centre"),
 }
 KEY, GIVEN, TABLE = "<image id>", "<image id as written>", "<table>"
-"""Columns that are not the tables' own."""
+"""Columns that this module adds to the columns of the tables."""
 _OWN = [GIVEN, TABLE]
 _SURE, _MAYBE = {".csv", ".tsv", ".tab"}, {".txt", ""}
 _WORKBOOKS = {".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl"}
@@ -55,12 +56,12 @@ class Metadata:
     """What the tables of a SOURCE folder say.
 
     Attributes:
-        rows: one row an image, all of it text: KEY, GIVEN, TABLE, and the tables' columns in small
-            letters.
+        rows: one row for each image, all of it text: KEY, GIVEN, TABLE, and the tables' columns in
+            lower case.
         names: the tables that were read.
         header: their columns as they are written.
-        passed_over: image ids that only tables without a diagnosis name.
-        notes: a sentence for everything that was joined, passed over or counted once.
+        passed_over: image ids that only ignored tables, which have no diagnosis, name.
+        notes: a sentence for everything that was joined, ignored or counted once.
     """
 
     rows: pd.DataFrame
@@ -89,7 +90,7 @@ def read_metadata(folder: AnyPath, files: Sequence[AnyPath], task: Task) -> Meta
     if not labelled:
         raise no_diagnosis(tables, task)
     if not any(len(table.rows) for table in labelled):
-        raise DataError(f"{labelled[0].name} must have a row for every image, it has none.")
+        raise DataError(f"{labelled[0].name} must have a row for every image; it has none.")
     notes: list[str] = []
     main = labelled[0]
     for other in labelled[1:]:
@@ -114,7 +115,7 @@ def _may_be_table(path: AnyPath) -> bool:
 
 
 def _metadata_table(path: AnyPath, name: str, task: Task) -> Table | None:
-    """Read a table and its image ids; None for a text file that is no table."""
+    """Read a table and its image ids; return None for a text file that is not a table."""
     is_sure = path.suffix.lower() in _SURE
     try:
         table = read_table(path, name, only_with=ALIASES["image_id"])
@@ -139,7 +140,10 @@ def _metadata_table(path: AnyPath, name: str, task: Task) -> Table | None:
 
 
 def _without_header(path: AnyPath, table: Table, task: Task) -> Table | None:
-    """Return a table of two columns, image ids and classes of the task, that has no header (as ISIC 2016's); None for any other."""
+    """Return a table that has no header, or None if this is not one.
+
+    Such a table, as in ISIC 2016, has two columns: image ids and classes of the task.
+    """
     if len(table.header) != 2:
         return None
     rows = read_rows(path)
@@ -154,7 +158,11 @@ def _without_header(path: AnyPath, table: Table, task: Task) -> Table | None:
 
 
 def image_keys(given: pd.Series) -> pd.Series:
-    """Return image ids: the last part of a path, or all of it where the last parts of different paths are equal."""
+    """Return the image ids of a column of ids or paths.
+
+    The id is the last part of a path. If different paths share their last part, it is the whole
+    path.
+    """
     keys = given.map(image_id_of)
     whole = given.map(
         lambda text: "/".join([*path_parts(text)[:-1], without_suffix(path_parts(text)[-1])])
@@ -172,14 +180,18 @@ def _content(rows: pd.DataFrame) -> list[str]:
 
 
 def _stack(main: Table, other: Table, notes: list[str]) -> Table:
-    """Put the rows of two tables of the same columns below each other; rows that are equal in both stand there once."""
+    """Stack the rows of two tables with the same columns; rows that are equal in both count once.
+
+    Raises:
+        DataError: if the tables have different rows for an image.
+    """
     content = _content(main.rows)
     new = other.rows[~_tuples(other.rows[content]).isin(set(_tuples(main.rows[content])))]
     twice = sorted((set(new[KEY]) & set(main.rows[KEY])) - {""})
     if twice:
         raise DataError(
-            f"{main.name} and {other.name} name {len(twice)} images twice with different rows, the"
-            f" first is {twice[0]}; move one table away, or give the images of two hospitals"
+            f"{main.name} and {other.name} have different rows for {len(twice)} images; the first"
+            f" is {twice[0]}. Remove one of the tables, or give the images of two hospitals"
             " different names."
         )
     notes.append(
@@ -201,10 +213,11 @@ def _joined(main: Table, other: Table, rows: pd.DataFrame) -> Table:
 
 
 def _beside(main: Table, other: Table) -> Table:
-    """Put the columns of two tables beside each other; what stands in both must agree.
+    """Join the columns of two tables side by side.
 
     Raises:
-        DataError: if it does not, or the tables have neither the same images nor the same columns.
+        DataError: if the tables disagree on a value, if one names an image twice, or if they have
+            neither the same images nor the same columns.
     """
     extra = other.rows.drop_duplicates(_content(other.rows))
     if not set(main.rows[KEY]) & set(extra[KEY]):
@@ -212,8 +225,8 @@ def _beside(main: Table, other: Table) -> Table:
     if extra[KEY].duplicated().any():
         twice = extra.loc[extra[KEY].duplicated(), KEY].iloc[0]
         raise DataError(
-            f"{other.name} must name every image once to be joined with {main.name}, {twice} stands"
-            " there twice with different rows; mend it or move it away."
+            f"{other.name} must name every image once to be joined with {main.name}; it has"
+            f" different rows for {twice}. Correct it or remove it."
         )
     shared = [column for column in _content(extra) if column in main.rows.columns and column != KEY]
     merged = main.rows.merge(
@@ -225,9 +238,9 @@ def _beside(main: Table, other: Table) -> Table:
         if differ.any():
             row = merged[differ].iloc[0]
             raise DataError(
-                f"{main.name} and {other.name} must agree on {column}, for {row[KEY]} one says"
-                f" {row[column]!r} and the other {again[differ].iloc[0]!r}; move one of the tables"
-                " away or mend it."
+                f"{main.name} and {other.name} must agree on {column}; for {row[KEY]} one says"
+                f" {row[column]!r} and the other {again[differ].iloc[0]!r}. Correct or remove one"
+                " of the tables."
             )
         merged[column] = merged[column].where(merged[column] != "", again)
     merged[GIVEN] = merged[GIVEN].where(merged[GIVEN] != "", merged[KEY])
@@ -239,16 +252,16 @@ def _unlike(main: Table, other: Table) -> DataError:
     return DataError(
         f"SOURCE must hold one metadata CSV; {main.name} and {other.name} both have a diagnosis,"
         f" name different images and differ in columns ({', '.join(only[:6])}). Write one table, or"
-        " give both the same columns: then they are read as one."
+        " give both the same columns so that they are read as one."
     )
 
 
 def _pass_over(main: Table, other: Table) -> str:
-    """Return what is said of a table without a diagnosis that names none of the images.
+    """Return a note on an ignored table, which has no diagnosis and names none of the images.
 
     Raises:
-        DataError: if it has the ids that group images and the others have not: it was meant for
-            these images.
+        DataError: if only this table has the ids that group images. It was then meant for these
+            images.
     """
     lacking = [
         name for name in ("patient_id", "lesion_id") if name in other.rows and name not in main.rows
@@ -256,24 +269,24 @@ def _pass_over(main: Table, other: Table) -> str:
     if lacking and len(other.rows):
         raise DataError(
             f"{other.name} has {' and '.join(lacking)} but names none of the images of {main.name}"
-            f" (it names {other.rows[KEY].iloc[0]!r}, there is {main.rows[KEY].iloc[0]!r}); mend"
-            " the names or move it away."
+            f" (it names {other.rows[KEY].iloc[0]!r}, {main.name} names"
+            f" {main.rows[KEY].iloc[0]!r}). Correct the names or remove the table."
         )
-    return f"{other.name} has no diagnosis and names other images; it is passed over"
+    return f"{other.name} has no diagnosis and names other images; it is ignored"
 
 
 def _without_repeats(table: Table, notes: list[str]) -> Table:
-    """Count rows once that stand in a table twice."""
+    """Drop repeated rows of a table and note how many there were."""
     repeats = table.rows.duplicated(_content(table.rows))
     if repeats.any():
         notes.append(
-            f"{int(repeats.sum())} rows stand in the metadata more than once and count once"
+            f"{int(repeats.sum())} rows of the metadata repeat an earlier row; they count once"
         )
     return dataclasses.replace(table, rows=table.rows[~repeats])
 
 
 def _check_used(table: Table) -> None:
-    """Raise DataError if a column that is used stands there twice."""
+    """Raise DataError if the table has a column that is used twice."""
     for names in (*ALIASES.values(), *((name,) for name in DIAGNOSIS_COLUMNS)):
         table.first(names)
     if not any(name in table.rows for name in DIAGNOSIS_COLUMNS):
@@ -284,7 +297,7 @@ def _check_used(table: Table) -> None:
 def _no_table(
     folder: AnyPath, files: Sequence[AnyPath], tables: Sequence[Table], task: Task
 ) -> DataError:
-    """Return the refusal of a folder without a table that has image ids: with what is there instead."""
+    """Return the error for a folder without a table of image ids; it says what is there instead."""
     known = ", ".join(ALIASES["image_id"])
     if tables:
         return DataError(
@@ -292,7 +305,9 @@ def _no_table(
             f" {_columns_of(tables, task)}."
         )
     others = [shown(path.name) for path in files if path.suffix.lower() in _WORKBOOKS]
-    there = f"there is {', '.join(others[:3])}, save it as CSV" if others else "there is none"
+    there = (
+        f"it holds {', '.join(others[:3])}. Save it as CSV" if others else "it holds none. Add one"
+    )
     parts = {part.casefold() for path in files for part in path.relative_to(folder).parts[:-1]}  # type: ignore[arg-type]
     named = sorted(part for part in parts if is_label(part, task))
     folders = (
@@ -308,22 +323,22 @@ def _no_table(
 
 
 def _columns_of(tables: Sequence[Table], task: Task) -> str:
-    return "; ".join(_columns(table, task) for table in tables[:4])
+    return ". ".join(_columns(table, task) for table in tables[:4])
 
 
 def _columns(table: Table, task: Task) -> str:
     names = ", ".join(table.header[:12]) + (", ..." if len(table.header) > 12 else "")
     if _looks_like_data(table.header, task):
         return (
-            f"{table.name} has no header, its first line is {names!r}: write one, such as"
+            f"{table.name} has no header; its first line is {names!r}. Add one, such as"
             f" image_id,dx,lesion_id{_binary_note(table, task)}"
         )
     used = {name for names in ALIASES.values() for name in names} | set(DIAGNOSIS_COLUMNS)
     known = [name for name in table.header if name.casefold() in used]
     understood = f" (known: {', '.join(known)})" if known else ""
     return (
-        f"{table.name} has the columns {names}{understood}: call the one that names the images"
-        " image_id"
+        f"{table.name} has the columns {names}{understood}. Rename the one that names the images"
+        " to image_id"
     )
 
 
@@ -332,7 +347,7 @@ def _binary_note(table: Table, task: Task) -> str:
 
 
 def _looks_like_data(header: Sequence[str], task: Task) -> bool:
-    """Return whether a first line holds values: a number, or an id with a number in it and a label."""
+    """Return whether a first line holds values: a number, or an id with digits and a label."""
     cells = [cell.casefold() for cell in header]
     is_labelled = bool(re.search(r"\d{3}", cells[0])) and any(
         is_label(cell, task) for cell in cells[1:]

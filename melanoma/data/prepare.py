@@ -1,9 +1,9 @@
-"""Images and metadata -> a prepared data set: checked, grouped, split and decoded.
+"""Prepares a data set from images and metadata: checks, groups, decodes and splits them.
 
-What the metadata and the arguments alone can show is checked before the first image is read.
-Workers write every shard themselves, so no image passes through the calling process. Splits are
-drawn after decoding, because identical pixels must not be split; then each split gets shards of its
-own (README.md in this folder says why images are written twice).
+Everything that the metadata and the arguments alone can show is checked before the first image is
+read. Workers write every shard themselves, so no image passes through the calling process. Splits
+are drawn after decoding, because identical pixels must not be split. Then each split gets its own
+shards. README.md in this folder says why images are written twice.
 """
 
 import contextlib
@@ -53,10 +53,10 @@ SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
 NOTES = "notes.txt"
 LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
-"""A group with a larger share of the images, and more than so many, is worth a word."""
+"""A group with a larger share of the images and more images than this gets a warning."""
 RECORD_COLUMNS = (
-    "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex", "site", "source",
-    "width_px", "height_px", "sha256", "shard", "row",
+    "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex",
+    "site", "source", "width_px", "height_px", "sha256", "shard", "row",
 )  # fmt: skip
 
 
@@ -70,17 +70,20 @@ class PrepareConfig:
 
     Attributes:
         task: the classes.
-        population: what the images are a sample of, in words; None takes the name of SOURCE.
-        size: long side of the stored images, px.
+        population: what the images are a sample of, in words. None takes the name of SOURCE.
+        size: long side of the stored images, 64 to 2048 px.
         num_folds: folds of the training part, at least 2.
-        test_fraction: share of the images for test.
-        calibration_fraction: share for calibration.
+        test_fraction: share of the images for test, in [0, 1).
+        calibration_fraction: share for calibration, in [0, 1); below 1 with test_fraction.
         seed: of the splits.
-        group_by: metadata columns that must not be split; None takes patient_id and lesion_id,
-            whichever are there.
+        group_by: metadata columns whose values must not be split. None takes those of patient_id
+            and lesion_id that exist.
         same_lesion: CSV of known pairs (two columns of image ids), or None.
-        splits: CSV `image_id,split` to take instead of drawing, or None.
-        skip_bad: go on without the bad rows.
+        splits: CSV `image_id,split` to use instead of drawing splits, or None.
+        skip_bad: leave out bad rows instead of refusing them.
+
+    Raises:
+        SettingError: if a size, fraction or number of folds is out of range.
     """
 
     task: Task = TASKS[DEFAULT_TASK]
@@ -97,7 +100,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not 64 <= self.size <= 2048:
-            raise SettingError(f"--size must be 64 to 2048 px, got {self.size}.")
+            raise SettingError(f"--size must be 64 to 2048 px; it is {self.size}.")
         check_shares(self.test_fraction, self.calibration_fraction, self.num_folds)
 
 
@@ -119,13 +122,13 @@ def prepare(
     Args:
         source_dir: SOURCE, a folder with metadata and images.
         out: the folder to write, new or empty.
-        config: how to prepare it.
-        executor: where images are decoded; None: in this process.
+        config: how to prepare it; None takes the defaults.
+        executor: where images are decoded; None takes this process.
         progress: called with (images done, images in all).
 
     Raises:
-        DataError: if SOURCE cannot be used as it is; bad rows are then listed in OUT/rejected.csv.
-        LeakageError: if given splits part a group.
+        DataError: if SOURCE cannot be used. If the cause is bad rows, OUT/rejected.csv lists them.
+        LeakageError: if the given splits separate images of a group.
     """
     config, executor = config or PrepareConfig(), executor or LocalExecutor()
     plan = _plan(source_dir, config)
@@ -135,8 +138,8 @@ def prepare(
         (work / DECODED).mkdir()
         decoded = _decode(source, work / DECODED, config.size, executor, progress)
         everything, rejections = _join(source, decoded)
-        # Grouped before anything is left out: two lesions may be known to be one only by an image
-        # that cannot be read.
+        # Group before anything is left out: an image that cannot be read may be the only evidence
+        # that two lesions are one.
         everything["group"] = _groups(everything, plan.group_columns, plan.pairs)
         records = _usable(everything, rejections)
         reasons = [(rejection.image_id, rejection.reason) for rejection in rejections]
@@ -170,7 +173,7 @@ class _Plan:
         source: what SOURCE holds.
         group_columns: names of the columns that group images.
         pairs: known pairs of images.
-        given: the splits to take, as `read_splits` gives them; None draws them.
+        given: the splits to use, as `read_splits` returns them. None means they are drawn.
     """
 
     source: Source
@@ -180,7 +183,7 @@ class _Plan:
 
 
 def _plan(source_dir: AnyPath, config: PrepareConfig) -> _Plan:
-    """Read the metadata and check all that they and the arguments alone can show."""
+    """Read the metadata and check everything that they and the arguments alone can show."""
     source = read_source(source_dir, config.task)
     group_columns = source.group_by(config.group_by)
     pairs = read_pairs(config.same_lesion, set(source.records["image_id"]))
@@ -194,7 +197,10 @@ def _plan(source_dir: AnyPath, config: PrepareConfig) -> _Plan:
 
 
 def _check_given(plan: _Plan, config: PrepareConfig) -> None:
-    """Check given splits on the groups that the metadata alone show; copies of an image may join some of them later."""
+    """Check given splits against the groups that the metadata alone show.
+
+    Copies of an image may join some of these groups later.
+    """
     records = plan.source.records.drop_duplicates("image_id").assign(sha256="", pixel_sha256="")
     records["group"] = _groups(records, plan.group_columns, plan.pairs)
     usable = _usable(records, plan.source.rejections)
@@ -209,9 +215,9 @@ def _usable(records: pd.DataFrame, rejections: list[Rejection]) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _work_folder(out: AnyPath) -> Iterator[AnyPath]:
-    """Give the folder to write into: it must be one that the tasks of every node reach.
+    """Give the folder to write into, which the workers on every node must reach.
 
-    In object storage it is OUT itself, for folders there have no name to change.
+    In object storage it is OUT itself, because folders there cannot be renamed.
     """
     replace_if = REJECTED if _holds_only_rejections(out) else None
     with (
@@ -223,7 +229,10 @@ def _work_folder(out: AnyPath) -> Iterator[AnyPath]:
 
 
 def _shard_rows(size: int) -> int:
-    """Return how many images a shard holds: 512, or fewer large ones, for a task holds a shard in memory."""
+    """Return how many images a shard holds.
+
+    It is at most 512, and less for large images, because a worker holds a shard in memory.
+    """
     height, width = letterbox_shape(size)
     return max(1, min(SHARD_ROWS, SHARD_BYTES // (3 * height * width)))
 
@@ -235,7 +244,12 @@ def _holds_only_rejections(out: AnyPath) -> bool:
 def _decode(
     source: Source, shards: AnyPath, size: int, executor: Executor, progress: Progress | None
 ) -> pd.DataFrame:
-    """Decode every image that has a row; return image_id, shard, row, sizes and hashes, or why it cannot be used."""
+    """Decode every image that has a row in the metadata.
+
+    Returns:
+        A row for each image: image_id, shard, row, sizes and hashes, or the reason why it cannot be
+        used.
+    """
     bad = frozenset(rejection.image_id for rejection in source.rejections)
     rows, num_rows = (
         source.records[source.records["path"] != ""].drop_duplicates("image_id"),
@@ -245,9 +259,8 @@ def _decode(
         {
             "shard": f"shard-{start // num_rows:05d}.arrow",
             "image_ids": part["image_id"].tolist(),
-            "paths": [
-                os.fsencode(path) for path in part["path"]
-            ],  # a name need not be UTF-8, Arrow's text must
+            # As bytes: a file name need not be UTF-8, but Arrow's text must be.
+            "paths": [os.fsencode(path) for path in part["path"]],
         }
         for start in range(0, len(rows), num_rows)
         for part in [rows.iloc[start : start + num_rows]]
@@ -263,7 +276,7 @@ class DecodeChunk:
     Attributes:
         shards: the folder to write to.
         size: long side of the stored images, px.
-        skip: image ids that are decoded, to be hashed, and not stored.
+        skip: ids of images that are decoded and hashed but not stored.
     """
 
     shards: str
@@ -271,7 +284,7 @@ class DecodeChunk:
     skip: frozenset[str]
 
     def __call__(self, item: Item) -> list[Row]:
-        """Decode one chunk: its shard, image_ids and paths."""
+        """Decode one chunk, given by its shard, image_ids and paths."""
         shape = letterbox_shape(self.size)
         image_ids: list[str] = []
         images: list[Uint8Array] = []
@@ -295,7 +308,7 @@ class DecodeChunk:
                 continue
             except OSError as error:
                 if is_address(path) and not isinstance(error, FileNotFoundError):
-                    raise  # a storage that is away says nothing against the image
+                    raise  # Unreachable storage does not mean that the image is bad.
                 row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
                 continue
             pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
@@ -315,7 +328,7 @@ class DecodeChunk:
 
 
 def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
-    """Join metadata and decoding; return every record, and what is wrong with some."""
+    """Join the metadata and what was decoded; return all records and all rejections."""
     rejections = list(source.rejections)
     unreadable = decoded[decoded["reason"] != ""]
     rejections += (
@@ -351,9 +364,9 @@ def _refusal(rejections: list[Rejection], left_out: LeftOut, out: AnyPath) -> st
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     first = rejections[0]
     return (
-        f"every image must be usable, {num} are not ({counts}); by class:"
-        f" {describe_left_out(left_out)}; the first is {first.image_id}:"
-        f" {first.detail.rstrip('.')}; see {out / REJECTED}, mend them or pass --skip-bad."
+        f"Every image must be usable; {num} are not ({counts}). By class:"
+        f" {describe_left_out(left_out)}. The first is {first.image_id}:"
+        f" {first.detail.rstrip('.')}. Fix those listed in {out / REJECTED}, or pass --skip-bad."
     )
 
 
@@ -404,13 +417,13 @@ def _write_dataset(
 
 
 def read_notes(folder: AnyPath) -> list[str]:
-    """Return what the owner of a prepared data set should know of how it was read."""
+    """Return notes on how a prepared data set was read, for its owner."""
     path = folder / NOTES
     return path.read_text().splitlines() if path.is_file() else []
 
 
 def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
-    """Return what a person should access to before training on these records."""
+    """Return what a person should check before training on these records."""
     warnings = []
     for found in largest_groups(records, plan.group_columns, num=20):
         share, num = found.num_images / len(records), found.num_images
@@ -420,20 +433,20 @@ def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
             )
             warnings.append(
                 f"one group holds {num} of {len(records)} images ({share:.0%};"
-                f" {ids or 'identical images'}), all in {found.split}; make sure that its id is no"
-                " placeholder"
+                f" {ids or 'identical images'}), all in {found.split}; make sure that its id is not"
+                " a placeholder"
             )
     targets = records[records["dx"].isin(task.targets)]
     if len(targets) and plan.given is not None and "calibration" not in set(records["split"]):
         warnings.append(
-            "the splits file gives no image to calibration, without which `train` can make no"
+            "the splits file gives no image to calibration, and `train` needs some to make a"
             " contract; add such rows"
         )
     else:
         for split in sorted(set(SPLITS) - set(targets["split"])) if len(targets) else []:
             warnings.append(
                 f"{split} holds no {task.noun[0]}, of {len(targets)} in all; other fractions or a"
-                " finer group column may part them"
+                " finer group column may spread them"
             )
     return warnings
 
@@ -441,7 +454,11 @@ def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
 def _store_by_split(
     work: AnyPath, records: pd.DataFrame, size: int, executor: Executor
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Write the images of each split into shards of its own; return the records with their new addresses, and the shards' hashes."""
+    """Write the images of each split into shards of its own.
+
+    Returns:
+        The records with their new shards and rows, and the sha256 of every shard by name.
+    """
     (work / "shards").mkdir()
     stored, items = [], []
     for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
@@ -477,7 +494,10 @@ class StoreShard:
     shape: tuple[int, int]
 
     def __call__(self, item: Item) -> list[Row]:
-        """Write the shard called name from some images (image_id, shard, row); return its name and sha256."""
+        """Write one shard and return its name and sha256.
+
+        The item holds the name of the shard, and the image_id, shard and row of its images.
+        """
         opened = {
             name: open_shard(to_path(self.decoded) / name, self.shape)
             for name in set(item["shard"])

@@ -1,8 +1,8 @@
-"""A SOURCE folder -> one validated table of records; reads no pixel.
+"""Reads a SOURCE folder into one validated table of records, without reading a pixel.
 
-Understood: HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC 2020,
-    the ISIC Archive's own
-export, PAD-UFES-20, and any table with image ids, diagnoses and a column that groups images.
+It understands HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC
+2020, exports of the ISIC Archive, PAD-UFES-20, and any table with image ids, diagnoses and a column
+that groups images.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ class Source:
     """What a SOURCE folder holds.
 
     Attributes:
-        records: one row a metadata row: image_id, lesion_id, patient_id, dx, dx_given, label, age,
-            sex, site, source, path; unusable rows too.
+        records: a row for each metadata row, usable or not: image_id, lesion_id, patient_id, dx,
+            dx_given, label, age, sex, site, source, path.
         rejections: every reason found so far.
-        group_columns: which of patient_id and lesion_id the metadata have, and fill in for at least
-            one image.
+        group_columns: those of patient_id and lesion_id that the metadata fill in for at least one
+            image.
         metadata: the tables as they were read.
         files: the images below the folder.
-        notes: sentences on what was taken in a way that its owner should know.
+        notes: sentences on decisions that the owner of the data should know.
     """
 
     records: pd.DataFrame
@@ -44,29 +44,35 @@ class Source:
     notes: list[str]
 
     def check_found(self) -> None:
-        """Raise DataError if not a single image of the metadata is there."""
+        """Raise DataError if no image that the metadata name is there."""
         if not (self.records["path"] != "").any():
             raise DataError(
                 self.files.none_found(self.records["image_id"].tolist(), self.metadata.names)
             )
 
     def group_by(self, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-        """Choose the columns that group images; those other than patient_id and lesion_id are added to the records.
+        """Choose the columns that group images.
+
+        Chosen columns other than patient_id and lesion_id are added to the records.
 
         Args:
-            wanted: names of any columns of the metadata; None takes patient_id and lesion_id,
-                whichever are there.
+            wanted: names of columns of the metadata. None takes those of patient_id and lesion_id
+                that are filled in.
+
+        Returns:
+            The names of the columns, in lower case.
 
         Raises:
-            DataError: if a column is not there, or none of them says anything.
+            DataError: if a column is missing or blank in every row, or None is given and there is
+                neither a patient_id nor a lesion_id.
         """
-        there = f"the metadata have the columns {', '.join(self.metadata.header)}"
+        there = f"The metadata have the columns {', '.join(self.metadata.header)}."
         if wanted is None:
             if not self.group_columns:
                 raise DataError(
-                    "the metadata must have the columns that group images, they give no image a"
-                    f" patient_id or lesion_id; add them or name others with --group-by ({there});"
-                    " --group-by image_id says that every image stands alone."
+                    "The metadata must have the columns that group images; they give no image a"
+                    f" patient_id or lesion_id. {there} Add one of the two, or name others with"
+                    " --group-by. If no two images show the same patient, pass --group-by image_id."
                 )
             return self.group_columns
         return tuple(self._group_column(name.strip(), there) for name in wanted)
@@ -78,8 +84,8 @@ class Source:
             return name
         if name not in (self.group_columns if name in GROUP_COLUMNS else self.metadata.rows):
             raise DataError(
-                f"the metadata must have the columns that group images, they lack {wanted};"
-                f" {there}; add it or name others with --group-by."
+                f"The metadata must have the columns that group images; they lack {wanted}."
+                f" {there} Add it, or name others with --group-by."
             )
         if name not in GROUP_COLUMNS:
             ids, notes = known_ids(self.metadata.rows[name], wanted)
@@ -88,8 +94,8 @@ class Source:
             )
             if not (ids != "").any():
                 raise DataError(
-                    f"--group-by must name columns that group images, {wanted} is blank in every"
-                    " row."
+                    f"--group-by must name columns that group images; {wanted} is blank in every"
+                    " row. Name others."
                 )
             self.records[key_column(name)] = ids
             self.notes.extend([*notes, *more])
@@ -97,20 +103,21 @@ class Source:
 
 
 def read_source(folder: AnyPath, task: Task) -> Source:
-    """Read the metadata of a SOURCE folder and find its images anywhere below it; links are followed.
+    """Read the metadata of a SOURCE folder and find its images.
+
+    Images are found anywhere below the folder; links are followed. Folders named ``masks`` are
+    skipped, because they hold segmentations.
 
     Args:
         folder: SOURCE.
         task: the classes that diagnoses are read as.
-
-    Folders named ``masks`` are passed over: they hold segmentations, not images.
 
     Raises:
         DataError: if the folder, its metadata or a required column is missing.
     """
     if not folder.is_dir():
         raise DataError(
-            f"SOURCE must be a folder with a metadata CSV and images, {folder} is not a folder."
+            f"SOURCE must be a folder with a metadata CSV and images; {folder} is not a folder."
         )
     below = files_below(folder)
     metadata, files = read_metadata(folder, below, task), find_images(folder, below)
@@ -118,7 +125,7 @@ def read_source(folder: AnyPath, task: Task) -> Source:
     found = [
         files.find(*ids) for ids in zip(records["image_id"], metadata.rows[GIVEN], strict=True)
     ]
-    # As objects: a name need not be UTF-8, which the strings of pandas must be.
+    # As objects, because a file name need not be UTF-8 and the strings of pandas must be.
     records["path"] = pd.Series(
         [str(paths[0]) if paths else "" for paths in found], index=records.index, dtype=object
     )
@@ -131,10 +138,7 @@ def read_source(folder: AnyPath, task: Task) -> Source:
         *metadata.notes,
         *notes,
         *(
-            [
-                f"{left} images are named only by tables that are passed over, and are passed"
-                " over too"
-            ]
+            [f"{left} images are named only by tables that are ignored; they are ignored too"]
             if left
             else []
         ),
@@ -166,12 +170,16 @@ def _normalise(metadata: Metadata, task: Task) -> tuple[pd.DataFrame, tuple[str,
 
 
 def _clean_ids(records: pd.DataFrame, metadata: Metadata) -> list[str]:
-    """Blank ids that mean "not known", and tell those of several sources and patients apart; return what was done."""
+    """Clean the ids of patients and lesions in place and return notes on what was done.
+
+    Ids that mean "not known" become blank. Equal ids that several sources or patients use for
+    different things get a prefix.
+    """
     origins, notes = _origins(metadata, records), list[str]()
     for column, trait in (("patient_id", "sex"), ("lesion_id", "dx")):
         records[column], unknown = known_ids(records[column], column)
         if column == "lesion_id":
-            # PAD-UFES-20 counts lesions; the same number stands for lesions of several patients.
+            # PAD-UFES-20 numbers lesions, and lesions of several patients may share a number.
             is_number = records[column].str.fullmatch(r"\d+") & (records["patient_id"] != "")
             records[column] = records[column].where(
                 ~is_number, records["patient_id"] + "/" + records[column]
@@ -184,7 +192,10 @@ def _clean_ids(records: pd.DataFrame, metadata: Metadata) -> list[str]:
 
 
 def _origins(metadata: Metadata, records: pd.DataFrame) -> pd.Series:
-    """Return where each row comes from: its source, or its table where the source does not tell two tables apart."""
+    """Return where each row comes from.
+
+    That is its source, or its table if the row has no source or several tables share the source.
+    """
     tables, sources = metadata.rows[TABLE].map(_without_ending), records["source"]
     if tables.nunique() < 2:
         return sources
@@ -206,7 +217,7 @@ def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Itera
             yield Rejection(
                 image_id,
                 "unknown_dx",
-                f"dx {given!r} is none of {', '.join(task.classes)} nor a known name of one",
+                f"dx {given!r} is not one of {', '.join(task.classes)} or a known name of one",
             )
     for image_id in records.loc[records["image_id"] == "", "image_id"]:
         yield Rejection(image_id, "no_image_id", "the row has no image id")

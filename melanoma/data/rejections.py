@@ -1,4 +1,4 @@
-"""Why an image cannot be used, and the table of all that cannot: rejected.csv."""
+"""Reasons why images cannot be used, and the table that lists them: rejected.csv."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,13 @@ WITHOUT_ROW, UNREADABLE, BLANK = "image_without_row", "image_unreadable", "blank
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """One reason why one image cannot be used."""
+    """One reason why one image cannot be used.
+
+    Attributes:
+        image_id: of the image; "" if its row has none.
+        reason: a short code such as image_missing.
+        detail: the reason in words.
+    """
 
     image_id: str
     reason: str
@@ -25,7 +31,14 @@ class Rejection:
 def reject_conflicts(
     records: pd.DataFrame, column: str, reason: str, noun: str
 ) -> Iterable[Rejection]:
-    """Yield a rejection for every image whose lesion, or whose pixels, stand in the table under two labels."""
+    """Yield a rejection for every image whose value in a column has two labels in the records.
+
+    Args:
+        records: rows with image_id, label, dx and the column.
+        column: what must have one label, such as lesion_id; blank values are ignored.
+        reason: the code of the rejection.
+        noun: the value in words, for the detail.
+    """
     known = records[(records[column] != "") & (records["label"] >= 0)]
     for _, rows in known.groupby(column):
         names = sorted(set(rows["dx"]))
@@ -35,12 +48,12 @@ def reject_conflicts(
 
 
 def reason_of(error: InvalidImageError) -> str:
-    """Return under which reason an image is rejected that the server would refuse with some error."""
+    """Return the reason under which an image is rejected for an error of decoding."""
     return BLANK if "blank" in error.code else UNREADABLE
 
 
 def write_rejections(path: AnyPath, rejections: Sequence[Rejection]) -> None:
-    """Write rejected.csv."""
+    """Write rejections as CSV, sorted by reason and image_id."""
     table = pd.DataFrame(
         [dataclasses.asdict(rejection) for rejection in rejections],
         columns=["image_id", "reason", "detail"],

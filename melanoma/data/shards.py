@@ -1,4 +1,4 @@
-"""Arrow shards of decoded images, memory-mapped, with checksums; knows nothing of labels or splits."""
+"""Memory-mapped Arrow shards of decoded images. Knows nothing of labels or splits."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,27 +29,32 @@ def write_shard(path: AnyPath, image_ids: Sequence[str], images: Sequence[Uint8A
 
 
 def open_shard(path: AnyPath, shape: tuple[int, int]) -> Uint8Array:
-    """Map a shard into memory, or read it whole out of object storage, and return its images as a read-only ``(N, H, W, 3)`` uint8 view.
+    """Return the images of a shard as a read-only ``(N, H, W, 3)`` uint8 view.
+
+    A local file is mapped into memory. From object storage it is read whole.
+
+    Args:
+        path: the shard.
+        shape: (H, W) of its images, px.
 
     Raises:
         DataError: if the file is missing or its images have another size.
     """
     if not path.is_file():
         raise DataError(
-            f"the data set must hold {path.name}, it is missing; prepare the data set again."
+            f"The data set must hold {path.name}; it is missing. Prepare the data set again."
         )
     source = (
         pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
     )
     table = pa.ipc.open_file(source).read_all()
-    column = table.column("pixels").chunk(
-        0
-    )  # written as one batch; combining chunks would copy it into memory
+    # A shard is written as one batch, so it has one chunk. Combining chunks would copy the pixels.
+    column = table.column("pixels").chunk(0)
     expected = shape[0] * shape[1] * 3
     if not pa.types.is_fixed_size_binary(column.type) or column.type.byte_width != expected:
         raise DataError(
-            f"{path.name} must hold images of {shape[1]} x {shape[0]} px; prepare the data set"
-            " again."
+            f"{path.name} must hold images of {shape[1]} x {shape[0]} px; its images have another"
+            " size. Prepare the data set again."
         )
     flat = np.frombuffer(
         column.buffers()[1],

@@ -1,4 +1,4 @@
-"""Grouped, stratified test / calibration / folds; raises if any group stands on two sides."""
+"""Draws or reads grouped, stratified splits and folds, and checks that no group is divided."""
 
 import hashlib
 from collections import defaultdict
@@ -37,11 +37,12 @@ def draw_splits(
     num_folds: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Draw test, calibration and the folds of the rest by group, every part with nearly the same share of every class.
+    """Draw test, calibration and the folds of the rest by group.
 
-    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label
-    Data, 2011): classes from the rarest to the commonest, groups from the largest to the smallest,
-    each to the part that lacks the class most.
+    Every part gets nearly the same share of every class. The method is iterative stratification
+    (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011). It takes the
+    classes from the rarest to the commonest and the groups from the largest to the smallest, and
+    puts each group into the part that lacks the class most.
 
     Args:
         groups: N group names.
@@ -77,11 +78,11 @@ def check_shares(test_fraction: float, calibration_fraction: float, num_folds: i
         and test_fraction + calibration_fraction < 1
     ):
         raise SettingError(
-            "test and calibration fractions must be at least 0 and below 1 together, got"
+            "Test and calibration fractions must be at least 0 and below 1 together; they are"
             f" {test_fraction} and {calibration_fraction}."
         )
     if num_folds < 2:
-        raise SettingError(f"folds must be at least 2, got {num_folds}.")
+        raise SettingError(f"The number of folds must be at least 2; it is {num_folds}.")
 
 
 def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[str], np.ndarray]:
@@ -93,17 +94,26 @@ def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[
 
 
 def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the part of each group, ``(num_groups,)``."""
+    """Assign each group to a part.
+
+    Args:
+        counts: ``(num_groups, C)`` images of each class.
+        shares: ``(num_parts,)`` share of the images that each part should get.
+        rng: orders equal groups and breaks ties.
+
+    Returns:
+        The index of the part of each group, ``(num_groups,)``.
+    """
     totals = counts.sum(axis=0)
-    missing = shares[:, None] * totals[None, :].astype(
-        float
-    )  # (parts, C): what each part still lacks
+    # (num_parts, C): the images of each class that each part still lacks.
+    missing = shares[:, None] * totals[None, :].astype(float)
     parts = np.full(len(counts), -1)
     order = rng.permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     for label in np.argsort(totals):
         for group in order[(counts[order, label] > 0) & (parts[order] < 0)]:
-            # Most lacking in this class first; then in images of any class; then the roll of a die.
+            # lexsort sorts by its last key first: what is missing of this class, then of all
+            # classes, then at random. The part that lacks most comes last.
             lack = np.lexsort((rng.random(len(shares)), missing.sum(axis=1), missing[:, label]))
             chosen = next(part for part in lack[::-1] if shares[part] > 0)
             parts[group] = chosen
@@ -112,20 +122,22 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
 
 
 def read_splits(path: AnyPath) -> pd.DataFrame:
-    """Read a table of splits as people keep it: image ids may be names of files, names of splits in any case.
+    """Read a table of splits.
+
+    Image ids may be file names. Names of splits may be in any case.
 
     Returns:
         Rows with image_id and split.
 
     Raises:
-        DataError: if a column is missing, a name of a split is unknown, or an image stands in two
+        DataError: if a column is missing, the name of a split is unknown, or an image is in two
             splits.
     """
     table = read_table(path)
     image_id, split = table.first(ALIASES["image_id"]), table.first(["split"])
     if image_id is None or split is None:
         raise DataError(
-            f"the splits file must have the columns image_id and split, {table.name} has"
+            f"The splits file must have the columns image_id and split; {table.name} has"
             f" {', '.join(table.header)}."
         )
     given = pd.DataFrame(
@@ -134,15 +146,16 @@ def read_splits(path: AnyPath) -> pd.DataFrame:
     unknown = sorted(set(given["split"]) - set(_SPELLED))
     if unknown:
         raise DataError(
-            f"split must be train, validation, calibration or test, got {unknown[0] or 'a blank'}."
+            "The split must be train, validation, calibration or test; it is"
+            f" {unknown[0] or 'blank'}."
         )
     given["split"] = given["split"].map(_SPELLED)
     given = given.drop_duplicates(ignore_index=True)
     if given["image_id"].duplicated().any():
         twice = given.loc[given["image_id"].duplicated(), "image_id"].iloc[0]
         raise DataError(
-            f"the splits file must name every image once, {twice} stands there twice with different"
-            " splits."
+            f"The splits file must name every image once; it names {twice} with different splits."
+            " Keep one row."
         )
     return given
 
@@ -163,8 +176,8 @@ def match_splits(image_ids: pd.Series, given: pd.DataFrame) -> pd.Series:
             else ""
         )
         raise DataError(
-            f"the splits file must name every image; {len(missing)} of {len(image_ids)} are"
-            f" missing: {shown}{there}; add a row for each."
+            f"The splits file must name every image; {len(missing)} of {len(image_ids)} are"
+            f" missing: {shown}{there}. Add a row for each."
         )
     return split
 
@@ -174,25 +187,25 @@ def apply_splits(
 ) -> pd.DataFrame:
     """Take the splits from a table `image_id,split` instead of drawing them.
 
-    `split` is train, validation, calibration or test. With validation rows these are fold 0 and the
-    train rows the other folds, so that a single run trains on exactly the train rows; without, the
-    folds are drawn.
+    `split` is train, validation, calibration or test. Validation rows become fold 0 and train rows
+    the other folds, so that a single run trains on exactly the train rows. Without validation rows
+    all folds are drawn.
 
     Args:
         table: rows with image_id, group and label.
-        given: as `read_splits` gives it.
+        given: as `read_splits` returns it.
         num_folds: folds of the train rows, validation included.
         seed: for drawing the folds.
 
     Returns:
-        Rows as `draw_splits` gives, in the order of table.
+        Rows as `draw_splits` returns them, in the order of table.
 
     Raises:
         DataError: if an image has no split.
-        LeakageError: if a group stands on two sides.
+        LeakageError: if a group is on two sides.
     """
     split = match_splits(table["image_id"], given)
-    # Before folds are drawn: a group in train and test must be named as it stands in the file.
+    # Check before folds are drawn, so that a message names the splits as the file does.
     check_splits(table["group"], split, pd.Series(-1, index=table.index))
     has_validation = bool((split == VALIDATION).any())
     fold = pd.Series(-1, index=table.index)
@@ -219,7 +232,7 @@ def apply_splits(
 
 
 def check_splits(group: pd.Series, split: pd.Series, fold: pd.Series) -> None:
-    """Raise LeakageError if any group stands on two sides of a split or in two folds."""
+    """Raise LeakageError if any group is on two sides of a split or in two folds."""
     side = split.astype(str).to_numpy() + ":" + fold.astype(str).to_numpy()
     sides: dict[str, set[str]] = defaultdict(set)
     for name, place in zip(group.to_numpy(), side, strict=True):
@@ -228,8 +241,8 @@ def check_splits(group: pd.Series, split: pd.Series, fold: pd.Series) -> None:
     if leaking:
         example = ", ".join(sorted(sides[leaking[0]]))
         raise LeakageError(
-            f"no group may stand on two sides of a split, {len(leaking)} do (the first is"
-            f" {leaking[0]}, in {example}); put all images of a group on one side."
+            f"No group may be on two sides of a split; {len(leaking)} are (the first is"
+            f" {leaking[0]}, in {example}). Put all images of a group on one side."
         )
 
 

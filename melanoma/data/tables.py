@@ -1,7 +1,7 @@
-"""Reads one table as people save it: separator, byte order mark, blanks and case of the header. Knows no data set.
+"""Reads one CSV table as people save it, whatever its separator, byte order mark and blanks.
 
-Every value stays text. Nothing is repaired by guessing: what has more than one reading is refused
-with the line that shows it.
+Every value stays text. Nothing is repaired by guessing: a table that can be read in several ways is
+refused, and the message names the line. Knows nothing of data sets.
 """
 
 import csv
@@ -36,9 +36,8 @@ class Table:
     Attributes:
         name: of its file, for messages.
         header: the names of its columns as they are written, without blanks around them.
-        rows: its rows; columns are named in small letters, of several with one name the first is
-            here.
-        repeated: such names -> as they are written.
+        rows: its rows. Columns have lower-case names; of several with one name the first is here.
+        repeated: names that several columns have -> their names as they are written.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Table:
     repeated: dict[str, tuple[str, ...]]
 
     def first(self, names: Iterable[str]) -> str | None:
-        """Return the first of some names (in small letters) that is a column, or None.
+        """Return the first of some names (in lower case) that is a column, or None.
 
         Raises:
             DataError: if two columns have that name.
@@ -56,7 +55,7 @@ class Table:
         if name in self.repeated:
             raise DataError(
                 f"{self.name} has {len(self.repeated[name])} columns called {name}"
-                f" ({', '.join(self.repeated[name])}), blanks and case left aside; keep one of"
+                f" ({', '.join(self.repeated[name])}), if blanks and case are ignored. Keep one of"
                 " them."
             )
         return name
@@ -67,9 +66,9 @@ def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()
 
     Args:
         path: its file.
-        name: what messages call it; the file's name unless given.
-        only_with: names of columns in small letters; a table with none of them is returned without
-            rows.
+        name: its name in messages; by default the name of the file.
+        only_with: names of columns in lower case. If they are given, a table with none of them is
+            returned without rows.
 
     Raises:
         DataError: if it is not a table in UTF-8, or a row has more values than the header.
@@ -88,7 +87,11 @@ def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()
 
 
 def read_rows(path: AnyPath) -> list[list[str]]:
-    """Read a table without looking for a header; rows may differ in length."""
+    """Read a table without looking for a header; rows may differ in length.
+
+    Raises:
+        DataError: if it is not a table in UTF-8.
+    """
     name = shown(path.name)
     data = path.read_bytes()
     separator, _ = _header(data, name)
@@ -96,16 +99,21 @@ def read_rows(path: AnyPath) -> list[list[str]]:
 
 
 def _header(data: bytes, name: str) -> tuple[str, list[str]]:
-    """Return the separator of a table and its first line, which is looked for in its first bytes."""
+    """Return the separator of a table and the values of its first line.
+
+    Args:
+        data: the first bytes of the table.
+        name: of the table, for messages.
+    """
     _check_kind(data, name)
     text = data.decode("utf-8-sig", "replace")
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
-    if first.casefold().startswith("sep=") and len(first.strip("\r\n")) == 5:  # Excel's own hint
+    if first.casefold().startswith("sep=") and len(first.strip("\r\n")) == 5:  # Excel writes this.
         second = (
             line for line in io.StringIO(text, newline=None) if line.strip() and line != first
         )
         return first[4], _split(next(second, ""), first[4])
-    # The most columns win; of equals the first, which is the comma.
+    # The separator that gives most columns wins; on a tie the first does, which is the comma.
     separator = max(_SEPARATORS, key=lambda candidate: len(_split(first, candidate)))
     return separator, _split(first, separator)
 
@@ -115,22 +123,22 @@ def _split(line: str, separator: str) -> list[str]:
         values = next(csv.reader([line], delimiter=separator), [])
     except csv.Error as error:
         raise DataError(
-            "a table must begin with a line of column names, this begins with another line"
-            f" ({error})."
+            "A table must begin with a line of column names; this one begins with another line"
+            f" ({error}). Add such a line."
         ) from error
     return [_INVISIBLE.sub("", value).strip() for value in values]
 
 
 def _check_kind(data: bytes, name: str) -> None:
-    """Raise DataError, with the kind of file it is, unless bytes can be text in UTF-8."""
+    """Raise DataError, which names the kind of file, unless the bytes can be text in UTF-8."""
     if not data.strip():
-        raise DataError(f"{name} is empty; repair or remove it.")
+        raise DataError(f"{name} is empty. Repair or remove it.")
     kind = next((kind for magic, kind in _OTHER_FILES.items() if data.startswith(magic)), None)
     if kind:
-        raise DataError(f"{name} must be a CSV table, it is {kind}; save it as CSV in UTF-8.")
+        raise DataError(f"{name} must be a CSV table; it is {kind}. Save it as CSV in UTF-8.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
         raise DataError(
-            f"{name} must be a CSV table in UTF-8, it is in UTF-16 or binary; save it as CSV in"
+            f"{name} must be a CSV table in UTF-8; it is in UTF-16 or binary. Save it as CSV in"
             " UTF-8."
         )
 
@@ -141,14 +149,14 @@ def _decode(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name} must be a CSV table in UTF-8, byte 0x{data[error.start]:02x} in line {line} is"
-            " not (it may be Latin-1 or Windows-1252); save it as CSV in UTF-8."
+            f"{name} must be a CSV table in UTF-8; byte 0x{data[error.start]:02x} in line {line} is"
+            " not (it may be Latin-1 or Windows-1252). Save it as CSV in UTF-8."
         ) from error
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
 
 def _records(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Give line number and values of every row that is not blank."""
+    """Yield the line number and the values of every row that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     is_first = True
     try:
@@ -161,16 +169,19 @@ def _records(text: str, separator: str, name: str) -> Iterator[tuple[int, list[s
             is_first = False
     except csv.Error as error:
         raise DataError(
-            f"{name} must be a CSV table, line {reader.line_num} is not ({error}); repair it."
+            f"{name} must be a CSV table; line {reader.line_num} is not ({error}). Repair it."
         ) from error
 
 
 def _fit(values: list[str], length: int, line: int, name: str) -> list[str]:
-    """Return the values of a row as many as the header has; blanks may be missing at its end, or stand there too many."""
+    """Return the values of a row, as many as the header has.
+
+    A row may have fewer values, or blanks behind the last one.
+    """
     if any(values[length:]):
         raise DataError(
-            f"every row of {name} must have {length} values like its header, line {line} has"
-            f" {len(values)}; put values that hold the separator in quotes, or name every column."
+            f"Every row of {name} must have {length} values like its header; line {line} has"
+            f" {len(values)}. Put values that hold the separator in quotes, or name every column."
         )
     return values[:length] + [""] * (length - len(values))
 

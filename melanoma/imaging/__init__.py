@@ -1,1 +1,1 @@
-"""From the bytes of a file to its pixels, with every limit on hostile and damaged input."""
+"""Imaging: from the bytes of a file to the network's input; decoding, letterbox, augmentation."""

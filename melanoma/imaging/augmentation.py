@@ -1,7 +1,6 @@
-"""Batched augmentation on the device; its randomness comes from (seed, epoch, image_id) alone.
+"""Batched augmentation on the device, with randomness from (seed, epoch, image_id) alone.
 
-So an image is changed in the same way whichever worker shows it, in whatever batch, however often
-the run was restarted.
+So an image is changed in the same way in any worker and any batch, and after any restart.
 """
 
 import hashlib
@@ -27,7 +26,10 @@ def image_keys(image_ids: list[str]) -> NDArray[np.uint64]:
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One output step of SplitMix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, 2014)."""
+    """Return the output of SplitMix64 for some states.
+
+    Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, 2014.
+    """
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -36,12 +38,15 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def uniform_draws(
     keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int = NUM_DRAWS
 ) -> Tensor:
-    """Return ``(N, num)`` float32 draws in [0, 1), a pure function of (seed, epoch, key, column)."""
-    with np.errstate(over="ignore"):  # wrapping around 2^64 is the arithmetic meant
+    """Return ``(N, num)`` float32 draws in [0, 1).
+
+    Each is a pure function of (seed, epoch, key, column).
+    """
+    with np.errstate(over="ignore"):  # Arithmetic modulo 2^64 is intended.
         stream = _mix(np.array([seed], np.uint64) + _GOLDEN * np.uint64(epoch + 1))
         start = _mix(keys ^ stream)[:, None]
         states = _mix(start + _GOLDEN * np.arange(1, num + 1, dtype=np.uint64)[None, :])
-    # 24 bits, as many as a float32 holds: 53 would round up to 1.0 on conversion.
+    # 24 bits, as many as a float32 holds. With 53 bits some draws would round up to 1.0.
     return torch.from_numpy(
         ((states >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
     )
@@ -53,7 +58,7 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
     Args:
         images: ``(N, H, W, 3)`` uint8.
         draws: ``(N, NUM_DRAWS)`` or more columns, in [0, 1).
-        config: how far.
+        config: how far images may be changed.
         size: (h, w) of the result, px.
 
     Returns:
@@ -61,7 +66,8 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
     """
     pixels = to_float(images)
     height, width = pixels.shape[-2:]
-    if height > 2 * size[0]:  # a bilinear sample covers two pixels; shrink first what would alias
+    if height > 2 * size[0]:
+        # A bilinear sample covers two pixels, so a larger image would alias. Shrink it first.
         pixels = resize(pixels, (2 * size[0], 2 * size[1]))
     draws = draws.to(pixels.device)
     grid = F.affine_grid(
@@ -74,7 +80,11 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
 
 
 def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:
-    """Return ``(N, 2, 3)`` maps from output to input in grid_sample's [-1, 1] coordinates; turning needs square pixels."""
+    """Return ``(N, 2, 3)`` maps from output to input in grid_sample's [-1, 1] coordinates.
+
+    These coordinates stretch pixels unless the image is square. ``aspect``, width / height, makes
+    up for that, so that a turn is a turn.
+    """
     angle = 2 * math.pi * draws[:, 0]
     zoom = torch.exp((2 * draws[:, 1] - 1) * math.log(config.zoom))
     flip = torch.where(draws[:, 2] < 0.5, 1.0, -1.0)
@@ -87,6 +97,8 @@ def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:
 
 
 def _recolour(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+    """Change tint, brightness, contrast and saturation, in this order."""
+
     def factor(column: int, amount: float) -> Tensor:
         return (1 + (2 * draws[:, column] - 1) * amount).view(-1, 1, 1, 1)
 

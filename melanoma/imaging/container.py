@@ -1,4 +1,7 @@
-"""What JPEG, PNG and WebP files have in common. Knows neither their layout nor what the pixels are for."""
+"""What JPEG, PNG and WebP files have in common.
+
+Knows neither their layout nor what the pixels are for.
+"""
 
 import contextlib
 import io
@@ -11,7 +14,7 @@ from PIL import Image
 
 from melanoma.errors import InvalidImageError
 
-# What Pillow raises for damaged input has no common base; this is what fuzzing its readers shows.
+# Pillow's errors for damaged input have no common base class. Fuzzing its readers raised these.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -29,7 +32,13 @@ _PILLOW_ERRORS = (
 
 
 class Container(Protocol):
-    """One encoded image. Each property reads only as much of the file as it needs, and raises InvalidImageError."""
+    """One encoded image.
+
+    Each property reads only as much of the file as it needs.
+
+    Raises:
+        InvalidImageError: from each property, if the file is damaged.
+    """
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,29 +46,41 @@ class Container(Protocol):
 
     @property
     def num_passes(self) -> int:
-        """How many passes over all pixels decoding is worth at most. Walks the whole file from part to part."""
+        """The work of decoding, as a number of passes over all pixels; an upper bound.
+
+        Counting may walk through all parts of the file.
+        """
 
     @property
     def exif(self) -> bytes:
         """The EXIF block; empty if there is none."""
 
     def decode(self) -> Image.Image:
-        """Decode the first image, in the mode it is stored in; refuse what is damaged."""
+        """Decode the first image in the mode in which it is stored.
+
+        Raises:
+            InvalidImageError: if it is damaged.
+        """
 
 
 def damaged() -> InvalidImageError:
-    """Return the refusal of a file that is not whole."""
+    """Return the error for a damaged or incomplete file."""
     return InvalidImageError(
-        "The image must be complete and undamaged; export it again from its source.",
+        "The image must be complete and undamaged; it is not. Export it again from its source.",
         status=422,
         code="image_truncated",
     )
 
 
 def too_many_parts(part: str, limit: int) -> InvalidImageError:
-    """Return the refusal of a file of more parts, for instance segments, than any camera or program writes."""
+    """Return the error for a file with more parts than any camera or program writes.
+
+    Args:
+        part: the kind of parts in the plural, such as segments.
+        limit: the largest number allowed.
+    """
     return InvalidImageError(
-        f"The file must have at most {limit} {part}, it has more; export the image again without"
+        f"The file must have at most {limit} {part}; it has more. Export the image again without"
         " its metadata.",
         status=422,
         code="too_many_parts",
@@ -67,7 +88,17 @@ def too_many_parts(part: str, limit: int) -> InvalidImageError:
 
 
 def decode_with_pillow(data: bytes, kind: str, size: tuple[int, int]) -> Image.Image:
-    """Decode a file with Pillow, which must find the size (width, height; px) that was checked: else it would decode any number of pixels."""
+    """Decode a file with Pillow.
+
+    Args:
+        data: the file.
+        kind: Pillow's name of its format.
+        size: (width, height), px, as it was checked. If Pillow found another size, it could decode
+            any number of pixels.
+
+    Raises:
+        InvalidImageError: if the file is damaged or Pillow finds another size.
+    """
     with damage_refused():
         image = Image.open(io.BytesIO(data), formats=[kind])
         if image.size != size:
@@ -78,7 +109,7 @@ def decode_with_pillow(data: bytes, kind: str, size: tuple[int, int]) -> Image.I
 
 @contextlib.contextmanager
 def damage_refused() -> Iterator[None]:
-    """Turn whatever Pillow raises for damaged input into one refusal."""
+    """Turn every error that Pillow raises for damaged input into one InvalidImageError."""
     try:
         yield
     except InvalidImageError:

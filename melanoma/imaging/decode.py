@@ -1,6 +1,6 @@
-"""From the bytes of a file to an upright RGB image, with every limit on hostile and damaged input.
+"""Decodes a file to an upright RGB image, with every limit on hostile and damaged input.
 
-Shards, evaluation and server decode here and nowhere else. Knows nothing of networks, data sets or
+Prepare, evaluation and server decode here and nowhere else. Knows nothing of networks, data sets or
 HTTP.
 """
 
@@ -21,14 +21,13 @@ from melanoma.imaging.webp import Webp
 
 MAX_PIXELS = 25_000_000
 MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
-# Grey values of 255 between the darkest and the brightest part; the flattest image of HAM10000
-# spans 22.
+# Least difference between the darkest and the brightest part, in grey values of 255. The flattest
+# image of HAM10000 spans 22.
 MIN_CONTRAST = 4
 # Padding is near the mean of natural images, so that it is close to zero after normalisation and no
 # edge attracts the network.
 PADDING_RGB = (124, 116, 104)
-# A scan of a JPEG takes about 13 ms over the most pixels, so that 32 take no longer than the pixels
-# themselves.
+# A scan of a JPEG of MAX_PIXELS takes about 13 ms, so 32 scans take no longer than its pixels.
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _BAND_ROWS = 256
 _UPRIGHT = {
@@ -45,15 +44,15 @@ _UPRIGHT = {
 def decode_image(data: bytes) -> Image.Image:
     """Decode an encoded JPEG, PNG or WebP image to upright RGB.
 
-    The first bytes decide the format, never a name or header. EXIF orientation is applied, as a
-    camera and a browser understand it, and all other metadata are dropped; an EXIF block that
-    cannot be read turns nothing. Transparency is composed on white; 16-bit grey is scaled to 8
-    bits; of an animation the first frame counts. What a decoder only warns of is refused.
+    The first bytes alone decide the format, not a file name or HTTP header. EXIF orientation is
+    applied as cameras and browsers do; an EXIF block that cannot be read is ignored. All other
+    metadata are dropped. Transparent images are put on white. 16-bit grey is scaled to 8 bits. Of
+    an animation the first frame is taken. If a decoder only warns, the image is refused.
 
     Raises:
-        InvalidImageError: 400 for no bytes, 413 above 25 megapixels, 415 for other formats, 422 for
-            sides outside 32..10000 px, for truncated or damaged images, for too many scans,
-            segments or chunks, and for 12 bits stored in 16.
+        InvalidImageError: with status 400 for no bytes, 413 above 25 megapixels, 415 for other
+            formats, and 422 for sides outside 32 to 10000 px, for truncated or damaged images, for
+            too many scans, segments or chunks, and for 12 bits stored in 16.
     """
     container = _open(data)
     _check_passes(container)
@@ -63,7 +62,9 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def announced_size(data: bytes) -> tuple[int, int]:
-    """Return width and height, px, as the header of an encoded image announces them, within the limits of `decode_image`.
+    """Return width and height, px, as the header of an encoded image announces them.
+
+    They are within the limits of `decode_image`.
 
     Raises:
         InvalidImageError: as `decode_image` does for its header.
@@ -72,10 +73,12 @@ def announced_size(data: bytes) -> tuple[int, int]:
 
 
 def decoding_work(data: bytes) -> int:
-    """Return about how much work it is to decode an encoded image: pixels times passes over them, and bytes. Decodes nothing.
+    """Return an estimate of the work of decoding an image, without decoding it.
+
+    It is the number of pixels times the passes over them, plus the number of bytes.
 
     Raises:
-        InvalidImageError: as `decode_image` does for all that shows without decoding.
+        InvalidImageError: as `decode_image` does for everything that shows without decoding.
     """
     container = _open(data)
     _check_passes(container)
@@ -84,7 +87,10 @@ def decoding_work(data: bytes) -> int:
 
 
 def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
-    """Return what reads an encoded image, going by its first bytes; None for what is no image of a known format."""
+    """Return the class that reads an encoded image, or None if its format is not known.
+
+    The first bytes decide.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         return Jpeg
     if data.startswith(png.MAGIC):
@@ -95,12 +101,14 @@ def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
 def _open(data: bytes) -> Container:
     if not data:
         raise InvalidImageError(
-            "The image must not be empty; send its bytes.", status=400, code="empty_image"
+            "The image must not be empty; it has no bytes. Send the whole file.",
+            status=400,
+            code="empty_image",
         )
     kind = format_of(data)
     if kind is None:
         raise InvalidImageError(
-            "The image must be JPEG, PNG or WebP; convert it.",
+            "The image must be JPEG, PNG or WebP; it is none of them. Convert it.",
             status=415,
             code="unsupported_format",
         )
@@ -114,7 +122,7 @@ def _check_passes(container: Container) -> None:
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
     if container.num_passes > most:
         raise InvalidImageError(
-            f"An image of this size must have at most {most} scans, it has more; export it again"
+            f"An image of this size must have at most {most} scans; it has more. Export it again"
             " from its source.",
             status=422,
             code="too_many_scans",
@@ -123,14 +131,15 @@ def _check_passes(container: Container) -> None:
 
 def _too_large() -> InvalidImageError:
     return InvalidImageError(
-        f"The image must have at most {MAX_PIXELS // 1_000_000} megapixels; send a smaller copy.",
+        f"The image must have at most {MAX_PIXELS // 1_000_000} megapixels; it has more. Send a"
+        " smaller copy.",
         status=413,
         code="image_too_large",
     )
 
 
 def check_size(width: int, height: int) -> None:
-    """Check the size of an image, px, before anything is made of its bytes.
+    """Check the size of an image, px, before its bytes are decoded.
 
     Raises:
         InvalidImageError: if it is too small, too long or has too many pixels.
@@ -139,15 +148,17 @@ def check_size(width: int, height: int) -> None:
         raise _too_large()
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_SIDE_PX:
         raise InvalidImageError(
-            f"The sides of the image must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px, got {width} x"
-            f" {height}; send it whole and unscaled.",
+            f"The sides of the image must be {MIN_SIDE_PX} to {MAX_SIDE_PX} px; they are {width} x"
+            f" {height}. Send it whole and unscaled.",
             status=422,
             code="bad_dimensions",
         )
 
 
 def check_content(image: Image.Image) -> None:
-    """Check that an image to be judged shows anything at all: a covered lens or an empty page gets no answer about a lesion.
+    """Check that an image shows something.
+
+    A covered lens or an empty page must not get an answer about a lesion.
 
     Raises:
         InvalidImageError: if its parts hardly differ in brightness.
@@ -155,8 +166,8 @@ def check_content(image: Image.Image) -> None:
     parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L"))
     if np.ptp(parts) < MIN_CONTRAST:
         raise InvalidImageError(
-            f"The image must show something, its parts differ by less than {MIN_CONTRAST} of 255 in"
-            " brightness; take it again.",
+            f"The image must show something; its parts differ by less than {MIN_CONTRAST} of 255 in"
+            " brightness. Take it again.",
             status=422,
             code="blank_image",
         )
@@ -164,21 +175,23 @@ def check_content(image: Image.Image) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB without metadata."""
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own convert clips to white
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own convert would clip to white.
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         return _on_white(image)
     if image.mode == "RGB" and type(image) is Image.Image:
         return image
-    rgb = image.convert(
-        "RGB"
-    )  # also of a file that is RGB already: EXIF, comments and profiles would travel along with it
+    # A file that is RGB already is converted too, so that no EXIF, comment or profile is kept.
+    rgb = image.convert("RGB")
     rgb.info = {}
     return rgb
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Compose a transparent image on white, some rows at a time: the whole takes four copies of it."""
+    """Put a transparent image on white.
+
+    A few rows at a time, because the whole at once would take four copies of it.
+    """
     rgb = Image.new("RGB", image.size)
     for top in range(0, image.height, _BAND_ROWS):
         box = (0, top, image.width, min(top + _BAND_ROWS, image.height))
@@ -189,7 +202,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: NDArray[Any]) -> Uint8Array:
-    """Scale ``(H, W)`` grey values of 16 bits to 8, some rows at a time: as floats the whole takes eight times its size."""
+    """Scale ``(H, W)`` grey values of 16 bits to 8 bits.
+
+    A few rows at a time, because the whole would take eight times its size as floats.
+    """
     scaled = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), _BAND_ROWS):
         scaled[top : top + _BAND_ROWS] = (values[top : top + _BAND_ROWS] / 65535 * 255).round()

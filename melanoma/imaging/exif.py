@@ -1,17 +1,22 @@
-"""The orientation in an EXIF block, and nothing else of it. A broken block says nothing against the pixels."""
+"""Reads the orientation in an EXIF block, and nothing else of it.
+
+A broken block is ignored, because it does not mean that the pixels are damaged.
+"""
 
 import re
 import struct
 
-_PREFIXES = re.compile(rb"(?:Exif\0\0)*+")  # some programs write it twice
+_PREFIXES = re.compile(rb"(?:Exif\0\0)*+")  # Some programs write it twice.
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION = 0x0112
-_FORMATS = {3: "H", 4: "I"}  # SHORT, as the standard says, and LONG
+_FORMATS = {3: "H", 4: "I"}  # SHORT, as the standard says, and LONG.
 _MAX_ENTRIES = 1000
 
 
 def orientation(exif: bytes) -> int:
-    """Return how the camera was held, 1 to 8 as EXIF counts; 1, upright, if the block does not say or cannot be read.
+    """Return the orientation, 1 to 8 as EXIF counts.
+
+    It is 1, upright, if the block does not say or cannot be read.
 
     Source: TIFF 6.0, section 2; CIPA DC-008 (Exif 2.32), 4.6.4.
     """
@@ -25,6 +30,7 @@ def _read(exif: bytes) -> int:
     prefixes = _PREFIXES.match(exif)
     start = prefixes.end() if prefixes else 0
     order = _BYTE_ORDERS[exif[start : start + 4]]
+    # The header points to the first directory: a count and entries of 12 bytes.
     place = start + struct.unpack_from(f"{order}I", exif, start + 4)[0]
     (num_entries,) = struct.unpack_from(f"{order}H", exif, place)
     for entry in range(place + 2, place + 2 + 12 * min(num_entries, _MAX_ENTRIES), 12):

@@ -1,9 +1,9 @@
-"""JPEG files: a walk from marker to marker as libjpeg does it, and a decoder whose warnings are errors.
+"""JPEG files: walks from marker to marker as libjpeg does, and decodes with warnings as errors.
 
-Source: ITU-T T.81, annex B. libjpeg tells of damaged data by warnings and goes on with grey or
-    shifted blocks, and Pillow
-hides those warnings; `simplejpeg` reports them. The pixels of undamaged files are the same, bit for
-bit.
+libjpeg only warns of damaged data and goes on with grey or shifted blocks. Pillow hides those
+warnings; `simplejpeg` reports them. The pixels of undamaged files are the same, bit for bit.
+
+Source: ITU-T T.81, annex B.
 """
 
 import functools
@@ -18,40 +18,40 @@ from PIL import Image
 from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damaged, too_many_parts
 
-# 4,000 real JPEGs have at most 9 segments; a profile or a preview of 20 MiB takes 320.
+# Of 4,000 real JPEGs none has more than 9 segments. A profile or a preview of 20 MiB takes 320.
 MAX_SEGMENTS = 1000
-MAX_SCANS = 100  # a progressive JPEG has some ten
+MAX_SCANS = 100  # A progressive JPEG has about ten.
 _MAX_FILL = 256
 _MAX_ZEROS = 256
 _DHT, _SOI, _EOI, _SOS, _APP1 = 0xC4, 0xD8, 0xD9, 0xDA, 0xE1
 _SEQUENTIAL = {0xC0, 0xC1}
-_NOTHING_FOLLOWS = (0x00, 0xF0)  # in a block, or of its next 16 coefficients
+_NOTHING_FOLLOWS = (0x00, 0xF0)  # In a block, or in its next 16 coefficients.
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3}
 _OTHER_FRAMES = {0xC5, 0xC6, 0xC7, *range(0xC9, 0xD0)} - {0xCC}
-# Any number of fill bytes 0xFF may precede a marker. Within a scan, FF 00 is a pixel byte and D0 to
-# D7 restart the coder.
+# Fill bytes 0xFF may precede a marker. Within a scan, FF 00 is a pixel byte, and D0 to D7 restart
+# the coder.
 _MARKER = re.compile(rb"\xff{1,%d}([^\x00\xff])" % _MAX_FILL)
 _END_OF_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
 
 class _Segment(NamedTuple):
     code: int
-    start: int  # of what it holds, behind its length
+    start: int  # of its content, which follows its length
     end: int
 
 
 class Jpeg:
-    """One JPEG file; of several images in it, as phones write them, the first."""
+    """One JPEG file. Of several images in it, as phones write them, the first counts."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def _walk(self) -> Iterator[_Segment]:
-        """Give every segment up to the end of the image.
+        """Yield every segment up to the end of the image.
 
-        Between segments stands nothing but fill bytes: libjpeg warns of anything else, and a
-        warning is an error here.
+        Only fill bytes may be between segments. libjpeg warns of anything else, and a warning is an
+        error here.
         """
         data, place, code = self._data, 2, _SOI
         for _ in range(MAX_SEGMENTS + 1):
@@ -71,13 +71,12 @@ class Jpeg:
 
     @functools.cached_property
     def _frame(self) -> tuple[int, int, int]:
-        """Width and height, px, and how many components."""
+        """Width and height, px, and the number of components."""
         for code, start, end in self._walk():
-            if (
-                code in _OTHER_FRAMES
-            ):  # arithmetic coding costs many times the time, and no camera or browser uses it
+            if code in _OTHER_FRAMES:
+                # Arithmetic coding takes many times as long; no camera or browser uses it.
                 raise InvalidImageError(
-                    "The JPEG must be Huffman-coded, baseline or progressive; convert it.",
+                    "The JPEG must be Huffman-coded, baseline or progressive; it is not. Convert it.",
                     status=415,
                     code="unsupported_format",
                 )
@@ -97,7 +96,10 @@ class Jpeg:
 
     @functools.cached_property
     def num_passes(self) -> int:
-        """How many scans there are, counted up to one too many; each is a pass over all pixels and may be 10 bytes long."""
+        """The number of scans, counted up to one more than allowed.
+
+        Each scan is a pass over all pixels and may be only 10 bytes long.
+        """
         scans = (segment for segment in self._walk() if segment.code == _SOS)
         return sum(1 for _ in itertools.islice(scans, MAX_SCANS + 1))
 
@@ -110,12 +112,16 @@ class Jpeg:
         return b""
 
     def decode(self) -> Image.Image:
-        """Decode to RGB or CMYK; refuse what libjpeg warns of."""
+        """Decode to RGB or CMYK.
+
+        Raises:
+            InvalidImageError: if libjpeg warns of the data.
+        """
         num_components = self._frame[2]
         if num_components not in (1, 3, 4) or self._has_zeroed_pixels():
             raise damaged()
         mode = "CMYK" if num_components == 4 else "RGB"
-        # Four inks are stored inverted, as Adobe began it; Pillow reads them so, too.
+        # CMYK is stored inverted, a convention of Adobe that Pillow follows too.
         raw_mode = "CMYK;I" if mode == "CMYK" else mode
         try:
             pixels = simplejpeg.decode_jpeg(self._data, colorspace=mode, strict=True)
@@ -124,11 +130,11 @@ class Jpeg:
             raise damaged() from error
 
     def _has_zeroed_pixels(self) -> bool:
-        """Return whether bytes of the one scan were lost and zeros put in their place.
+        """Return whether bytes of the only scan were lost and replaced with zeros.
 
-        libjpeg reads zeros as blocks, and may come out even. Their codes of zeros alone are the
-        first of each table. Unless that says that nothing follows, it stands for a coefficient of
-        -1, which no image has in all places of many blocks.
+        libjpeg decodes such zeros as blocks and may not notice. A code of zero bits alone is the
+        first symbol of its Huffman table. Unless that symbol says that nothing follows, it stands
+        for a coefficient of -1, and no image has that in every place of many blocks.
         """
         segments = tuple(self._walk())
         scans = [segment for segment in segments if segment.code == _SOS]
@@ -146,8 +152,9 @@ class Jpeg:
         )
 
     def _first_symbols(self, table: _Segment) -> Iterator[int]:
-        """Give the first symbol of every table of AC coefficients."""
+        """Yield the first symbol of every Huffman table for AC coefficients."""
         place = table.start
+        # A table is a byte with its class and id, 16 counts of codes by length, and the symbols.
         while place + 17 < table.end:
             if self._data[place] >> 4:
                 yield self._data[place + 17]

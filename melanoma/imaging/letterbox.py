@@ -1,7 +1,8 @@
-"""From a decoded image to the network's input: THE definition, for shards, evaluation and server alike.
+"""Preprocessing: from a decoded image to the network's input, for shards, evaluation and server.
 
-`letterbox` fits an image into the stored frame with its aspect ratio kept; `Preprocess` turns a
-batch of stored images into network input. Knows nothing of networks or data sets.
+`letterbox` fits an image into the stored frame with its aspect ratio kept. `Preprocess` turns a
+batch of stored images into network input. This is the only definition of both. Knows nothing of
+networks or data sets.
 """
 
 import dataclasses
@@ -22,12 +23,12 @@ PADDING_RGB = (124, 116, 104)
 
 
 def letterbox_shape(size: int) -> tuple[int, int]:
-    """Return (height, width) in px of the stored image whose long side is ``size``: 4:3, dermoscopy's shape."""
+    """Return (height, width), px, of a stored image: 4:3, as in dermoscopy, and ``size`` wide."""
     return round(size * 3 / 4), size
 
 
 def letterbox(image: Image.Image, shape: tuple[int, int]) -> Uint8Array:
-    """Fit an image into a letterbox, its aspect ratio kept, centred on neutral padding.
+    """Fit an image into a letterbox: aspect ratio kept, centred on neutral padding.
 
     Args:
         image: upright RGB.
@@ -47,7 +48,15 @@ def letterbox(image: Image.Image, shape: tuple[int, int]) -> Uint8Array:
 
 
 def letterbox_box(image_size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return where (left, top, right, bottom; px) an image of (width, height) lies in a letterbox of (H, W)."""
+    """Return the box of an image in a letterbox.
+
+    Args:
+        image_size: (width, height) of the image, px.
+        shape: (H, W) of the letterbox, px.
+
+    Returns:
+        (left, top, right, bottom), px.
+    """
     height, width = shape
     scale = min(width / image_size[0], height / image_size[1])
     fitted = max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
@@ -68,14 +77,21 @@ class Preprocess(Strict):
     data: DataConfig
 
     def stored(self, image: Image.Image) -> Uint8Array:
-        """Return the ``(H, W, 3)`` uint8 image that `__call__` takes, as prepare would have stored it."""
+        """Return the ``(H, W, 3)`` uint8 image that prepare would store and `__call__` takes."""
         return letterbox(image, self.stored_shape)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Resize and normalise ``(N, H, W, 3)`` uint8 images to ``(N, 3, h, w)`` float32 network input."""
+        """Resize and normalise ``(N, H, W, 3)`` uint8 images.
+
+        Returns:
+            Network input, ``(N, 3, h, w)`` float32.
+
+        Raises:
+            ValueError: if the images do not have the stored shape.
+        """
         if tuple(images.shape[1:]) != (*self.stored_shape, 3):
             raise ValueError(
-                f"images must be (N, {self.stored_shape[0]}, {self.stored_shape[1]}, 3), got"
+                f"images must be (N, {self.stored_shape[0]}, {self.stored_shape[1]}, 3); they are"
                 f" {tuple(images.shape)}."
             )
         return self.normalise(

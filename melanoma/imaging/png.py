@@ -1,4 +1,4 @@
-"""PNG files: every checksum is checked, and the compressed pixels are as many as the header announces. Pillow decodes.
+"""PNG files: checks every checksum and the number of compressed pixels, then decodes with Pillow.
 
 Source: W3C, Portable Network Graphics (third edition).
 """
@@ -16,12 +16,12 @@ from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAGIC = b"\x89PNG"
-_SIGNATURE = MAGIC + b"\r\n\x1a\n"  # its line ends show what was changed in text mode
-MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560
-_NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# Pillow inflates every profile, and all are dropped in the end; of texts it counts what they
-# inflate to.
-_KEPT_FROM_PILLOW = (b"iCCP", b"eXIf")
+_SIGNATURE = MAGIC + b"\r\n\x1a\n"  # Its line ends show a transfer in text mode.
+MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560.
+_NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By colour type.
+# Pillow would inflate every profile, although all metadata are dropped in the end. What texts
+# inflate to it limits itself.
+_HIDDEN_FROM_PILLOW = (b"iCCP", b"eXIf")
 _WHOLE = ((0, 0, 1, 1),)
 # Adam7: first column, first row, steps between columns and rows.
 _INTERLACED = (
@@ -53,7 +53,7 @@ class _Chunk(NamedTuple):
 
 
 class Png:
-    """One PNG file; of an animation, the image that a viewer without animations shows."""
+    """One PNG file. Of an animation the image counts that viewers without animations show."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -67,7 +67,7 @@ class Png:
     @functools.cached_property
     def _chunks(self) -> tuple[_Chunk, ...]:
         chunks = tuple(self._walk())
-        # Decoders differ in which of several they believe.
+        # Decoders differ in which of several headers they use.
         if [chunk.kind for chunk in chunks].count(b"IHDR") != 1 or chunks[0].kind != b"IHDR":
             raise damaged()
         return chunks
@@ -94,7 +94,7 @@ class Png:
 
     @functools.cached_property
     def num_passes(self) -> int:
-        """Four: pixels of up to eight bytes are inflated, filtered and put in place."""
+        """Four, because pixels of up to eight bytes are inflated, filtered and put in place."""
         return 4 if self._chunks else 0
 
     @functools.cached_property
@@ -104,7 +104,13 @@ class Png:
         return self._data[found.start : found.end] if found else b""
 
     def decode(self) -> Image.Image:
-        """Decode in the stored mode, 16 bits of grey as they are, 16 bits of colour as their upper 8."""
+        """Decode in the stored mode.
+
+        Grey values of 16 bits are kept. Of colours with 16 bits the upper 8 are.
+
+        Raises:
+            InvalidImageError: if the file is damaged, or holds 12 bits in 16.
+        """
         self._check_sums()
         self._check_pixels()
         image = decode_with_pillow(self._for_pillow(), "PNG", self.size)
@@ -113,9 +119,9 @@ class Png:
         return image
 
     def _for_pillow(self) -> bytes:
-        if not any(chunk.kind in _KEPT_FROM_PILLOW for chunk in self._chunks):
+        if not any(chunk.kind in _HIDDEN_FROM_PILLOW for chunk in self._chunks):
             return self._data
-        kept = (chunk for chunk in self._chunks if chunk.kind not in _KEPT_FROM_PILLOW)
+        kept = (chunk for chunk in self._chunks if chunk.kind not in _HIDDEN_FROM_PILLOW)
         return _SIGNATURE + b"".join(self._data[chunk.start - 8 : chunk.end + 4] for chunk in kept)
 
     def _check_sums(self) -> None:
@@ -125,7 +131,10 @@ class Png:
                 raise damaged()
 
     def _check_pixels(self) -> None:
-        """Inflate the pixels, some at a time, and compare their number. Pillow stops at the last row, and looks no further."""
+        """Inflate the pixels, some at a time, and check their number.
+
+        Pillow would stop at the last row and ignore what follows.
+        """
         inflate, num_bytes, expected = zlib.decompressobj(), 0, self._num_raw_bytes()
         for part in self._compressed():
             if inflate.eof:
@@ -138,7 +147,7 @@ class Png:
             raise damaged()
 
     def _compressed(self) -> Iterator[memoryview]:
-        """Give the compressed pixels in small parts; their chunks stand one behind the other."""
+        """Yield the compressed pixels in small parts; their chunks must follow each other."""
         places = [index for index, chunk in enumerate(self._chunks) if chunk.kind == b"IDAT"]
         if not places or places[-1] - places[0] != len(places) - 1:
             raise damaged()
@@ -149,13 +158,14 @@ class Png:
                 yield view[place : min(place + _INPUT_BYTES, end)]
 
     def _num_raw_bytes(self) -> int:
-        """Return how many bytes all rows take, each with the byte that names its filter."""
+        """Return how many bytes all rows take, each with one byte for its filter."""
         head = self._head
         if head.colour not in _NUM_CHANNELS or head.interlace > 1:
             raise damaged()
         bits = head.num_bits * _NUM_CHANNELS[head.colour]
         total = 0
         for left, top, step_x, step_y in _INTERLACED if head.interlace else _WHOLE:
+            # -((a - b) // c) is (b - a) / c, rounded up.
             columns, rows = -((left - head.width) // step_x), -((top - head.height) // step_y)
             if columns > 0 and rows > 0:
                 total += rows * (1 + (columns * bits + 7) // 8)
@@ -163,7 +173,7 @@ class Png:
 
 
 def _inflated(inflate: "zlib._Decompress", part: bytes | memoryview) -> Iterator[int]:
-    """Give how many bytes a part inflates to, at most a megabyte at a time."""
+    """Yield how many bytes a part inflates to, at most a megabyte at a time."""
     try:
         while True:
             num = len(inflate.decompress(part, _OUTPUT_BYTES))
@@ -176,15 +186,21 @@ def _inflated(inflate: "zlib._Decompress", part: bytes | memoryview) -> Iterator
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse 12 bits stored in 16: they would come out sixteen times too dark. Nothing in the file tells how bright is white."""
+    """Refuse 12 bits stored in 16.
+
+    They would come out sixteen times too dark, and nothing in the file says which value is white.
+
+    Raises:
+        InvalidImageError: if the brightest value fits into 12 bits.
+    """
     if image.mode.startswith("I"):
         channels, limit = [image], 4096
-    else:  # of colour, Pillow keeps the upper 8 bits
+    else:  # Of colours Pillow keeps the upper 8 bits.
         channels, limit = [image.getchannel(name) for name in image.getbands() if name != "A"], 16
     brightest = max(int(np.asarray(channel).max()) for channel in channels)
     if 0 < brightest < limit:
         raise InvalidImageError(
-            "The image must use all of its 16 bits, it holds 12 bits in 16; export it as 8 bits.",
+            "The image must use all of its 16 bits; it holds 12 bits in 16. Export it as 8 bits.",
             status=422,
             code="bit_depth_unclear",
         )

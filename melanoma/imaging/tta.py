@@ -1,8 +1,8 @@
-"""Test-time augmentation: mirrored copies of an image, averaged, because a lesion has no up or down.
+"""Test-time augmentation: averages mirrored copies of an image.
 
-Rotated copies are left out. On the small last feature map of a 4:3 image, a ConvNeXt's 7 x 7
-kernels never learn the offsets that a 3:4 image needs, so rotated copies score far worse than
-mirrored ones.
+A lesion has no up or down, so a mirrored copy is as good as the image. Rotated copies are not: on
+the small last feature map of a 4:3 image, a ConvNeXt's 7 x 7 kernels never learn the offsets that a
+3:4 image needs, so rotated copies score far worse.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,39 @@ from torch import Tensor
 
 from melanoma.config import TTA_COPIES
 
-MAX_PASS = 8  # images: a CPU gains nothing from more at once, and a GPU gets as many by its batch
+MAX_PASS = 8
+"""Images in a pass. A CPU gains nothing from more, and a GPU gets as many through its batch."""
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 """From ``(N, 3, H, W)`` images to their last feature map ``(N, K, h, w)``."""
 
 
 def flip(images: Tensor, copy: int) -> Tensor:
-    """Return copy 0..3 of ``(..., H, W)``: bit 0 mirrors left-right, bit 1 top-bottom. The same call undoes it."""
+    """Return a mirrored copy of images ``(..., H, W)``.
+
+    Args:
+        images: the images, or feature maps of them.
+        copy: 0 to 3; bit 0 mirrors left and right, bit 1 top and bottom. The same call undoes it.
+    """
     dims = [dim for bit, dim in ((1, -1), (2, -2)) if copy & bit]
     return images.flip(dims) if dims else images
 
 
 def tta_features(extract: FeatureExtractor, images: Tensor, tta: int) -> list[Tensor]:
-    """Return the feature map ``(N, K, h, w)`` of each mirrored copy of ``(N, 3, H, W)`` images.
+    """Return the feature map ``(N, K, h, w)`` of each mirrored copy of some images.
 
-    Copies of few images share a pass through the network.
+    If there are few images, several copies share a pass through the network.
+
+    Args:
+        extract: the network up to its last feature map.
+        images: ``(N, 3, H, W)`` network input.
+        tta: number of copies, 1, 2 or 4.
+
+    Raises:
+        ValueError: if tta is another number.
     """
     if tta not in TTA_COPIES:
-        raise ValueError(f"tta must be one of {TTA_COPIES}, got {tta}.")
+        raise ValueError(f"tta must be one of {TTA_COPIES}; it is {tta}.")
     mirrored = [flip(images, copy) for copy in range(tta)]
     at_once = max(1, MAX_PASS // max(1, len(images)))
     passes = [mirrored[start : start + at_once] for start in range(0, tta, at_once)]

@@ -1,9 +1,9 @@
-"""WebP files: every length is checked, and the decoder must need the last bytes of the pixels. Pillow decodes.
+"""WebP files: checks every length and that the last bytes are needed, then decodes with Pillow.
 
-Source: RFC 9649. The format has no checksums, so that damage can only be seen where it moves
-    something. Entropy-coded data
-that were changed are read at another pace: the decoder runs out of them, or comes to an end before
-their end.
+The format has no checksums, so damage only shows if it moves something. Changed entropy-coded data
+are read at another pace: the decoder runs out of them, or stops before their end.
+
+Source: RFC 9649.
 """
 
 import functools
@@ -17,8 +17,8 @@ from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAX_CHUNKS = 10_000
-# Encoders leave a byte or two unused. Shorter pixels than the least have no tail that could be told
-# from the rest.
+# Encoders leave a byte or two unused, so the tail that must be needed is longer. Pixels of fewer
+# than _LEAST_BYTES are too short to have such a tail.
 _TAIL_BYTES, _LEAST_BYTES = 32, 256
 _BITSTREAMS = (b"VP8 ", b"VP8L")
 
@@ -30,7 +30,7 @@ class _Chunk(NamedTuple):
 
 
 class Webp:
-    """One WebP file; of an animation, its first frame."""
+    """One WebP file. Of an animation the first frame counts."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -45,7 +45,7 @@ class Webp:
 
     @functools.cached_property
     def _chunks(self) -> tuple[_Chunk, ...]:
-        """The chunks of the file; of those within frames, the first frame's."""
+        """The chunks of the file, and those inside the first frame of an animation."""
         if int.from_bytes(self._data[4:8], "little") + 8 != len(self._data):
             raise damaged()
         chunks = tuple(self._walk(12, len(self._data)))
@@ -71,7 +71,10 @@ class Webp:
 
     @functools.cached_property
     def num_passes(self) -> int:
-        """Two, or 32 if something is coded without loss: each 4 x 4 pixels may then bring a set of codes of their own."""
+        """Two, or 32 if the pixels or their transparency are lossless.
+
+        In lossless data each block of 4 x 4 pixels may bring its own set of codes.
+        """
         return 32 if self._find(b"VP8L", b"ALPH") else 2
 
     @functools.cached_property
@@ -81,12 +84,16 @@ class Webp:
         return self._data[found.start : found.end] if found else b""
 
     def decode(self) -> Image.Image:
-        """Decode to RGB or RGBA."""
+        """Decode to RGB or RGBA.
+
+        Raises:
+            InvalidImageError: if the file is damaged.
+        """
         pixels = self._find(*_BITSTREAMS)
         if pixels is None:
             raise damaged()
-        # The pixels say once more how many they are; only a frame of an animation may be smaller
-        # than the whole.
+        # The pixels state their size again. Only a frame of an animation may be smaller than the
+        # whole.
         size = _bitstream_size(pixels.kind, self._data[pixels.start : pixels.start + 10])
         fits = (
             size[0] <= self.size[0] and size[1] <= self.size[1]
@@ -113,7 +120,7 @@ class Webp:
 
 
 def _bitstream_size(kind: bytes, head: bytes) -> tuple[int, int]:
-    """Return width and height, px, as the first ten bytes of the pixels tell them."""
+    """Return width and height, px, from the first ten bytes of the pixels."""
     if len(head) == 10 and kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", head, 6)
         return width & 0x3FFF, height & 0x3FFF

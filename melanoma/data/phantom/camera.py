@@ -1,4 +1,7 @@
-"""What lies between a synthetic lesion and its file: hair, ruler, ink, gel, light, focus and sensor. Knows no lesion."""
+"""The camera's share of a synthetic image: hair, ruler, ink, gel, light, focus and sensor noise.
+
+Knows nothing of lesions.
+"""
 
 import dataclasses
 
@@ -17,28 +20,39 @@ Y_PX, X_PX = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """What one source does to its images: a gain a channel, and how dark the corners get, in [0, 1]."""
+    """What one source does to its images.
+
+    Attributes:
+        tint: gain of each colour channel.
+        vignette: how dark the corners get, in [0, 1].
+    """
 
     tint: tuple[float, float, float]
     vignette: float
 
 
 def noise(rng: np.random.Generator, cell_px: float) -> Field:
-    """Return smooth noise about 0 with deviation near 1, ``(H, W)``, varying over ``cell_px``."""
+    """Return smooth noise ``(H, W)`` with mean 0 and deviation near 1.
+
+    Args:
+        rng: the source of randomness.
+        cell_px: the distance over which the noise varies, px.
+    """
     shape = (int(HEIGHT_PX / cell_px) + 4, int(WIDTH_PX / cell_px) + 4)
     coarse = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
+    # Interpolation lowers the deviation; 1.4 brings it back near 1.
     return np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC)) * 1.4
 
 
 def blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
-    """Lay a colour over pixels ``(H, W, 3)`` with a weight ``(H, W)`` in [0, 1]."""
+    """Return pixels ``(H, W, 3)`` blended with a colour by a weight ``(H, W)`` in [0, 1]."""
     return np.asarray(
         pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None]
     )
 
 
 def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
-    """Add what is on real images and means nothing: hair, a ruler, ink, gel bubbles."""
+    """Add artefacts of real images that say nothing of the lesion: hair, ruler, ink, bubbles."""
     if rng.random() < 0.45:
         for _ in range(rng.integers(1, 14)):
             pixels = blend(

@@ -1,8 +1,10 @@
-"""Draws one synthetic dermoscopic image and its true lesion mask. Knows nothing of data sets, files or splits.
+"""Draws one synthetic dermoscopic image and its true lesion mask.
 
-Nothing here models biology; it draws what the eye looks for (asymmetry, border, colours, veil,
-network) so that methods can be tested with the truth known. Signs of melanoma come in a strength
-that overlaps between the classes.
+Nothing here models biology. It draws the signs that dermatologists look for (asymmetry, border,
+colours, veil, network), so that methods can be tested against a known truth. The strengths of the
+signs of melanoma overlap between the classes.
+
+Knows nothing of data sets, files or splits.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ class Lesion:
         dx: class name.
         strength: how strongly signs of melanoma show, in [0, 1].
         skin: position on the scale of skin colours, in [0, 1].
-        seed: draws everything else.
+        seed: of the generator that draws everything else.
     """
 
     dx: str
@@ -52,14 +54,15 @@ class Lesion:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where each pixel lies on the lesion; all fields ``(H, W)``.
+class _Coordinates:
+    """Where each pixel lies on the lesion; all fields are ``(H, W)``.
 
     Attributes:
-        u: along one axis of the lesion, in its radii from its centre.
-        v: along the other.
+        u: distance from the centre along one axis of the lesion, in radii.
+        v: the same along the other axis, in radii.
         radius_px: the lesion's radius, px.
-        distance: from the centre in units of the border, once that is drawn; in radii before.
+        distance: distance from the centre. `_outline` gives it in units of the border; before
+            that it is in radii.
     """
 
     u: Field
@@ -69,7 +72,12 @@ class _Place:
 
 
 def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray[np.bool_]]:
-    """Draw view 0, 1, ... of a lesion.
+    """Draw one view of a lesion.
+
+    Args:
+        lesion: what stays the same in every view.
+        camera: the source that takes the image.
+        view: number of the view, from 0. It seeds all that differs between two views.
 
     Returns:
         The image, ``(150, 200, 3)`` uint8, and the true lesion mask, ``(150, 200)`` bool.
@@ -86,36 +94,49 @@ def draw(lesion: Lesion, camera: Camera, view: int) -> tuple[Uint8Array, NDArray
     return photograph(pixels, camera, view_rng), cover > 0.5
 
 
-def _lesion_noise(at: _Place, rng: np.random.Generator, frequency: float, terms: int = 5) -> Field:
-    """Return smooth noise that moves with the lesion (unlike `_noise`), deviation near 1."""
+def _lesion_noise(
+    at: _Coordinates, rng: np.random.Generator, frequency: float, terms: int = 5
+) -> Field:
+    """Return smooth noise ``(H, W)`` with deviation near 1 that moves with the lesion.
+
+    `noise` of the camera is fixed to the frame instead.
+    """
     angles, phases = rng.uniform(0, 2 * np.pi, (2, terms))
     rates = frequency * rng.uniform(0.6, 1.5, terms)
     total = np.zeros_like(at.u)
     for angle, phase, rate in zip(angles.tolist(), phases.tolist(), rates.tolist(), strict=True):
         total += np.cos((rate * math.cos(angle)) * at.u + (rate * math.sin(angle)) * at.v + phase)
+    # A cosine of random phase has variance 1/2, so the sum of all has terms / 2.
     return total * math.sqrt(2 / terms)
 
 
-def _lesion_coordinates(shape_rng: np.random.Generator, view_rng: np.random.Generator) -> _Place:
+def _lesion_coordinates(
+    shape_rng: np.random.Generator, view_rng: np.random.Generator
+) -> _Coordinates:
     scale = shape_rng.uniform(27, 48) * view_rng.uniform(0.88, 1.14)
     angle = view_rng.uniform(0, 2 * np.pi)
     x = (X_PX - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
     y = (Y_PX - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
     u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
-    return _Place(u, v, scale, np.hypot(u, v))
+    return _Coordinates(u, v, scale, np.hypot(u, v))
 
 
 def _sign(lesion: Lesion, rng: np.random.Generator) -> float:
-    """Return how plainly one sign shows, in [0, 1]: the lesion's strength, give or take, for no melanoma has all of them.
+    """Return how plainly one sign shows, in [0, 1].
 
-    A steep curve: a sign is mostly there or not, and what lies between the classes stays between
-    them.
+    Noise is added to the lesion's strength, because no melanoma shows every sign. The curve is
+    steep: a sign is mostly present or absent, and a lesion between the classes stays between them.
     """
     return float(1 / (1 + np.exp(-9 * (lesion.strength + rng.normal(0, 0.08) - 0.5))))
 
 
-def _outline(lesion: Lesion, at: _Place, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Return how much of each pixel the lesion covers, in [0, 1], and the distance from its centre in units of its border."""
+def _outline(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> tuple[Field, Field]:
+    """Draw the outline of a lesion.
+
+    Returns:
+        How much of each pixel the lesion covers, ``(H, W)`` in [0, 1], and the distance of each
+        pixel from the lesion's centre, ``(H, W)`` in units of its border.
+    """
     asymmetry, irregularity = _sign(lesion, rng), _sign(lesion, rng)
     u = at.u * rng.uniform(1.0, 1.35)
     theta = np.arctan2(at.v, u)
@@ -143,6 +164,7 @@ def _outline(lesion: Lesion, at: _Place, rng: np.random.Generator) -> tuple[Fiel
         "df": 0.2,
         "vasc": 0.05,
     }[lesion.dx]
+    # The border is soft over at least two pixels.
     softness = max(softness * rng.uniform(0.6, 1.4), 2.0 / at.radius_px)
     return 1 / (1 + np.exp(np.clip((distance - 1) / (0.4 * softness), -30, 30))), distance
 
@@ -160,7 +182,7 @@ def _skin(lesion: Lesion, rng: np.random.Generator) -> Field:
     )
 
 
-def _inside(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
+def _inside(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
     """Return the colours inside the outline, ``(H, W, 3)``."""
     painter = {"bcc": _bcc, "akiec": _akiec, "bkl": _bkl, "df": _df, "vasc": _vasc}.get(
         lesion.dx, _melanocytic
@@ -178,8 +200,8 @@ def _brown(rng: np.random.Generator) -> NDArray[np.floating]:
     )
 
 
-def _melanocytic(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Paint a nevus, or a melanoma, which differs in strength alone."""
+def _melanocytic(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint a nevus or a melanoma; the two differ only in the strength of the signs."""
     base = _brown(rng)
     centre = rng.uniform(-26, 26)  # darker or lighter towards the centre
     pixels = base + (centre * (1 - np.clip(at.distance, 0, 1)))[..., None]
@@ -189,20 +211,21 @@ def _melanocytic(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     return _veil(pixels, _sign(lesion, rng), at, rng)
 
 
-def _colours(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
-    """Add patches of further colours; the stronger the sign, the more and the plainer."""
+def _colours(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Add patches of further colours: more of them, and plainer, if the sign is strong."""
     for colour in rng.permutation(_MELANOMA_COLOURS)[: 1 + round(3 * sign)]:
         patch = 1 / (1 + np.exp(-4 * (_lesion_noise(at, rng, 2.6) - 0.5)))
         pixels = blend(pixels, colour + rng.normal(0, 6, 3), patch * (0.10 + 0.75 * sign**1.5))
     return pixels
 
 
-def _network(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
-    """Add a pigment network: a honeycomb, warped and patchy where the sign is strong."""
+def _network(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Add a pigment network: a honeycomb, warped and patchy if the sign is strong."""
     rate = rng.uniform(32, 46)
     warp = 0.02 + 0.11 * sign
     wu, wv = at.u + warp * _lesion_noise(at, rng, 4), at.v + warp * _lesion_noise(at, rng, 4)
     angles = rng.uniform(0, np.pi) + np.array([0, np.pi / 3, 2 * np.pi / 3])
+    # Three plane waves at 60 degrees to each other add up to a honeycomb.
     lattice = np.sum([np.cos(rate * (np.cos(a) * wu + np.sin(a) * wv)) for a in angles], axis=0) / 3
     lines = np.clip(0.35 - lattice, 0, 1)
     patchy = np.clip(1 + sign * 1.8 * _lesion_noise(at, rng, 3), 0, 2.2)
@@ -210,8 +233,8 @@ def _network(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -
     return np.asarray(pixels - depth[..., None] * np.array([1.0, 0.9, 0.75], dtype=np.float32))
 
 
-def _globules(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
-    """Add dots, scattered to the border and of uneven size where the sign is strong."""
+def _globules(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Add dots: scattered up to the border and of uneven size if the sign is strong."""
     for _ in range(rng.integers(0, 4) + round(rng.uniform(0, 12) * sign)):
         reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.025, 0.035 + 0.05 * sign)
@@ -222,7 +245,7 @@ def _globules(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) 
     return pixels
 
 
-def _veil(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> Field:
+def _veil(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator) -> Field:
     """Lay a blue-white veil over part of the lesion."""
     centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
     shape = np.exp(-((((at.u - centre[0]) ** 2 + (at.v - centre[1]) ** 2) / size**2) ** 2))
@@ -234,7 +257,9 @@ def _veil(pixels: Field, sign: float, at: _Place, rng: np.random.Generator) -> F
     )
 
 
-def _spots(at: _Place, rng: np.random.Generator, num: int, size: tuple[float, float]) -> Field:
+def _spots(
+    at: _Coordinates, rng: np.random.Generator, num: int, size: tuple[float, float]
+) -> Field:
     """Return ``num`` soft round spots as a weight in [0, 1]."""
     weight = np.zeros_like(at.u)
     for _ in range(num):
@@ -248,8 +273,8 @@ def _spots(at: _Place, rng: np.random.Generator, num: int, size: tuple[float, fl
     return weight
 
 
-def _bkl(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
+def _bkl(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint a benign keratosis: stuck-on, waxy, with pale cysts and dark plugs."""
     pixels = _brown(rng) + np.array([14.0, 8, -4]) + (12 * _lesion_noise(at, rng, 9))[..., None]
     pixels = _colours(pixels, 0.6 * _sign(lesion, rng), at, rng)
     pixels = blend(
@@ -264,8 +289,8 @@ def _bkl(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     )
 
 
-def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
+def _bcc(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint a basal cell carcinoma: translucent pink, branching vessels, blue-grey nests."""
     pixels: Field = np.array([214.0, 156, 146]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
     nests = _spots(at, rng, int(rng.integers(2, 7)), (0.08, 0.22))
     pixels = blend(pixels, np.array([96.0, 98, 122]), (0.5 + 0.3 * _sign(lesion, rng)) * nests)
@@ -284,8 +309,8 @@ def _bcc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     return pixels
 
 
-def _akiec(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Actinic keratosis: red between pale follicles, with scale."""
+def _akiec(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint an actinic keratosis: red between pale follicles, with scale."""
     pixels: Field = (
         np.array([204.0, 132, 116])
         + rng.normal(0, 9, 3)
@@ -300,8 +325,8 @@ def _akiec(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     return blend(pixels, np.array([240.0, 230, 214]), 0.6 * (_lesion_noise(at, rng, 14) > 1.3))
 
 
-def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Dermatofibroma: a white centre in a delicate pale network."""
+def _df(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint a dermatofibroma: a white centre in a delicate pale network."""
     pixels: Field = (
         _BROWNS[0] + np.array([18.0, 16, 14]) + rng.normal(0, 7, 3) + np.zeros((*at.u.shape, 1))
     )
@@ -310,8 +335,8 @@ def _df(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
     return blend(pixels, np.array([226.0, 200, 186]), (0.85 - 0.3 * _sign(lesion, rng)) * centre)
 
 
-def _vasc(lesion: Lesion, at: _Place, rng: np.random.Generator) -> Field:
-    """Vascular lesion: red to purple lacunae."""
+def _vasc(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
+    """Paint a vascular lesion: red to purple lacunae."""
     pixels: Field = np.array([186.0, 110, 108]) + rng.normal(0, 8, 3) + np.zeros((*at.u.shape, 1))
     colour = np.array([146.0, 34, 48]) + rng.uniform(0, 1) * np.array([-50.0, -6, 26])
     return blend(pixels, colour, 0.9 * _spots(at, rng, int(rng.integers(7, 16)), (0.14, 0.3)))

@@ -1,7 +1,7 @@
-"""Synthetic dermoscopy with true lesion masks in HAM10000's layout: the embedded data set, every image marked synthetic.
+"""Synthetic dermoscopy with true lesion masks, in HAM10000's layout: the embedded data set.
 
-Decides who has what: patients, lesions, tta, sources, and planted faults for testing the leak
-auditor. `phantom_drawing` draws.
+Decides which patients, lesions, views and sources there are, and plants faults for testing the
+leak auditor. `drawing` draws the images. Every image is marked as synthetic.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ HAM10000_LESIONS = {
     "nv": 5403,
     "vasc": 98,
 }
-# A contract on 15 to 25 % of the lesions needs 60 melanomas there; HAM10000's own share of a small
-# set would give far fewer.
+# A contract rests on 15 to 25 % of the lesions and needs 60 melanomas there. HAM10000's own share
+# of melanomas would give a small set far fewer.
 LEAST_MELANOMAS = 330
 CAMERAS = {
     "phantom_polarised": Camera((1.00, 1.00, 1.00), 0.10),
@@ -52,13 +52,14 @@ class PhantomConfig:
     Attributes:
         num_lesions: lesions in all, at least 40.
         seed: the same seed draws the same data set.
-        leaks: lesions shown again under a second lesion and patient id: a leak no id betrays.
-        shortcut: whether one source holds nearly all melanomas and gives the label away.
-        melanomas: share of the lesions that are melanomas, in (0, 0.5]; None takes HAM10000's, but
-            enough for a contract.
+        leaks: number of lesions shown again under a second lesion and patient id. No id shows
+            such a leak.
+        shortcut: whether one source holds nearly all melanomas and so gives the label away.
+        melanomas: share of the lesions that are melanomas, in (0, 0.5]. None takes HAM10000's
+            share, raised if a contract needs more.
         mimics: share of the melanomas that show no more signs than nevi do, and of the nevi that
-            show as many as melanomas, in [0, 0.5]: nobody can tell them, and they are the hardest
-            images of all.
+            show as many as melanomas, in [0, 0.5]. The images do not tell these from the other
+            class.
     """
 
     num_lesions: int = 2000
@@ -70,21 +71,28 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         if self.num_lesions < 40:
-            raise SettingError(f"--lesions must be at least 40, got {self.num_lesions}.")
+            raise SettingError(f"--lesions must be at least 40; it is {self.num_lesions}.")
         if not 0 <= self.leaks <= self.num_lesions:
             raise SettingError(
-                f"--leaks must be from 0 to the number of lesions, got {self.leaks}."
+                f"--leaks must be from 0 to the number of lesions; it is {self.leaks}."
             )
         if self.melanomas is not None and not 0 < self.melanomas <= 0.5:
-            raise SettingError(f"--melanomas must be in (0, 0.5], got {self.melanomas}.")
+            raise SettingError(f"--melanomas must be in (0, 0.5]; it is {self.melanomas}.")
         if not 0 <= self.mimics <= 0.5:
-            raise SettingError(f"--mimics must be in [0, 0.5], got {self.mimics}.")
+            raise SettingError(f"--mimics must be in [0, 0.5]; it is {self.mimics}.")
 
 
 def write_phantom(
     config: PhantomConfig, out: Path, *, on_image: Callable[[int, int], None] | None = None
 ) -> int:
-    """Write metadata.csv, images/*.jpg, masks/*.png and a README into a new folder; return the number of images.
+    """Write a phantom data set into a new folder and return its number of images.
+
+    The folder holds metadata.csv, images/*.jpg, masks/*.png and README.txt.
+
+    Args:
+        config: what to draw.
+        out: the folder to write, new or empty.
+        on_image: called with (images done, images in all).
 
     Raises:
         DataError: if out holds something else.
@@ -93,10 +101,12 @@ def write_phantom(
     with new_folder(out) as work:
         for name in ("images", "masks"):
             (work / name).mkdir()
-        jobs = [(lesions[i], CAMERAS[source], view, str(work), image_id) for image_id, i, view, source in table[
-            ["image_id", "lesion_index", "view", "dataset"]
-        ].itertuples(index=False)]  # fmt: skip
-        # spawn: fork would copy the locks of whatever threads the caller runs
+        rows = table[["image_id", "lesion_index", "view", "dataset"]].itertuples(index=False)
+        jobs = [
+            (lesions[i], CAMERAS[source], view, str(work), image_id)
+            for image_id, i, view, source in rows
+        ]
+        # Spawn, because fork would copy locks that threads of the caller hold.
         with ProcessPoolExecutor(
             max_workers=joblib.cpu_count(), mp_context=get_context("spawn")
         ) as pool:
@@ -125,7 +135,15 @@ def _write_image(job: tuple[Lesion, Camera, int, str, str]) -> None:
 
 
 def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[str, int]:
-    """Return the lesions of each class: HAM10000's balance, but melanomas enough for a contract, up to a fifth of all, or their share."""
+    """Return the number of lesions of each class.
+
+    The classes other than melanoma keep HAM10000's balance.
+
+    Args:
+        num_lesions: lesions in all.
+        melanoma_share: share of melanomas. None takes HAM10000's share, raised to what a contract
+            needs but not above a fifth of all lesions.
+    """
     total = sum(HAM10000_LESIONS.values())
     melanomas = (
         max(
@@ -144,7 +162,10 @@ def class_counts(num_lesions: int, melanoma_share: float | None = None) -> dict[
 
 
 def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
-    """Return the lesions and one metadata row an image, in HAM10000's columns and patient_id."""
+    """Return the lesions, and a table with a row for each image.
+
+    The table has HAM10000's columns and patient_id. Its lesion_index and view are for drawing.
+    """
     rng = np.random.default_rng([config.seed, 7])
     counts = class_counts(config.num_lesions, config.melanomas)
     diagnoses = rng.permutation([dx for dx, count in counts.items() for _ in range(count)])
@@ -153,7 +174,7 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
         rng.choice([1, 2, 3], config.num_lesions, p=[0.8, 0.14, 0.06]),
     )[: config.num_lesions]
     skins = np.clip(rng.beta(1.4, 2.2, config.num_lesions), 0, 1)
-    # A generator of their own: without mimics the data set is the same as ever.
+    # Mimics have their own generator, so that data sets without them do not change.
     mimics = np.random.default_rng([config.seed, 13]).random(config.num_lesions) < config.mimics
     looks = [
         _LOOKS_LIKE.get(str(dx), str(dx)) if mimic else str(dx)
@@ -180,7 +201,7 @@ def lay_out(config: PhantomConfig) -> tuple[list[Lesion], pd.DataFrame]:
 
 
 def _strength(dx: str, rng: np.random.Generator) -> float:
-    """Draw how strongly signs of melanoma show; the classes overlap on purpose, so that nobody can be always right."""
+    """Draw how strongly signs of melanoma show; the classes overlap, so no one is always right."""
     shape = {"mel": (8.5, 1.8), "nv": (1.8, 5.8)}.get(dx, (1.6, 5.2))
     return float(rng.beta(*shape))
 
@@ -215,7 +236,10 @@ def _rows_of_lesion(
 def _planted_leaks(
     config: PhantomConfig, lesions: list[Lesion], patients: np.ndarray, rng: np.random.Generator
 ) -> list[dict[str, object]]:
-    """Return rows that show a lesion once more, in a new view, as if it were another lesion of another patient."""
+    """Return rows that show a lesion again as if it were another lesion of another patient.
+
+    Each row is a new view, so its file differs from every other.
+    """
     rows = []
     for number, index in enumerate(rng.choice(config.num_lesions, config.leaks, replace=False)):
         row = _rows_of_lesion(
