@@ -16,7 +16,7 @@ from serve.settings import AppArgs
 
 
 def build_app(args: AppArgs) -> Application:
-    """Build the application for `serve deploy`, which takes the deployment options from its config."""
+    """Build the application for `serve deploy`; its config holds the deployment options."""
     return build_graph(args, {})
 
 

@@ -119,7 +119,7 @@ class Ingress:
     async def predict(
         self, request: Request, explain: Annotated[Explain, Query()] = "none"
     ) -> PredictResponse:
-        """Return calibrated probabilities, the decision, its contract and, on request, a heatmap."""
+        """Return calibrated probabilities, the decision, its contract and, if asked, a heatmap."""
         return (await self._read(request, explain))[1]
 
     @app.post(

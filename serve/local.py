@@ -271,7 +271,7 @@ def _say(line: str) -> None:
 
 
 def _shared_memory() -> Path | None:
-    """Return the memory file system for Ray's object store and its spilled objects, if there is one.
+    """Return the memory file system for Ray's objects, or None if the system has none.
 
     Raises:
         DataError: if it is too small. Ray would then put the object store, and images with it, into

@@ -15,7 +15,7 @@ LOGGERS = ("ray.serve", "asyncio", "uvicorn.error")
 
 
 def kind_and_place(error: BaseException) -> str:
-    """Return what a log may contain of an error: its class, and the file and line that raised it."""
+    """Return what a log may contain of an error: its class, and the file and line of its origin."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -67,7 +67,7 @@ class RequestMetrics:
 
 
 class BatchMetrics:
-    """Metrics of the classifier's batches: sizes, seconds, and distances from the validation images."""
+    """Metrics of the classifier's batches: sizes, seconds, and distances of the features."""
 
     def __init__(self) -> None:
         self._sizes = Histogram("melanoma_batch_size", "images in a batch", _SIZES)

@@ -86,8 +86,12 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
         # Log the route's pattern and not the address, which may contain anything.
         logger.info(
             "%s %s %s in %.0f ms, request %s",
-            request.method, getattr(request.scope.get("route"), "path", "no route"), outcome, 1000 * seconds, request.state.request_id,
-        )  # fmt: skip
+            request.method,
+            getattr(request.scope.get("route"), "path", "no route"),
+            outcome,
+            1000 * seconds,
+            request.state.request_id,
+        )
         return response
 
 

@@ -99,7 +99,7 @@ class Reading:
 
 
 class ModelClient:
-    """Client of the two deployments behind the ingress. It remembers the last bundle's description."""
+    """Client of the classifier and the explainer; remembers the last bundle's description."""
 
     def __init__(
         self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]"
