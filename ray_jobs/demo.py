@@ -122,7 +122,7 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
 
 
 def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
-    """Return an image of the test split and its label; an image of a target class if there is one."""
+    """Return an image of the test split, of a target class if there is one, and its label."""
     data = open_prepared(prepared)
     test = data.rows("test")
     row = test.sort_values("dx", key=lambda dx: ~dx.isin(data.task.targets), kind="stable").iloc[0]

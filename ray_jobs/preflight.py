@@ -1,4 +1,7 @@
-"""Checks a Ray cluster before Ray is used, because Ray waits for minutes before it reports an error."""
+"""Checks a Ray cluster before Ray is used.
+
+Ray itself waits for minutes before it reports these errors.
+"""
 
 import os
 import socket
