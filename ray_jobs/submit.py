@@ -78,7 +78,7 @@ def submit(address: str, args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raise DataError if a path of a command is relative, because a job has its own empty folder."""
+    """Raise DataError if a path of a command is relative; a job runs in its own empty folder."""
     for name, value in vars(args).items():
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, Path) and not path.is_absolute():

@@ -75,7 +75,7 @@ def test_a_file_without_a_key_lets_nobody_in(
     path.write_bytes(content)
     assert _allowed(keys) == set()
     assert "at least one key" in keys.trouble
-    assert "Nobody is let in" in log.text
+    assert "Until then all requests are refused" in log.text
     assert TYPED not in log.text + keys.trouble
     path.write_text(_line("one"))
     assert _allowed(keys) == {"one"}
