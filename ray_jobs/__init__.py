@@ -1,1 +1,1 @@
-"""Puts the science on a Ray cluster; never imports the search or the server, except in the command line."""
+"""Runs the pipelines on Ray. Only `ray_jobs.cli` imports the search and the server."""

@@ -1,4 +1,4 @@
-"""What may be typed after `melanoma`: every command's words and defaults, and no import of what they do."""
+"""The parser of the `melanoma` command line. It imports none of the code that the commands run."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -10,24 +10,30 @@ from melanoma.io.storage import AnyPath, redacted
 
 DONE, FOUND, BAD_INPUT, FAILED = 0, 1, 2, 3  # exit codes
 MARK = "MELANOMA_RESULT_MARK"
-"""Environment variable of a job: a line that stands before and after the result in its log."""
+"""Environment variable of a job: the line before and after the result in the job's log."""
 NEW_FOLDER = "folder to write, new or empty"
 PREPARED = "folder written by `melanoma data prepare`"
 BUNDLE = "folder written by `melanoma train` (OUT/RUN/bundle)"
 NAMED_OR_PATH = {"weights": ("none", "imagenet"), "task": ("ham10000", "isic2019", "binary")}
-"""Options that take one of some names, or a path."""
+"""Options that take one of these names, or a path."""
 Command = Callable[[argparse.Namespace], int]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says bad usage in one sentence."""
+    """Reports bad usage in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"melanoma: {redacted(message)}; see {self.prog} --help.\n")
+        self.exit(BAD_INPUT, f"melanoma: {redacted(message)}. See {self.prog} --help.\n")
 
 
 def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentParser:
-    """Return the parser, which stores the chosen command as ``args.run``."""
+    """Return the parser.
+
+    Args:
+        run: the function of each command, by name. The parser stores the chosen one as
+            ``args.run``.
+        version: version of this package.
+    """
     parser = _Parser(
         prog="melanoma",
         description="Melanoma triage on Ray. Research use only; not a medical device.",
@@ -57,9 +63,14 @@ def _add(where: Any, name: str, run: Command, description: str) -> argparse.Argu
 
 
 def path(text: str) -> AnyPath:
-    """Return the place that a word names; a refusal keeps its own words, which `argparse` would replace by what was typed."""
+    """Return the path or address in `text`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not allowed.
+    """
     try:
         return storage.to_path(text)
+    # argparse would replace the message of a ValueError by the typed text, which may hold a secret.
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
@@ -73,16 +84,16 @@ def _named_or_path(option: str) -> Callable[[str], str]:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; it is {text!r}")
     return int(text)
 
 
 def _workers(text: str) -> tuple[int, int]:
-    """Return the fewest and the most workers of N or N-M."""
+    """Return the fewest and the most workers from N or N-M."""
     least, dash, most = text.partition("-")
     bounds = _positive(least), _positive(most if dash else least)
     if bounds[0] > bounds[1]:
-        raise argparse.ArgumentTypeError(f"must be N or N-M with N not above M, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be N or N-M with N at most M; it is {text!r}")
     return bounds
 
 
@@ -91,8 +102,8 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
         "--insecure-ray",
         action="store_true",
         help=(
-            "start the local Ray without a token: everybody who reaches this machine's network can"
-            " then run code as you"
+            "start the local Ray without a token; anyone who can reach this machine over the"
+            " network can then run code as you"
         ),
     )
 
@@ -100,7 +111,8 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
 def _address(text: str) -> str:
     if redacted(text) != text:
         raise argparse.ArgumentTypeError(
-            "must not hold a password, because Ray keeps it; name a token in RAY_AUTH_TOKEN_PATH"
+            "must not contain a password, because Ray stores the address; name a token file in"
+            " RAY_AUTH_TOKEN_PATH"
         )
     return text
 
@@ -112,21 +124,21 @@ def _add_address(command: argparse.ArgumentParser) -> None:
         type=_address,
         metavar="http://HEAD:8265",
         help=(
-            "run as a Ray job on that cluster and follow it; paths are then those of its nodes, or"
-            " addresses such as s3://"
+            "run as a Ray job on this cluster and follow it; paths must then exist on its nodes, or"
+            " be addresses such as s3://"
         ),
     )
 
 
 def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535; it is {text!r}")
     return int(text)
 
 
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(
-        data, "phantom", run["phantom"], "write a synthetic data set in HAM10000's layout"
+        data, "phantom", run["phantom"], "write a synthetic data set in the layout of HAM10000"
     )
     phantom.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     phantom.add_argument(
@@ -134,26 +146,31 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         type=_positive,
         default=2000,
         metavar="N",
-        help="lesions in all (default %(default)s)",
+        help="number of lesions (default %(default)s)",
     )
-    phantom.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
+    phantom.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="random seed (default %(default)s)"
+    )
     phantom.add_argument(
         "--leaks",
         type=int,
         default=0,
         metavar="N",
-        help="plant a leak: show N lesions again under a second id",
+        help="plant a leak: add N lesions a second time under another id",
     )
     phantom.add_argument(
         "--shortcut",
         action="store_true",
-        help="plant a shortcut: one source holds nearly all melanomas",
+        help="plant a shortcut: nearly all melanomas come from one source",
     )
     phantom.add_argument(
         "--melanomas",
         type=float,
         metavar="F",
-        help="share of the lesions (default: HAM10000's, but enough for a contract)",
+        help=(
+            "share of melanomas among the lesions (default: that of HAM10000, or more if a contract"
+            " needs it)"
+        ),
     )
     phantom.add_argument(
         "--mimics",
@@ -170,13 +187,13 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         data,
         "prepare",
         run["prepare"],
-        "images and metadata -> checked, grouped, split, decoded shards",
+        "check, group and split images and metadata, and write decoded shards",
     )
     prepare.add_argument(
         "source",
         type=path,
         metavar="SOURCE",
-        help="a folder with one metadata CSV and the images anywhere below it",
+        help="folder with one metadata CSV and the images anywhere below it",
     )
     prepare.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
     prepare.add_argument(
@@ -185,58 +202,77 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         default="ham10000",
         metavar="NAME|FILE",
         help=(
-            "the classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign,"
-            " malignant), or a JSON file (default %(default)s)"
+            "classes and targets: ham10000 (7 classes), isic2019 (8), binary (benign, malignant),"
+            " or a JSON file (default %(default)s)"
         ),
     )
     prepare.add_argument(
         "--population",
         metavar="TEXT",
-        help="what the images are a sample of (default: the name of SOURCE)",
+        help="population that the images are a sample of (default: the name of SOURCE)",
     )
     prepare.add_argument(
         "--size",
         type=_positive,
         default=256,
         metavar="PX",
-        help="long side of the stored images (default %(default)s)",
+        help="long side of the stored images in pixels (default %(default)s)",
     )
     prepare.add_argument(
-        "--folds", type=_positive, default=5, metavar="K", help="default %(default)s"
+        "--folds",
+        type=_positive,
+        default=5,
+        metavar="K",
+        help="number of folds of the training split (default %(default)s)",
     )
     prepare.add_argument(
-        "--test-fraction", type=float, default=0.15, metavar="F", help="default %(default)s"
+        "--test-fraction",
+        type=float,
+        default=0.15,
+        metavar="F",
+        help="share of the test split (default %(default)s)",
     )
     prepare.add_argument(
-        "--calibration-fraction", type=float, default=0.15, metavar="F", help="default %(default)s"
+        "--calibration-fraction",
+        type=float,
+        default=0.15,
+        metavar="F",
+        help="share of the calibration split (default %(default)s)",
     )
     prepare.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the splits (default %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="random seed of the splits (default %(default)s)",
     )
     prepare.add_argument(
         "--group-by",
         metavar="COL,...",
         help=(
-            "columns of the metadata, any of them, whose equal values must not be split (default:"
-            " patient_id and lesion_id, whichever are there)"
+            "metadata columns; images with an equal value in any of them stay in one split"
+            " (default: patient_id and lesion_id, if present)"
         ),
     )
     prepare.add_argument(
         "--same-lesion",
         type=path,
         metavar="FILE",
-        help="CSV of known pairs of images of one lesion: two columns of image ids, a pair a row",
+        help="CSV of known pairs of images of one lesion: two image ids in each row",
     )
     prepare.add_argument(
         "--splits",
         type=path,
         metavar="FILE",
-        help="CSV image_id,split (train, validation, calibration, test) instead of drawing",
+        help=(
+            "CSV with the columns image_id and split (train, validation, calibration or test), to"
+            " use instead of random splits"
+        ),
     )
     prepare.add_argument(
         "--skip-bad",
         action="store_true",
-        help="go on without the bad rows; they are listed in OUT/rejected.csv",
+        help="leave out bad rows and list them in OUT/rejected.csv",
     )
 
     _add_address(prepare)
@@ -245,7 +281,7 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         data,
         "describe",
         run["describe"],
-        "counts by class, split, group and source; checks every checksum",
+        "count images by class, split, group and source, and verify every checksum",
     )
     describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
 
@@ -255,10 +291,10 @@ def _add_config(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "config",
         run["config"],
-        "print every setting of a training with its value and meaning",
+        "print every training setting with its value and meaning",
     )
     _add_settings(config)
-    config.add_argument("--markdown", action="store_true", help="print a table in Markdown")
+    config.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
 
 def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
@@ -266,7 +302,7 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "train",
         run["train"],
-        "Ray Train DDP -> contracted bundle; the same command again resumes",
+        "train with DDP on Ray Train and write a bundle; run it again to resume",
     )
     _add_run(train)
     train.add_argument(
@@ -278,8 +314,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         default=(1, 1),
         metavar="N[-M]",
         help=(
-            "DDP workers sharing every batch (default 1); with N-M as many as the cluster has room"
-            " for, more or fewer as it changes"
+            "DDP workers that share every batch (default 1); with N-M, as many as the cluster has"
+            " room for, adjusted while it changes"
         ),
     )
     _add_address(train)
@@ -288,8 +324,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "tune",
         run["tune"],
-        "Ray Tune over gamma and class weights, under grouped cross-validation -> contracted"
-        " bundle; again: resumes",
+        "search gamma and class weights with Ray Tune and grouped cross-validation, and write a"
+        " bundle; run it again to resume",
     )
     _add_run(tune)
     tune.add_argument(
@@ -300,14 +336,14 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         type=_positive,
         default=16,
         metavar="N",
-        help="settings to try (default %(default)s)",
+        help="number of settings to try (default %(default)s)",
     )
     tune.add_argument(
         "--objective",
         default="melanoma_recall@specificity=0.8",
         metavar="NAME",
         help=(
-            "what is maximised out of fold: melanoma_recall@specificity=S,"
+            "out-of-fold metric to maximise: melanoma_recall@specificity=S,"
             " specificity@sensitivity=S, auroc or partial_auroc (default %(default)s)"
         ),
     )
@@ -316,8 +352,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         choices=("tpe", "random"),
         default="tpe",
         help=(
-            "tpe: every other sample by TPE, the rest at random, with halving; random: all at"
-            " random, without (default %(default)s)"
+            "tpe: alternate TPE and random samples, with successive halving; random: only random"
+            " samples, without halving (default %(default)s)"
         ),
     )
     tune.add_argument(
@@ -325,7 +361,7 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         action="append",
         default=[],
         choices=("lr", "drop_path"),
-        help="search this too; may be repeated",
+        help="also search this setting; may be repeated",
     )
     tune.add_argument(
         "--at-once",
@@ -333,8 +369,8 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         default=2,
         metavar="N",
         help=(
-            "trials at a time (default %(default)s); with 1 a resumed search ends exactly like one"
-            " left alone, with more the order of halving may differ"
+            "trials at a time (default %(default)s); with 1, a resumed search gives exactly the"
+            " result of an uninterrupted one; with more, the order of halving may differ"
         ),
     )
     tune.add_argument(
@@ -353,25 +389,25 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "evaluate",
         run["evaluate"],
-        "score a bundle and write the evidence. Exit 1: the contract is refuted",
+        "score a bundle and write the evidence; exit code 1: the contract is refuted",
     )
     evaluate.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     evaluate.add_argument(
         "data",
         type=path,
         metavar="DATA",
-        help="a prepared data set, or a folder of images with metadata",
+        help="prepared data set, or folder of images with metadata",
     )
     evaluate.add_argument(
         "out",
         type=path,
         metavar="OUT",
-        help="folder to write; an earlier evaluation there is replaced",
+        help="folder to write; it replaces an earlier evaluation",
     )
     evaluate.add_argument(
         "--split",
         choices=("train", "calibration", "test"),
-        help="of a prepared data set (default test; every look is logged)",
+        help="split of a prepared data set (default test; every access is logged)",
     )
     evaluate.add_argument(
         "--workers",
@@ -383,7 +419,7 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
     evaluate.add_argument(
         "--skip-bad",
         action="store_true",
-        help="of a folder of images: go on without the bad rows; the report says what was left out",
+        help="leave out bad rows of a folder of images and list them in the report",
     )
     _add_address(evaluate)
 
@@ -400,32 +436,34 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="e.g. --set loss.gamma=2; may be repeated",
+        help="change one setting, for example --set loss.gamma=2; may be repeated",
     )
     command.add_argument(
         "--set-file",
         type=path,
         metavar="FILE",
-        help="a JSON file of settings in place of the preset",
+        help="JSON file of settings that replaces the preset",
     )
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    """Add what training and search share: data, place and settings."""
+    """Add the arguments that training and search share: data, output folder and settings."""
     command.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
     command.add_argument(
-        "out", type=path, metavar="OUT", help="folder of runs; this one lies in OUT/RUN"
+        "out", type=path, metavar="OUT", help="folder of runs; this run is written to OUT/RUN"
     )
     _add_settings(command)
     command.add_argument(
-        "--require-contract", action="store_true", help="exit 1 if the bundle's contract is not met"
+        "--require-contract",
+        action="store_true",
+        help="exit with code 1 if the bundle's contract is not met",
     )
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(
         "--cpus-per-worker",
         type=_positive,
         metavar="N",
-        help="CPUs and threads of each worker (default: as many as the cluster's nodes allow)",
+        help="CPUs and threads of each worker (default: as many as the nodes allow)",
     )
     command.add_argument(
         "--weights",
@@ -433,8 +471,8 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         default="none",
         metavar="none|imagenet|PATH",
         help=(
-            "start weights: random, timm's published ones, or a safetensors or tensors-only torch"
-            " file (default %(default)s)"
+            "start weights: none (random), imagenet (published by timm), or a safetensors or"
+            " tensors-only torch file (default %(default)s)"
         ),
     )
 
@@ -444,14 +482,17 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
         commands,
         "score",
         run["score"],
-        "a folder of images without labels -> scores.parquet; again: resumes",
+        "score a folder of images without labels; run it again to resume",
     )
     score.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     score.add_argument(
-        "folder", type=path, metavar="FOLDER", help="a folder with images anywhere below it"
+        "folder", type=path, metavar="FOLDER", help="folder with images anywhere below it"
     )
     score.add_argument(
-        "out", type=path, metavar="OUT", help="folder to write, new or of the same scoring"
+        "out",
+        type=path,
+        metavar="OUT",
+        help="folder for scores.parquet, new or of the same scoring",
     )
     score.add_argument(
         "--workers",
@@ -462,22 +503,24 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     )
     _add_address(score)
 
-    predict = _add(commands, "predict", run["predict"], "images -> decisions and heatmaps")
+    predict = _add(
+        commands, "predict", run["predict"], "print decisions for images and write heatmaps"
+    )
     predict.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     predict.add_argument("image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
     predict.add_argument(
         "--explain",
         choices=("grad_cam", "guided_grad_cam"),
         help=(
-            "also write the heatmap laid over the image: coarse cells, or the pixels in them that"
-            " speak for melanoma"
+            "also write the heatmap over the image: coarse cells (grad_cam), or single pixels that"
+            " raise the score of the targets (guided_grad_cam)"
         ),
     )
     predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(
         "--allow-uncontracted",
         action="store_true",
-        help="decide although the contract is unmet, and say so",
+        help="give decisions although the contract is not met, with a warning",
     )
 
     serve = _add(commands, "serve", run["serve"], "serve a bundle on this machine with Ray Serve")
@@ -488,11 +531,17 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="H",
         help="address to listen on (default %(default)s)",
     )
-    serve.add_argument("--port", type=_port, default=8000, metavar="P", help="default %(default)s")
+    serve.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        metavar="P",
+        help="port to listen on (default %(default)s)",
+    )
     serve.add_argument(
         "--allow-uncontracted",
         action="store_true",
-        help="decide although the contract is unmet, and say so",
+        help="give decisions although the contract is not met, with a warning",
     )
     _add_insecure(serve)
 
@@ -502,6 +551,6 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         bundle,
         "verify",
         run["verify"],
-        "check hashes, replay probes, recompute the contract. Exit 1: it must not be served",
+        "check hashes, replay probes and recompute the contract; exit code 1: do not serve it",
     )
     verify.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)

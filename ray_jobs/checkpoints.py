@@ -1,7 +1,7 @@
-"""Ray's list of a run's checkpoints: compared with what is there, and written anew if it is damaged.
+"""Checks Ray's list of a run's checkpoints, and rewrites it if it is damaged.
 
-Ray keeps the list in a private file, which it writes in place, so that a kill may leave half of it.
-What is damaged is moved aside; nothing is ever deleted.
+Ray keeps the list in a private file and writes it in place, so that a kill may leave half of it.
+Damaged files are moved aside; nothing is ever deleted.
 """
 
 import json
@@ -23,15 +23,21 @@ from melanoma.training.checkpoints import aside as new_name_aside
 from melanoma.training.engine import SELECTION
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray's list of checkpoints. Its layout is private: pyproject.toml pins Ray's minor version because of it."""
+"""Ray's list of checkpoints. Its layout is private, so pyproject.toml pins Ray's minor version."""
 
 
 def mend(folder: AnyPath) -> str:
-    """Make a run able to go on from the checkpoints in a folder; return what was wrong and what is done, or nothing.
+    """Repair the checkpoints in a folder, so that the run can continue.
 
-    What is damaged goes to a folder beside it. The run then goes on from the latest checkpoint that
-    is whole, if the best one so far is whole too, because that one may have to be shipped;
-    otherwise from an earlier one, or from the beginning.
+    Damaged files are moved to a folder beside it. The run then continues from the latest whole
+    checkpoint. This requires that the best checkpoint so far is whole too, because it may have to
+    be shipped. Otherwise the run continues from an earlier checkpoint, or starts again.
+
+    Args:
+        folder: the run's folder of checkpoints.
+
+    Returns:
+        What was wrong and what was done, without a full stop; empty if all is well.
     """
     if not folder.is_dir():
         return ""
@@ -41,7 +47,7 @@ def mend(folder: AnyPath) -> str:
     wrong = (
         "a checkpoint is damaged"
         if listed
-        else f"Ray {ray.__version__} cannot read the list of its checkpoints"
+        else f"Ray {ray.__version__} cannot read the run's list of checkpoints"
     )
     chosen = usable_checkpoints(folder)
     snapshot, aside = _snapshot(chosen), new_name_aside(folder)
@@ -58,26 +64,30 @@ def mend(folder: AnyPath) -> str:
         rename(path, aside / path.name)
     write_text(folder / SNAPSHOT, snapshot)
     return (
-        f"{wrong}; it is kept in {aside.name}, and the run goes on after epoch {chosen[-1].epoch}"
+        f"{wrong}; it is kept in {aside.name}, and the run continues after epoch {chosen[-1].epoch}"
     )
 
 
 def _listed(folder: AnyPath) -> set[str] | None:
-    """Return the checkpoints that Ray's list names, none before the first; None if the list is missing or cannot be read."""
+    """Return the names of the checkpoints in Ray's list.
+
+    The set is empty before the first checkpoint. The result is None if the list is missing or
+    cannot be read.
+    """
     if not (folder / SNAPSHOT).is_file():
         return None if any(whole_checkpoints(folder)) else set()
     try:
-        told = json.loads((folder / SNAPSHOT).read_text())
-        if set(told) != set(_layout()):
+        state = json.loads((folder / SNAPSHOT).read_text())
+        if set(state) != set(_layout()):
             return None
-        kept = [*told["checkpoint_results"], told["latest_checkpoint_result"]]
+        kept = [*state["checkpoint_results"], state["latest_checkpoint_result"]]
         return {entry["checkpoint_dir_name"] for entry in kept if entry}
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def _layout() -> dict[str, Any]:
-    """Return an empty list of checkpoints as this version of Ray writes it; empty if that is not known here."""
+    """Return the fields of the list as this version of Ray writes it; empty if they are unknown."""
     try:
         from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
             _CheckpointManagerState,
@@ -88,7 +98,10 @@ def _layout() -> dict[str, Any]:
 
 
 def _snapshot(chosen: Sequence[Kept]) -> str | None:
-    """Return the list of some checkpoints, the latest last, as Ray reads it; None without any, or if its layout is not known here."""
+    """Return the text of Ray's list for some checkpoints, the latest last.
+
+    The result is None if there are no checkpoints, or if this version of Ray has another layout.
+    """
     if not chosen:
         return None
     entries = [

@@ -1,7 +1,9 @@
-"""The `melanoma` command: parses, calls, prints. The composition root, and the only file that may import the search and the server.
+"""The `melanoma` command: it parses the command line, calls the pipelines and prints the result.
 
-Results go to stdout, as text or with --json as one JSON object; progress and logs to stderr. Exit
-0: done; 1: done, and the check found something; 2: bad usage or input; 3: it failed.
+This is the composition root: only this file may import both the search and the server.
+
+Results go to stdout, as text or with --json as one JSON object. Progress and logs go to stderr.
+Exit codes: 0 done; 1 done, and the check found something; 2 bad usage or input; 3 failure.
 """
 
 import argparse
@@ -36,11 +38,11 @@ if TYPE_CHECKING:
 
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
-    told, mark = json.dumps(value) if args.json else text, os.environ.get(MARK)
-    # In a job the log holds the result as well: on lines of its own, written at once, whatever else
-    # writes there. (Ray leaves stdout without a buffer there: an end that `print` adds would be a
-    # write of its own.)
-    print(f"\n{mark}\n{told}\n{mark}\n" if mark else f"{told}\n", end="", flush=True)
+    result, mark = json.dumps(value) if args.json else text, os.environ.get(MARK)
+    # The log of a job holds the result too. It is written at once and on its own lines, because
+    # other processes write to the same log. `end` is empty because Ray leaves stdout unbuffered, so
+    # that `print` would write the end separately.
+    print(f"\n{mark}\n{result}\n{mark}\n" if mark else f"{result}\n", end="", flush=True)
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -104,11 +106,11 @@ def _prepare(args: argparse.Namespace) -> int:
             f" {', '.join(manifest.task.targets)}"
         ),
         *(
-            [f"{manifest.num_without_group_id} of them have no group id and stand alone"]
+            [f"{manifest.num_without_group_id} images have no group id and form their own group"]
             if manifest.num_without_group_id
             else []
         ),
-        *([f"{left_out} They are listed in {args.out / 'rejected.csv'}"] if left_out else []),
+        *([f"{left_out} They are listed in {args.out / 'rejected.csv'}."] if left_out else []),
         f"split hash {manifest.split_hash[:12]}, in {args.out}",
     ]
     _print(args, {**to_plain(manifest), "notes": notes}, "\n".join(lines))
@@ -181,7 +183,7 @@ def _settings_command(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> "TrainConfig":
-    """Return the preset, or the file in its place, with what --set changes."""
+    """Return the preset, or the file that replaces it, changed by --set."""
     from melanoma.presets import preset
 
     config = preset(args.preset)
@@ -195,11 +197,11 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SettingError(
-            f"--set-file must be a JSON file of settings, {path.name} is not ({error})."
+            f"--set-file must be a JSON file of settings; {path.name} is not ({error}). Correct it."
         ) from error
     if not isinstance(values, dict):
         raise SettingError(
-            f"--set-file must be a JSON object of settings, {path.name} holds a"
+            f"--set-file must hold a JSON object of settings; {path.name} holds a"
             f" {type(values).__name__}."
         )
     return values
@@ -225,9 +227,9 @@ def _train(args: argparse.Namespace) -> int:
     validation = result.validation
     text = (
         f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, specificity"
-        f" at 90 % sensitivity {validation['specificity_at_sensitivity_90']:.3f} (flattered: they"
-        f" chose the epoch)\ncontract {result.contract.status}: {result.contract_sentence}\nbundle"
-        f" {result.bundle}"
+        f" at 90 % sensitivity {validation['specificity_at_sensitivity_90']:.3f} (optimistic,"
+        " because they chose the epoch)\ncontract"
+        f" {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
     )
     _print(args, result.as_dict(), text)
     return _contract_code(args, result.contract.status)
@@ -238,7 +240,7 @@ def _contract_code(args: argparse.Namespace, status: str) -> int:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    """Compose the search with training and evaluation, which it is handed as two callables."""
+    """Compose the search with training and evaluation, which it gets as two callables."""
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
     from melanoma.io.files import locked
@@ -305,7 +307,7 @@ def _tune(args: argparse.Namespace) -> int:
 def _run_search(
     args: argparse.Namespace, search: "Search", *, train: "TrainBundle"
 ) -> dict[str, Any]:
-    """Search on the cluster, with bundles scored on test by `evaluate`."""
+    """Run the search on the cluster; `evaluate` scores its bundles on the test split."""
     from melanoma.evaluation import evaluate
     from ray_jobs.cluster import (
         Bundle,
@@ -322,7 +324,7 @@ def _run_search(
     num_processes = args.at_once * args.workers
     connect(num_workers=num_processes)
     nodes = node_resources()
-    # Two ranks of one trial cannot share a GPU; trials that train alone can.
+    # Two ranks of one trial cannot share a GPU, but trials with one worker each can.
     gpus = (
         0.0
         if not args.gpu
@@ -394,9 +396,9 @@ def _score(args: argparse.Namespace) -> int:
         "decisions": decisions,
         "num_unusable": unusable,
     }
-    told = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
+    counts = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
     _print(
-        args, value, f"{len(table)} images: {told}; {unusable} could not be judged\nscores {path}"
+        args, value, f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {path}"
     )
     return DONE
 
@@ -442,13 +444,13 @@ def _verify(args: argparse.Namespace) -> int:
 
     if not (args.bundle / MANIFEST).is_file():
         raise BundleError(
-            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {args.bundle} has no"
-            f" {MANIFEST}."
+            f"BUNDLE must be a folder written by `melanoma train`; {args.bundle} has no {MANIFEST}."
+            " Pass OUT/RUN/bundle."
         )
     findings = verify_bundle(args.bundle)
     text = (
         "\n".join(findings)
-        or f"{args.bundle} is whole, repeats its recorded outputs, and its contract is met"
+        or f"{args.bundle} is complete, reproduces its recorded outputs, and its contract is met"
     )
     _print(args, {"ok": not findings, "findings": findings}, text)
     return FOUND if findings else DONE
@@ -484,9 +486,12 @@ def main(argv: list[str] | None = None) -> int:
             allow_insecure_ray()
         return command(args)
     except KeyboardInterrupt:
-        print("melanoma: stopped; the same command goes on where it can.", file=sys.stderr)
+        print(
+            "melanoma: Stopped. Run the same command again; it continues where it can.",
+            file=sys.stderr,
+        )
         return FAILED
-    # The outermost frame: whatever gets here must become a sentence and an exit code.
+    # The outermost frame: every error becomes a message and an exit code.
     except Exception as error:
         return explain(error, args)
 
@@ -498,7 +503,7 @@ def _submit(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def _resolve_paths(args: argparse.Namespace) -> None:
-    """Make every path absolute: workers of a cluster have other working folders."""
+    """Make every path absolute, because workers of a cluster have other working folders."""
     for name, value in vars(args).items():
         if isinstance(value, Path):
             setattr(args, name, value.resolve())

@@ -1,4 +1,7 @@
-"""Joins the cluster in RAY_ADDRESS, or starts a local one; for every command but `serve`, which starts its own."""
+"""Connects to the cluster in RAY_ADDRESS or starts a local one, and measures its room.
+
+All commands use it except `serve`, which starts its own cluster.
+"""
 
 import dataclasses
 import logging
@@ -19,25 +22,25 @@ from ray_jobs.local_ray import safe_defaults
 from ray_jobs.preflight import check_address, check_temp_dir
 from ray_jobs.progress import say
 
-OBJECT_STORE_BYTES = 512 * 1024 * 1024  # images travel as files, never through the object store
+OBJECT_STORE_BYTES = 512 * 1024 * 1024  # small, because images travel as files
 GROWTH_SECONDS = 30 * 60.0
 """How long a command waits for a cluster to grow before it gives up."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """What one worker holds, all of it on one node.
+    """The resources of one worker, all on one node.
 
     Attributes:
-        cpus: whole CPUs, at least 1.
-        gpus: GPUs, or a share of one; 0 for none.
+        cpus: number of CPUs, at least 1.
+        gpus: number of GPUs, or a share of one; 0 for none.
     """
 
     cpus: int
     gpus: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """Return it as Ray takes it."""
+        """Return the resources by Ray's names."""
         return {"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}
 
     def __str__(self) -> str:
@@ -49,14 +52,16 @@ _ADVICE = re.compile(r"(^|\n)Failed to .* after \d+/\d+ attempts \(total backoff
 
 
 def connect(*, num_workers: int = 1) -> None:
-    """Connect this process to Ray, once.
+    """Connect this process to Ray, unless it is connected already.
 
     Args:
-        num_workers: a local cluster offers at least so many CPUs, even on a smaller machine.
+        num_workers: a local cluster declares at least this many CPUs, even on a smaller machine.
 
     Raises:
-        DataError: if a local cluster would start without a token, and nobody asked for that danger
-            by name.
+        ConnectionError: if no Ray answers at RAY_ADDRESS.
+        DataError: if RAY_ADDRESS is not valid, if a local cluster would start without a token
+            although --insecure-ray was not passed, or if the path of its temporary folder is too
+            long.
     """
     if ray.is_initialized():
         return
@@ -77,34 +82,42 @@ def connect(*, num_workers: int = 1) -> None:
 
 
 def is_local() -> bool:
-    """Return whether the cluster is, or will be, one that this process starts for itself."""
+    """Return whether this process starts its own local cluster, or has started it."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def wait_for_room(bundle: Bundle, num_workers: int) -> None:
-    """Return once the cluster could hold some workers; Ray itself would wait for room without a word.
+    """Return when the cluster has room for some workers. Ray itself would wait silently.
+
+    Args:
+        bundle: resources of each worker.
+        num_workers: number of workers.
 
     Raises:
-        DataError: if this machine alone is the cluster, which cannot grow.
-        TimeoutError: if a larger cluster does not grow in `GROWTH_SECONDS`.
+        DataError: if the cluster is this machine, which cannot grow.
+        TimeoutError: if a remote cluster does not grow within `GROWTH_SECONDS`.
     """
     nodes = node_resources()
     room = num_placeable(nodes, bundle)
     if room >= num_workers:
         return
-    lack = f"{num_workers} workers of {bundle} each are needed, the cluster has room for {room}"
+    lack = (
+        f"The cluster must have room for {num_workers} workers of {bundle} each; it has room for"
+        f" {room}"
+    )
     if is_local():
         raise DataError(
-            f"{lack}; pass fewer --workers or"
-            f" --cpus-per-worker{' or leave out --gpu' if bundle.gpus else ''}."
+            f"{lack}. Pass fewer --workers or"
+            f" --cpus-per-worker{', or leave out --gpu' if bundle.gpus else ''}."
         )
     minutes = GROWTH_SECONDS / 60
     say(f"{lack}; waiting up to {minutes:.0f} minutes for it to grow")
-    group = placement_group([bundle.as_dict()] * num_workers)  # what an autoscaler sees and answers
+    # An autoscaler sees a pending placement group and adds nodes for it.
+    group = placement_group([bundle.as_dict()] * num_workers)
     try:
         if not group.wait(GROWTH_SECONDS):
             raise TimeoutError(
-                f"{lack} after {minutes:.0f} minutes; add nodes, or pass fewer --workers or"
+                f"{lack} after {minutes:.0f} minutes. Add nodes, or pass fewer --workers or"
                 " --cpus-per-worker."
             )
     finally:
@@ -112,12 +125,12 @@ def wait_for_room(bundle: Bundle, num_workers: int) -> None:
 
 
 def node_resources() -> list[Mapping[str, float]]:
-    """Return what each living node of the cluster has in all."""
+    """Return the total resources of each living node of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def num_placeable(nodes: Sequence[Mapping[str, float]], bundle: Bundle) -> int:
-    """Return how many bundles some nodes hold, each on one node: their sums may hold more."""
+    """Return how many bundles fit on some nodes. A bundle cannot be split between nodes."""
     wanted = bundle.as_dict().items()
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in wanted)) for node in nodes)
 
@@ -125,15 +138,15 @@ def num_placeable(nodes: Sequence[Mapping[str, float]], bundle: Bundle) -> int:
 def cpus_per_worker(
     nodes: Sequence[Mapping[str, float]], num_workers: int, *, gpus: float = 0.0
 ) -> int:
-    """Return the most CPUs, at least 1, that each of some equal workers may use, every worker on one node.
+    """Return the largest number of CPUs, at least 1, that each of some equal workers may use.
 
-    Workers with a GPU share the CPUs of the nodes that have GPUs, as many to each as leave none of
-    the GPUs without a worker.
+    Workers with a GPU share the CPUs of the nodes that have GPUs. The number is such that every GPU
+    can have its worker.
 
     Args:
-        nodes: what each node has.
-        num_workers: how many there are to be at least.
-        gpus: GPUs, or the share of one, of each.
+        nodes: total resources of each node.
+        num_workers: number of workers that must fit.
+        gpus: number of GPUs of each worker, or a share of one.
     """
     if gpus:
         shares = [
@@ -150,7 +163,12 @@ def cpus_per_worker(
 
 
 def gpus_per_trial(nodes: Sequence[Mapping[str, float]], num_trials: int) -> float:
-    """Return the GPUs, or the share of one, of each of some processes that train alone; 0 where there is none."""
+    """Return the share of a GPU for each of some trials with one worker each; 0 without GPUs.
+
+    Args:
+        nodes: total resources of each node.
+        num_trials: number of trials that run at a time.
+    """
     num_gpus = sum(int(node.get("GPU", 0.0)) for node in nodes)
     return 1 / math.ceil(num_trials / num_gpus) if num_gpus else 0.0
 
@@ -158,17 +176,24 @@ def gpus_per_trial(nodes: Sequence[Mapping[str, float]], num_trials: int) -> flo
 def collect(
     dataset: ray.data.Dataset, total: int, on_image: Callable[[int, int], None] | None
 ) -> list[dict[str, Any]]:
-    """Run a Ray Data pipeline and return its rows, telling how many of the total are done; what fails in a task is raised as it was."""
-    context = (
-        dataset.context
-    )  # a data set keeps the settings it was made with: those of the process come too late
-    context.enable_progress_bars = False  # progress is shown by the command, once, in its own words
+    """Run a Ray Data pipeline and return its rows.
+
+    Args:
+        dataset: the pipeline.
+        total: number of expected rows.
+        on_image: called with the number of rows done and the total; None for no progress.
+
+    Raises:
+        Exception: the original exception of a task that fails.
+    """
+    # A data set keeps the context with which it was created, so the process's own is too late.
+    context = dataset.context
+    context.enable_progress_bars = False  # the command shows its own progress
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     if os.environ.get("MELANOMA_DEBUG") != "1":
-        logging.getLogger("ray.data").setLevel(
-            logging.CRITICAL
-        )  # it would call an error of ours one of its own, with its trace
+        # Ray Data would log an error of this project as its own, with a traceback.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows: list[dict[str, Any]] = []
     try:
         for row in dataset.iter_rows():
@@ -181,12 +206,13 @@ def collect(
 
 
 def _without_advice(cause: Exception) -> Exception:
-    """Take off the sentences on retries that Ray Data writes behind the message of what failed in a task."""
+    """Return an exception without the advice on retries that Ray Data appends to its message."""
     if (
         isinstance(cause, OSError)
         and isinstance(cause.filename, str)
         and _ADVICE.search(cause.filename)
     ):
-        return OSError(cause.errno, cause.strerror)  # there they became the name of its file
+        # In an OSError the appended text became the file name.
+        return OSError(cause.errno, cause.strerror)
     cause.args = tuple(_ADVICE.sub("", arg) if isinstance(arg, str) else arg for arg in cause.args)
     return cause

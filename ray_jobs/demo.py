@@ -1,6 +1,6 @@
-"""The main job from images to an answered request, by the same commands a person would type; nothing here is special.
+"""A demonstration from images to an answered request. It runs the ordinary `melanoma` commands.
 
-Runs on a Ray of its own whatever RAY_ADDRESS says, in a new folder, on a free port.
+It starts its own Ray and ignores RAY_ADDRESS. It writes to a new folder and serves on a free port.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from melanoma.data.dataset import open_prepared
 from melanoma.data.records import read_source
 from ray_jobs.progress import say
 
-# Past any proxy of the environment: the server is on this machine.
+# Without a proxy from the environment, because the server is on this machine.
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 NEEDED_GB = 5
 READY_SECONDS = 180.0
-# The training settings that make the phantom data's contract in a few minutes on two cores.
+# With these settings the contract of the phantom data is met in a few minutes on two cores.
 PHANTOM_TRAINING = [
     "--preset", "cpu_quick", "--set", "optim.epochs=7",
 ]  # fmt: skip
@@ -36,13 +36,16 @@ REAL_TRAINING = ["--preset", "cpu_quick"]
 
 
 def main() -> int:
-    """Run the demonstration; serve on at a terminal unless DEMO_EXIT=1."""
+    """Run the demonstration. At a terminal it keeps serving, unless DEMO_EXIT=1."""
     parser = argparse.ArgumentParser(
         prog="make demo", description="images -> bundle -> an answer over HTTP"
     )
-    parser.add_argument("--data", type=Path, help="a SOURCE folder in place of the phantom data")
+    parser.add_argument("--data", type=Path, help="SOURCE folder to use instead of phantom data")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+        "--out",
+        type=Path,
+        default=Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}",
+        help="folder to write (default runs/demo-TIME)",
     )
     args = parser.parse_args()
     os.environ.pop("RAY_ADDRESS", None)
@@ -50,8 +53,8 @@ def main() -> int:
     free_gb = shutil.disk_usage(args.out).free / 1e9
     if free_gb < NEEDED_GB:
         say(
-            f"melanoma: the demonstration needs {NEEDED_GB} GB of disk space, {free_gb:.1f} GB are"
-            " free; make room or use --out."
+            f"melanoma: {args.out} must have {NEEDED_GB} GB of free disk space; it has"
+            f" {free_gb:.1f} GB. Make room, or pass another --out."
         )
         return 2
     source, bundle = _train(args.data, args.out)
@@ -63,7 +66,7 @@ def main() -> int:
         _show(answer, f"{image.name} (test, labelled {dx})", args.out)
         if stay:
             say(
-                f"\nserving at {address} (Ctrl-C ends it); try\n  curl --data-binary @{image}"
+                f"\nserving at {address} (stop with Ctrl-C). Try:\n  curl --data-binary @{image}"
                 f" {address}/v1/predict"
             )
             with contextlib.suppress(KeyboardInterrupt):
@@ -72,7 +75,12 @@ def main() -> int:
 
 
 def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
-    """Make or take the images, prepare, train and evaluate; return SOURCE and the bundle."""
+    """Prepare the data, train and evaluate; return the SOURCE folder and the bundle.
+
+    Args:
+        data: SOURCE folder; None makes phantom data.
+        out: folder to write.
+    """
     prepared, runs = out / "dataset", out / "runs"
     if data is None:
         source = out / "phantom"
@@ -92,8 +100,8 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
             *(["--same-lesion", pairs] if pairs.is_file() else []),
         )
         training = REAL_TRAINING
-    # The phantom's contract must be met; of real images an unmet or refuted one is a finding, and
-    # still worth showing.
+    # The contract of the phantom data must be met. With real images an unmet or refuted contract is
+    # a finding, and the demonstration continues.
     required, allowed = (["--require-contract"], (0,)) if data is None else ([], (0, 1))
     _melanoma(
         "train",
@@ -114,7 +122,7 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
 
 
 def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
-    """Return an image that neither training nor calibration has seen, a target where there is one, and its label."""
+    """Return an image of the test split, of a target class if there is one, and its label."""
     data = open_prepared(prepared)
     test = data.rows("test")
     row = test.sort_values("dx", key=lambda dx: ~dx.isin(data.task.targets), kind="stable").iloc[0]
@@ -123,7 +131,7 @@ def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
 
 
 def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:
-    """Show and run one `melanoma` command; end the demonstration if it fails."""
+    """Print and run one `melanoma` command. Exit if its exit code is not allowed."""
     say(f"\n$ melanoma {' '.join(map(str, words))}")
     started = time.monotonic()
     code = subprocess.run(
@@ -136,7 +144,7 @@ def _melanoma(*words: object, allowed: tuple[int, ...] = (0,)) -> None:
 
 @contextlib.contextmanager
 def _serving(bundle: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """Serve a bundle on a free port until the block ends."""
+    """Serve a bundle on a free port while the block runs; yield the process and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -164,10 +172,7 @@ def _wait_ready(server: "subprocess.Popen[bytes]", address: str) -> None:
         ):
             return
         time.sleep(0.5)
-    sys.exit(
-        "melanoma: the server must become ready, it did not; run `melanoma serve` by hand to see"
-        " why."
-    )
+    sys.exit("melanoma: The server did not become ready. Run `melanoma serve` by hand to see why.")
 
 
 def _ask(address: str, image: Path) -> dict[str, Any]:
@@ -192,8 +197,8 @@ def _show(answer: dict[str, Any], image: str, out: Path) -> None:
     )
     print(f"contract: {answer['contract']['status']}\nevidence: {out / 'evidence' / 'report.html'}")
     print(
-        f"heatmap:  {out / 'overlay.png'} (a few coarse cells: where the network looked, not where"
-        " disease is)"
+        f"heatmap:  {out / 'overlay.png'} (coarse cells that raised the score; they do not mark"
+        " disease)"
     )
     print(f"answer:   {out / 'answer.json'}\n{answer['disclaimer']}", flush=True)
 

@@ -1,4 +1,7 @@
-"""The executor on Ray: Ray Data maps, Ray Train trains. Everything that is computed stands in `melanoma`."""
+"""The executor on Ray: it maps with Ray Data and trains with Ray Train.
+
+All computation is in `melanoma`.
+"""
 
 import dataclasses
 import tempfile
@@ -39,17 +42,21 @@ from ray_jobs.cluster import (
 )
 from ray_jobs.progress import say, training_progress
 
-MAX_FAILURES = 3  # of workers that are lost; what would happen again ends the run at once
+MAX_FAILURES = 3  # of lost workers; an error that would occur again ends the run at once
 RESIZE_SECONDS = 30.0
-"""Between two checks whether the cluster has room for more workers; a resize costs the epoch under way."""
+"""Time between two checks for more workers. A resize loses the work of the current epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RayExecutor:
-    """The cluster in RAY_ADDRESS, or one that is started on this machine."""
+    """Runs pipelines on the cluster in RAY_ADDRESS, or on one that it starts on this machine."""
 
     def start(self, num_workers: int = 1) -> None:
-        """Connect to the cluster, or start one."""
+        """Connect to the cluster, or start one.
+
+        Args:
+            num_workers: a local cluster declares at least this many CPUs.
+        """
         connect(num_workers=num_workers)
 
     def map(
@@ -61,7 +68,15 @@ class RayExecutor:
         progress: Progress | None = None,
         total: int | None = None,
     ) -> list[Row]:
-        """Do some work for every item in Ray Data tasks, or in as many actors as there are to be workers."""
+        """Do some work for every item with Ray Data and return its rows.
+
+        Args:
+            work: called with each item; returns rows.
+            items: the items.
+            num_workers: number of actors, each with its own copy of the work; None uses tasks.
+            progress: called with the number of rows done and the total.
+            total: number of expected rows; None expects one for each item.
+        """
         connect(num_workers=num_workers or 1)
         if not items:
             return []
@@ -81,7 +96,10 @@ class RayExecutor:
         return collect(mapped, len(items) if total is None else total, progress)
 
     def launch(self, job: TrainJob) -> AnyPath:
-        """Train a run with Ray Train and return the folder of its best checkpoint."""
+        """Train a run with Ray Train and return the folder of its best checkpoint.
+
+        Damaged checkpoints of an earlier attempt are moved aside first.
+        """
         if mended := mend(job.checkpoints_dir):
             say(f"{job.run_dir}: {mended}")
         connect(num_workers=job.num_workers)
@@ -95,7 +113,7 @@ def _run(row: Mapping[str, Any], *, work: Work) -> list[Row]:
 
 
 class _Actor:
-    """Holds its own copy of the work, and with it what the work keeps between items."""
+    """Holds its own copy of the work, so that the work can keep state between items."""
 
     def __init__(self, work: Work, num_threads: int) -> None:
         self._work, self._num_threads = work, num_threads
@@ -106,19 +124,28 @@ class _Actor:
 
 
 def worker_bundle(job: TrainJob, nodes: Sequence[Mapping[str, float]]) -> Bundle:
-    """Return what each worker of a run holds on some nodes.
+    """Return the resources of each worker of a run.
 
-    Sized for the fewest workers: were it for the most, all would fit on the nodes there are, and an
-    elastic run would never grow.
+    They are sized for the fewest workers. If they were sized for the most, all workers would fit on
+    the present nodes, and an elastic run would never grow.
+
+    Args:
+        job: the run.
+        nodes: total resources of each node.
     """
     gpus = 1.0 if job.use_gpu else 0.0
     return Bundle(job.cpus_per_worker or cpus_per_worker(nodes, job.least, gpus=gpus), gpus)
 
 
 def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
-    """Train, going on from the latest checkpoint when a worker is lost, and return the best checkpoint.
+    """Train and return the best checkpoint.
 
-    Ray's own `max_failures` would try everything again, a loss that is not finite too.
+    After a lost worker the run continues from the latest checkpoint. Ray's own `max_failures` is
+    not used, because it would also repeat errors that occur again, such as a loss that is not
+    finite.
+
+    Raises:
+        WorkerGroupError: if an error would occur again, or after too many failures.
     """
     for failures in range(MAX_FAILURES + 1):
         try:
@@ -132,7 +159,7 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
                 f"{type(root_cause(error)).__name__}, failure {failures + 1} of at most"
                 f" {MAX_FAILURES}"
             )
-            say(f"A worker failed ({what}); going on from the latest checkpoint.")
+            say(f"A worker failed ({what}). Continuing from the latest checkpoint.")
             mend(job.checkpoints_dir)
     best: Checkpoint
     best, _ = max(result.best_checkpoints or [], key=lambda pair: pair[1][SELECTION])
@@ -144,7 +171,7 @@ def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
     return TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "num_threads": bundle.cpus},
-        # Annotated as the older class of the same name, which knew no range.
+        # Ray annotates this as the older class of the same name, which has no range of workers.
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=_scale(job),  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
@@ -156,7 +183,7 @@ def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
             storage_path=storage_path,
             storage_filesystem=file_system,
             failure_config=FailureConfig(max_failures=0),
-            # Ray keeps the latest besides the best one: what resumes, and what is shipped.
+            # Ray keeps the best checkpoint, which is shipped, and the latest, which resumes.
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
             ),
@@ -165,25 +192,25 @@ def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
 
 
 def _scale(job: TrainJob) -> int | tuple[int, int]:
-    """Return the number of workers as Ray Train takes it: fixed, or (fewest, most)."""
+    """Return the number of workers for Ray Train: fixed, or (fewest, most)."""
     return job.num_workers if job.least == job.num_workers else (job.least, job.num_workers)
 
 
 def _train_worker(values: Mapping[str, Any]) -> None:
-    """Train one run on this worker; Ray Train calls it on every worker at once."""
+    """Train one run on this worker. Ray Train calls it on all workers at the same time."""
     torch.set_num_threads(values["num_threads"])
     train_worker(values["job"], RaySession())
 
 
 class RaySession:
-    """One of Ray Train's workers."""
+    """The session of one Ray Train worker."""
 
     def __init__(self) -> None:
         self.world = World.current()
         self.device = ray.train.torch.get_device()
 
     def resume(self) -> State | None:
-        """Return the state of the checkpoint that Ray names."""
+        """Return the state of the checkpoint from which Ray resumes, or None without one."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -191,7 +218,10 @@ class RaySession:
             return read_state(Path(folder), self.device)
 
     def report(self, state: State) -> None:
-        """Report an epoch; every rank does, because `report` is a barrier, and rank 0 hands over the checkpoint."""
+        """Report an epoch.
+
+        All ranks must call this, because Ray's `report` is a barrier. Rank 0 adds the checkpoint.
+        """
         if self.world.rank > 0:
             ray.train.report(reported(state))
             return

@@ -1,4 +1,8 @@
-"""What a command says of an error, and its exit code: 2 for what the user can mend, 3 with a trace in a file for all else."""
+"""Turns an exception into a message and an exit code.
+
+The exit code is 2 if the user can correct the error. It is 3 for all other errors, whose traceback
+is kept in a file.
+"""
 
 import argparse
 import errno
@@ -21,54 +25,77 @@ _OF_PATHS = (
     FileExistsError,
 )
 _ERRNO_OF_PATHS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-"""Why a path cannot be read or written, whatever is done about the disk."""
+"""Errors of a path itself, which more disk space would not solve."""
 
 
 def explain(error: Exception, args: argparse.Namespace) -> int:
-    """Say an error in one sentence and return its exit code; only what the user can mend is bad input, all else leaves a trace."""
+    """Print an error as one line and return the exit code.
+
+    Args:
+        error: what the command raised.
+        args: the parsed command line.
+
+    Returns:
+        BAD_INPUT if the user can correct the error, otherwise FAILED. A failure leaves a traceback
+        in a file.
+    """
     trace = redacted("".join(traceback.format_exception(error)))
     if os.environ.get("MELANOMA_DEBUG") == "1":
         print(trace, file=sys.stderr)
     cause = root_cause(error)
-    told = " ".join(str(cause).split()) or type(cause).__name__
+    message = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, UserError) or _is_named(cause, args):
-        _tell(f"melanoma: {told}")
+        _print(f"melanoma: {message}")
         return BAD_INPUT
-    _tell(f"melanoma: {_failure(cause, told, args)}{_kept(trace)}")
+    _print(f"melanoma: {_failure(cause, message, args)}{_kept(trace)}")
     return FAILED
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(redacted(line), file=sys.stderr, flush=True)
 
 
-def _failure(cause: BaseException, told: str, args: argparse.Namespace) -> str:
-    """Return what failed, and what to do about it."""
-    told = told if len(told) <= 500 else f"{told[:500]} ..."
+def _failure(cause: BaseException, message: str, args: argparse.Namespace) -> str:
+    """Return what failed and what to do about it, with a full stop."""
+    message = (message if len(message) <= 500 else f"{message[:500]} ...").rstrip(".")
     command: str = args.run.__name__.strip("_")
-    goes_on = "the same command goes on where it can" if hasattr(args, "address") else "try again"
+    retry = (
+        "run the same command again; it continues where it can"
+        if hasattr(args, "address")
+        else "try again"
+    )
     if isinstance(cause, FloatingPointError):
-        return told.rstrip(".")
-    if isinstance(cause, OSError):  # a disk or a storage that is full or away
-        return f"{told.rstrip('.')}; once that is mended, {goes_on}"
+        return f"{message}."
+    if isinstance(cause, OSError):  # a disk or a storage that is full or cannot be reached
+        return f"{message}. Correct that, then {retry}."
     if type(cause).__module__.startswith("ray."):
-        return f"{command} failed in Ray: {type(cause).__name__}: {told.rstrip('.')}; {goes_on}"
-    return f"{command} failed inside: {type(cause).__name__}: {told.rstrip('.')}; please report it"
+        return (
+            f"{command} failed in Ray: {type(cause).__name__}: {message}."
+            f" {retry[0].upper()}{retry[1:]}."
+        )
+    return (
+        f"{command} failed inside: {type(cause).__name__}: {message}. This is a bug; please report"
+        " it."
+    )
 
 
 def _kept(trace: str) -> str:
-    """Keep a trace in a file that only this user may read, and return words for where; none if that fails, as on a full disk."""
+    """Write a traceback to a file that only this user may read.
+
+    Returns:
+        A sentence that names the file; empty if it cannot be written, as on a full disk.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix="melanoma-trace-", suffix=".txt")
         with os.fdopen(descriptor, "w") as file:
             file.write(trace)
     except OSError:
-        return "."
-    return f"; the trace is in {name}."
+        return ""
+    return f" The trace is in {name}."
 
 
 def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
-    """Return whether an error is of a path that the user named: that path itself, or one below or above it."""
+    """Return whether an error is about a path on the command line, or one below or above it."""
     if not isinstance(cause, OSError) or not (
         isinstance(cause, _OF_PATHS) or cause.errno in _ERRNO_OF_PATHS
     ):
@@ -91,7 +118,7 @@ def _is_named(cause: BaseException, args: argparse.Namespace) -> bool:
         for name in (cause.filename, cause.filename2)
         if isinstance(name, str | bytes)
     ]
-    failed += re.findall("'(/[^']*)'", str(cause))  # as Arrow tells it
+    failed += re.findall("'(/[^']*)'", str(cause))  # Arrow names the path only in its message
     return any(
         path == there or path in there.parents or there in path.parents
         for name in failed

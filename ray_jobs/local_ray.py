@@ -1,8 +1,8 @@
-"""What a Ray cluster that this machine starts for itself must have: a token for every port, and nothing sent to anybody.
+"""Safe defaults for a local Ray cluster: a token for every port, and no usage reports.
 
-Ray listens on all addresses of a machine (scheduler, object store, every worker and replica),
-whatever the address of the HTTP server. Without a token everybody who reaches one of those ports
-can run code as the user that started it.
+Ray listens on all addresses of a machine (scheduler, object store, every worker and replica), even
+if the HTTP server listens on loopback only. Without a token, anyone who can reach one of those
+ports can run code as the user who started Ray.
 """
 
 import contextlib
@@ -15,38 +15,43 @@ from melanoma.errors import DataError
 
 MODE, TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 INSECURE = "MELANOMA_INSECURE_RAY"
-"""Environment variable: 1 allows a local cluster without a token; `--insecure-ray` sets it."""
+"""Environment variable that allows a local cluster without a token if it is 1.
+
+`--insecure-ray` sets it.
+"""
 
 
 def allow_insecure_ray() -> None:
-    """Let this process and its children start Ray without a token."""
+    """Allow this process and its children to start Ray without a token."""
     os.environ |= {MODE: "disabled", INSECURE: "1"}
 
 
 @contextlib.contextmanager
 def safe_defaults() -> Iterator[None]:
-    """Set the environment for a cluster that is started inside; the token is new for each process unless one is named.
+    """Set the environment for a cluster that is started inside the block.
+
+    Each process makes a new token, unless the environment names one.
 
     Raises:
-        DataError: if RAY_AUTH_MODE switches the token off and nobody asked for that danger by name.
+        DataError: if RAY_AUTH_MODE disables the token although --insecure-ray was not passed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     mode = os.environ.get(MODE, "")
     if mode.lower() not in ("", "token") and os.environ.get(INSECURE) != "1":
         raise DataError(
-            f"{MODE}={mode} would let everybody who reaches this machine's network run code as you"
-            " through Ray's ports; unset it, or pass --insecure-ray if that is what you want."
+            f"{MODE} must not disable the token; it is {mode}. Anyone who can reach this machine"
+            " over the network could run code as you through Ray's ports. Unset it, or pass"
+            " --insecure-ray to accept this."
         )
     if mode.lower() in ("", "token") and not any(os.environ.get(name) for name in TOKENS):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if not mode:
-        os.environ.pop(
-            MODE, None
-        )  # Ray then turns the token on itself, also where it was imported before
+        # Without the variable Ray enables the token itself, even if it was imported before.
+        os.environ.pop(MODE, None)
     from ray._private.node import Node
 
-    # Without a dashboard this starts nothing but Ray's usage reporter, which asks clouds' metadata
-    # hosts although it is switched off.
+    # Without a dashboard the API server runs only Ray's usage reporter. It contacts the metadata
+    # hosts of cloud providers even if usage reports are disabled.
     start_api_server = Node.start_api_server
     Node.start_api_server = _start_nothing  # type: ignore[method-assign]
     notices = logging.getLogger("ray._private.authentication.authentication_token_setup")
@@ -60,4 +65,4 @@ def safe_defaults() -> Iterator[None]:
 
 
 def _start_nothing(*_: object, **__: object) -> None:
-    """Stand in for the start of a dashboard that nobody asked for."""
+    """Replace the start of the API server."""

@@ -1,4 +1,4 @@
-"""Progress for people, on stderr: a bar at a terminal, plain lines elsewhere."""
+"""Shows progress on stderr: a bar at a terminal, plain lines elsewhere."""
 
 import contextlib
 import json
@@ -19,7 +19,12 @@ LINE_SECONDS, REMOTE_SECONDS = 10.0, 5.0
 
 @contextlib.contextmanager
 def counted(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Give a callable (done, total) that shows how far a job of known length, in images or another unit, is."""
+    """Yield a callable (done, total) that shows the progress of a job.
+
+    Args:
+        what: name of the job.
+        unit: plural name of what is counted.
+    """
     if sys.stderr.isatty():
         with tqdm(desc=what, unit=f" {unit}", file=sys.stderr) as bar:
 
@@ -41,7 +46,7 @@ def counted(what: str, unit: str = "images") -> Iterator[Callable[[int, int], No
 
 
 def say(line: str) -> None:
-    """Print one line to stderr, with the secrets in its addresses hidden."""
+    """Print one line to stderr; secrets in addresses are hidden."""
     print(redacted(line), file=sys.stderr, flush=True)
 
 
@@ -51,7 +56,7 @@ class _ToStderr(logging.Handler):
 
 
 def show_log() -> None:
-    """Show on stderr what the pipelines log."""
+    """Print the log of the pipelines to stderr."""
     logger = logging.getLogger("melanoma")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -60,7 +65,10 @@ def show_log() -> None:
 
 @contextlib.contextmanager
 def training_progress(run_dir: AnyPath) -> Iterator[None]:
-    """Show, while the block runs, what the workers write to RUN/progress.json and RUN/history.jsonl."""
+    """Show the progress of training while the block runs.
+
+    The workers write it to progress.json and history.jsonl in the run's folder.
+    """
     stop = threading.Event()
     thread = threading.Thread(target=_watch, args=(run_dir, stop), daemon=True)
     thread.start()
@@ -78,8 +86,8 @@ def _watch(run_dir: AnyPath, stop: threading.Event) -> None:
         epochs = 0
         while True:
             ended = stop.wait(0.5 if isinstance(run_dir, Path) else REMOTE_SECONDS)
-            if told := _text(progress):
-                where = json.loads(told)
+            if text := _text(progress):
+                where = json.loads(text)
                 epochs = where["epochs"]
                 bar.total = where["epochs"] * where["steps"]
                 bar.set_description(f"epoch {where['epoch']}/{where['epochs']}")
@@ -93,7 +101,10 @@ def _watch(run_dir: AnyPath, stop: threading.Event) -> None:
 
 
 def _text(path: AnyPath) -> str:
-    """Return what a file holds; nothing where it is not there, or while its storage is away: that is for the run to say."""
+    """Return the content of a file; empty if it is missing or its storage cannot be reached.
+
+    The run itself reports such an error.
+    """
     try:
         return path.read_text() if path.is_file() else ""
     except (OSError, DataError):

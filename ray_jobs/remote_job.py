@@ -1,6 +1,6 @@
-"""A job on a remote cluster, asked about and followed through whatever its head, its log and the network do meanwhile.
+"""Submits and follows a job on a remote cluster, despite interruptions of head, log and network.
 
-Knows Ray's client, and neither what the job runs nor what its exit code means.
+It knows Ray's client, but neither what the job runs nor what its exit code means.
 """
 
 import asyncio
@@ -26,7 +26,13 @@ TAKEN_IN_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class RemoteJob:
-    """A job, or what is to become one, and the head that is asked about it."""
+    """A job that is or will be submitted, and the head that runs it.
+
+    Attributes:
+        client: Ray's client for the head.
+        address: address of the head's dashboard.
+        name: submission id of the job.
+    """
 
     client: JobSubmissionClient
     address: str
@@ -34,18 +40,24 @@ class RemoteJob:
 
     @property
     def hint(self) -> str:
-        """How it can be followed and ended without this command; by variable, for an option would not prevail over one that is set."""
+        """The commands that follow and stop the job without `melanoma`."""
+        # The variable and not the option --address, because a variable that is set overrides it.
         ray_job = f"RAY_API_SERVER_ADDRESS={self.address} ray job"
         return (
-            f"follow it with `{ray_job} logs --follow {self.name}`, end it with `{ray_job} stop"
+            f"follow it with `{ray_job} logs --follow {self.name}`, stop it with `{ray_job} stop"
             f" {self.name}`"
         )
 
     def start(self, words: Sequence[str], folder: Path, mark: str) -> None:
         """Submit a command line with the code in a folder.
 
+        Args:
+            words: arguments of the `melanoma` command.
+            folder: folder with the packages to send.
+            mark: the line that marks the result in the log.
+
         Raises:
-            RuntimeError: if the head refuses it, or does not say whether it took it.
+            RuntimeError: if the head refuses the job, or does not answer.
         """
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
             MARK: mark
@@ -57,13 +69,13 @@ class RemoteJob:
                 runtime_env={"working_dir": str(folder), "env_vars": environment},
             )
         except OSError as error:
-            raise self._untold(error) from error
+            raise self._lost(error) from error
 
     def details(self) -> JobDetails:
-        """Return what the head says of it, asked for some minutes while it does not answer.
+        """Return the details of the job; retry for `AWAY_SECONDS` if the head does not answer.
 
         Raises:
-            RuntimeError: if it does not answer at all, or does not know the job.
+            RuntimeError: if the head does not answer or does not know the job.
         """
         deadline = time.monotonic() + AWAY_SECONDS
         while True:
@@ -71,11 +83,17 @@ class RemoteJob:
                 return self.client.get_job_info(self.name)
             except (RuntimeError, OSError) as error:
                 if time.monotonic() > deadline:
-                    raise self._untold(error) from error
+                    raise self._lost(error) from error
                 time.sleep(POLL_SECONDS)
 
     def details_if_known(self) -> JobDetails | None:
-        """Return what the head says of it, or nothing where it has not heard of it for some seconds, in which it may be taking it in."""
+        """Return the details of the job, or None if the head does not know it.
+
+        It retries for `TAKEN_IN_SECONDS`, because the head may still be accepting the job.
+
+        Raises:
+            RuntimeError: if the head reports another error.
+        """
         deadline = time.monotonic() + TAKEN_IN_SECONDS
         while True:
             try:
@@ -87,23 +105,24 @@ class RemoteJob:
                     return None
                 time.sleep(POLL_SECONDS)
 
-    def _untold(self, error: Exception) -> RuntimeError:
+    def _lost(self, error: Exception) -> RuntimeError:
         why = (
             "does not answer"
             if isinstance(error, OSError)
-            else f"says: {' '.join(str(error).split())}"
+            else f"says: {' '.join(str(error).split()).rstrip('.')}"
         )
         return RuntimeError(
-            f"the head at {self.address} must tell of job {self.name}, it {why}; the job may run"
-            f" all the same, and the same command must wait for its end: {self.hint}."
+            f"Lost job {self.name}: the head at {self.address} {why}. The job may still be running;"
+            f" wait for its end before you run the same command again: {self.hint}."
         )
 
 
 class JobLog:
-    """Shows a job's log on stderr, all but its result, which it keeps.
+    """Prints the log of a job to stderr, except for the result, which it keeps.
 
-    State: how much of the log was read, so that a stream that broke off can begin anew, and the
-        result once the whole of it has come.
+    Attributes:
+        num_read: number of characters read, so that a new stream can continue after a broken one.
+        result: the result once it is complete, otherwise None.
     """
 
     def __init__(self, mark: str) -> None:
@@ -113,14 +132,14 @@ class JobLog:
         self.result: str | None = None
 
     def feed(self, chunk: str) -> None:
-        """Take what comes next; chunks end anywhere."""
+        """Read the next chunk of the log; it may end anywhere in a line."""
         self.num_read += len(chunk)
         *whole, self._rest = (self._rest + chunk).split("\n")
         for line in whole:
             self._take(line)
 
     def end(self) -> None:
-        """Show what is left when no more comes."""
+        """Print what is left after the last chunk."""
         for line in [*(self._lines or []), *([self._rest] if self._rest else [])]:
             say(line)
         self._rest, self._lines = "", None
@@ -138,8 +157,8 @@ class JobLog:
 
 
 def follow(job: RemoteJob, log: JobLog) -> JobDetails:
-    """Show the log of a job as it grows, until the job ends; return what the head then says of it."""
-    was_told = False
+    """Print the log of a job until the job ends, and return its final details."""
+    was_reported = False
     while True:
         is_silent = asyncio.run(_stream(job, log))
         while True:
@@ -147,22 +166,25 @@ def follow(job: RemoteJob, log: JobLog) -> JobDetails:
             if details.status.is_terminal():
                 log.end()
                 return details
-            if not is_silent and not was_told:
-                say("the log broke off; the job goes on, and its log is asked for again")
-                was_told = True
+            if not is_silent and not was_reported:
+                say("the log broke off; the job continues, and its log is requested again")
+                was_reported = True
             time.sleep(POLL_SECONDS)
-            if (
-                has_more or not is_silent
-            ):  # else another stream would be as silent, and the head keeps every one
+            # After a silent stream, open another one only if the log has grown. A new stream would
+            # be silent too, and the head keeps all of them open.
+            if has_more or not is_silent:
                 break
 
 
 async def _stream(job: RemoteJob, log: JobLog) -> bool:
-    """Feed what a stream, which begins with the first line, has of the log beyond what was read; return whether it fell silent."""
+    """Feed the unread part of the log from a stream, and return whether the stream fell silent.
+
+    Each stream starts again with the first line of the log.
+    """
     chunks, known = job.client.tail_job_logs(job.name), log.num_read
     while True:
         coming = asyncio.ensure_future(anext(chunks, None))
-        # A job may have nothing to say; that the head is gone, a silent connection does not tell.
+        # Silence is ambiguous: the job may print nothing, or the head may be gone.
         if not (await asyncio.wait({coming}, timeout=SILENT_SECONDS))[0]:
             return True
         try:
@@ -176,7 +198,10 @@ async def _stream(job: RemoteJob, log: JobLog) -> bool:
 
 
 def _catch_up(job: RemoteJob, log: JobLog) -> bool:
-    """Feed what no stream brought, for some break off in silence and some proxies let none through; return whether there was any."""
+    """Feed the part of the log that no stream delivered, and return whether there was any.
+
+    Some streams break off silently, and some proxies let no stream through.
+    """
     try:
         more = job.client.get_job_logs(job.name)[log.num_read :]
     except (RuntimeError, OSError):

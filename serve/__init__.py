@@ -1,1 +1,1 @@
-"""The online system: a Ray Serve graph over a bundle."""
+"""The online system: a Ray Serve graph that serves one bundle."""

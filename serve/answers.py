@@ -1,7 +1,7 @@
-"""One image in, one answer out: reading bodies, encoding heatmaps. Knows requests, but nothing of deployments.
+"""Reads the image of a request and builds the answer to it. Knows nothing of deployments.
 
-Stands apart from the ingress because Ray Serve copies that module's names when it wraps the class,
-before any below it exist.
+These functions are not in `serve.ingress` because Ray Serve copies the names of that module when it
+wraps the class. Names that are defined below the class do not exist then.
 """
 
 import base64
@@ -21,14 +21,19 @@ from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.model_client import Reading
 from serve.schemas import Explanation, ModelInfo, PredictResponse
 
-# starlette writes larger parts to a temporary file; nothing of an image may reach a disk.
+# starlette writes larger parts to a temporary file, but no part of an image may reach a disk.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
 MAX_TEXT_FIELDS = 64
 _FORM_RULE = "The form must have one file field named image; send the image in it."
 
 
 async def image_bytes(request: Request) -> bytes:
-    """Return the image of a raw body or of the one multipart field `image`."""
+    """Return the bytes of the image: the raw body, or the multipart field `image`.
+
+    Raises:
+        HTTPException: 400 if the form is malformed or cut off.
+        RefusedError: if the body is JSON, cannot be read, or is a form without an image.
+    """
     kind = request.headers.get("content-type", "").lower()
     data = await read_body(request)
     if kind.startswith("multipart/"):
@@ -37,14 +42,14 @@ async def image_bytes(request: Request) -> bytes:
         raise RefusedError(
             422,
             "no_image_field",
-            "The body must be the image itself, it is JSON; send the bytes, or a form with one file"
-            " field named image.",
+            "The body must be the image itself; it is JSON. Send the bytes of the image, or a form"
+            " with one file field named image.",
         )
     return data
 
 
 async def _form_image(headers: Headers, data: bytes) -> bytes:
-    """Return what the field `image` of a form holds, whether it came with a file name or without."""
+    """Return the content of the form field `image`, sent with or without a file name."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield data
@@ -55,19 +60,16 @@ async def _form_image(headers: Headers, data: bytes) -> bytes:
     )
     try:
         form = await parser.parse()
-    except (
-        MultiPartException,
-        KeyError,
-        LookupError,
-        ValueError,
-    ) as error:  # of an unknown charset, or without a boundary
+    # The last three stand for an unknown charset or a missing boundary.
+    except (MultiPartException, KeyError, LookupError, ValueError) as error:
         raise HTTPException(400) from error
     try:
         if "explain" in form:
             raise RefusedError(
                 422,
                 "invalid_request",
-                "explain belongs into the address: /v1/predict?explain=grad_cam.",
+                "explain must be in the query, not in the form. Send it as"
+                " /v1/predict?explain=grad_cam.",
             )
         field = form.get("image")
         found = await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
@@ -81,8 +83,11 @@ async def _form_image(headers: Headers, data: bytes) -> bytes:
 
 
 def _bytes_of_text(field: str | None) -> bytes | None:
-    """Return the bytes of an image that came without a file name, which the parser takes for text; None for other text."""
-    # It reads what is no UTF-8 as Latin-1, which loses nothing; no image is UTF-8.
+    """Return the bytes of an image that was sent without a file name, or None for other text.
+
+    The parser treats a part without a file name as text.
+    """
+    # The parser reads bytes that are not UTF-8 as Latin-1, which loses nothing. No image is UTF-8.
     try:
         data = (field or "").encode("latin-1")
     except UnicodeEncodeError:
@@ -93,10 +98,17 @@ def _bytes_of_text(field: str | None) -> bytes | None:
 def explanation_of(
     method: Literal["grad_cam", "guided_grad_cam"], reading: Reading, values: FloatArray
 ) -> Explanation:
-    """Return a map ``(h, w)`` of the whole letterbox in the frame of its image."""
+    """Return the explanation of a reading.
+
+    Args:
+        method: how the heatmap was made.
+        reading: the image and the prediction for it.
+        values: heatmap ``(h, w)`` over the whole letterbox; it is mapped to the image's frame.
+    """
     manifest = reading.described.manifest
     shown, heatmap = heatmap_on(reading.shown, values, manifest.preprocessing)
-    return Explanation(  # type: ignore[call-arg]  # mypy knows the field by its name on the wire only
+    # mypy knows the field `class_name` only by its alias.
+    return Explanation(  # type: ignore[call-arg]
         method=method,
         class_name=manifest.task.target_name,
         heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
@@ -106,7 +118,7 @@ def explanation_of(
 
 
 def model_info(manifest: BundleManifest) -> ModelInfo:
-    """Return which network answers."""
+    """Return the name, version and weights hash of the network that answers."""
     return ModelInfo(
         name=manifest.name, version=manifest.version, weights_sha256=manifest.weights_sha256
     )

@@ -1,4 +1,7 @@
-"""The graph, and nothing else: ingress -> classifier, and -> explainer for guided maps. `serve deploy serve/config.yaml` starts it."""
+"""Builds the Serve graph: ingress -> classifier, and -> explainer for guided maps.
+
+`serve deploy serve/config.yaml` starts it.
+"""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -13,12 +16,17 @@ from serve.settings import AppArgs
 
 
 def build_app(args: AppArgs) -> Application:
-    """Build the application as `serve deploy` wants it: the options of its deployments come from the config it is named in."""
+    """Build the application for `serve deploy`; its config holds the deployment options."""
     return build_graph(args, {})
 
 
 def build_graph(args: AppArgs, options: Mapping[str, Mapping[str, Any]]) -> Application:
-    """Build the application with options for each deployment, by name."""
+    """Build the application.
+
+    Args:
+        args: the application's arguments.
+        options: Serve options by deployment name; a deployment that is missing gets the defaults.
+    """
 
     def deployment(cls: type) -> Any:
         return serve.deployment(cls, name=cls.__name__, **options.get(cls.__name__, {}))  # type: ignore[attr-defined]

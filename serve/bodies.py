@@ -1,4 +1,4 @@
-"""The body of a request as bytes: whole, unpacked, and never larger than allowed. Knows nothing of what it holds."""
+"""Reads the body of a request: complete, decompressed and limited. Knows nothing of its content."""
 
 import asyncio
 import contextlib
@@ -8,16 +8,16 @@ from fastapi import Request
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 _WINDOWS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
-"""zlib's window bits by Content-Encoding; of deflate both forms are in use, with zlib's frame and without."""
+"""zlib's window bits by Content-Encoding. Clients send deflate with and without a zlib header."""
 
 
 class RefusedError(Exception):
-    """A request that is refused for a reason of its own.
+    """A request is refused with its own status and code.
 
     Attributes:
         status: the HTTP status.
         code: a stable machine-readable name of the reason.
-        headers: of the answer.
+        headers: extra headers of the response.
     """
 
     def __init__(
@@ -28,19 +28,20 @@ class RefusedError(Exception):
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request, unpacked if it came as gzip or deflate.
+    """Return the body of a request, decompressed if it is gzip or deflate.
 
     Raises:
-        RefusedError: if it was lost on the way, or comes in another encoding or a broken one.
+        RefusedError: if the body was lost, has another Content-Encoding, is damaged, or is too
+            large.
     """
     data = await request.body()
     if not data and _has_lost_its_body(request):
-        # Ray's HTTP server reads what follows an offered upgrade as another protocol; the
-        # connection is of no more use.
+        # After an Upgrade header, Ray's HTTP server reads the body as another protocol. The
+        # connection cannot be used again.
         raise RefusedError(
             400,
             "body_lost",
-            "The request offered to change the protocol (Upgrade), and its body was lost; send"
+            "The body was lost, because the request offered to change the protocol (Upgrade). Send"
             " HTTP/1.1 without an Upgrade header.",
             headers={"Connection": "close"},
         )
@@ -51,10 +52,10 @@ async def read_body(request: Request) -> bytes:
         raise RefusedError(
             415,
             "unsupported_encoding",
-            "The Content-Encoding must be gzip, deflate or none; send the body as it is.",
+            "The Content-Encoding must be gzip, deflate or none. Send the body uncompressed.",
             headers={"Accept-Encoding": "gzip, deflate, identity"},
         )
-    return await asyncio.to_thread(_unpacked, data, encoding)
+    return await asyncio.to_thread(_decompressed, data, encoding)
 
 
 def _has_lost_its_body(request: Request) -> bool:
@@ -65,18 +66,29 @@ def _has_lost_its_body(request: Request) -> bool:
 
 
 def _all_members(data: bytes, window: int) -> bytes:
-    """Return what one or several packed members behind each other hold; raise zlib.error unless they are whole."""
+    """Return the decompressed content of one or several consecutive members.
+
+    Args:
+        data: the compressed body.
+        window: zlib's window bits.
+
+    Raises:
+        zlib.error: if there is no member, or one is damaged or cut off.
+        RefusedError: if the content is too large.
+    """
     if not data:
         raise zlib.error
     whole = b""
     while data:
         reader = zlib.decompressobj(window)
+        # Stop one byte after the limit, so that a small body cannot expand to fill the memory.
         whole += reader.decompress(data, MAX_BODY_BYTES + 1 - len(whole))
         if len(whole) > MAX_BODY_BYTES:
             raise RefusedError(
                 413,
                 "body_too_large",
-                f"The unpacked body must have at most {MAX_BODY_BYTES // 2**20} MiB.",
+                f"The decompressed body must have at most {MAX_BODY_BYTES // 2**20} MiB. Send a"
+                " smaller image.",
             )
         if not reader.eof:
             raise zlib.error
@@ -84,10 +96,12 @@ def _all_members(data: bytes, window: int) -> bytes:
     return whole
 
 
-def _unpacked(data: bytes, encoding: str) -> bytes:
+def _decompressed(data: bytes, encoding: str) -> bytes:
     for window in _WINDOWS[encoding]:
         with contextlib.suppress(zlib.error):
             return _all_members(data, window)
     raise RefusedError(
-        400, "bad_encoding", "The body must be whole and in its Content-Encoding; send it as it is."
+        400,
+        "bad_encoding",
+        "The body must be complete and match its Content-Encoding. Send it uncompressed.",
     )

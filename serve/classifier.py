@@ -1,4 +1,4 @@
-"""The classifier deployment: batched probabilities and Grad-CAM from one forward pass, on its own replicas."""
+"""The classifier deployment: probabilities and Grad-CAM from one batched forward pass."""
 
 import asyncio
 import dataclasses
@@ -16,7 +16,9 @@ from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
 MAX_BATCH = 8
-BATCH_WAIT_SECONDS = 0.0  # what came while the last batch was computed is the next; an idle classifier keeps nobody waiting
+# Requests that arrive while a batch is computed form the next batch. An idle classifier starts at
+# once.
+BATCH_WAIT_SECONDS = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Job:
     """One image for the classifier.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8 as stored.
-        explain: whether its heatmap is wanted.
-        known: version of the bundle that the asker knows already and made the image for.
+        image: ``(H, W, 3)`` uint8 in the stored shape of a bundle.
+        explain: whether the heatmap is wanted.
+        known: version of the bundle that the ingress already knows and prepared the image for.
     """
 
     image: Uint8Array
@@ -36,11 +38,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one bundle says of one image.
+    """The classifier's answer to one job.
 
     Attributes:
-        prediction: None if the image was made for another bundle's stored shape.
-        described: what `describe` returns; None if that is the bundle known already.
+        prediction: None if the image was prepared for another bundle's stored shape.
+        described: the result of `describe`; None if the ingress already knows this bundle.
     """
 
     prediction: Prediction | None
@@ -48,7 +50,7 @@ class Answer:
 
 
 class Classifier:
-    """Loads a bundle once and predicts in batches; holds nothing of any request."""
+    """Loads a bundle once and predicts in batches. It keeps nothing of a request."""
 
     def __init__(
         self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool
@@ -56,25 +58,23 @@ class Classifier:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
         if bundle.features_onnx is not None and device == "cpu":
-            torch.set_num_threads(
-                1
-            )  # its threads are ONNX Runtime's; what is left to torch is too small to be shared
+            # ONNX Runtime has its own threads. What is left to torch is too small to be shared.
+            torch.set_num_threads(1)
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
-        self._predictor.predict(
-            [blank], explain=True
-        )  # the first pass allocates; nobody should wait for it
+        # The first pass allocates memory, so it runs here and not in the first request.
+        self._predictor.predict([blank], explain=True)
         if findings := self._predictor.replay_probes():
             raise BundleError(" ".join(findings))
 
     async def ready(self) -> None:
-        """Answer: whoever hears it knows that the weights are loaded."""
+        """Return nothing; an answer shows that the weights are loaded."""
 
     async def predict(self, job: Job) -> Answer:
-        """Predict one image, together with whatever else is waiting.
+        """Predict one image, in one batch with the other waiting jobs.
 
         Raises:
-            FloatingPointError: if the network gives no finite scores for it.
+            FloatingPointError: if the network's scores for the image are not finite.
         """
         bundle = self._predictor.bundle
         described = None if job.known == bundle.manifest.version else await self.describe()
@@ -87,7 +87,7 @@ class Classifier:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
     async def _batch(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
-        # A thread, so that health checks and the next batch's arrivals are answered meanwhile.
+        # In a thread, so that the event loop can answer health checks and accept the next batch.
         return await asyncio.to_thread(self._predict, jobs)
 
     def _predict(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
@@ -96,9 +96,8 @@ class Classifier:
             predictions = self._predictor.predict(
                 [job.image for job in jobs], explain=any(job.explain for job in jobs)
             )
-        except (
-            FloatingPointError
-        ) as error:  # which of them it is shows one by one: the others must not fail with it
+        except FloatingPointError as error:
+            # Predict the images one by one, so that only the bad one fails.
             return (
                 [error]
                 if len(jobs) == 1

@@ -1,4 +1,4 @@
-"""What is said of the bundle that answers; goes from the classifier to the ingress."""
+"""The description of a bundle that the classifier sends to the ingress."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ class Described:
     """What the ingress needs to know of a bundle.
 
     Attributes:
-        manifest: of the bundle, without its probes.
-        model_card: MODEL_CARD.md.
+        manifest: the bundle's manifest without its probes.
+        model_card: the text of MODEL_CARD.md.
     """
 
     manifest: BundleManifest

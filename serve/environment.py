@@ -1,8 +1,9 @@
-"""How Ray Serve is told to move requests inside a machine; read by Ray when it is imported, so it must be set before.
+"""Environment variables that set how Ray Serve passes requests between replicas of one machine.
 
-Together these make the graph about twice as fast: without them most of a small request's time goes
-to hops between the threads and event loops of each replica. On a cluster of one's own they belong
-into the environment that Ray is started in, a shell or a pod:
+Ray reads them when it is imported, so they must be set before that. Together they make the graph
+about twice as fast: without them a small request spends most of its time in hops between the
+threads and event loops of each replica. On your own cluster, set them in the environment in which
+Ray is started (a shell or a pod):
 
     eval "$(python -m serve.environment)" && ray start --head
 """
@@ -11,22 +12,21 @@ import os
 import shlex
 
 ENVIRONMENT = {
-    # Everything of ours that takes long runs in threads already; a second event loop a replica only
-    # adds two hops a call.
+    # All slow code of this project already runs in threads. A second event loop in each replica
+    # only adds two hops to each call.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # From replica to replica without Ray's tasks and object store: faster, and no image can be
-    # spilled to a disk.
+    # Calls between replicas bypass Ray's tasks and object store. This is faster, and no image can
+    # be spilled to a disk.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(
-        64 * 2**20
-    ),  # a body of 20 MiB is refused in our words, not in gRPC's
-    # Once, to the log file, is enough.
+    # Large enough that a body over 20 MiB gets this service's own error and not gRPC's.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # The log file is enough.
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Replicas call each other at this machine's addresses: a proxy of the environment's would get
-    # those calls, and answer none.
+    # Replicas call each other at this machine's addresses. A proxy from the environment would
+    # receive those calls and answer none of them.
     "grpc_proxy": "",
-    # Nothing calls home: libraries count their users, and keep an id of each on disk.
+    # No telemetry: these libraries report their use and keep a user id on disk.
     "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -34,7 +34,10 @@ ENVIRONMENT = {
 
 
 def set_environment() -> None:
-    """Set what is not set yet, and no proxy in any case; call it before anything imports ray.serve."""
+    """Set the variables that are not set yet, and always clear the gRPC proxy.
+
+    Call it before anything imports ray.serve.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.update(grpc_proxy="")

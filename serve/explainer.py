@@ -1,4 +1,7 @@
-"""The explainer deployment: guided maps only, on replicas of its own, for a backward pass costs more than a prediction."""
+"""The explainer deployment: guided maps.
+
+It has its own replicas because a backward pass costs more than a prediction.
+"""
 
 import asyncio
 import dataclasses
@@ -19,9 +22,9 @@ class GuidedJob:
     """One image for the explainer.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8 as stored.
-        heatmap: its Grad-CAM ``(h, w)`` float32, a few cells.
-        version: of the bundle that gave it.
+        image: ``(H, W, 3)`` uint8 in the stored shape of the bundle.
+        heatmap: the image's Grad-CAM ``(h, w)`` float32, a few cells.
+        version: version of the bundle that made the Grad-CAM.
     """
 
     image: Uint8Array
@@ -30,19 +33,21 @@ class GuidedJob:
 
 
 class Explainer:
-    """Loads a bundle once and explains in batches; holds nothing of any request."""
+    """Loads a bundle once and explains in batches. It keeps nothing of a request."""
 
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._version = bundle.manifest.version
         self._explainer = GuidedExplainer(bundle, device=device)
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
-        self._explainer.explain(
-            [blank], [np.ones((1, 1), dtype=np.float32)]
-        )  # nobody should wait for the first pass
+        # The first pass is slow, so it runs here and not in the first request.
+        self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])
 
     async def explain(self, job: GuidedJob) -> FloatArray | None:
-        """Return the Guided Grad-CAM ``(H, W)`` of the targets at the network's input size; None if another bundle gave the Grad-CAM."""
+        """Return the Guided Grad-CAM ``(H, W)`` of the targets at the network's input size.
+
+        Returns None if another bundle made the Grad-CAM.
+        """
         return await self._batch(job) if job.version == self._version else None
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]

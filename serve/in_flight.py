@@ -1,4 +1,4 @@
-"""How many requests are under way in this ingress, and whether it takes new ones. Knows nothing of what they ask."""
+"""Counts the requests in flight in this ingress. Knows nothing of their content."""
 
 import contextlib
 import functools
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 
 class InFlight:
-    """Counts requests; state: how many are under way, and whether the service is stopping.
+    """Counts requests and says whether new ones are accepted.
 
     Attributes:
-        num: requests under way.
-        is_stopping: whether new ones are refused.
+        num: number of requests in flight.
+        is_stopping: whether new requests are refused.
     """
 
     def __init__(self) -> None:
@@ -28,5 +28,8 @@ class InFlight:
 
 @functools.cache
 def in_flight() -> InFlight:
-    """Return that of this process, one ingress replica; a function, because Ray Serve copies objects when it ships the ingress."""
+    """Return the counter of this process, which is one ingress replica.
+
+    This is a function because Ray Serve copies module-level objects when it ships the ingress.
+    """
     return InFlight()

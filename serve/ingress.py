@@ -1,4 +1,7 @@
-"""The HTTP surface: bytes in, checked and decoded here, fanned out, encoded and answered. Nothing of a request is kept."""
+"""The HTTP API: reads and decodes requests, asks the model, encodes and returns the answers.
+
+It keeps nothing of a request.
+"""
 
 import asyncio
 import datetime
@@ -43,7 +46,7 @@ app = FastAPI(
     docs_url=None,
     redoc_url=None,
     redirect_slashes=False,
-    servers=[{"url": "./"}],  # relative, so that it is right behind a path prefix
+    servers=[{"url": "./"}],  # relative, so that it also works behind a path prefix
 )
 install_problem_handlers(app)
 install_middleware(app, max_body_bytes=MAX_BODY_BYTES)
@@ -53,7 +56,7 @@ app.mount("/page", StaticFiles(directory=PAGE))
 
 @serve.ingress(app)
 class Ingress:
-    """Decodes, asks the classifier, encodes."""
+    """Decodes images, asks the classifier, encodes answers."""
 
     def __init__(
         self,
@@ -66,22 +69,27 @@ class Ingress:
         keep_traces_out()
         if not check_keys() and require_api_key:
             raise SettingError(
-                f"{VARIABLE} must name a file of API keys where a service is bound beyond loopback;"
-                " see serve/api_keys.py."
+                f"{VARIABLE} must name a file of API keys, because the service listens beyond"
+                " loopback. Set it; serve/api_keys.py describes the file."
             )
         self._client = ModelClient(classifier, explainer)
         self._timeout_s = answer_timeout_s
-        self._parsing = Lane(
-            "parse", num_threads=1
-        )  # JSON may take twenty times its size in memory
+        # One thread: parsed JSON may take twenty times its size in memory.
+        self._parsing = Lane("parse", num_threads=1)
 
     async def drain(self) -> int:
-        """Take no more requests and return how many are under way; asked by `melanoma serve` when it ends, not over HTTP."""
+        """Refuse new requests and return the number of requests in flight.
+
+        `melanoma serve` calls it through Ray when it stops; it is not an HTTP route.
+        """
         in_flight().is_stopping = True
         return in_flight().num
 
     async def _read(self, request: Request, explain: Explain) -> tuple[Reading, PredictResponse]:
-        """Return the image of a request, small enough to be shown, and the answer to it; a slow upload costs no time."""
+        """Return the reading of a request's image and the answer to it.
+
+        The timeout starts after the upload, so that a slow upload does not use it up.
+        """
         data = await image_bytes(request)
         async with asyncio.timeout(self._timeout_s):
             reading = await self._client.read(Upload(data), explain=explain != "none")
@@ -97,7 +105,7 @@ class Ingress:
             if method == "grad_cam"
             else await self._client.guided(reading)
         )
-        assert heatmap is not None  # of the classifier: it was asked for
+        assert heatmap is not None  # the request to the classifier asked for it
         with request_metrics().stage("encode"):
             return await asyncio.to_thread(explanation_of, method, reading, heatmap)
 
@@ -111,7 +119,7 @@ class Ingress:
     async def predict(
         self, request: Request, explain: Annotated[Explain, Query()] = "none"
     ) -> PredictResponse:
-        """Return calibrated probabilities, the decision, the contract it rests on and, if asked, a heatmap."""
+        """Return calibrated probabilities, the decision, its contract and, if asked, a heatmap."""
         return (await self._read(request, explain))[1]
 
     @app.post(
@@ -122,7 +130,7 @@ class Ingress:
         dependencies=GUARDED,
     )
     async def report(self, request: Request) -> Response:
-        """Return the same prediction with its heatmap as one page of PDF."""
+        """Return the same prediction with its Grad-CAM as a PDF of one page."""
         reading, answer = await self._read(request, "grad_cam")
         task = reading.described.manifest.task
         page = await asyncio.to_thread(
@@ -137,7 +145,7 @@ class Ingress:
         dependencies=GUARDED,
     )
     async def model(self) -> ModelResponse:
-        """Return the manifest as far as a client may see it, and the model card."""
+        """Return the public part of the manifest and the model card."""
         described = await self._client.describe()
         manifest = described.manifest
         return ModelResponse(
@@ -154,40 +162,40 @@ class Ingress:
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> FileResponse:
-        """Return the reading page."""
+        """Return the web page."""
         return FileResponse(PAGE / "index.html")
 
     @app.get("/healthz", response_model=Alive)
     async def healthz(self) -> Alive:
-        """Answer that the process is alive."""
+        """Return that the process is alive."""
         return Alive()
 
     @app.get("/readyz", response_model=Alive, responses=errors(503))
     async def readyz(self) -> Alive:
-        """Answer whether a classifier with loaded weights can be asked."""
+        """Return success if a classifier with loaded weights answers."""
         await self._client.check_ready()
         return Alive()
 
     @app.get("/v2/health/live")
     async def live(self) -> dict[str, bool]:
-        """Answer that the process is alive."""
+        """Return that the process is alive."""
         return {"live": True}
 
     @app.get("/v2/health/ready", responses=errors(503, kind=_JSON))
     async def ready(self) -> dict[str, bool]:
-        """Answer whether a classifier with loaded weights can be asked."""
+        """Return success if a classifier with loaded weights answers."""
         await self._client.check_ready()
         return {"ready": True}
 
     @app.get("/v2/models/melanoma/ready", responses=errors(503, kind=_JSON))
     async def model_ready(self) -> dict[str, Any]:
-        """Answer whether a classifier with loaded weights can be asked."""
+        """Return success if a classifier with loaded weights answers."""
         await self._client.check_ready()
         return {"name": open_inference.MODEL, "ready": True}
 
     @app.get("/v2")
     async def server(self) -> dict[str, Any]:
-        """Return what the Open Inference Protocol wants to know of a server."""
+        """Return the server metadata of the Open Inference Protocol."""
         return {"name": "melanoma", "version": app.version, "extensions": ["binary_tensor_data"]}
 
     @app.get("/v2/models/melanoma", responses=_V2_READING, dependencies=GUARDED)
@@ -197,14 +205,14 @@ class Ingress:
 
     @app.get("/v2/models/melanoma/versions/{version}", responses=_V2_READING, dependencies=GUARDED)
     async def version_metadata(self, version: str) -> dict[str, Any]:
-        """Return the same for the version that is served, and 404 for any other."""
+        """Return the metadata of the served version, or 404 for any other version."""
         return open_inference.metadata(await self._check_version(version))
 
     @app.get(
         "/v2/models/melanoma/versions/{version}/ready", responses=_V2_READING, dependencies=GUARDED
     )
     async def version_ready(self, version: str) -> dict[str, Any]:
-        """Answer whether a classifier of this version can be asked."""
+        """Return success if a classifier of this version answers, or 404 for any other version."""
         await self._check_version(version)
         return {"name": open_inference.MODEL, "ready": True}
 
@@ -215,7 +223,10 @@ class Ingress:
         dependencies=GUARDED,
     )
     async def infer(self, request: Request) -> Response:
-        """Answer an inference request of the Open Inference Protocol, JSON or with binary data: up to 32 images at once."""
+        """Answer an inference request of the Open Inference Protocol with up to 32 images.
+
+        The request may be JSON, or JSON with binary data.
+        """
         return await self._infer(request, version=None)
 
     @app.post(
@@ -225,17 +236,21 @@ class Ingress:
         dependencies=GUARDED,
     )
     async def infer_version(self, request: Request, version: str) -> Response:
-        """Answer the same for the version that is served, and 404 for any other."""
+        """Answer an inference request for the served version; return 404 for any other version."""
         return await self._infer(request, version=version)
 
     async def _check_version(self, version: str) -> Described:
-        """Return what the classifier says of its bundle, if that is of some version."""
+        """Return the description of the served bundle.
+
+        Raises:
+            RefusedError: if the bundle has another version.
+        """
         described = await self._client.describe()
         if described.manifest.version != version:
             raise RefusedError(
                 404,
                 "unknown_version",
-                "The version must be the one that is served; /v2/models/melanoma names it.",
+                "The version must be the served one. GET /v2/models/melanoma to see it.",
             )
         return described
 

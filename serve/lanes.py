@@ -1,8 +1,8 @@
-"""Threads for work that cannot be stopped: so many at once and no more, whatever becomes of the requests they work for.
+"""Limits the number of threads for work that cannot be stopped.
 
-A thread goes on after its client hung up or its request timed out. A permit is therefore held until
-the work has ended, not until nobody waits for it any more. What still waits for a permit by then is
-never begun.
+A thread keeps running after its client disconnects or its request times out. A permit is therefore
+held until the work ends, not until its request ends. Work whose request ends while it still waits
+for a permit never starts.
 """
 
 import asyncio
@@ -17,27 +17,27 @@ T = TypeVar("T")
 
 
 class OverloadedError(Exception):
-    """A queue is full."""
+    """A queue is full, or too long for an answer in time."""
 
 
 class Lane:
-    """A fixed number of threads of its own, first come, first served; for one event loop."""
+    """A fixed number of threads for one event loop; the calls run in the order of arrival."""
 
     def __init__(self, name: str, *, num_threads: int, max_waiting: int = 256) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._permits = asyncio.Semaphore(num_threads)
         self._num_threads, self._max_waiting, self._num_waiting = num_threads, max_waiting, 0
         self._numbers = itertools.count()
-        self._began: dict[int, float] = {}  # of the calls that run, by number
+        self._began: dict[int, float] = {}  # start time of each running call, by its number
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what some work returns; raise what it raises.
+        """Run some work in a thread and return its result; its exceptions are passed on.
 
         Raises:
-            OverloadedError: if so many wait already that this would wait in vain.
+            OverloadedError: if too many calls are already waiting.
         """
-        # The pool's own queue would keep what is given up, with all its bytes, until a thread comes
-        # to it.
+        # Wait here and not in the pool's queue, which would keep abandoned work and its bytes until
+        # a thread takes it.
         if self._num_waiting >= self._max_waiting:
             raise OverloadedError
         self._num_waiting += 1
@@ -48,7 +48,7 @@ class Lane:
         loop = asyncio.get_running_loop()
 
         def ended(_: Future[T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
+            with contextlib.suppress(RuntimeError):  # the loop may be closed
                 loop.call_soon_threadsafe(self._permits.release)
 
         future = self._pool.submit(self._timed, work)
@@ -64,6 +64,6 @@ class Lane:
             del self._began[number]
 
     def is_stuck(self, seconds: float) -> bool:
-        """Return whether every thread has worked on one call for longer than some seconds."""
+        """Return whether every thread has worked on its current call for more than `seconds`."""
         began = list(self._began.values())
         return len(began) == self._num_threads and max(began) < time.monotonic() - seconds

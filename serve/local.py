@@ -1,7 +1,7 @@
 """Serves one bundle on this machine until it is stopped.
 
-This process starts Ray, watches and ends it; a second one checks the bundle, deploys the graph and
-is gone. So the network's libraries, half a gigabyte, are loaded by the replicas alone.
+This process starts, watches and stops Ray. A second process checks the bundle, deploys the graph
+and ends. As a result, only the replicas keep the network's libraries (half a gigabyte) in memory.
 """
 
 import asyncio
@@ -37,34 +37,39 @@ from melanoma.io.storage import AnyPath
 from serve.api_keys import VARIABLE, check_keys
 from serve.local_graph import LocalService, deploy_when_told
 
-MAX_THREADS = 4  # of the classifier: a batch of eight small images gains little from more
-OBJECT_STORE_BYTES = (
-    100 * 2**20
-)  # images go from replica to replica past the object store; Ray's least is 75 MiB
+MAX_THREADS = 4  # of the classifier: a batch of eight small images gains little from more threads
+# Small, because images do not pass through the object store. Ray's minimum is 75 MiB.
+OBJECT_STORE_BYTES = 100 * 2**20
 SHARED_MEMORY_BYTES = 128 * 2**20
 READY_SECONDS, PATIENCE_SECONDS = 300.0, 15.0
 STOP_SECONDS = 30.0
-"""How long requests that are under way may take to end after a signal; longer than any answer may take."""
+"""How long requests in flight may take to end after a signal; longer than `answer_timeout_s`."""
 
 
 class _StoppedError(Exception):
-    """A signal came while something was awaited."""
+    """A signal arrived while this process was waiting."""
 
 
 def serve_locally(bundle: AnyPath, *, host: str, port: int, allow_uncontracted: bool) -> None:
-    """Serve a bundle on a local cluster of its own; returns when interrupted or terminated.
+    """Serve a bundle on a new local cluster until the process is interrupted or terminated.
+
+    Args:
+        bundle: folder of the bundle.
+        host: address to listen on.
+        port: port to listen on.
+        allow_uncontracted: give decisions although the contract is not met.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if the address cannot be had, is open to others and no API keys are set, or there
-            is too little shared memory.
+        DataError: if the address is not available, if it is not a loopback address and no API keys
+            are set, or if there is too little shared memory.
         SettingError: if the file of API keys cannot be used.
         RuntimeError: if the service does not become ready.
     """
     if not check_keys() and not _is_loopback(host):
         raise DataError(
-            f"--host must be a loopback address where no API keys are asked for, got {host}; "
-            f"name a file of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
+            f"--host must be a loopback address if there are no API keys; it is {host}. Name a file"
+            f" of keys in {VARIABLE} (see serve/api_keys.py), or leave --host out."
         )
     _check_free(host, port)
     shared = _shared_memory()
@@ -89,58 +94,56 @@ def serve_locally(bundle: AnyPath, *, host: str, port: int, allow_uncontracted: 
 
 
 def _start(service: LocalService, spill: str, stop: threading.Event) -> str:
-    """Bring the service up and return what its contract promises."""
+    """Start the service and return the sentence of its contract."""
     with _deployer(service) as pipe:
         _say(f"checking {service.bundle}")
-        sentence: str = _told(
-            pipe, stop
-        )  # a refusal should come at once and in words, not from a replica's log
+        # Check before Ray starts, so that a bad bundle gives an error at once and not in the log of
+        # a replica.
+        sentence: str = _receive(pipe, stop)
         logs = _start_ray(spill, stop)
         _say(f"starting, which takes a minute or less; the log is in {logs}/serve")
         pipe.send(ray.get_runtime_context().gcs_address)
-        _told(pipe, stop)
+        _receive(pipe, stop)
     _wait_until_ready(service, stop, logs)
     return sentence
 
 
 def _end(stop: threading.Event) -> None:
-    """Let what is under way end, then end the cluster; a second signal ends it at once."""
+    """Wait for the requests in flight, then stop the cluster; a second signal stops it at once."""
     try:
         if stop.is_set():
             _say(
-                "stopping: requests under way are answered, new ones are not taken; another signal"
-                " ends at once"
+                "stopping: requests in flight are answered, new requests are refused; send another"
+                " signal to stop at once"
             )
             if ray.is_initialized():
                 asyncio.run(_drain())
     except (KeyboardInterrupt, RayServeException, RayError):
-        pass  # ended at once, or there is nothing left to wait for
+        pass  # a second signal, or the cluster is gone and there is nothing to wait for
     finally:
         ray.shutdown()
 
 
 async def _drain() -> None:
-    """Refuse new requests and return once none is under way, or after `STOP_SECONDS`."""
-    logging.getLogger("ray.serve").setLevel(
-        logging.WARNING
-    )  # what it tells of its own workings is not for people
+    """Refuse new requests and return when none is in flight, or after `STOP_SECONDS`."""
+    # Ray Serve's own progress lines do not help users.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ingress = serve.get_app_handle("melanoma")
     deadline, num_quiet = time.monotonic() + STOP_SECONDS, 0
-    while (
-        time.monotonic() < deadline and num_quiet < 2
-    ):  # twice: one may be between the proxy and the ingress
+    # Ask twice, because a request may be on its way from the proxy to the ingress.
+    while time.monotonic() < deadline and num_quiet < 2:
         try:
             async with asyncio.timeout(5):
                 in_flight = await ingress.drain.remote()
         except (TimeoutError, BackPressureError):
-            in_flight = 1  # too busy to say so
+            in_flight = 1  # the ingress is too busy to answer
         num_quiet = num_quiet + 1 if in_flight == 0 else 0
         await asyncio.sleep(0.2)
 
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM, the two ways to end a server, set an event; a second one interrupts."""
+    """Make Ctrl-C and SIGTERM set an event; a second signal raises KeyboardInterrupt."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _catch_signals(stop)
     try:
@@ -161,28 +164,28 @@ def _catch_signals(stop: threading.Event) -> None:
 
 
 def _start_ray(spill: str, stop: threading.Event) -> Path:
-    """Start a cluster of this process's own and return the folder of its logs."""
+    """Start a cluster for this process and return the folder of its logs."""
     try:
         context: Any = ray.init(
             address="local",
-            num_cpus=_num_threads()
-            + 2,  # of which Ray counts one for ingress and explainer, and one is to spare
+            # Two more than the classifier's: one for ingress and explainer, one to spare.
+            num_cpus=_num_threads() + 2,
             object_store_memory=OBJECT_STORE_BYTES,
             object_spilling_directory=spill,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except SystemExit:  # Ray's own answer to SIGTERM while it starts
+    except SystemExit:  # Ray raises it on SIGTERM while it starts
         stop.set()
         raise _StoppedError from None
-    _catch_signals(stop)  # Ray has put its own handler in their place
+    _catch_signals(stop)  # again, because Ray installs its own handlers
     return Path(context.address_info["session_dir"]) / "logs"
 
 
 @contextlib.contextmanager
 def _deployer(service: LocalService) -> Iterator[Connection]:
-    """Start the process that checks the bundle and deploys the graph; give this end of the pipe to it."""
+    """Start the process that checks the bundle and deploys the graph; yield the pipe to it."""
     ours, theirs = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=deploy_when_told, args=(service, theirs), daemon=True)
@@ -195,29 +198,30 @@ def _deployer(service: LocalService) -> Iterator[Connection]:
         process.join()
 
 
-def _told(pipe: Connection, stop: threading.Event) -> Any:
-    """Return what the other process says next.
+def _receive(pipe: Connection, stop: threading.Event) -> Any:
+    """Return the next message of the other process.
 
     Raises:
-        Exception: what it says went wrong there.
-        _StoppedError: if a signal comes first.
+        Exception: the exception that the other process sends.
+        RuntimeError: if the other process ends or hangs.
+        _StoppedError: if a signal arrives first.
     """
     try:
         _wait(lambda: pipe.poll(0.2), stop, what="still starting")
-        told = pipe.recv()
+        message = pipe.recv()
     except (EOFError, TimeoutError):
         raise RuntimeError(
-            "the process that deploys the graph ended or hung before it was done; see the lines"
-            " above."
+            "The process that deploys the graph ended or hung before it was done. The lines above"
+            " may say why."
         ) from None
-    if isinstance(told, Exception):
-        raise told
-    return told
+    if isinstance(message, Exception):
+        raise message
+    return message
 
 
 def _wait_until_ready(service: LocalService, stop: threading.Event, logs: Path) -> None:
     def is_ready() -> bool:
-        # No proxy of the environment's: it would be asked for an address of this machine.
+        # Without a proxy from the environment, because the address is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open(f"{service.url_here}/readyz", timeout=5).close()
@@ -230,15 +234,26 @@ def _wait_until_ready(service: LocalService, stop: threading.Event, logs: Path) 
         _wait(is_ready, stop, what="still loading the bundle", seconds=READY_SECONDS)
     except TimeoutError:
         raise RuntimeError(
-            f"the service did not become ready within {READY_SECONDS:.0f} s; its log in"
-            f" {logs}/serve says why."
+            f"The service did not become ready within {READY_SECONDS:.0f} s. See its log in"
+            f" {logs}/serve."
         ) from None
 
 
 def _wait(
     condition: Callable[[], bool], stop: threading.Event, *, what: str, seconds: float = 600.0
 ) -> None:
-    """Return once a condition holds, and say from time to time that it does not yet."""
+    """Return when a condition holds, and print a line about the wait now and then.
+
+    Args:
+        condition: called again and again; it should block for a moment itself.
+        stop: the event that a signal sets.
+        what: what is waited for, for the printed line.
+        seconds: longest wait.
+
+    Raises:
+        _StoppedError: if a signal arrives first.
+        TimeoutError: if the condition does not hold in time.
+    """
     started = said = time.monotonic()
     while not condition():
         now = time.monotonic()
@@ -256,22 +271,22 @@ def _say(line: str) -> None:
 
 
 def _shared_memory() -> Path | None:
-    """Return the memory file system for Ray's object store and what that spills; None where the system has none.
+    """Return the memory file system for Ray's objects, or None if the system has none.
 
     Raises:
-        DataError: if it is too small: Ray would put the object store, and images with it, into a
-            file on a disk.
+        DataError: if it is too small. Ray would then put the object store, and images with it, into
+            a file on a disk.
     """
     shared = Path("/dev/shm")
     if not shared.is_dir():
-        _say("there is no /dev/shm: Ray keeps its object store in the temporary folder")
+        _say("/dev/shm is missing: Ray keeps its object store in the temporary folder")
         return None
     free = shutil.disk_usage(shared).free
     if free < SHARED_MEMORY_BYTES:
         raise DataError(
-            f"/dev/shm must have {SHARED_MEMORY_BYTES >> 20} MiB free, it has {free >> 20}, so that"
-            " images would be written to a disk; start a container with --shm-size=512m, or mount"
-            " a memory volume there."
+            f"/dev/shm must have {SHARED_MEMORY_BYTES >> 20} MiB free; it has {free >> 20}. With"
+            " less, images would be written to a disk. Start the container with --shm-size=512m, or"
+            " mount a memory volume at /dev/shm."
         )
     return shared
 
@@ -288,14 +303,14 @@ def _is_loopback(host: str) -> bool:
 
 
 _REMEDIES = {
-    errno.EADDRINUSE: "another program listens there; pass another --port.",
-    errno.EACCES: "ports below 1024 need privileges; pass a --port of 1024 or more.",
+    errno.EADDRINUSE: "another program listens there. Pass another --port.",
+    errno.EACCES: "ports below 1024 need privileges. Pass a --port of 1024 or more.",
     errno.EADDRNOTAVAIL: "--host must be an address of this machine.",
 }
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raise DataError, before anything is started, if the address or the port cannot be had."""
+    """Raise DataError if the address or the port is not available, before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -303,10 +318,10 @@ def _check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except socket.gaierror as error:
             raise DataError(
-                f"cannot listen on {host}: --host must be an address of this machine."
+                f"Cannot listen on {host}: --host must be an address of this machine."
             ) from error
         except OSError as error:
             remedy = _REMEDIES.get(
-                error.errno or 0, f"{error.strerror}; pass another --host or --port."
+                error.errno or 0, f"{error.strerror}. Pass another --host or --port."
             )
-            raise DataError(f"cannot listen on {host}, port {port}: {remedy}") from error
+            raise DataError(f"Cannot listen on {host}, port {port}: {remedy}") from error

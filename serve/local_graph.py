@@ -1,4 +1,7 @@
-"""What `melanoma serve` does in a process of its own: check the bundle, deploy the graph on a cluster that others have started, end."""
+"""The helper process of `melanoma serve`: it checks the bundle, deploys the graph and ends.
+
+The parent process (serve/local.py) starts the cluster.
+"""
 
 import dataclasses
 import logging
@@ -9,7 +12,7 @@ from typing import Any
 
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 REQUEST_SECONDS = 120.0
-"""An upload and its answer together, in the proxy; the answer alone has `answer_timeout_s`."""
+"""The proxy's limit for an upload and its answer together; `answer_timeout_s` limits the answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +20,11 @@ class LocalService:
     """A service of one bundle on this machine.
 
     Attributes:
-        bundle: its folder, or its address in object storage.
+        bundle: folder of the bundle, or its address in object storage.
         host: address to listen on.
         port: port to listen on.
         num_threads: CPUs of the classifier.
-        allow_uncontracted: decide although the contract is unmet.
+        allow_uncontracted: give decisions although the contract is not met.
         require_api_key: refuse to run without API keys.
     """
 
@@ -34,12 +37,12 @@ class LocalService:
 
     @property
     def url(self) -> str:
-        """Where it listens, as a browser takes it."""
+        """The address on which the service listens, as a URL."""
         return _url(self.host, self.port)
 
     @property
     def url_here(self) -> str:
-        """Where this machine reaches it."""
+        """The URL at which this machine reaches the service."""
         return _url(ANY.get(self.host, self.host), self.port)
 
 
@@ -48,10 +51,15 @@ def _url(host: str, port: int) -> str:
 
 
 def deploy_when_told(service: LocalService, pipe: Connection) -> None:
-    """Check the bundle and say what its contract promises; deploy on the cluster that is then named, and say so; say what fails."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends Ctrl-C to the whole group; the parent decides
+    """Check the bundle, wait for the address of a cluster, and deploy the graph there.
+
+    Args:
+        service: what to deploy.
+        pipe: to the parent. It carries the contract's sentence out, the cluster's address in, and
+            None out at the end. If a step fails, it carries the exception out instead.
+    """
+    # A terminal sends Ctrl-C to the whole process group. The parent decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sentence, manifest_sha256 = _check(service)
         pipe.send(sentence)
@@ -59,12 +67,12 @@ def deploy_when_told(service: LocalService, pipe: Connection) -> None:
         pipe.send(None)
     except EOFError:
         pass  # the parent is gone
-    except Exception as error:  # the process's outermost frame: the parent says it
+    except Exception as error:  # the outermost frame of this process: the parent reports it
         pipe.send(error)
 
 
 def _check(service: LocalService) -> tuple[str, str]:
-    """Return the sentence of the contract and the hash of the manifest."""
+    """Return the sentence of the contract and the sha256 of the manifest."""
     from melanoma.bundle.bundle import load_bundle
     from melanoma.bundle.manifest import MANIFEST
     from melanoma.io.files import sha256_of
@@ -77,20 +85,18 @@ def _check(service: LocalService) -> tuple[str, str]:
 
 
 def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> None:
-    """Deploy the graph; it stays when this process ends."""
+    """Deploy the graph on the cluster at an address; it stays when this process ends."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # Ray turns it on by itself for a cluster that it starts only
+        # Ray sets the mode by itself only for a cluster that it starts.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray import serve
 
     from serve.app import build_graph
     from serve.settings import AppArgs, deployment_options, read_config
 
-    logging.getLogger("ray.serve").setLevel(
-        logging.WARNING
-    )  # what it tells of its own start is not for people
+    # Ray Serve's own progress lines do not help users.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     config = read_config()
     (app,) = config["applications"]
     args = AppArgs(
@@ -103,9 +109,8 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
         }
     )
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # Ray's own handler would show a traceback when the parent ends this process
+    # Ray's own handler would print a traceback when the parent ends this process.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     listening = {"host": service.host, "port": service.port, "request_timeout_s": REQUEST_SECONDS}
     serve.start(
         http_options=config["http_options"] | listening, logging_config=config["logging_config"]
@@ -120,7 +125,10 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
 
 
 def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[str, dict[str, Any]]:
-    """Return the options with one replica of each deployment: one process with all cores batches better than many with one each."""
+    """Return the options with one replica of each deployment.
+
+    On one machine, one classifier with all cores batches better than many with one core each.
+    """
     import ray
 
     fitted = {

@@ -1,8 +1,8 @@
-"""Keeps tracebacks, the words of errors and secrets out of the logs of a replica; knows nothing of what is logged.
+"""Keeps tracebacks, error messages and secrets out of the logs of a replica.
 
-Ray Serve logs every exception that leaves a method of a deployment with its traceback. The words of
-an exception may be those of a client, and the lines of a traceback show how a request was read, so
-that only the kind and the place of an error are logged.
+Ray Serve logs every exception that leaves a method of a deployment, with its traceback. The message
+may contain a client's input, and a traceback shows how a request was read. Only the class and the
+place of an error are therefore logged.
 """
 
 import logging
@@ -15,7 +15,7 @@ LOGGERS = ("ray.serve", "asyncio", "uvicorn.error")
 
 
 def kind_and_place(error: BaseException) -> str:
-    """Return what may be said of an error in a log: its class, and the file and line that raised it."""
+    """Return what a log may contain of an error: its class, and the file and line of its origin."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
@@ -27,12 +27,12 @@ class _NoTraces(logging.Filter):
         first, *more = record.getMessage().splitlines() or [""]
         if error is not None and str(error) and str(error) in first:
             first = first.replace(str(error), "").rstrip(": ")
-        told = [
+        parts = [
             first,
-            "(the lines after it are left out)" if more else "",
+            "(further lines left out)" if more else "",
             kind_and_place(error) if error else "",
         ]
-        record.msg, record.args = redacted(" ".join(filter(None, told))), ()
+        record.msg, record.args = redacted(" ".join(filter(None, parts))), ()
         record.exc_info = record.exc_text = record.stack_info = None
         return True
 
@@ -41,6 +41,10 @@ _FILTER = _NoTraces()
 
 
 def keep_traces_out() -> None:
-    """Let no record of this process show a traceback or a secret; called once by every replica."""
+    """Remove tracebacks and secrets from the log records of this process.
+
+    Every replica calls it when it starts. A second call changes nothing, because a logger keeps the
+    same filter once.
+    """
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(_FILTER)  # once: the same one again changes nothing
+        logging.getLogger(name).addFilter(_FILTER)

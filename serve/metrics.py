@@ -1,4 +1,7 @@
-"""What the service tells Prometheus of itself: counts and times only. Ray exports them on each node's metrics port, as ray_melanoma_*."""
+"""The service's metrics for Prometheus: counts and times only.
+
+Ray exports them on the metrics port of each node as ray_melanoma_*.
+"""
 
 import contextlib
 import functools
@@ -17,7 +20,7 @@ _DISTANCES = [0.4, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10]
 
 
 class RequestMetrics:
-    """Of requests: decisions by kind, refusals by code, seconds by stage; and of the keys they are let in by."""
+    """Metrics of requests: decisions, refusals by code, seconds by stage, and invalid key lines."""
 
     def __init__(self) -> None:
         self._decisions = Counter(
@@ -25,23 +28,24 @@ class RequestMetrics:
         )
         self._refusals = Counter(
             "melanoma_refusals",
-            "requests not answered, by code of the problem",
-            tag_keys=("code", "status"),  # type: ignore[arg-type]  # annotated as one word, taken as many
+            "requests that were refused or failed, by problem code",
+            # Ray annotates a tuple of one string but accepts more.
+            tag_keys=("code", "status"),  # type: ignore[arg-type]
         )
         self._seconds = Histogram(
             "melanoma_stage_seconds",
-            "seconds of a request by stage, waiting included",
+            "seconds of a request by stage, including waiting",
             _SECONDS,
             tag_keys=("stage",),
         )
 
         self._invalid_key_lines = Gauge(
             "melanoma_invalid_key_lines",
-            "lines of the file of API keys that are no hash and let nobody in",
+            "lines of the API key file that are not a hash and are ignored",
         )
 
     def read_keys(self, num_invalid_lines: int) -> None:
-        """Record how many lines of the file of API keys do not count."""
+        """Record how many lines of the file of API keys are invalid."""
         self._invalid_key_lines.set(num_invalid_lines)
 
     def decided(self, decision: str) -> None:
@@ -49,12 +53,12 @@ class RequestMetrics:
         self._decisions.inc(tags={"decision": decision})
 
     def refused(self, code: str, status: int) -> None:
-        """Count one request without an answer."""
+        """Count one request that was refused or failed."""
         self._refusals.inc(tags={"code": code, "status": str(status)})
 
     @contextlib.contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Time what is done inside."""
+        """Measure the time that the block takes."""
         started = time.perf_counter()
         try:
             yield
@@ -63,16 +67,16 @@ class RequestMetrics:
 
 
 class BatchMetrics:
-    """Of batches in the classifier: their sizes, their seconds, and how far their images lie from the validation ones."""
+    """Metrics of the classifier's batches: sizes, seconds, and distances of the features."""
 
     def __init__(self) -> None:
-        self._sizes = Histogram("melanoma_batch_size", "images a batch", _SIZES)
+        self._sizes = Histogram("melanoma_batch_size", "images in a batch", _SIZES)
         self._seconds = Histogram(
-            "melanoma_batch_seconds", "seconds of the network a batch", _SECONDS
+            "melanoma_batch_seconds", "seconds of the network for a batch", _SECONDS
         )
         self._distances = Histogram(
             "melanoma_feature_distance",
-            "distance of served features from the validation ones; 5 % of those lie above 1",
+            "distance of served features from validation features; 5 % of the latter are above 1",
             _DISTANCES,
         )
 
@@ -86,5 +90,5 @@ class BatchMetrics:
 
 @functools.cache
 def request_metrics() -> RequestMetrics:
-    """Return the metrics of this process; made inside a replica, they carry its name."""
+    """Return the metrics of this process; they are labelled with the replica that creates them."""
     return RequestMetrics()

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its key, the limit of its body, its line in the log and the headers of its answer."""
+"""The middleware of every request: request id, API key, body limit, log line, response headers."""
 
 import functools
 import logging
@@ -22,7 +22,8 @@ from serve.problems import (
     stopping,
 )
 
-# What says nothing about images or the model: anybody may ask, as probes and the page must.
+# Routes that need no API key. They reveal nothing about images or the model, and probes and the
+# page use them.
 OPEN = (
     "/",
     "/healthz",
@@ -35,7 +36,7 @@ OPEN = (
     "/docs",
 )
 ALIVE = ("/healthz", "/v2/health/live")
-"""What still says that the process is alive while it stops."""
+"""Routes that still answer while the service stops, because the process is alive."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -51,21 +52,19 @@ logger = logging.getLogger("ray.serve")
 
 
 def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
-    """Surround every request of an application."""
-    app.add_middleware(
-        RequestBodyLimitMiddleware, max_body_size=max_body_bytes
-    )  # counts bodies that state no length
+    """Add the middleware to an application."""
+    # Counts the bytes of bodies that state no length; `_refusal` checks the stated lengths.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
 
     @app.middleware("http")
-    async def frame(
+    async def surround(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        # The id stands in the body; the header X-Request-ID belongs to Ray Serve's proxy, which
-        # takes over what the client sent.
+        # The id is returned in the body. The header X-Request-ID belongs to Ray Serve's proxy,
+        # which echoes the client's value.
         request.state.request_id, started = new_request_id(), time.perf_counter()
-        if (
-            request.method == "HEAD"
-        ):  # of any address that can be got; the HTTP server leaves the body out
+        # Answer HEAD like GET; the HTTP server leaves out the body.
+        if request.method == "HEAD":
             request.scope["method"] = "GET"
         try:
             response = _refusal(request, max_body_bytes)
@@ -73,8 +72,8 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
                 with in_flight().counted():
                     response = await call_next(request)
         except Exception as error:
-            # The outermost frame: the kind and the place are for the log, the words may be the
-            # client's.
+            # The outermost frame. Log only the class and the place, because the message may
+            # contain the client's input.
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             response = crashed(request)
         response.headers.update(HEADERS)
@@ -84,16 +83,20 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
             request_metrics().refused(code, response.status_code)
             outcome += f" {code}"
         seconds = time.perf_counter() - started
-        # The pattern of the route: what a client wrote in an unknown address stays out of the log.
+        # Log the route's pattern and not the address, which may contain anything.
         logger.info(
             "%s %s %s in %.0f ms, request %s",
-            request.method, getattr(request.scope.get("route"), "path", "no route"), outcome, 1000 * seconds, request.state.request_id,
-        )  # fmt: skip
+            request.method,
+            getattr(request.scope.get("route"), "path", "no route"),
+            outcome,
+            1000 * seconds,
+            request.state.request_id,
+        )
         return response
 
 
 def _refusal(request: Request, max_body_bytes: int) -> Response | None:
-    """Return why a request is refused before its body is read, None if it is not."""
+    """Return the refusal of a request before its body is read, or None if it is accepted."""
     if in_flight().is_stopping and request.scope["path"] not in ALIVE:
         return stopping(request)
     if not _HOST.fullmatch(request.headers.get("host", "")):
@@ -101,7 +104,7 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
             request,
             400,
             "bad_host",
-            "The Host header must be a name or an address; send that of the service.",
+            "The Host header must be a name or an address. Send that of the service.",
         )
     if (refused := _key_refusal(request, _keys())) is not None:
         return refused
@@ -119,7 +122,7 @@ def _keys() -> ApiKeys | None:
 
 
 def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
-    path = request.scope["path"]  # what routing goes by
+    path = request.scope["path"]  # the path that routing uses
     if keys is None or path in OPEN or path.startswith(("/page/", "/docs/assets/")):
         return None
     keys.refresh()
@@ -128,7 +131,7 @@ def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
         return keys_unavailable(request)
     key = key_of(request.headers)
     if key is None:
-        detail = "The request must carry an API key; send it as Authorization: Bearer KEY."
+        detail = "The request must carry an API key. Send it as Authorization: Bearer KEY."
         return problem(request, 401, "no_key", detail, headers={"WWW-Authenticate": "Bearer"})
     if keys.allow(key):
         return None
@@ -136,5 +139,5 @@ def _key_refusal(request: Request, keys: ApiKeys | None) -> Response | None:
         request,
         403,
         "wrong_key",
-        "The API key must be valid here; ask the operator of the service for another.",
+        "The API key must be valid here. Ask the operator of the service for another.",
     )

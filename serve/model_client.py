@@ -1,10 +1,14 @@
-"""What the ingress asks of the other deployments, so that all parts of an answer come from one bundle. Knows nothing of HTTP.
+"""Asks the classifier and the explainer on behalf of the ingress. Knows nothing of HTTP.
 
-While a new bundle is taken up, replicas of the old and of the new one answer side by side. A
-prediction therefore comes with what its replica says of its own bundle, an image made for the other
-bundle's stored shape is made anew, and a request of several parts is asked again until they agree.
-What Ray Serve raises for a full queue or a missing deployment is renamed: FastAPI handlers for
-those names are Serve's own.
+It makes sure that all parts of an answer come from one bundle. While a new bundle is rolled out,
+replicas of the old and the new bundle answer side by side. Therefore:
+
+- a prediction comes with a description of its replica's bundle;
+- an image that was prepared for the other bundle's stored shape is prepared again;
+- the parts of a request are asked again until they agree.
+
+Ray Serve's exceptions for a full queue and a missing deployment are translated, because Serve
+registers FastAPI handlers of its own for them.
 """
 
 import asyncio
@@ -29,47 +33,53 @@ from serve.explainer import GuidedJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
 
-# Each may meet either bundle while one is taken up: that all fail is one chance in millions.
+# During a roll-out each attempt may reach either bundle. With 24 attempts the chance that all of
+# them fail is one in millions.
 ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
-IMAGES_AT_ONCE = 8  # of one request: it must not fill the queue of all
-# Decoding 25 megapixels takes up to two seconds and 400 MB. Such images come one at a time, and
-# small ones do not wait for them.
-SMALL_WORK = 4_000_000  # pixels times passes over them, and bytes: 3 million of a progressive JPEG of 600 x 450 px
+IMAGES_AT_ONCE = 8  # of one request, so that it does not fill the queue of all requests
+# Decoding 25 megapixels takes up to two seconds and 400 MB. Large images are decoded one at a time,
+# and small ones do not wait for them. The unit is that of `Source.work`; a progressive JPEG of
+# 600 x 450 px has 3 million.
+SMALL_WORK = 4_000_000
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
-MAX_LARGE_WAITING = 16  # what comes after them would not be answered in time
-STUCK_SECONDS = 20  # far above what the largest image takes; threads that work for longer never end
+MAX_LARGE_WAITING = 16  # a longer queue would not be answered in time
+# Far longer than the largest image takes. A thread that works for longer is assumed never to end.
+STUCK_SECONDS = 20
 
 
 class Source(Protocol):
-    """Where an image comes from; both functions are called in a thread, whenever they are needed, and raise as they do."""
+    """The source of an image.
+
+    Both methods are called in a thread, possibly more than once. Their exceptions are passed on.
+    """
 
     def work(self) -> int:
-        """Return about how much work decoding will be: pixels times passes over them, and bytes."""
+        """Return an estimate of the decoding work: pixels times passes, plus bytes."""
 
     def decode(self) -> Image.Image:
-        """Return the image, upright RGB."""
+        """Return the image as upright RGB."""
 
 
 class NotReadyError(Exception):
-    """A deployment has no replica that could answer."""
+    """A deployment has no replica that can answer."""
 
 
 class BundleChangingError(Exception):
-    """The parts of one request were answered by two bundles, again and again."""
+    """Two bundles answered the parts of one request in every attempt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What one bundle says of one image.
+    """An image and one bundle's prediction for it.
 
     Attributes:
-        shown: the upright image, at most 1024 px: the whole one is let go before the classifier is
-            asked.
-        image: ``(H, W, 3)`` uint8 as stored for that bundle.
-        prediction: of it.
-        described: the bundle.
+        shown: the upright image, at most 1024 px on its long side. The full image is freed before
+            the classifier is asked.
+        image: ``(H, W, 3)`` uint8 in the bundle's stored shape.
+        prediction: the prediction for the image.
+        described: the description of the bundle.
     """
 
     shown: Image.Image
@@ -89,7 +99,7 @@ class Reading:
 
 
 class ModelClient:
-    """The two deployments behind the ingress; remembers what the last classifier said of its bundle."""
+    """Client of the classifier and the explainer; remembers the last bundle's description."""
 
     def __init__(
         self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]"
@@ -101,12 +111,13 @@ class ModelClient:
         self._large = Lane("decode-large", num_threads=LARGE_AT_ONCE, max_waiting=MAX_LARGE_WAITING)
 
     async def describe(self) -> Described:
-        """Return what a classifier says of its bundle, now.
+        """Ask a classifier for the description of its bundle.
 
         Raises:
-            OverloadedError: if the queue is full, or so long that no answer comes within seconds.
-            NotReadyError: if none answers although nothing is waiting, for this question computes
-                nothing.
+            OverloadedError: if the queue is full, or too long for an answer within
+                `READY_SECONDS`.
+            NotReadyError: if no classifier answers although nothing is waiting. The question itself
+                needs no computation.
         """
         try:
             described: Described = await asyncio.wait_for(
@@ -118,25 +129,25 @@ class ModelClient:
         return described
 
     async def read(self, source: Source, *, explain: bool = False) -> Reading:
-        """Return the prediction for an image, with its Grad-CAM if asked.
+        """Return the prediction for an image, with its Grad-CAM on request.
 
         Args:
-            source: where the image comes from; raises as it does.
+            source: the source of the image; its exceptions are passed on.
             explain: whether the Grad-CAM is wanted.
 
         Raises:
-            BundleChangingError: if every attempt met another bundle.
+            BundleChangingError: if every attempt reached another bundle.
             OverloadedError: if a queue is full.
-            NotReadyError: if no classifier is there.
+            NotReadyError: if there is no classifier.
         """
         described = self._described or await self.describe()
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("decode"):
                 shown, image = await self._decoded(source, described.manifest.preprocessing)
             answer = await self._predict(Job(image, explain, known=described.manifest.version))
-            if (
-                answer.described is not None
-            ):  # another bundle than the one known; only this request's own, for all share the last
+            # The replica has another bundle. Keep it in a local variable too, because other
+            # requests may replace `self._described` meanwhile.
+            if answer.described is not None:
                 self._described = described = answer.described
             if answer.prediction is not None:
                 return Reading(shown, image, answer.prediction, described)
@@ -159,10 +170,10 @@ class ModelClient:
         return answer
 
     async def read_all(self, sources: Sequence[Source]) -> list[Reading]:
-        """Return predictions that all come from one bundle; raises as `read` does.
+        """Return predictions that all come from one bundle. It raises what `read` raises.
 
-        An image is decoded when its turn comes, because many decoded images are too large to be
-        kept. While two bundles answer, those that fewer images met are asked again.
+        An image is decoded only when its turn comes, because many decoded images need too much
+        memory. While two bundles answer, the images of the minority are predicted again.
         """
         readings = await self._read_at_once(sources)
         for _ in range(ATTEMPTS):
@@ -188,17 +199,20 @@ class ModelClient:
         tasks = [asyncio.create_task(read(source)) for source in sources]
         try:
             return await asyncio.gather(*tasks)
-        finally:  # the others of a request that is refused must not go on unseen
+        finally:  # if one image fails, the others must not keep running in the background
             for task in tasks:
                 task.cancel()
 
     async def guided(self, reading: Reading) -> FloatArray:
-        """Return the guided map ``(H, W)`` of an image that was read with its Grad-CAM; raises as `read` does.
+        """Return the guided map ``(H, W)`` of an image. It raises what `read` raises.
 
-        Explainers may take up a new bundle seconds after the classifiers, so that an update can
-        refuse guided maps meanwhile.
+        Explainers may load a new bundle some seconds after the classifiers. In between, requests
+        for guided maps can fail with BundleChangingError.
+
+        Args:
+            reading: a reading that has its Grad-CAM.
         """
-        assert reading.prediction.heatmap is not None  # of the caller: it was asked for
+        assert reading.prediction.heatmap is not None  # the caller asked for it
         job = GuidedJob(reading.image, reading.prediction.heatmap, version=reading.version)
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("explain"):
@@ -209,20 +223,21 @@ class ModelClient:
         raise BundleChangingError
 
     async def check_ready(self) -> None:
-        """Return if images can be decoded and a classifier with loaded weights answers, or is too busy to.
+        """Return if images can be decoded and a classifier with loaded weights answers or is busy.
 
         Raises:
-            NotReadyError: if no thread that decodes has ended its work for many seconds, or if no
-                classifier answers.
+            NotReadyError: if all threads of a decoding lane have been stuck for `STUCK_SECONDS`, or
+                if no classifier answers.
         """
         if any(lane.is_stuck(STUCK_SECONDS) for lane in (self._small, self._large)):
             raise NotReadyError
         try:
             await asyncio.wait_for(_ask(self._classifier.ready), timeout=READY_SECONDS)
         except OverloadedError:
-            return  # busy, which is not the same: taken out of service it would leave its share to the others
+            # Busy is not unready: without this ingress, the others would get its load as well.
+            return
         except TimeoutError:
-            if not self._waiting:  # else the question waits behind images
+            if not self._waiting:  # otherwise the question waits behind images
                 raise NotReadyError from None
         except (RayError, RayServeException):
             raise NotReadyError from None
@@ -238,7 +253,7 @@ async def _ask(method: Any, *arguments: Any) -> Any:
 
 
 def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:
-    """Return a small copy of an image to show, and the image as stored; the whole one is let go."""
+    """Return a small copy of an image to show, and the image in its stored shape."""
     image = source.decode()
     shown = (
         ImageOps.contain(image, (MAX_SIDE_PX, MAX_SIDE_PX))

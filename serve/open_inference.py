@@ -1,9 +1,9 @@
-"""The Open Inference Protocol v2, JSON and binary extension: bytes to images and back. Knows nothing of deployments.
+"""Reads and writes the Open Inference Protocol v2, with JSON and binary data.
 
 Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data
-    extension. Encoded images are BYTES; in
-JSON, which has no bytes, each is a base64 string. The protocol knows no explanations: those are
-asked of /v1/predict.
+extension. Encoded images have the datatype BYTES. JSON has no bytes, so there each image is a
+base64 string. The protocol has no explanations; /v1/predict gives them. This module knows nothing
+of deployments.
 """
 
 import base64
@@ -30,8 +30,7 @@ MAX_IMAGES = 32
 PROBABILITIES, DECISION = "probabilities", "decision"
 _DATATYPES = {"image": "BYTES", "pixels": "UINT8"}
 _OUTPUTS = {PROBABILITIES: "FP32", DECISION: "BYTES"}
-
-
+_NO_OBJECT = "The body must begin with one JSON object. See /openapi.json."
 _ELEMENT = {
     "type": "object",
     "required": ["name"],
@@ -71,17 +70,17 @@ BODY = {
 
 
 class InferenceRequestError(UserError):
-    """A request that does not follow the protocol; the sentence never repeats what was sent."""
+    """A request does not follow the protocol. The message never repeats the client's input."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceRequest:
-    """What a client asks.
+    """A parsed inference request.
 
     Attributes:
-        id: the client's own, given back in the answer; None if it gave none.
-        images: encoded images, or ``(H, W, 3)`` uint8 pixels.
-        outputs: name -> whether it is wanted as binary data.
+        id: the client's id, returned in the answer; None if the client sent none.
+        images: encoded images, or images made from ``(H, W, 3)`` uint8 pixels.
+        outputs: the wanted outputs: name -> whether as binary data.
     """
 
     id: str | None
@@ -90,7 +89,7 @@ class InferenceRequest:
 
 
 def metadata(described: Described) -> dict[str, Any]:
-    """Return what /v2/models/melanoma answers for a bundle."""
+    """Return the answer of /v2/models/melanoma for a bundle."""
     return {
         "name": MODEL,
         "versions": [described.manifest.version],
@@ -107,12 +106,12 @@ def metadata(described: Described) -> dict[str, Any]:
             },
             {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
         ],
-        "parameters": _promise(described),
+        "parameters": _contract_parameters(described),
     }
 
 
-def _promise(described: Described) -> dict[str, Any]:
-    """Return what answers of a bundle rest on, as the protocol allows it: words and numbers."""
+def _contract_parameters(described: Described) -> dict[str, Any]:
+    """Return contract, threshold and classes as strings and numbers, as `parameters` needs them."""
     manifest = described.manifest
     return {
         "contract_status": manifest.operating_point.contract.status,
@@ -129,26 +128,23 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
 
     Args:
         body: the JSON object, followed by the binary data of its inputs.
-        header_length: Inference-Header-Content-Length, the bytes of the JSON object; None if there
-            is no binary data.
+        header_length: the header Inference-Header-Content-Length: the length of the JSON object in
+            bytes; None if there is no binary data.
 
     Raises:
-        InferenceRequestError: if it does not follow the protocol.
+        InferenceRequestError: if the request does not follow the protocol.
+        InvalidImageError: if the size of the pixels is not allowed.
     """
     length = _header_length(header_length, len(body))
     try:
         header = json.loads(body[:length])
     except (ValueError, RecursionError):
-        raise InferenceRequestError(
-            "The body must begin with one JSON object; see /openapi.json."
-        ) from None
-    _require(
-        isinstance(header, dict), "The body must begin with one JSON object; see /openapi.json."
-    )
+        raise InferenceRequestError(_NO_OBJECT) from None
+    _require(isinstance(header, dict), _NO_OBJECT)
     inputs = header.get("inputs")
     _require(
         isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict),
-        "inputs must hold one input, image or pixels.",
+        "inputs must hold one input, either image or pixels.",
     )
     (asked,) = inputs
     name = asked.get("name")
@@ -168,7 +164,7 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
     identity = header.get("id")
     _require(
         identity is None or (isinstance(identity, str) and len(identity) <= 256),
-        "id must be a short string.",
+        "id must be a string of at most 256 characters.",
     )
     return InferenceRequest(identity, images, _wanted(header))
 
@@ -184,11 +180,11 @@ def write_response(
     """Return the body and the headers of an answer.
 
     Args:
-        request: what was asked.
-        described: manifest and contract of the bundle that answered.
-        probabilities: ``(N, C)``.
-        decisions: N of them.
-        warnings: of all images.
+        request: the request to answer.
+        described: description of the bundle that answered.
+        probabilities: ``(N, C)`` calibrated probabilities.
+        decisions: N decisions.
+        warnings: warning codes of all images; duplicates are removed.
     """
     values: dict[str, Any] = {PROBABILITIES: probabilities.astype("<f4"), DECISION: list(decisions)}
     outputs, tail = [], b""
@@ -206,7 +202,10 @@ def write_response(
         outputs.append(output)
     version = described.manifest.version
     answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
-    answer["parameters"] = {**_promise(described), "warnings": ", ".join(dict.fromkeys(warnings))}
+    answer["parameters"] = {
+        **_contract_parameters(described),
+        "warnings": ", ".join(dict.fromkeys(warnings)),
+    }
     if request.id is not None:
         answer["id"] = request.id
     header = json.dumps(answer).encode()
@@ -218,8 +217,8 @@ def write_response(
     }
 
 
-def _require(kept: bool, rule: str) -> None:
-    if not kept:
+def _require(is_met: bool, rule: str) -> None:
+    if not is_met:
         raise InferenceRequestError(rule)
 
 
@@ -228,7 +227,7 @@ def _header_length(text: str | None, most: int) -> int:
         return most
     _require(
         text.isdecimal() and len(text) < 12 and int(text) <= most,
-        f"{HEADER_LENGTH.title()} must be within the body.",
+        f"{HEADER_LENGTH.title()} must be a whole number of at most the body's length.",
     )
     return int(text)
 
@@ -236,7 +235,7 @@ def _header_length(text: str | None, most: int) -> int:
 def _images(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[bytes]:
     _require(
         len(shape) == 1 and 1 <= shape[0] <= MAX_IMAGES,
-        f"The shape of image must be [N], N from 1 to {MAX_IMAGES}.",
+        f"The shape of image must be [N] with N from 1 to {MAX_IMAGES}.",
     )
     images = (
         _from_lengths(_binary(asked, tail))
@@ -252,13 +251,14 @@ def _images(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[bytes]
 def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.Image]:
     _require(
         len(shape) == 4 and 1 <= shape[0] <= MAX_IMAGES and shape[3] == 3 and min(shape) > 0,
-        f"The shape of pixels must be [N, H, W, 3], N from 1 to {MAX_IMAGES}.",
+        f"The shape of pixels must be [N, H, W, 3] with N from 1 to {MAX_IMAGES}.",
     )
     num, height, width, _ = shape
     check_size(width, height)
     _require(
         num * height * width <= MAX_PIXELS,
-        f"All pixels together must be at most {MAX_PIXELS // 10**6} million.",
+        f"All images together must have at most {MAX_PIXELS // 10**6} million pixels. Send fewer"
+        " images.",
     )
     values: Uint8Array
     if _is_binary(asked):
@@ -272,9 +272,9 @@ def _pixels(asked: dict[str, Any], shape: list[int], tail: bytes) -> list[Image.
 
 def _from_numbers(data: Any, size: int) -> Uint8Array:
     rule = "The data of pixels must fill its shape with whole numbers from 0 to 255."
-    values = list(
-        _flat(data, size + 1)
-    )  # element by element: numpy would give each the width of the longest string
+    # Checked element by element before numpy sees it: numpy would store every element at the width
+    # of the longest string, which a client could use to fill the memory.
+    values = list(_flat(data, size + 1))
     _require(
         len(values) == size and all(type(value) is int and 0 <= value <= 255 for value in values),
         rule,
@@ -283,7 +283,12 @@ def _from_numbers(data: Any, size: int) -> Uint8Array:
 
 
 def _flat(data: Any, most: int) -> Iterator[Any]:
-    """Give the elements of lists within lists, at most so many; deeper than pixels are, a list is an element."""
+    """Return an iterator over the elements of nested lists.
+
+    Args:
+        data: lists, nested at most four deep as pixels are. A deeper list counts as an element.
+        most: the largest number of elements.
+    """
     level = [data]
     for _ in range(4):
         level = list(
@@ -304,13 +309,13 @@ def _binary(asked: dict[str, Any], tail: bytes) -> bytes:
     size = asked["parameters"]["binary_data_size"]
     _require(
         isinstance(size, int) and size == len(tail),
-        "binary_data_size must be the size of what follows the JSON object.",
+        "binary_data_size must be the number of bytes after the JSON object.",
     )
     return tail
 
 
 def _from_lengths(data: bytes) -> list[bytes]:
-    """Split elements that are each preceded by their length, 4 bytes, little-endian."""
+    """Split the elements of BYTES; before each is its length (4 bytes, little-endian)."""
     parts: list[bytes] = []
     place = 0
     while place < len(data):
@@ -341,12 +346,12 @@ def _from_base64(data: Any) -> list[bytes]:
 
 
 def _wanted(header: dict[str, Any]) -> dict[str, bool]:
-    """Return which outputs are wanted, and whether as binary data."""
+    """Return the wanted outputs: name -> whether as binary data."""
     asked = header.get("parameters")
     parameters = asked if isinstance(asked, dict) else {}
     _require(
         "explain" not in parameters,
-        "The protocol has no explanations; ask /v1/predict?explain=grad_cam for one.",
+        "The protocol has no explanations. Use /v1/predict?explain=grad_cam.",
     )
     binary = bool(parameters.get("binary_data_output"))
     outputs = header.get("outputs")
@@ -357,14 +362,15 @@ def _wanted(header: dict[str, Any]) -> dict[str, bool]:
         and all(
             isinstance(output, dict) and output.get("name") in list(_OUTPUTS) for output in outputs
         ),
-        f"outputs must be of {', '.join(_OUTPUTS)}.",
+        f"outputs must be chosen from {', '.join(_OUTPUTS)}.",
     )
     wanted = {}
     for output in outputs:
         asked = output.get("parameters")
         parameters = asked if isinstance(asked, dict) else {}
         _require(
-            "classification" not in parameters, "Classification is not offered; read probabilities."
+            "classification" not in parameters,
+            "Classification is not supported. Read the output probabilities.",
         )
         wanted[output["name"]] = bool(parameters.get("binary_data", binary))
     return wanted

@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond what the routes say themselves, and /docs, which shows it without any outside address."""
+"""Completes /openapi.json and serves /docs without any outside address."""
 
 from importlib import resources
 from pathlib import Path
@@ -15,9 +15,8 @@ from serve.schemas import Problem
 DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not a medical device.**
 
 Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with
-a `code` and the `request_id`; Ray's proxy in front of it tells a full
-queue (503) or a body that takes too long (408) in plain words. How often one may ask is the
-gateway's business."""
+a `code` and the `request_id`. Ray's proxy in front of the service reports a full queue (503) or a
+body that takes too long (408) as plain text. Rate limits are set by the gateway."""
 _ANSWERED = {
     "*/*",
     "application/*",
@@ -47,7 +46,7 @@ IMAGE = {
 
 
 async def refuse_unknown_query(request: Request) -> None:
-    """Refuse a query field that the route does not know: mistyped, it would be passed over in silence."""
+    """Refuse a query field that the route does not know; FastAPI would ignore a mistyped one."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     if set(request.query_params) - known:
         raise RequestValidationError(
@@ -56,7 +55,11 @@ async def refuse_unknown_query(request: Request) -> None:
 
 
 async def refuse_other_types(request: Request) -> None:
-    """Refuse a client that takes none of the types all answers here have."""
+    """Refuse a client that accepts none of the content types of this service.
+
+    Raises:
+        HTTPException: 406.
+    """
     taken = [
         part.partition(";")[0].strip().lower()
         for part in (request.headers.get("accept") or "*/*").split(",")
@@ -65,10 +68,10 @@ async def refuse_other_types(request: Request) -> None:
         raise HTTPException(406)
 
 
-# All of them async: FastAPI sends any other to a thread, which costs more than what they do.
-# The bearer says in the schema that a key may be asked for; the frame is what asks.
+# All of them are async, because FastAPI runs other functions in a thread, which costs more than
+# their work. HTTPBearer only documents the key in the schema; the middleware checks it.
 GUARDED: Any = [
-    Depends(HTTPBearer(auto_error=False, description="an API key; see MELANOMA_API_KEYS_FILE")),
+    Depends(HTTPBearer(auto_error=False, description="An API key; see MELANOMA_API_KEYS_FILE.")),
     Depends(refuse_unknown_query),
     Depends(refuse_other_types),
 ]
@@ -77,7 +80,12 @@ GUARDED: Any = [
 def errors(
     *statuses: int, kind: str = "application/problem+json"
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the description of some errors."""
+    """Return the description of some errors for a route's `responses`.
+
+    Args:
+        *statuses: HTTP statuses of the errors.
+        kind: their content type.
+    """
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"model": Problem, "content": {kind: {"schema": schema}}} for status in statuses
@@ -85,7 +93,11 @@ def errors(
 
 
 def install_docs(app: FastAPI) -> None:
-    """Add /docs: Swagger UI out of a package, started by a script of our own, for the policy allows none inside a page."""
+    """Add /docs: Swagger UI from a package.
+
+    A script file of this project starts it, because the content security policy forbids inline
+    scripts.
+    """
     app.mount(
         "/docs/assets", StaticFiles(directory=str(resources.files("fastapi_offline") / "static"))
     )

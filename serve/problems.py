@@ -1,4 +1,4 @@
-"""Every error as problem+json: one shape, never a path, a stack, a file name or a byte of the input."""
+"""Turns every error into problem+json. No message holds a path, a stack, a file name or input."""
 
 import http
 import uuid
@@ -18,34 +18,45 @@ from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 
 RETRY_AFTER_SECONDS, KEYS_RETRY_AFTER_SECONDS = "1", "10"
-_TOLD = {
+_MESSAGES = {
     400: (
         "bad_request",
-        "The body must be an image, or a whole multipart form with one; see /openapi.json.",
+        "The body must be an image, or a complete multipart form with one. See /openapi.json.",
     ),
     404: ("not_found", "The address must be one of those at /openapi.json."),
-    405: ("method_not_allowed", "The method must be one that this address has; see /openapi.json."),
+    405: ("method_not_allowed", "The method must be allowed for this address. See /openapi.json."),
     406: (
         "not_acceptable",
         (
-            "Accept must allow application/json, or application/pdf for a report; leave it out for"
-            " any."
+            "Accept must allow application/json, or application/pdf for a report. Leave it out to"
+            " accept any type."
         ),
     ),
-    413: ("body_too_large", "The body must be smaller; send a smaller image."),
+    413: ("body_too_large", "The body must be smaller. Send a smaller image."),
 }
 
 
 def new_request_id() -> str:
-    """Return an id of our own; a client's id is never echoed, because it may carry anything."""
+    """Return a new id. A client's own id is never echoed, because it may contain anything."""
     return uuid.uuid4().hex
 
 
 def problem(
     request: Request, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Return one error; under /v2 as clients of that protocol read it, in a field of its own and as plain JSON."""
-    request.state.code = code  # for the frame, which counts refusals
+    """Return one error.
+
+    Under /v2 it is plain JSON, with the message also in the field `error`, because clients of that
+    protocol read it there.
+
+    Args:
+        request: the request that failed.
+        status: the HTTP status.
+        code: a stable machine-readable name of the reason.
+        detail: what is wrong and what to do about it.
+        headers: extra headers of the response.
+    """
+    request.state.code = code  # for the middleware, which counts and logs refusals
     is_v2 = request.scope["path"].startswith("/v2")
     body = Problem(
         title=http.HTTPStatus(status).phrase,
@@ -64,29 +75,27 @@ def problem(
 
 
 def stopping(request: Request) -> JSONResponse:
-    """Return the answer to a request that came after the service was told to stop."""
-    detail = (
-        "The service is stopping; ask another one, or this one again after the time in Retry-After."
-    )
+    """Return the refusal of a request that arrives while the service is stopping."""
+    detail = "The service is stopping. Try another one, or try again after the time in Retry-After."
     return problem(
         request, 503, "stopping", detail, headers={"Retry-After": "10", "Connection": "close"}
     )
 
 
 def body_too_large(request: Request, limit: int) -> JSONResponse:
-    """Return the refusal of a body whose stated length is over the limit, without reading it."""
+    """Return the refusal of a body whose stated length is over the limit; it is not read."""
     return problem(
         request,
         413,
         "body_too_large",
-        f"The body must have at most {limit // 2**20} MiB; send a smaller image.",
+        f"The body must have at most {limit // 2**20} MiB. Send a smaller image.",
     )
 
 
 def keys_unavailable(request: Request) -> JSONResponse:
-    """Return the refusal of everybody while the file of API keys cannot be used."""
+    """Return the refusal of every request while the file of API keys cannot be used."""
     detail = (
-        "The service cannot tell who may ask, because its API keys cannot be read; try again after"
+        "The service cannot check API keys, because its key file cannot be used. Try again after"
         " the time in Retry-After."
     )
     return problem(
@@ -95,7 +104,7 @@ def keys_unavailable(request: Request) -> JSONResponse:
 
 
 async def _bundle_changing(request: Request, error: Exception) -> JSONResponse:
-    detail = "The service is taking up another bundle; try again after the time in Retry-After."
+    detail = "A new model is being rolled out. Try again after the time in Retry-After."
     return problem(
         request, 503, "bundle_changing", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
     )
@@ -117,7 +126,7 @@ async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code, detail = _TOLD.get(
+    code, detail = _MESSAGES.get(
         error.status_code, ("error", f"{http.HTTPStatus(error.status_code).phrase}.")
     )
     return problem(request, error.status_code, code, detail, headers=dict(error.headers or {}))
@@ -125,7 +134,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Of a choice the allowed words are told; any other message might repeat what was sent.
+    # Only the message of a choice, which lists the allowed words, is safe to return. Others might
+    # repeat the client's input.
     places = sorted(
         {
             ".".join(str(part) for part in item["loc"])
@@ -137,17 +147,17 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
         request,
         422,
         "invalid_request",
-        f"The request must follow the schema at /openapi.json; wrong: {', '.join(places)}.",
+        f"The request must follow the schema at /openapi.json. Wrong: {', '.join(places)}.",
     )
 
 
 async def _not_ready(request: Request, error: Exception) -> JSONResponse:
-    detail = "No replica with loaded weights answers; try again after the time in Retry-After."
+    detail = "No replica with loaded weights answers. Try again after the time in Retry-After."
     return problem(request, 503, "not_ready", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
-    detail = "The service is at its limit; try again after the time in Retry-After."
+    detail = "The service is at its limit. Try again after the time in Retry-After."
     return problem(request, 503, "overloaded", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
@@ -156,8 +166,8 @@ async def _too_slow(request: Request, error: Exception) -> JSONResponse:
         request,
         504,
         "timeout",
-        "No answer came in time after the whole image was here; try again when the service is less"
-        " busy.",
+        "The service did not answer in time after it received the whole image. Try again when it is"
+        " less busy.",
     )
 
 
@@ -166,17 +176,22 @@ async def _model_failed(request: Request, error: Exception) -> JSONResponse:
         request,
         500,
         "model_error",
-        "The network gave no finite scores for this image; send another.",
+        "The network's scores for this image are not finite. Send another image.",
     )
 
 
 async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
-    """Answer for an error that came over Ray; one raised by our own code in another replica is also of that code's kind."""
+    """Answer an error that Ray passes on from another replica.
+
+    Ray raises an error of this project's code as an instance of both its own and the original
+    class.
+    """
     if isinstance(error, FloatingPointError):
         return await _model_failed(request, error)
     if isinstance(error, (ActorDiedError, ActorUnavailableError, NodeDiedError)):
         detail = (
-            "A part of the service was lost on the way; try again after the time in Retry-After."
+            "A part of the service was lost during this request. Try again after the time in"
+            " Retry-After."
         )
         return problem(
             request, 503, "replica_lost", detail, headers={"Retry-After": RETRY_AFTER_SECONDS}
@@ -185,16 +200,16 @@ async def _ray_failed(request: Request, error: Exception) -> JSONResponse:
 
 
 def crashed(request: Request) -> JSONResponse:
-    """Return the answer to a request that nobody foresaw."""
+    """Return the answer to a request that failed with an unexpected error."""
     detail = (
-        "The service failed on this request; try again, and report the request_id if it fails"
+        "The service failed on this request. Try again, and report the request_id if it fails"
         " again."
     )
     return problem(request, 500, "internal_error", detail)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Make an application answer every error as problem+json."""
+    """Register the handlers that answer every error as problem+json."""
     app.add_exception_handler(InvalidImageError, _invalid_image)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(BundleChangingError, _bundle_changing)

@@ -1,10 +1,11 @@
-"""Writes a cluster's Serve config as the patch of a RayService: serve/config.yaml, with what the cluster's own values change.
+"""Renders a cluster's Serve config as a patch of its RayService.
 
     python -m serve.render FOLDER...
 
-Each folder holds `serve-values.yaml` and gets `serve-config.yaml`. One source for `melanoma serve`,
-`serve deploy` and Kubernetes; the result is checked strictly before it is written. Knows nothing of
-KubeRay but where its RayService keeps that text.
+Each folder holds `serve-values.yaml` and gets `serve-config.yaml`, which is serve/config.yaml
+changed by those values. `melanoma serve`, `serve deploy` and Kubernetes thus share one source. The
+result is checked strictly before it is written. All this module knows of KubeRay is where a
+RayService keeps the Serve config.
 """
 
 import sys
@@ -23,11 +24,11 @@ HEADER = f"# Written by `make manifests` from serve/config.yaml and {VALUES}: ch
 
 
 class _Text(str):
-    """A text of several lines, written as one block."""
+    """A text of several lines, written as one YAML block."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes every value where it stands: a reader should not have to follow anchors."""
+    """Writes every value in full, so that a reader need not follow anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -42,34 +43,37 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
     """Return the Serve config of a cluster.
 
     Args:
-        values: ``args`` of the application, and ``deployments`` by name, each only with what
-            differs.
+        values: ``args`` of the application, and ``deployments`` by name; both hold only what
+            differs from serve/config.yaml.
 
     Raises:
-        SettingError: if the result is no valid config.
+        SettingError: if the result is not a valid config.
     """
     config = read_config()
     (app,) = config["applications"]
     if unknown := values.keys() - {"args", "deployments"}:
         raise SettingError(
-            f"the values must be args and deployments, {', '.join(sorted(unknown))} is neither."
+            f"The keys must be args and deployments; {', '.join(sorted(unknown))} is unknown."
+            " Remove it."
         )
     args = values.get("args") or {}
     if not args.get("bundle") or not args.get("manifest_sha256"):
         raise SettingError(
-            "args must name the bundle and the manifest_sha256 that pins it; a cluster serves"
-            " nothing by default."
+            "args must name the bundle and the manifest_sha256 that pins it. A cluster has no"
+            " default bundle."
         )
     if not is_address(args["bundle"]) and not Path(args["bundle"]).is_absolute():
         raise SettingError(
             "args.bundle must be an address such as s3://bucket/bundle, or an absolute path that"
-            f" every node has, got {args['bundle']}."
+            f" every node has; it is {args['bundle']}."
         )
     app["args"] |= args
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
     for name, changes in (values.get("deployments") or {}).items():
         if name not in by_name:
-            raise SettingError(f"deployments must be of {', '.join(by_name)}, {name} is not.")
+            raise SettingError(
+                f"deployments must be chosen from {', '.join(by_name)}; {name} is unknown."
+            )
         for option, change in changes.items():
             old = by_name[name].get(option)
             by_name[name][option] = old | change if isinstance(old, dict) else change
@@ -78,19 +82,19 @@ def serve_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def patch(folder: Path) -> str:
-    """Return the patch for the values in a folder.
+    """Return the text of the patch for the values in a folder.
 
     Raises:
-        SettingError: if they are no YAML, or the result is no valid config.
+        SettingError: if the values are not YAML, or the result is not a valid config.
     """
     try:
         values = yaml.safe_load((folder / VALUES).read_text())
     except yaml.YAMLError as error:
         raise SettingError(
-            f"the values must be YAML, they are not ({' '.join(str(error).split())})."
+            f"The file must be YAML: {' '.join(str(error).split())}. Correct it."
         ) from error
     if not isinstance(values, dict):
-        raise SettingError("the values must be args and deployments, they are neither.")
+        raise SettingError("The file must be a mapping with args and deployments.")
     text = _Text(_dump(serve_config(values)))
     service = {
         "apiVersion": "ray.io/v1",

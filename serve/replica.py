@@ -1,4 +1,4 @@
-"""What every replica that holds the network does first."""
+"""The first steps of every replica that holds the network."""
 
 import ray
 import torch
@@ -9,18 +9,22 @@ from serve.logs import keep_traces_out
 
 
 def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundle, str]:
-    """Return the bundle and the device of this replica, with as many threads as it has CPUs.
+    """Load the bundle, set the number of threads to that of CPUs, and return bundle and device.
+
+    Args:
+        bundle_dir: folder of the bundle, or its address in object storage.
+        manifest_sha256: sha256 of the only manifest that may be loaded; None allows any.
 
     Raises:
-        BundleError: if the bundle cannot be loaded or is not the pinned one; the replica then never
+        BundleError: if the bundle cannot be loaded or is not the pinned one. The replica then never
             becomes ready.
     """
     keep_traces_out()
     assigned = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
-    # Scores must be those the threshold was chosen on: no reduced precision behind the contract's
-    # back.
+    # The threshold was chosen on scores of full precision. TF32 would change them and so break the
+    # contract.
     torch.backends.cudnn.allow_tf32 = False
     bundle = load_bundle(to_path(bundle_dir), manifest_sha256=manifest_sha256)
-    # A GPU that the config did not ask for belongs to somebody else.
+    # Use a GPU only if the config asks for one; any other belongs to another process.
     return bundle, "cuda" if assigned.get("GPU", 0) > 0 and torch.cuda.is_available() else "cpu"

@@ -1,4 +1,7 @@
-"""One prediction as one page of PDF. Holds the image and its map, and nothing of the file they came in."""
+"""Writes one prediction as a PDF of one page.
+
+It holds the image and its heatmap, but no metadata of the image's file.
+"""
 
 import base64
 import datetime
@@ -39,13 +42,13 @@ _HEAD = ParagraphStyle("head", parent=_TEXT, fontName="Helvetica-Bold", fontSize
 def report_pdf(
     image: Image.Image, answer: PredictResponse, task: Task, *, now: datetime.datetime
 ) -> bytes:
-    """Return the page.
+    """Return the bytes of the PDF.
 
     Args:
         image: the upright image, small enough to be shown.
-        answer: what the service answers for it, with its Grad-CAM.
+        answer: the service's answer for the image, with its Grad-CAM.
         task: the classes and their names for people.
-        now: printed as the time of the reading, UTC.
+        now: time of the reading in UTC, to be printed.
     """
     buffer = io.BytesIO()
     canvas = Canvas(buffer, pagesize=A4, pageCompression=1)
@@ -58,13 +61,13 @@ def report_pdf(
     noun = task.noun[0]
     score = sum(answer.probabilities[name] for name in task.targets)
     side = "at or above" if score >= answer.threshold else "below"
-    if answer.decision != "cannot_assess":  # without a promise the threshold means nothing
-        told = f"{noun.capitalize()} {score:.1%}, {side} the threshold of {answer.threshold:.1%}."
-        top = _write(canvas, told, _TEXT, top) - 2 * mm
+    if answer.decision != "cannot_assess":  # without a contract the threshold means nothing
+        line = f"{noun.capitalize()} {score:.1%}, {side} the threshold of {answer.threshold:.1%}."
+        top = _write(canvas, line, _TEXT, top) - 2 * mm
     top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
     for warning in answer.warnings:
-        told = _WORDS["warnings"].get(warning, warning).replace("{noun}", noun)
-        top = _write(canvas, html.escape(told), _TEXT, top)
+        line = _WORDS["warnings"].get(warning, warning).replace("{noun}", noun)
+        top = _write(canvas, html.escape(line), _TEXT, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)
     top = _bars(canvas, answer, task, top) - _GAP
     _write(
@@ -72,12 +75,11 @@ def report_pdf(
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights"
         f" {answer.model.weights_sha256[:12]}; request {answer.request_id}. "
         + (
-            f"The line across the bar of {noun} is the threshold. "
+            f"The line across the bar of {noun} marks the threshold. "
             if _has_mark(answer, task)
             else ""
         )
-        + f"The map is Grad-CAM of {noun} in coarse cells; no map here has been shown to mark"
-        " lesions.",
+        + f"The map is Grad-CAM of {noun} in coarse cells. It has not been shown to mark lesions.",
         _SMALL,
         top,
     )
@@ -87,7 +89,7 @@ def report_pdf(
 
 
 def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> float:
-    """Write a paragraph below `top` and return where it ends, in points."""
+    """Write a paragraph below `top` and return the position of its lower end, in points."""
     paragraph = Paragraph(text, style)
     _, height = paragraph.wrap(_WIDTH - 2 * _MARGIN, _HEIGHT)
     paragraph.drawOn(canvas, _MARGIN, top - height)
@@ -97,7 +99,7 @@ def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> floa
 def _images(
     canvas: Canvas, image: Image.Image, answer: PredictResponse, task: Task, top: float
 ) -> float:
-    """Draw the image and, beside it, the map laid over it; return where they end."""
+    """Draw the image and the overlay side by side; return the position of their lower end."""
     assert answer.explanation is not None
     width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 95 * mm
     overlaid = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
@@ -115,7 +117,10 @@ def _images(
 
 
 def _bars(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> float:
-    """Draw a bar a class, the likeliest first, with the threshold on the target's; return where they end."""
+    """Draw a bar for each class, the likeliest first; return the position of their lower end.
+
+    The bar of the target has a line at the threshold.
+    """
     left, width, step = _MARGIN + 62 * mm, 90 * mm, 6.2 * mm
     for name, value in sorted(answer.probabilities.items(), key=lambda item: -item[1]):
         top -= step
@@ -134,5 +139,9 @@ def _bars(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> fl
 
 
 def _has_mark(answer: PredictResponse, task: Task) -> bool:
-    """Return whether the threshold can be drawn on a bar: a promise is needed, and one target that it speaks of alone."""
+    """Return whether the threshold can be drawn on a bar.
+
+    That needs a decision, and a single target, because the threshold applies to the sum of all
+    targets.
+    """
     return answer.decision != "cannot_assess" and len(task.targets) == 1

@@ -1,4 +1,4 @@
-"""The wire contract: requests and responses over HTTP, and nothing else."""
+"""The schemas of responses over HTTP."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class _Model(BaseModel):
 
 
 class ModelInfo(_Model):
-    """Which network answered."""
+    """The network that answered."""
 
     name: str
     version: str
@@ -26,16 +26,16 @@ class ModelInfo(_Model):
 
 
 class Explanation(_Model):
-    """A heatmap; `lesion_claim` stays none until a scorecard shows that it marks lesions."""
+    """A heatmap. `lesion_claim` is none as long as no scorecard shows that it marks lesions."""
 
     method: Literal["grad_cam", "guided_grad_cam"]
     class_name: str = Field(alias="class")
     heatmap_png: str = Field(
-        description="base64 PNG, greyscale, scaled by its peak, in the frame of the upright image"
+        description="base64 PNG, greyscale, divided by its peak, in the frame of the upright image"
     )
-    overlay_png: str = Field(description="base64 PNG, the map laid over the image")
+    overlay_png: str = Field(description="base64 PNG of the heatmap over the image")
     peak: float = Field(
-        description="largest value of the map before scaling; 0 means that the map is empty"
+        description="largest value of the heatmap before scaling; 0 means that it is empty"
     )
     lesion_claim: Literal["none"] = "none"
 
@@ -56,7 +56,7 @@ class PredictResponse(_Model):
 
 
 class ModelResponse(_Model):
-    """What a client may know of the bundle being served."""
+    """The public description of the served bundle."""
 
     model: ModelInfo
     task: Task
@@ -71,7 +71,7 @@ class ModelResponse(_Model):
 
 
 class Problem(_Model):
-    """Every error of the service: RFC 9457 problem details."""
+    """An error of the service as RFC 9457 problem details."""
 
     type: str = "about:blank"
     title: str
@@ -80,11 +80,11 @@ class Problem(_Model):
     code: str
     request_id: str
     error: str | None = Field(
-        default=None, description="the detail once more, under /v2 only: its clients read it here"
+        default=None, description="the same as detail; only under /v2, whose clients read it here"
     )
 
 
 class Alive(_Model):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"

@@ -1,4 +1,7 @@
-"""Reads the Serve config, strictly. Ray Serve passes over keys it does not know, so that a mistyped limit is no limit at all."""
+"""Reads the Serve config strictly.
+
+Ray Serve ignores unknown keys, so that a mistyped limit would have no effect.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -17,25 +20,26 @@ DEPLOYMENTS = ("Ingress", "Classifier", "Explainer")
 
 
 class AppArgs(BaseModel):
-    """What a deployment chooses; everything about the model comes from the bundle, every number of scaling from the config.
+    """Arguments of the application.
+
+    Facts about the model come from the bundle, and scaling numbers from the Serve config.
 
     Attributes:
         bundle: folder of the bundle, readable on every node.
-        manifest_sha256: of the only manifest that may be served; None serves whatever stands in the
-            folder.
-        allow_uncontracted: decide although the contract is unmet, and say so in every answer.
-        require_api_key: refuse to start without MELANOMA_API_KEYS_FILE; only a service on loopback
-            may go without.
-        answer_timeout_s: seconds the graph may take for one request, after which it is answered
+        manifest_sha256: sha256 of the only manifest that may be served; None allows any.
+        allow_uncontracted: give decisions although the contract is not met, with a warning in every
+            answer.
+        require_api_key: refuse to start without MELANOMA_API_KEYS_FILE. Only a service on loopback
+            may run without keys.
+        answer_timeout_s: seconds that the graph may take for one request; after that the answer is
             504.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     bundle: str
-    manifest_sha256: str | None = Field(
-        default=None, pattern="^[0-9a-f]{64}$"
-    )  # as sha256sum prints it
+    # Lower-case hex, as sha256sum prints it.
+    manifest_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
@@ -43,15 +47,15 @@ class AppArgs(BaseModel):
     @field_validator("bundle")
     @classmethod
     def _is_place(cls, bundle: str) -> str:
-        storage.to_path(bundle)  # refuses secrets: Serve keeps its config, and shows it
+        storage.to_path(bundle)  # refuses secrets, because Serve stores its config and shows it
         return bundle
 
 
 def read_config(path: Path = CONFIG) -> dict[str, Any]:
-    """Return a Serve config as plain values, checked.
+    """Return a checked Serve config as plain values.
 
     Raises:
-        SettingError: if a key is unknown or a value out of its range; says where.
+        SettingError: if a key is unknown or a value is out of its range.
     """
     values = yaml.safe_load(path.read_text())
     check_config(values)
@@ -59,17 +63,17 @@ def read_config(path: Path = CONFIG) -> dict[str, Any]:
 
 
 def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
-    """Return a config as Serve's own schema, with nothing in it that Serve would pass over.
+    """Return a config as Serve's own schema, after checking that Serve would ignore nothing in it.
 
     Raises:
-        SettingError: if a key is unknown, a value out of its range, or a deployment not one of the
-            graph's.
+        SettingError: if a key is unknown, a value is out of its range, or the deployments are not
+            exactly those of the graph.
     """
     for place, known in _unknown(ServeDeploySchema, values, ""):
         nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else "."
+        hint = f" Did you mean {nearest[0]}?" if nearest else " Remove it."
         raise SettingError(
-            f"every key of the Serve config must be one that Serve knows, {place} is not{hint}"
+            f"All keys of the Serve config must be known to Serve; {place} is not.{hint}"
         )
     try:
         config = ServeDeploySchema.model_validate(values)
@@ -81,20 +85,20 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SettingError(
-            f"the Serve config must hold valid values, {place} does not: {first['msg']}."
+            f"The Serve config must hold valid values; {place} does not: {first['msg']}."
         ) from error
     for app in config.applications:
         names = sorted(deployment.name for deployment in app.deployments)
         if names != sorted(DEPLOYMENTS):
             raise SettingError(
-                f"the Serve config must name the deployments {', '.join(DEPLOYMENTS)}, it names"
-                f" {names}."
+                f"The Serve config must name the deployments {', '.join(DEPLOYMENTS)}; it names"
+                f" {', '.join(names) or 'none'}."
             )
     return config
 
 
 def deployment_options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a config says of each deployment, by name, as Serve's `options` take it."""
+    """Return the options of each deployment in a config, by name, for Serve's `options`."""
     (app,) = config["applications"]
     return {
         deployment["name"]: {key: value for key, value in deployment.items() if key != "name"}
@@ -103,7 +107,11 @@ def deployment_options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check_scaling(values: Any) -> None:
-    """Raise as Serve itself would on deployment: its schema takes any dict here."""
+    """Check autoscaling values as Serve does on deployment; its schema accepts any dict here.
+
+    Raises:
+        ValidationError: if a value is out of its range.
+    """
     from ray.serve.config import AutoscalingConfig
 
     if isinstance(values, dict):
@@ -111,7 +119,7 @@ def _check_scaling(values: Any) -> None:
 
 
 def _unknown(model: type[BaseModel], values: Any, place: str) -> Iterator[tuple[str, list[str]]]:
-    """Give every key that a model does not know, as a dotted place, with the keys that it knows there."""
+    """Yield each key that a model does not know, as a dotted path, and the keys it knows there."""
     if isinstance(values, list):
         for index, value in enumerate(values):
             yield from _unknown(model, value, f"{place}{index}.")
@@ -128,7 +136,7 @@ def _unknown(model: type[BaseModel], values: Any, place: str) -> Iterator[tuple[
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Give every pydantic model that a type annotation names."""
+    """Yield every pydantic model in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -1,4 +1,4 @@
-"""One image as it was sent, encoded or as pixels: how much work it will be, and the image. Knows nothing of HTTP or deployments."""
+"""Images as they were sent, encoded or as pixels. Knows nothing of HTTP or deployments."""
 
 import contextlib
 import dataclasses
@@ -23,9 +23,9 @@ class Upload:
     """One image of a request.
 
     Attributes:
-        content: encoded, or upright RGB of a size that was checked.
-        index: of the image in its request, from 0.
-        num_images: in the request; errors say which of them is at fault.
+        content: the encoded image, or upright RGB whose size was checked.
+        index: index of the image in its request, from 0.
+        num_images: number of images in the request; errors name the bad one by its number.
     """
 
     content: bytes | Image.Image
@@ -33,7 +33,11 @@ class Upload:
     num_images: int = 1
 
     def num_pixels(self) -> int:
-        """Return how many pixels the header announces; raise InvalidImageError as `melanoma.images` does."""
+        """Return the number of pixels that the header announces.
+
+        Raises:
+            InvalidImageError: if the header cannot be used.
+        """
         with self._named():
             width, height = (
                 self.content.size
@@ -43,14 +47,22 @@ class Upload:
         return width * height
 
     def work(self) -> int:
-        """Return about how much work decoding will be: pixels times passes, and bytes; raise InvalidImageError."""
+        """Return an estimate of the decoding work: pixels times passes, plus bytes.
+
+        Raises:
+            InvalidImageError: if the header cannot be used.
+        """
         if isinstance(self.content, Image.Image):
             return self.num_pixels()
         with self._named():
             return decoding_work(self.content)
 
     def decode(self) -> Image.Image:
-        """Return upright RGB that shows something; raise InvalidImageError if it cannot be used."""
+        """Return the image as upright RGB.
+
+        Raises:
+            InvalidImageError: if the image cannot be used, or shows nothing.
+        """
         with self._named():
             image = (
                 self.content
@@ -74,16 +86,19 @@ class Upload:
 
 
 def uploads_of(contents: Sequence[bytes | Image.Image]) -> list[Upload]:
-    """Return the images of one request, checked as far as their headers tell. Decodes nothing.
+    """Return the images of one request. Only their headers are read and checked.
+
+    Args:
+        contents: encoded images, or upright RGB images whose size was checked.
 
     Raises:
-        InvalidImageError: if one cannot be used, or if all together have too many pixels.
+        InvalidImageError: if an image cannot be used, or all together have too many pixels.
     """
     uploads = [Upload(content, index, len(contents)) for index, content in enumerate(contents)]
     if sum(upload.num_pixels() for upload in uploads) > MAX_REQUEST_PIXELS:
         raise InvalidImageError(
             f"All images of a request together must have at most {MAX_REQUEST_PIXELS // 10**6}"
-            " megapixels; send fewer at once.",
+            " megapixels. Send fewer images at once.",
             status=413,
             code="image_too_large",
         )

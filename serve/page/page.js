@@ -1,13 +1,14 @@
-// The reading page: one image in, one reading out. Keeps nothing: no cookie, no storage; what is in memory goes with the page.
+// The web page: it sends one image and shows the answer. It uses no cookie and no storage, so that
+// everything is gone when the page is closed.
 "use strict";
 
 const MEANINGS = {
-  grad_cam: "Grad-CAM shows in coarse cells, each 32 px of the network's input, which regions raised the score.",
-  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the score. Its fine lines can look like borders that the network does not know.",
+  grad_cam: "Grad-CAM shows which regions raised the score. Its cells are coarse, each 32 px of the network's input.",
+  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the score. Its fine lines can look like borders that the network does not detect.",
 };
-const NO_CLAIM = " No map here has been shown to mark lesions: do not read disease from it.";
+const NO_CLAIM = " The map has not been shown to mark lesions: do not read disease from it.";
 
-const NO_MAP = "This browser cannot lay the map over this image; the PDF shows both.";
+const NO_MAP = "This browser cannot lay the map over this image. The PDF shows both.";
 
 const find = (id) => document.getElementById(id);
 const state = { file: null, address: null, answer: null, key: null, turn: 0, model: null, words: null };
@@ -27,20 +28,20 @@ async function post(path, file) {
   try {
     response = await fetch(path, { method: "POST", headers: headers(file), body: file, cache: "no-store", credentials: "omit" });
   } catch {
-    throw { status: 0, detail: "The service cannot be reached; check the connection and try again." };
+    throw { status: 0, detail: "The service cannot be reached. Check the connection and try again." };
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw { status: response.status, detail: told.detail || "The service could not answer; try again in a moment." };
+  const problem = await response.json().catch(() => ({}));
+  throw { status: response.status, detail: problem.detail || "The service could not answer. Try again in a moment." };
 }
 
-// The classes and their names for people come with the model, the sentences from one file that the PDF reads too.
+// Class names come with the model. The sentences come from words.json, which the PDF uses too.
 async function learn(version) {
   state.words ??= await (await fetch("page/words.json")).json();
   if (state.model?.model.version === version) return;
   const sent = state.key ? { Authorization: `Bearer ${state.key}` } : {};
   const response = await fetch("v1/model", { headers: sent, cache: "no-store", credentials: "omit" });
-  if (!response.ok) throw { status: response.status, detail: "The service could not say which model answers; try again in a moment." };
+  if (!response.ok) throw { status: response.status, detail: "The service did not describe its model. Try again in a moment." };
   state.model = await response.json();
 }
 
@@ -62,7 +63,7 @@ async function read() {
   const method = document.querySelector("input[name=method]:checked").value;
   show("problem", false);
   show("key-form", false);
-  find("map").width = 0;  // a map of another method must not stand under this one's name
+  find("map").width = 0;  // do not show the old map under the name of another method
   find("map-meaning").textContent = "";
   find("status").textContent = "Reading the image…";
   try {
@@ -84,7 +85,7 @@ function fail(error) {
     find("key").focus();
     if (error.status === 401 && !state.key) return;
   }
-  find("problem").textContent = error.detail || "Something went wrong in this page; load it again.";
+  find("problem").textContent = error.detail || "Something went wrong in this page. Load it again.";
   show("problem", true);
 }
 
@@ -94,7 +95,7 @@ function render(answer) {
   find("decision").className = `decision ${answer.decision}`;
   find("verdict").textContent = state.words.verdicts[answer.decision];
   const side = score >= answer.threshold ? "at or above" : "below";
-  // Without a promise the threshold means nothing, and to name the side would be a decision.
+  // Without a contract the threshold means nothing, and naming the side would be a decision.
   find("because").textContent = answer.decision === "cannot_assess" ? ""
     : `${capital(task.noun[0])} ${percent(score, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
   find("contract").textContent = answer.contract_sentence;
@@ -150,7 +151,8 @@ function listProbabilities(answer) {
   }));
 }
 
-// The slider runs over prevalences from 0.1 % to 50 % in equal steps of their logarithm: most clinics lie far to the left.
+// The slider covers prevalences from 0.1 % to 50 % on a logarithmic scale, because most clinics
+// have a low one.
 function prevalence() { return 0.001 * (500 ** (find("prevalence").value / 100)); }
 
 function explainPrevalence() {
@@ -182,7 +184,7 @@ async function drawMap() {
   }
   if (turn !== state.turn) return;
   const [theirs, ours] = [find("image"), heat].map((image) => image.naturalWidth / image.naturalHeight);
-  if (Math.abs(theirs / ours - 1) > 0.05) {  // this browser turns the image otherwise than the service does
+  if (Math.abs(theirs / ours - 1) > 0.05) {  // the browser orients the image differently
     find("map-meaning").textContent = NO_MAP;
     return;
   }
@@ -197,7 +199,8 @@ async function drawMap() {
   placeMap();
 }
 
-// From transparent over orange to yellow: lightness grows with the value, so it reads without colour too.
+// Transparent to orange to yellow. Lightness grows with the value, so that it is readable without
+// colour vision.
 function colour(data, i, value) {
   data[i] = 255;
   data[i + 1] = Math.round(90 + 165 * value * value);
@@ -205,7 +208,7 @@ function colour(data, i, value) {
   data[i + 3] = Math.round(255 * Math.sqrt(value));
 }
 
-// As large as the panel and 70 % of the window's height allow: images may come small.
+// Scale the image up to the panel and 70 % of the window's height, because it may be small.
 function placeImage() {
   const image = find("image");
   if (image.naturalHeight) image.style.width = `min(100%, calc(70vh * ${image.naturalWidth / image.naturalHeight}))`;

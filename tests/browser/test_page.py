@@ -333,7 +333,7 @@ def test_a_network_without_a_contract_gives_no_verdict(
     page.route("**/v1/predict*", _with_contract(unmet))
     _read(page, service, lesion)
     expect(page.locator("#verdict")).to_have_text("Cannot assess")
-    expect(page.locator("#warnings")).to_contain_text("has not earned a promise")
+    expect(page.locator("#warnings")).to_contain_text("contract of this network is not met")
     expect(page.locator("#because")).to_have_text(
         ""
     )  # which side of the threshold it lies on would be a decision

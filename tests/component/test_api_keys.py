@@ -57,7 +57,7 @@ def test_a_withdrawn_key_lets_nobody_in_whatever_else_is_wrong(
     path.write_text(f"{TYPED}\n{_line('two')}\n{_line('three')[:-1]}\n{_line('three')}x\n")
     assert _allowed(keys) == {"two"}
     assert keys.invalid_lines == [1, 3, 4]
-    assert "line 1, 3, 4 of the API keys" in log.text
+    assert "Line 1, 3, 4 of the API keys" in log.text
     assert TYPED not in log.text
     path.write_text(f"{_line('three')}\n")
     assert _allowed(keys) == {"three"}
@@ -75,7 +75,7 @@ def test_a_file_without_a_key_lets_nobody_in(
     path.write_bytes(content)
     assert _allowed(keys) == set()
     assert "at least one key" in keys.trouble
-    assert "Nobody is let in" in log.text
+    assert "Until then all requests are refused" in log.text
     assert TYPED not in log.text + keys.trouble
     path.write_text(_line("one"))
     assert _allowed(keys) == {"one"}
@@ -173,7 +173,7 @@ def test_a_bad_line_at_the_start_warns(
     path.write_text(f"{_line('one')}\n{TYPED}\n")
     monkeypatch.setenv(VARIABLE, str(path))
     assert check_keys()
-    assert "line 2 of the API keys" in log.text
+    assert "Line 2 of the API keys" in log.text
 
 
 def test_without_a_file_everybody_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_no_checkpoints_are_no_damage(tmp_path: Path) -> None:
 
 def test_a_list_that_is_missing_is_written_anew(folder: Path) -> None:
     (folder / SNAPSHOT).unlink()
-    assert "goes on after epoch 4" in mend(folder)
+    assert "continues after epoch 4" in mend(folder)
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_4")
 
 
@@ -122,8 +122,8 @@ def test_a_list_that_cannot_be_read_is_written_anew_from_what_is_whole(
 ) -> None:
     data = text.encode(errors="surrogateescape")
     (folder / SNAPSHOT).write_bytes(data)
-    assert "cannot read the list" in (told := mend(folder))
-    assert "goes on after epoch 4" in told
+    assert "cannot read the run's list" in (told := mend(folder))
+    assert "continues after epoch 4" in told
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_4")
     assert (folder.parent / "checkpoints.damaged-1" / SNAPSHOT).read_bytes() == data
     assert mend(folder) == ""
@@ -132,7 +132,7 @@ def test_a_list_that_cannot_be_read_is_written_anew_from_what_is_whole(
 @pytest.mark.parametrize("name", [STATE, HASH])
 def test_a_checkpoint_without_a_file_is_put_aside(name: str, folder: Path) -> None:
     (folder / "checkpoint_4" / name).unlink()
-    assert "goes on after epoch 2" in mend(folder)
+    assert "continues after epoch 2" in mend(folder)
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_2")
     assert _aside(folder) == {SNAPSHOT, "checkpoint_4"}
 
@@ -143,7 +143,7 @@ def test_of_a_damaged_latest_one_the_run_goes_on_from_the_best(folder: Path) -> 
     with pytest.raises(OSError, match="must match its hash"):
         read_state(folder / "checkpoint_4", "cpu")
     assert "a checkpoint is damaged" in (told := mend(folder))
-    assert "goes on after epoch 2" in told
+    assert "continues after epoch 2" in told
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_2")
     assert mend(folder) == ""
 
@@ -163,7 +163,7 @@ def test_of_equal_scores_the_later_one_is_the_best(tmp_path: Path) -> None:
     latest = _write(folder, 2, [0.7, 0.7])
     _list(folder, latest, latest)
     (folder / SNAPSHOT).write_text("{")
-    assert "goes on after epoch 2" in mend(folder)
+    assert "continues after epoch 2" in mend(folder)
 
 
 def test_damage_is_never_deleted(folder: Path) -> None:
@@ -187,8 +187,8 @@ def test_another_version_of_ray_costs_time_and_no_data(
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda folder: _flip(folder, 4), "goes on after epoch 2"),
-        (lambda folder: (folder / SNAPSHOT).write_bytes(b"{"), "goes on after epoch 4"),
+        (lambda folder: _flip(folder, 4), "continues after epoch 2"),
+        (lambda folder: (folder / SNAPSHOT).write_bytes(b"{"), "continues after epoch 4"),
         (lambda folder: _flip(folder, 2), "starts again"),
     ],
 )
@@ -205,5 +205,5 @@ def test_in_object_storage_it_is_the_same(
     damage(remote)
     assert told in mend(remote)
     assert mend(remote) == ""
-    goes_on = "goes on" in told
+    goes_on = "continues" in told
     assert sum(1 for _ in remote.parent.files()) == files + goes_on  # the list is there twice

@@ -110,7 +110,7 @@ def test_a_fault_of_the_program_is_exit_3_with_a_trace_in_a_file(
     assert "please report it" in err
     assert err.count("\n") == 1
     (trace,) = tmp_path.iterdir()
-    assert f"the trace is in {trace}." in err
+    assert f"The trace is in {trace}." in err
     assert "Traceback" in trace.read_text()
     assert trace.stat().st_mode & 0o777 == 0o600
 
@@ -165,7 +165,7 @@ def test_only_a_path_that_was_typed_is_the_user_s_to_mend(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _fail(_task_error(error) if remote else error, monkeypatch) == code
-    assert ("the trace is in" in capsys.readouterr().err) == (code == FAILED)
+    assert ("The trace is in" in capsys.readouterr().err) == (code == FAILED)
 
 
 def test_a_missing_object_that_was_typed_is_the_user_s_to_mend(
@@ -186,8 +186,8 @@ def test_what_is_full_is_told_with_how_to_go_on(
     )
     assert main([*words]) == FAILED
     assert (
-        "No space; once that is mended, the same command goes on where it can; the trace"
-        in capsys.readouterr().err
+        "No space. Correct that, then run the same command again; it continues where it can."
+        " The trace" in capsys.readouterr().err
     )
 
 
@@ -284,7 +284,7 @@ def test_a_taken_port_is_refused_at_once(
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["serve", str(bundle_dir), "--port", str(port)]) == BAD_INPUT
-    assert "pass another --port" in capsys.readouterr().err
+    assert "Pass another --port" in capsys.readouterr().err
 
 
 def test_a_folder_for_heatmaps_that_nobody_asked_for_is_refused(

@@ -87,7 +87,7 @@ def test_a_wait_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "node_resources", lambda: [HEAD, {"CPU": 1.0, "GPU": 2.0}])
     with pytest.raises(
         DataError,
-        match=r"2 workers of 2 CPUs and 1 GPU each are needed, the cluster has room for 0",
+        match=r"room for 2 workers of 2 CPUs and 1 GPU each; it has room for 0",
     ):
         wait_for_room(Bundle(2, 1.0), 2)
 
@@ -105,7 +105,7 @@ def test_a_cluster_that_does_not_grow_is_given_up(
     monkeypatch.setattr(cluster, "node_resources", lambda: [HEAD])
     monkeypatch.setattr(cluster, "placement_group", lambda bundles: Group())
     monkeypatch.setattr(cluster, "remove_placement_group", removed.append)
-    with pytest.raises(TimeoutError, match="after 30 minutes; add nodes"):
+    with pytest.raises(TimeoutError, match=r"after 30 minutes\. Add nodes"):
         wait_for_room(Bundle(8), 1)
     assert len(removed) == 1
     assert "waiting up to 30 minutes" in capsys.readouterr().err

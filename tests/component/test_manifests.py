@@ -80,7 +80,9 @@ def test_pods_have_no_rights_they_do_not_need(overlay: list[Document]) -> None:
 
 
 def test_what_is_named_is_there(overlay: list[Document]) -> None:
-    told = set(re.findall(r"create secret \S+ (\S+)", (K8S / "README.md").read_text()))
+    told = set(
+        re.findall(r"create secret \S+ (\S+)", (K8S.parent / "docs" / "kubernetes.md").read_text())
+    )
     assert list(rules.reference_findings(overlay, given=told)) == []
 
 

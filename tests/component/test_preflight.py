@@ -39,7 +39,8 @@ def web_server() -> Iterator[int]:
 def test_a_ray_that_is_gone_is_told_at_once(form: str, unused: int) -> None:
     address = form.format(unused)
     with pytest.raises(
-        ConnectionError, match=rf"no Ray answers at {address} \(.*\); unset RAY_ADDRESS or start it"
+        ConnectionError,
+        match=rf"Ray does not answer at {address} \(.*\)\. Start it, or unset RAY_ADDRESS",
     ):
         check_address(address)
 
@@ -47,19 +48,19 @@ def test_a_ray_that_is_gone_is_told_at_once(form: str, unused: int) -> None:
 def test_a_name_that_nobody_knows_is_told() -> None:
     with pytest.raises(
         ConnectionError,
-        match=r"no Ray answers at head\.invalid:6379 \(the name head\.invalid is not known\)",
+        match=r"Ray does not answer at head\.invalid:6379 \(the host name head\.invalid is unknown\)",
     ):
         check_address("head.invalid:6379")
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_something_else_that_listens_is_no_ray(form: str, web_server: int) -> None:
-    with pytest.raises(ConnectionError, match="something else listens there"):
+    with pytest.raises(ConnectionError, match="another program listens there"):
         check_address(form.format(web_server))
 
 
 def test_the_dashboard_is_named_as_what_it_is(web_server: int) -> None:
-    with pytest.raises(DataError, match="is a dashboard; unset it and pass --address http"):
+    with pytest.raises(DataError, match=r"is a dashboard\. Unset it and pass --address http"):
         check_address(f"http://127.0.0.1:{web_server}")
 
 
@@ -82,7 +83,8 @@ def test_a_folder_whose_sockets_would_have_too_long_names_is_refused(
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, f"/{'x' * 119}")
     with pytest.raises(
-        DataError, match=rf"{name} must have at most \d+ bytes, it has 120: .* 107; set RAY_TMPDIR"
+        DataError,
+        match=rf"{name} must have at most \d+ bytes; it has 120\. .* 107 bytes\. Set RAY_TMPDIR",
     ):
         check_temp_dir()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")

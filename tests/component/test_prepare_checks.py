@@ -87,12 +87,12 @@ def test_a_dead_ray_address_is_told_within_seconds(
     source = write_source(tmp_path / "source", rows())
     assert main(["data", "prepare", str(source), str(tmp_path / "out")]) == FAILED
     told = capsys.readouterr().err
-    assert "no Ray answers at 127.0.0.1:1" in told
+    assert "Ray does not answer at 127.0.0.1:1" in told
     assert told.count("\n") == 1
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 120}")
     assert main(["data", "prepare", str(source), str(tmp_path / "out")]) == BAD_INPUT
-    assert "set RAY_TMPDIR to a shorter folder" in capsys.readouterr().err
+    assert "Set RAY_TMPDIR to a shorter folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 255, 255)])

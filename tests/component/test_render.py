@@ -49,10 +49,10 @@ def test_only_what_differs_changes() -> None:
         ({"args": {**ARGS, "bundel": "x"}}, "bundel"),
         (
             {"args": {**ARGS, "bundle": "bucket/bundle"}},
-            "absolute path that every node has, got bucket/bundle",
+            "absolute path that every node has; it is bucket/bundle",
         ),
-        ({"args": ARGS, "deploymnets": {}}, "deploymnets is neither"),
-        ({"args": ARGS, "deployments": {"Clasifier": {}}}, "Clasifier is not"),
+        ({"args": ARGS, "deploymnets": {}}, "deploymnets is unknown"),
+        ({"args": ARGS, "deployments": {"Clasifier": {}}}, "Clasifier is unknown"),
         (
             {"args": ARGS, "deployments": {"Classifier": {"max_ongoing_request": 3}}},
             "max_ongoing_requests",
@@ -74,5 +74,5 @@ def test_what_cannot_be_served_is_told(values: dict[str, Any], told: str) -> Non
 @pytest.mark.parametrize("text", ["args: [", "", "- args", "args"])
 def test_values_that_are_none_are_told(text: str, tmp_path: Path) -> None:
     (tmp_path / VALUES).write_text(text)
-    with pytest.raises(SettingError, match="the values must be"):
+    with pytest.raises(SettingError, match="The file must be"):
         patch(tmp_path)

@@ -90,9 +90,9 @@ WORDS = ["train", "/data", "/runs"]
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        ('{"ray_version": "2.59.0"}', "it runs 2.59.0; install that one"),
-        ("{}", "it answers like none"),
-        ("hello", "it answers like none"),
+        ('{"ray_version": "2.59.0"}', r"it runs 2\.59\.0\. Install that version"),
+        ("{}", "its answer is not that of one"),
+        ("hello", "its answer is not that of one"),
     ],
 )
 def test_another_ray_is_told(version: str, told: str) -> None:
@@ -268,7 +268,7 @@ def test_a_head_that_stays_away_leaves_word_of_the_job(ask: Callable[[RemoteJob]
     with pytest.raises(
         RuntimeError,
         match=(
-            r"does not answer; the job may run .*must wait .*=http://head:8265 ray job logs"
+            r"does not answer\. The job may still be running; wait .*=http://head:8265 ray job logs"
             r" --follow"
         ),
     ):
@@ -302,15 +302,15 @@ class Asked:
 @pytest.mark.parametrize(
     ("client", "told"),
     [
-        (Asked(0, JobStatus.RUNNING), "job raysubmit_1 goes on; follow it with `RAY_API"),
-        (Asked(1, JobStatus.RUNNING), "job raysubmit_1 goes on; follow it with `RAY_API"),
+        (Asked(0, JobStatus.RUNNING), "job raysubmit_1 continues; follow it with `RAY_API"),
+        (Asked(1, JobStatus.RUNNING), "job raysubmit_1 continues; follow it with `RAY_API"),
         (
             Asked(10_000, JobStatus.RUNNING),
-            "stopped before the head had job raysubmit_1; should it come yet: follow it",
+            "stopped before the head had job raysubmit_1; if it still starts: follow it",
         ),
-        (Asked(0, JobStatus.SUCCEEDED), "job raysubmit_1 has ended, succeeded"),
-        (Asked(0, KeyboardInterrupt), "job raysubmit_1 may go on; follow it"),
-        (Away(), "job raysubmit_1 may go on; follow it"),
+        (Asked(0, JobStatus.SUCCEEDED), "job raysubmit_1 has ended (succeeded)"),
+        (Asked(0, KeyboardInterrupt), "job raysubmit_1 may continue; follow it"),
+        (Away(), "job raysubmit_1 may continue; follow it"),
     ],
     ids=["known", "being taken in", "unknown", "ended", "a second one", "head away"],
 )

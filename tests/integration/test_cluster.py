@@ -211,17 +211,17 @@ def test_bad_input_keeps_its_exit_code_and_its_sentence(head: Head, bucket: str)
         (
             ["data", "prepare", "/data/in", "/data/out"],
             {"RAY_AUTH_TOKEN_PATH": WRONG_TOKEN},
-            "must accept the token",
+            "does not accept the token",
         ),
         (
             ["data", "prepare", "/data/in", "/data/out"],
             {"RAY_AUTH_MODE": "disabled"},
-            "it does not (RAY_AUTH_MODE is disabled)",
+            "does not accept the token (RAY_AUTH_MODE is disabled)",
         ),
         (
             ["data", "prepare", "/data/in", "/data/out"],
             {"RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
-            "it does not (/nowhere/token is not there)",
+            "does not accept the token (/nowhere/token is missing)",
         ),
     ],
     ids=["a relative path", "a wrong token", "no token", "no token file"],
@@ -246,7 +246,7 @@ def test_a_head_that_is_away_is_told() -> None:
     away = Head("http://127.0.0.1:9", 0, {})
     done = _melanoma(away, "data", "prepare", "/data/in", "/data/out")
     assert done.returncode == BAD_INPUT
-    assert "http://127.0.0.1:9 must answer" in done.stderr
+    assert "http://127.0.0.1:9 does not answer" in done.stderr
 
 
 def _ray_job(head: Head, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -329,7 +329,7 @@ def _job_status(head: Head, job: str) -> str:
     return str(_asked(head, f"/api/jobs/{job}")["status"])
 
 
-@pytest.mark.parametrize(("answer", "told"), [("y", "is being stopped"), ("n", "goes on")])
+@pytest.mark.parametrize(("answer", "told"), [("y", "is being stopped"), ("n", "continues")])
 def test_ctrl_c_at_a_terminal_asks(
     answer: str, told: str, head: Head, bucket: str, dataset: str
 ) -> None:

@@ -190,7 +190,7 @@ def test_it_ends_well_under_load(
         # New requests are refused in words a client may retry on, until nobody listens any more.
         assert "503 stopping" in {came for _, _, came in later}
         assert not [came for _, _, came in later if came.startswith(("404", "500"))]
-        assert "stopping: requests under way" in server.said
+        assert "stopping: requests in flight" in server.said
         assert "Traceback" not in server.said
         assert not psutil.wait_procs(family, timeout=20)[1]
     assert _spill_folders() == before
@@ -336,7 +336,7 @@ def test_what_cannot_be_had_is_told(bundle_dir: Path, tmp_path: Path) -> None:
     bundle = str(bundle_dir)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        assert "another program listens there; pass another --port" in _refusal(
+        assert "another program listens there. Pass another --port" in _refusal(
             bundle, "--port", port
         )
     env = {"MELANOMA_API_KEYS_FILE": str(tmp_path / "keys")}

@@ -134,7 +134,7 @@ def test_the_list_of_checkpoints_is_half_written(
     run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
     _damaged(
-        _half, run, undisturbed, tmp_path / "log", record_property, "the run goes on after epoch"
+        _half, run, undisturbed, tmp_path / "log", record_property, "the run continues after epoch"
     )
 
 
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(run: Run, tmp_path: Path) 
     log = tmp_path / "log"
     assert run.start("--set", "optim.lr=1e9", log=log).wait(300) == FAILED
     assert "lower optim.lr" in log.read_text().splitlines()[-1]
-    assert "going on from" not in log.read_text()
+    assert "Continuing from" not in log.read_text()
     assert isinstance(run.folder, Path)
     assert len(list((run.folder / "tensorboard").glob("events*"))) == 1
 
@@ -196,7 +196,7 @@ def test_what_the_user_must_mend_is_not_tried_again(prepared: PreparedData, tmp_
     run, log = Run(data, tmp_path, tmp_path), tmp_path / "log"
     assert run.start(log=log).wait(300) == BAD_INPUT
     assert "the data set must hold train-00000.arrow" in log.read_text().splitlines()[-1]
-    assert "going on from" not in log.read_text()
+    assert "Continuing from" not in log.read_text()
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_the_disk_of_a_training_is_full(
     )  # until it is full
     assert process.wait(300) == FAILED
     assert "No space left" in log.read_text().splitlines()[-1]
-    assert "the same command goes on" in log.read_text().splitlines()[-1]
+    assert "run the same command again" in log.read_text().splitlines()[-1]
     ballast.unlink()
     _goes_on(run, undisturbed, record_property)
 
@@ -280,7 +280,7 @@ def test_the_storage_of_a_training_fails_for_a_while(
     wait_for(lambda: len(run.history()) > had or process.poll() is not None)
     waited = time.monotonic() - started
     if process.wait(300) == FAILED:
-        assert "the same command goes on" in log.read_text().splitlines()[-1]
+        assert "run the same command again" in log.read_text().splitlines()[-1]
         _goes_on(run, undisturbed, record_property)
         return
     assert process.returncode == 0, log.read_text()
@@ -305,7 +305,7 @@ def test_the_storage_of_a_training_stays(
     wait_for(lambda: len(run.history()) >= 1)
     setattr(trouble, trouble_name, True)
     assert process.wait(500) == FAILED
-    assert "the same command goes on" in log.read_text().splitlines()[-1]
+    assert "run the same command again" in log.read_text().splitlines()[-1]
     setattr(trouble, trouble_name, False)
     _goes_on(run, undisturbed, record_property)
 
