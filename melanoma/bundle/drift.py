@@ -37,10 +37,10 @@ class FeatureReference(Strict):
             or not min(self.deviation, default=0) > 0
             or not self.far > 0
         ):
+            # Without a full stop, because `from_json` puts this text into a sentence.
             raise ValueError(
-                "Feature means and deviations must have the same length, and the deviations and"
-                f" far must be above 0; there are {len(self.mean)} means and"
-                f" {len(self.deviation)} deviations, and far is {self.far}."
+                "mean and deviation must have the same length, and deviation and far must be above"
+                f" 0; the lengths are {len(self.mean)} and {len(self.deviation)}, far is {self.far}"
             )
 
     def distance(self, feature_map: Tensor) -> FloatArray:
