@@ -1,1 +1,1 @@
-"""Searches the loss: Ray Tune over gamma and class weights, under grouped cross-validation."""
+"""Search for loss settings: Ray Tune over gamma and class weights, with grouped folds."""

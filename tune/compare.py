@@ -1,4 +1,7 @@
-"""Is the gain real? The winner against the base setting: fresh seeds on the same folds, and one comparison on test."""
+"""The winner of a search against the base setting.
+
+Both are trained with new seeds on the same folds, and compared once on test.
+"""
 
 import contextlib
 import dataclasses
@@ -25,12 +28,12 @@ from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 NUM_SEEDS = 3
 Folds = list[FoldScores]
 Counted = Callable[[str, str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
-"""(what, unit) -> a block in which progress (done, total) is shown."""
+"""(what, unit) -> a context that gives a function for reporting progress, (done, total)."""
 
 
 @contextlib.contextmanager
 def silently(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show no progress."""
+    """Give a function that shows no progress; a `Counted`."""
     yield lambda done, total: None
 
 
@@ -40,8 +43,8 @@ class Arm:
 
     Attributes:
         by_seed: the objective of each seed over all folds.
-        by_fold: the objective of each fold, averaged over seeds: the spread between patients.
-        runs: by seed, the scores of each fold.
+        by_fold: the objective of each fold, averaged over seeds; its spread is between patients.
+        runs: for each seed, the scores of all folds.
     """
 
     by_seed: list[float]
@@ -49,17 +52,26 @@ class Arm:
     runs: Sequence[Folds]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for the report."""
+        """Return the objectives as plain values for the report."""
         return {"by_seed": self.by_seed, "by_fold": self.by_fold}
 
 
 def train_all_folds(
     study: Study, configs: Sequence[TrainConfig], *, what: str = "", counted: Counted = silently
 ) -> list[Folds | None]:
-    """Return the scores of every fold of each setting, None for one whose loss does not stay finite.
+    """Train settings on all folds, except for folds that are finished already.
 
-    What is not kept yet is trained, each fold once even where settings are the same, as many at a
-    time as there are trials at a time; what for, progress says.
+    A fold is trained once, even if several settings are the same. As many folds are trained at a
+    time as the study allows trials.
+
+    Args:
+        study: the study.
+        configs: the settings.
+        what: what the progress display calls this work.
+        counted: shows the progress.
+
+    Returns:
+        For each setting the scores of all folds, or None if its loss did not stay finite.
     """
     resources = study.resources()
     task = ray.remote(
@@ -81,9 +93,8 @@ def train_all_folds(
 
 
 def _keep_fold(study: Study, config: TrainConfig, fold: int) -> None:
-    with contextlib.suppress(
-        FloatingPointError
-    ):  # kept with the fold, where `_kept_folds` finds it
+    # The failure is kept in the folder of the fold, where `_kept_folds` finds it.
+    with contextlib.suppress(FloatingPointError):
         fold_predictions(study, config, fold)
 
 
@@ -102,9 +113,20 @@ def repeat(
     num_seeds: int = NUM_SEEDS,
     counted: Counted = silently,
 ) -> tuple[Arm, Arm]:
-    """Train the winner and the base with fresh seeds on the same folds; the search's own seed has chosen the winner.
+    """Train the winner and the base with new seeds on the same folds.
 
-    A seed on which either loss does not stay finite is left out of both.
+    The seed of the search is not used, because it has chosen the winner. A seed with which either
+    loss does not stay finite is left out of both.
+
+    Args:
+        study: the study.
+        winner: the settings of the winner.
+        objective: the number to compare.
+        num_seeds: number of new seeds.
+        counted: shows the progress.
+
+    Returns:
+        The winner and the base.
 
     Raises:
         DataError: if no seed is left.
@@ -123,8 +145,8 @@ def repeat(
     ]
     if not pairs:
         raise DataError(
-            "the winner and the base must both train with some seed, none keeps a finite loss;"
-            " lower optim.lr."
+            "The winner and the base must both train with at least one seed; with none of"
+            f" {num_seeds} do both losses stay finite. Lower optim.lr."
         )
     return _arm(objective, [ours for ours, _ in pairs]), _arm(
         objective, [theirs for _, theirs in pairs]
@@ -144,7 +166,14 @@ def compare_arms(objective: Objective, winner: Arm, base: Arm) -> Difference:
 def compare_predictions(
     objective: Objective, task: Task, winner: pd.DataFrame, base: pd.DataFrame
 ) -> Difference:
-    """Return the paired difference of two bundles on the same images; tables as in predictions.parquet."""
+    """Return the paired difference of two bundles on the same images.
+
+    Args:
+        objective: the number to compare.
+        task: what the classes mean.
+        winner: the predictions of the winner, as in predictions.parquet.
+        base: those of the base.
+    """
     return paired_difference(objective, [[_scores(task, winner)]], [[_scores(task, base)]])
 
 
@@ -156,7 +185,7 @@ def _scores(task: Task, table: pd.DataFrame) -> FoldScores:
 
 
 def verdict(difference: Difference) -> str:
-    """Say in words what a comparison on test shows."""
+    """Return in words what a comparison on test shows."""
     if not difference.shown:
         return "No difference shown"
     return "The winner is better" if difference.low > 0 else "The winner is worse"

@@ -1,7 +1,8 @@
-"""From a search to a bundle and a verdict: search, repeat with fresh seeds, train the winner, contract it, access to test once.
+"""From a search to a bundle and a verdict.
 
-How a network is trained and how test is scored is handed in; this package starts neither jobs nor
-evaluations of its own.
+The steps: search, repeat with new seeds, train the winner and make its contract, score test once.
+Callers pass in functions that train a network and score test; this package starts no jobs or
+evaluations itself.
 """
 
 import dataclasses
@@ -33,13 +34,17 @@ from tune.space import METRIC, to_config
 from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
 TrainBundle = Callable[[TrainConfig, AnyPath], TrainResult]
-"""(settings, run folder) -> the run's result; the same call again resumes."""
+"""(settings, run folder) -> the result of the run; the same call again resumes it."""
 ScoreTest = Callable[[AnyPath, AnyPath], AnyPath]
-"""(bundle, folder) -> predictions.parquet of test, a look that is logged."""
+"""(bundle, folder) -> path of predictions.parquet for test; the access is logged."""
 
 
 def check_verdict(data: PreparedData) -> None:
-    """Raise DataError, before hours of search, unless test holds what a verdict compares: targets and others."""
+    """Check, before hours of search, that test holds what a verdict needs: targets and others.
+
+    Raises:
+        DataError: if it does not.
+    """
     rows, nouns = data.rows("test"), data.task.noun[1]
     num_target = int(rows["dx"].isin(data.task.targets).sum())
     if not 0 < num_target < len(rows):
@@ -50,17 +55,28 @@ def check_verdict(data: PreparedData) -> None:
 
 
 def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
-    """Tie the run folder to this search of this data, and return result.json if the search is finished.
+    """Claim the run folder for this search of this data.
+
+    Args:
+        search: the search.
+        content: the content hash of the data set.
+
+    Returns:
+        The content of result.json if the search is finished, else None.
 
     Raises:
         DataError: if the folder holds another search or something else.
     """
     study, folder = search.study, search.run_dir
     described = {
-        "base": dataclasses.asdict(study.base), "weights": study.weights, "content": content,
-        "space": dataclasses.asdict(search.space), "objective": str(search.objective), "num_trials": search.num_trials,
+        "base": dataclasses.asdict(study.base),
+        "weights": study.weights,
+        "content": content,
+        "space": dataclasses.asdict(search.space),
+        "objective": str(search.objective),
+        "num_trials": search.num_trials,
         "searcher": search.searcher,
-    }  # fmt: skip
+    }
     claim_folder(folder, described)
     study.folds_dir.mkdir(exist_ok=True)
     if not (folder / RESULT).is_file():
@@ -72,11 +88,20 @@ def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
 def tune_run(
     search: Search, *, train: TrainBundle, score: ScoreTest, counted: Counted
 ) -> dict[str, Any]:
-    """Run or resume a claimed search to its end and return result.json.
+    """Run or resume a claimed search until it is finished.
+
+    Args:
+        search: the search.
+        train: trains a setting and packs its bundle.
+        score: scores a bundle on test.
+        counted: shows the progress.
+
+    Returns:
+        The content of result.json.
 
     Raises:
-        DataError: if no seed of the winner and the base can be compared.
-        FloatingPointError: if the base setting cannot be trained.
+        DataError: if the winner and the base cannot be compared with any seed.
+        FloatingPointError: if the loss of the base setting does not stay finite.
     """
     folder, objective = search.run_dir, search.objective
     trials = run_search(search, counted=counted)
@@ -109,7 +134,10 @@ def tune_run(
 
 
 def best_config(trials: pd.DataFrame, search: Search) -> TrainConfig:
-    """Return the setting of the best trial among those that saw every fold; of equals the first, and the base comes first."""
+    """Return the setting of the best trial among those that trained all folds.
+
+    Of equal trials it is the first; the base comes before all others.
+    """
     finished = trials[trials["status"] == "finished"]
     best = finished.sort_values(METRIC, ascending=False, kind="stable").iloc[0]
     return _config_of(best, search)
@@ -121,7 +149,10 @@ def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
 
 
 def _score(folder: AnyPath, name: str, trained: TrainResult, score: ScoreTest) -> AnyPath:
-    """Score a bundle on test, unless that is done; return its predictions."""
+    """Score a bundle on test unless that is done, and return the path of its predictions.
+
+    The report is written after the predictions, so it shows that they are complete.
+    """
     predictions = folder / "test" / name / "predictions.parquet"
     return (
         predictions
@@ -131,7 +162,10 @@ def _score(folder: AnyPath, name: str, trained: TrainResult, score: ScoreTest) -
 
 
 def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
-    """Write the winner's predictions of every fold by the network that had not seen it."""
+    """Write out_of_fold.parquet: the winner's predictions for every fold.
+
+    The network that predicts a fold was trained on the other folds only.
+    """
     parts = [
         fold_predictions(search.study, winner, fold).assign(fold=fold)
         for fold in range(search.study.num_folds)
@@ -208,7 +242,7 @@ def _findings(
 
 
 def describe_search(result: dict[str, Any], folder: AnyPath) -> str:
-    """Return result.json of a search's folder as lines for people."""
+    """Return the content of a search's result.json as lines of text."""
     loss, test = result["loss"]["winner"], result["test_difference"]
     lines = (
         (

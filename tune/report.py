@@ -1,4 +1,4 @@
-"""What a search saw, as one page; knows nothing of how it was run."""
+"""The report on a search, as one HTML page. Knows nothing of how the search ran."""
 
 import dataclasses
 import html
@@ -23,22 +23,23 @@ from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
 COLOURS = {"finished": INK, "pruned": MUTED, "failed": ACCENT}
-MIN_TRIALS = 6  # of an importance or a surface that says anything
+MIN_TRIALS = 6  # with fewer trials, an importance or a surface has no meaning
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All that a page shows.
+    """Everything that the page shows.
 
     Attributes:
-        trials: trials.parquet's table.
-        result: result.json.
-        space: what each setting was drawn from.
-        full_epochs: what the trials had cost without dropping any.
-        finished: the folds of every trial that finished them.
+        trials: the table of trials.parquet.
+        result: the content of result.json.
+        space: the distribution of each setting.
+        full_epochs: the epochs that the trials would have cost without pruning.
+        finished: the folds of every trial that was not pruned.
         anchors: the folds of the winner, of the base and of plain cross-entropy, by name.
-        commonest: the commonest class that is no target.
-        others_per_target: its images for each target's; turns tau and factor into one weight.
+        commonest: the commonest class that is not a target.
+        others_per_target: the number of its images for each image of a target; with it, tau and the
+            target factor become one weight.
     """
 
     trials: pd.DataFrame
@@ -52,7 +53,7 @@ class Findings:
 
 
 def write_report(findings: Findings, path: AnyPath) -> None:
-    """Write the page with its images inside."""
+    """Write the page, with its plots inline."""
     images = {
         "Recall of the targets against specificity, over trials": _plot_recall(findings),
         "Lead over the base by gamma and the targets' weight": _plot_surface(findings),
@@ -81,18 +82,24 @@ def _body(findings: Findings, figures: str) -> str:
         [name, _loss(result["loss"][name]), _spread(arm["by_seed"]), _spread(arm["by_fold"])]
         for name, arm in result["arms"].items()
     ]
+    each = "<small>each</small>"
+    columns = ["", "loss", f"mean over seeds {each}", f"mean over folds {each}"]
     return f"""<h1>Search for {html.escape(result["objective"])}</h1>
-<p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}, one network of each; the interval is over patients,
- not over runs.<br>
-Out of fold, {len(inside["by_seed"])} fresh seeds on the same folds: {_interval(inside)}.
-A winner is flattered by having been chosen on these folds; test had no part in the choice. {_looks(result)}</p>{same}
-<p>Contract of the winner's bundle: <b>{result["contract"]["status"]}</b>. {html.escape(result["contract_sentence"])}</p>
-{html_table(["", "loss", "mean over seeds <small>each</small>", "mean over folds <small>each</small>"], rows)}
+<p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}, one
+network of each. The interval is over patients, not over runs.<br>
+Out of fold, {len(inside["by_seed"])} new seeds on the same folds: {_interval(inside)}.
+This number is optimistic, because the winner was chosen on these folds; test had no part in the
+choice. {_accesses(result)}</p>{same}
+<p>Contract of the winner's bundle: <b>{result["contract"]["status"]}</b>.
+{html.escape(result["contract_sentence"])}</p>
+{html_table(columns, rows)}
 <p>{_focal_against_plain(trials)}</p>
-<p><small>One image a group, a threshold for each fold, folds pooled by the units they hold. Intervals: 95 %, groups drawn with replacement, paired.
- The spread over folds is between patients, that over seeds between runs.</small></p>
-<p>{len(trials)} trials: {counts}; {result["epochs_of_search"]} epochs, {findings.full_epochs} without dropping any;
- {result["epochs_of_comparison"]} more for the comparison.</p>
+<p><small>One image per group and one threshold per fold; folds are pooled by their number of units.
+Intervals are 95 %, paired, with groups drawn with replacement. The spread over folds is between
+patients; the spread over seeds is between runs.</small></p>
+<p>{len(trials)} trials: {counts}. They trained {result["epochs_of_search"]} epochs;
+{findings.full_epochs} without pruning. The comparison trained
+{result["epochs_of_comparison"]} more.</p>
 {f"<h2>Failed</h2><ul>{failures}</ul>" if failures else ""}
 {figures}
 <h2>Trials</h2>{_trials_table(findings)}"""
@@ -108,11 +115,10 @@ def _interval(difference: dict[str, Any]) -> str:
     return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
-def _looks(result: dict[str, Any]) -> str:
+def _accesses(result: dict[str, Any]) -> str:
     num = result["num_test_accesses"]
     return (
-        f"The data set's access log counts {num} accesses to test so far, those of this comparison"
-        " among them."
+        f"The access log of the data set counts {num} accesses to test, this comparison included."
     )
 
 
@@ -121,43 +127,51 @@ def _spread(values: list[float]) -> str:
 
 
 def _focal_against_plain(trials: pd.DataFrame) -> str:
-    """Say by how much focal loss wins or loses against the best without it."""
+    """Return by how much the best focal loss wins or loses against the best loss without it."""
     finished = trials[trials["status"] == "finished"]
     focal, without = finished[finished[GAMMA] >= 1][METRIC], finished[finished[GAMMA] < 1][METRIC]
     plain = finished[finished["trial"] == "plain"][METRIC]
     unweighted = f" (plain, unweighted cross-entropy: {plain.iloc[0]:.3f})" if len(plain) else ""
     if focal.empty:
         return (
-            "No focal setting was good enough to see all folds; the best with gamma 0 reached"
-            f" {without.max():.3f}{unweighted}."
+            "No focal setting was good enough to train on all folds. The best setting with gamma 0"
+            f" reached {without.max():.3f}{unweighted}."
         )
     lead = focal.max() - without.max()
     drawn = finished[(finished[GAMMA] < 1) & ~finished["trial"].isin(["base", "plain"])]
     weights = (
         ""
         if len(drawn)
-        else " No other setting with gamma 0 saw all folds: the gain may be the weights' alone."
+        else " No other setting with gamma 0 trained on all folds, so the gain may come from the"
+        " class weights alone."
     )
     return (
-        f"The best focal setting reached {focal.max():.3f}, the best with gamma 0"
-        f" {without.max():.3f}{unweighted}: focal loss {'wins' if lead > 0 else 'loses'} by"
-        f" {abs(lead):.3f}, one seed, both flattered by the choice.{weights}"
+        f"The best focal setting reached {focal.max():.3f}; the best with gamma 0 reached"
+        f" {without.max():.3f}{unweighted}. With one seed, focal loss"
+        f" {'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}; both numbers are optimistic,"
+        f" because they were chosen on these folds.{weights}"
     )
 
 
 def _trials_table(findings: Findings) -> str:
     ordered = findings.trials.sort_values(["folds", METRIC], ascending=False)
     rows = [
-        [row["trial"][-8:], *(f"{row[name]:.3g}" for name in findings.space), row["status"], str(row["folds"]), f"{row[METRIC]:.3f}",
-         f"{row[LEAD]:+.3f}"]
+        [
+            row["trial"][-8:],
+            *(f"{row[name]:.3g}" for name in findings.space),
+            row["status"],
+            str(row["folds"]),
+            f"{row[METRIC]:.3f}",
+            f"{row[LEAD]:+.3f}",
+        ]
         for _, row in ordered.iterrows()
-    ]  # fmt: skip
+    ]
     return html_table(["", *findings.space, "", "folds", "objective", "lead over the base"], rows)
 
 
 def _plot_recall(findings: Findings) -> Figure:
     figure, axes = new_axes(
-        "Out of fold, one image a group", "specificity", "recall of the targets"
+        "Out of fold, one image per group", "specificity", "recall of the targets"
     )
 
     def curve(folds: Sequence[FoldScores]) -> list[float]:
@@ -180,7 +194,10 @@ def _plot_recall(findings: Findings) -> Figure:
 
 
 def _plot_surface(findings: Findings) -> Figure:
-    """Draw leads over the base on the same folds: figures of one fold and of five do not compare."""
+    """Draw the leads over the base on the same folds.
+
+    Objectives over different numbers of folds are not comparable; leads are.
+    """
     figure, axes = new_axes(
         "Lead over the base", "gamma", f"weight of the targets / weight of {findings.commonest}"
     )
@@ -239,9 +256,7 @@ def _plot_importance(findings: Findings) -> Figure | None:
 
 
 def _plot_folds(findings: Findings) -> Figure:
-    figure, axes = new_axes(
-        "What was pruned when", "folds trained", "trial, in the order of its start"
-    )
+    figure, axes = new_axes("When trials were pruned", "folds trained", "trial, in order of start")
     trials = findings.trials.reset_index(drop=True)
     axes.barh(
         trials.index + 1,

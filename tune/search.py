@@ -1,8 +1,8 @@
-"""The driver of a search: settings are drawn, tried and halved by Ray Tune; the same call again goes on where it was.
+"""The driver of a search: Ray Tune draws settings, tries them and prunes them by halving.
 
-A search goes on by being played again: the samples it had drawn are tried first, in their order,
-and every finished fold is found done. Tune's own restore would forget the scheduler's rungs, so
-that later trials pass halvings which they should fail.
+The same call again resumes a search by replaying it. The samples drawn before are tried first, in
+their order, and finished folds are not trained again. Tune's own restore would forget the rungs of
+the scheduler, and later trials would then survive halvings that should prune them.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ from tune.trial import MAX_FAILURES, RECORDED, Study, run_trial, rung_metrics
 
 TRIALS = "trials.parquet"
 SAMPLES = "samples.json"
-# One fold is too little to drop a setting for: benchmarks/search_efficiency.py compares the rungs.
+# One fold is not enough to prune a setting; benchmarks/search_efficiency.py compares the rungs.
 FIRST_RUNG, HALVING = 2, 2
-NUM_STARTUP = 6  # random draws before TPE has enough to go by
+NUM_STARTUP = 6  # random draws before TPE has enough trials to learn from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Search:
     Attributes:
         run_dir: OUT/RUN.
         study: what all trials share.
-        space: what is searched.
-        objective: what is maximised.
-        num_trials: settings to try, the base setting and plain cross-entropy among them.
-        searcher: tpe (Optuna, every other sample at random) with halving, or random without, for
-            comparison.
+        space: the settings to search.
+        objective: the number to maximise.
+        num_trials: number of settings to try, including the base setting and plain cross-entropy.
+        searcher: tpe (alternate TPE and random samples, with halving) or random (without halving,
+            for comparison).
     """
 
     run_dir: AnyPath
@@ -64,17 +64,23 @@ class Search:
     searcher: str = "tpe"
 
     def anchors(self) -> dict[str, TrainConfig]:
-        """Return the settings that are always tried, on all folds: the base and plain cross-entropy, one if they are the same."""
+        """Return the settings that are always tried on all folds: the base and plain cross-entropy.
+
+        If the two are the same, there is only the base.
+        """
         base = self.study.base
         return {"base": base} if plain(base) == base else {"base": base, "plain": plain(base)}
 
 
 def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
-    """Try the settings and return one row a trial, as kept in trials.parquet; a finished search is only read.
+    """Try the settings and write trials.parquet; a finished search is only read.
+
+    Returns:
+        The table of trials.parquet, one row for each trial.
 
     Raises:
-        FloatingPointError: if the base setting's loss does not stay finite: there is nothing to
-            compare with.
+        FloatingPointError: if the loss of the base setting does not stay finite, because then there
+            is nothing to compare with.
     """
     path = search.run_dir / TRIALS
     if path.is_file():
@@ -86,7 +92,8 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     folds = dict(zip(anchors, trained, strict=True))
     if folds["base"] is None:
         raise FloatingPointError(
-            "the base setting must keep a finite loss on every fold, it did not; lower optim.lr."
+            "The loss of the base setting must stay finite on every fold; it did not. Lower"
+            " optim.lr."
         )
     reached = search.objective.score(folds["base"])
     rows = [_anchor_row(search, name, folds[name], base_score=reached) for name in anchors]
@@ -98,23 +105,21 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
 
 
 def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
-    # Tune's newer output goes to stdout and takes no reporter; its own handler would let Ctrl-C
-    # pass for the end of the search.
+    # Tune's newer output goes to stdout and takes no reporter. Its own signal handler would make
+    # Ctrl-C look like the end of the search.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    # Failed trials are told in the result, in a sentence each.
+    # The result reports each failed trial in one sentence.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for made_anew in (
-        "search",
-        "tensorboard",
-    ):  # a search that goes on is played again under new names
-        remove_folder(search.run_dir / made_anew)
+    # A resumed search is replayed, and its trials get new names.
+    for name in ("search", "tensorboard"):
+        remove_folder(search.run_dir / name)
     num_trials = search.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
     if len(results) != num_trials:
         raise RuntimeError(
-            f"a search must end with {num_trials} trials, it ended with {len(results)}; run the"
+            f"The search must end with {num_trials} trials; it ended with {len(results)}. Run the"
             " same command again."
         )
     return results
@@ -131,10 +136,10 @@ def make_searcher(
     """Return the seeded searcher.
 
     Args:
-        space: what is drawn.
-        base: the settings that are not searched; its seed is the searcher's.
+        space: the settings to draw.
+        base: the settings that are not searched; its seed seeds the searcher.
         kind: tpe or random.
-        known: samples that were tried already, with their lead.
+        known: samples that were already tried, with their leads.
         first: samples to try before any is drawn.
     """
     sampler = _Replayable(kind, base.seed, offset=len(known), first=first)
@@ -147,7 +152,11 @@ def make_searcher(
 
 
 class _Replayable(BaseSampler):
-    """Gives some samples first and then draws by (seed, number of the trial, trials so far): a search can be played again."""
+    """A sampler that can be replayed.
+
+    It returns the given samples first. Each later draw depends only on the seed, the number of the
+    trial and the trials so far.
+    """
 
     def __init__(self, kind: str, seed: int, *, offset: int, first: list[dict[str, float]]) -> None:
         self._kind, self._seed = kind, seed
@@ -157,8 +166,7 @@ class _Replayable(BaseSampler):
         seed = int(
             np.random.SeedSequence([self._seed, number, *name.encode()]).generate_state(1)[0]
         )
-        # Every other sample is drawn without looking: TPE alone can stay beside the best region for
-        # good.
+        # Every other sample is random, because TPE alone can stay outside the best region forever.
         if self._kind == "tpe" and number % 2:
             return TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
         return RandomSampler(seed=seed)
@@ -167,7 +175,7 @@ class _Replayable(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         if trial.number in self._given:
-            return {}  # each setting is then asked for by itself
+            return {}  # Optuna then calls sample_independent for each setting
         return self._sampler(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -184,13 +192,17 @@ class _Replayable(BaseSampler):
     ) -> Any:
         if trial.number in self._given:
             return self._given[trial.number][param_name]
-        # A seed for each setting, or all of a trial's would be given the same draw.
+        # Each setting has its own seed; with a common seed all settings of a trial would get the
+        # same draw.
         sampler = self._sampler(trial.number, param_name)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 def make_scheduler(num_folds: int) -> AsyncHyperBandScheduler:
-    """Return asynchronous halving (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020) with folds as rungs."""
+    """Return a scheduler for asynchronous halving (ASHA) with folds as rungs.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
+    """
     return AsyncHyperBandScheduler(
         time_attr="folds",
         max_t=num_folds,
@@ -253,12 +265,13 @@ def _anchor_row(
     config = search.anchors()[name]
     row = {"trial": name, **search.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
     if folds is None:
-        return {**row, **_nothing("failed", "the loss did not stay finite")}
+        return {**row, **_no_figures("failed", "The loss did not stay finite.")}
     metrics = rung_metrics(folds, search.objective, config)
-    return {**row, **_nothing("finished", ""), **metrics, LEAD: metrics[METRIC] - base_score}
+    return {**row, **_no_figures("finished", ""), **metrics, LEAD: metrics[METRIC] - base_score}
 
 
-def _nothing(status: str, error: str) -> dict[str, Any]:
+def _no_figures(status: str, error: str) -> dict[str, Any]:
+    """Return the columns of a trial that has reported nothing; its figures replace them."""
     return {
         "status": status,
         "error": error,
@@ -270,7 +283,11 @@ def _nothing(status: str, error: str) -> dict[str, Any]:
 
 
 def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
-    """Return what the search saw, in the order drawn: settings, figures, folds done, and whether a trial finished, was pruned or failed."""
+    """Return one row for each trial, in the order of the draws.
+
+    A row holds the settings, the figures, the number of folds and the status: finished, pruned or
+    failed.
+    """
     drawn = read_json(search.run_dir / SAMPLES)
     rows: list[dict[str, Any]] = []
     for result in sorted(
@@ -286,7 +303,7 @@ def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
                 "trial": Path(result.path).name,
                 **search.space.sample_of(to_config(sample, search.study.base)),
                 DRAWN_GAMMA: sample[GAMMA],
-                **_nothing(
+                **_no_figures(
                     "failed" if result.error else "finished" if done else "pruned",
                     _sentence(result.error),
                 ),
@@ -297,13 +314,13 @@ def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
 
 
 def _sentence(error: BaseException | None) -> str:
-    """Return the last line of what a trial died of."""
+    """Return the last line of the error that ended a trial, or an empty string."""
     lines = str(error).strip().splitlines() if error else []
     return lines[-1] if lines else ""
 
 
 class _Reporter(tune.CLIReporter):
-    """Tune's live table, on stderr: stdout is for the result."""
+    """Prints Tune's live table to stderr, because stdout is for the result."""
 
     def __init__(self, objective: Objective, num_trials: int) -> None:
         names = {METRIC: str(objective)[:18], LEAD: "lead over base", "folds": "folds"}
@@ -316,15 +333,15 @@ class _Reporter(tune.CLIReporter):
 
 
 class _Keeper(tune.Callback):
-    """Keeps the samples in the order they were drawn, and each trial's figures for TensorBoard."""
+    """Saves the samples in the order of their draws, and the figures of trials for TensorBoard."""
 
     def __init__(self, run_dir: AnyPath, given: list[dict[str, float]]) -> None:
         self._run_dir, self._given = run_dir, given
         self._tensorboard = SyncedFolder(run_dir / "tensorboard")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        # Neither the list nor the starts keep the order; the tag begins with the number of the
-        # draw.
+        # Neither the list nor the starts are in the order of the draws. The experiment tag begins
+        # with the number of the draw.
         drawn = sorted(trials, key=lambda other: int(other.experiment_tag.split("_")[0]))
         samples = [dict(other.config) for other in drawn]
         write_json(self._run_dir / SAMPLES, samples + self._given[len(samples) :])

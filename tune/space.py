@@ -1,4 +1,7 @@
-"""What is searched: a sample -> a TrainConfig, a pure function. Knows nothing of trials or how samples are drawn."""
+"""The search space: its distributions, and the TrainConfig that a sample stands for.
+
+Knows nothing of trials, or of how samples are drawn.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +14,7 @@ GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "target_factor", "lr", "drop
 DRAWN_GAMMA = "gamma_drawn"
 MAX_DROP_PATH = 0.3
 METRIC, LEAD = "objective", "lead"
-"""A trial's objective over its folds so far, and by how much it leads the base setting on the same folds."""
+"""A trial's objective over its folds so far, and its lead over the base setting on those folds."""
 Sample = Mapping[str, float]
 
 
@@ -19,21 +22,21 @@ Sample = Mapping[str, float]
 class SearchSpace:
     """The settings that a search may change.
 
-    Gamma lives on one axis from 0 to 5, on which all of [0, 1) means 0: the loss has no gamma
-    between, and so a fifth of all draws try cross-entropy, next to the gentlest focal loss and not
-    in a category of its own.
+    Gamma is drawn from [0, 5], and every draw in [0, 1) means 0, because the loss has no gamma
+    between 0 and 1. A fifth of all draws is therefore cross-entropy. It lies on the same axis as
+    focal loss, next to the smallest gamma, rather than in a category of its own.
 
     Attributes:
-        lr: also search the learning rate, a factor of 3 to either side of the base.
-        drop_path: also search the drop path rate, from 0 to 0.3, or to the base's where that is
-            higher.
+        lr: whether to search the learning rate too, within a factor of 3 of the base.
+        drop_path: whether to search the drop path rate too, from 0 to 0.3 or to the rate of the
+            base if that is higher.
     """
 
     lr: bool = False
     drop_path: bool = False
 
     def distributions(self, base: TrainConfig) -> dict[str, BaseDistribution]:
-        """Return where each setting is drawn from."""
+        """Return the distribution of each setting, by name."""
         drawn: dict[str, BaseDistribution] = {
             GAMMA: FloatDistribution(0.0, 5.0),
             TAU: FloatDistribution(0.0, 1.0),
@@ -56,7 +59,7 @@ class SearchSpace:
 
 
 def to_config(sample: Sample, base: TrainConfig) -> TrainConfig:
-    """Return the base with a sample's settings in place of its own."""
+    """Return the base with the settings of a sample."""
     gamma = sample[GAMMA]
     loss = dataclasses.replace(
         base.loss, gamma=0.0 if gamma < 1 else gamma, tau=sample[TAU], target_factor=sample[FACTOR]
@@ -72,7 +75,7 @@ def to_config(sample: Sample, base: TrainConfig) -> TrainConfig:
 
 
 def plain(base: TrainConfig) -> TrainConfig:
-    """Return the base with plain cross-entropy: no focusing, no class weights. It is always evaluated."""
+    """Return the base with plain cross-entropy: no focusing and no class weights."""
     return dataclasses.replace(
         base, loss=dataclasses.replace(base.loss, gamma=0.0, tau=0.0, target_factor=1.0)
     )

@@ -1,12 +1,13 @@
-"""One trial: one setting over all folds, one fold after another, and what each finished fold leaves behind.
+"""One trial: one setting on all folds, one fold after another, and the files of a finished fold.
 
 A fold is a rung: halving compares finished networks, on the same folds, after the same epochs.
-Folds in lockstep, compared in mid-training, would cost less, but gamma and the class weights change
-how fast a network learns, so that exactly what is searched would decide who looks good early. A
-rung's figure is then the final figure on fewer folds, and a finished fold is the natural unit to
-keep: whoever trains the same setting on the same fold again finds it done. Folds differ in how hard
-    they are, so a trial reports its lead over the base setting on the same folds, and the searcher
-    compares rungs fairly.
+Training all folds in lockstep and comparing them early would cost less. But gamma and the class
+weights change how fast a network learns, so the searched settings themselves would decide which
+network looks good early.
+
+The figure of a rung is the final figure on fewer folds. A finished fold is kept, so the same
+setting is never trained twice on the same fold. Some folds are harder than others, so a trial
+reports its lead over the base setting on the same folds, which makes rungs comparable.
 """
 
 import contextlib
@@ -42,7 +43,8 @@ from tune.space import LEAD, METRIC, to_config
 
 FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
-MAX_FAILURES = 2  # of a fold whose worker is lost, or of a trial; a loss that is not finite is kept as failed at once
+# Retries of a trial, or of a fold whose worker is lost. A loss that is not finite is not retried.
+MAX_FAILURES = 2
 OBJECTIVES = (
     "melanoma_recall@specificity=0.8",
     "specificity@sensitivity=0.9",
@@ -54,19 +56,19 @@ RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What all trials of a search share; crosses processes as it is.
+    """What all trials of a search share. Can be pickled, so it crosses processes unchanged.
 
     Attributes:
-        dataset: a prepared data set, reachable from every node.
-        task: its classes.
-        folds_dir: where finished folds are kept.
-        base: the settings that are not searched.
-        num_folds: folds of the data set's training part.
+        dataset: folder of a prepared data set, reachable from every node.
+        task: its classes and which of them are targets.
+        folds_dir: folder in which finished folds are kept.
+        base: the base setting; a sample replaces some of its values.
+        num_folds: number of folds of the training split.
         weights: none, imagenet or a path.
-        at_once: trials, or folds, at a time.
-        num_cpus: of one worker.
-        num_gpus: of one worker; a share, where several trials use one GPU.
-        num_workers: DDP workers of one trial; 1 trains in the trial's own process.
+        at_once: number of trials, or of folds, at a time.
+        num_cpus: CPUs of one worker.
+        num_gpus: GPUs of one worker; a fraction if several trials share one GPU.
+        num_workers: number of DDP workers of one trial; 1 trains in the trial's own process.
     """
 
     dataset: AnyPath
@@ -81,7 +83,11 @@ class Study:
     num_workers: int = 1
 
     def resources(self) -> dict[str, float]:
-        """Return what the process that runs a trial holds; one that only waits for its workers holds a byte, for Tune wants something."""
+        """Return the resources that the process of a trial reserves.
+
+        With several workers that process only waits for them. It then reserves one byte of memory,
+        because Tune does not accept an empty reservation.
+        """
         return (
             {"memory": 1.0}
             if self.num_workers > 1
@@ -89,7 +95,11 @@ class Study:
         )
 
     def fold_dir(self, config: TrainConfig, fold: int) -> AnyPath:
-        """Return where a fold of a setting is kept: named by everything its predictions depend on but the data and the weights."""
+        """Return the folder in which a fold of a setting is kept.
+
+        Its name is a hash of the settings and the fold. The data and the start weights are the same
+        for a whole search.
+        """
         values = json.dumps(dataclasses.asdict(_on_fold(config, fold)), sort_keys=True)
         return self.folds_dir / hashlib.sha256(values.encode()).hexdigest()[:20]
 
@@ -99,7 +109,10 @@ def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
 
 
 def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
-    """Train a sample's setting fold by fold and report after each; called by Ray Tune once the base's folds are there."""
+    """Train the setting of a sample fold by fold, and report to Ray Tune after each.
+
+    The folds of the base setting must be finished, because leads are measured against them.
+    """
     config = to_config(sample, study.base)
     with not_again(
         study.folds_dir.parent / "search" / f"failed-{ray.tune.get_context().get_trial_id()}.txt"
@@ -114,9 +127,16 @@ def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -
 
 @contextlib.contextmanager
 def not_again(path: AnyPath) -> Iterator[None]:
-    """Run a trial's block; if it fails in a way that would happen again, keep the sentence in a file and let later tries end with it.
+    """Run a block that must not be retried after a deterministic failure.
 
-    Tune tries every failed trial again, and cannot be told which failures are worth it.
+    Such a failure is saved in a file, and later attempts raise it again at once. Tune retries every
+    failed trial and has no option to exclude some errors.
+
+    Args:
+        path: the file for the failure.
+
+    Raises:
+        RuntimeError: if the file exists; its message is the content of the file.
     """
     if path.is_file():
         raise RuntimeError(path.read_text())
@@ -133,7 +153,13 @@ def not_again(path: AnyPath) -> Iterator[None]:
 def rung_metrics(
     folds: list[FoldScores], objective: Objective, config: TrainConfig
 ) -> dict[str, float]:
-    """Return what is recorded of a trial after some folds: its objective, every known one, and what it cost."""
+    """Return the figures of a trial after some folds: all objectives and the cost.
+
+    Args:
+        folds: the scores of the finished folds.
+        objective: the objective of the search, recorded as ``METRIC``.
+        config: the setting of the trial.
+    """
     return {
         METRIC: objective.score(folds),
         **{name: Objective.parse(name).score(folds) for name in OBJECTIVES},
@@ -144,22 +170,29 @@ def rung_metrics(
 
 
 def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
-    """Return the out-of-fold scores of a setting on one fold, training it unless that is done already.
+    """Return the out-of-fold scores of a setting on one fold, which is trained if necessary.
 
     Raises:
-        FloatingPointError: if its loss does not stay finite; that is kept too, for it would happen
-            again.
+        FloatingPointError: if the loss does not stay finite. The failure is kept too, because it
+            would happen again.
     """
     table, task = fold_predictions(study, config, fold), study.task
     logits = table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
     units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
-    # The units are drawn with the study's seed, not the setting's, so that every setting is judged
-    # on the same images.
+    # The units are drawn with the seed of the study, not of the setting, so that every setting is
+    # judged on the same images.
     return choose_fold_scores(units, table["group"].to_numpy(dtype=str), seed=study.base.seed)
 
 
 def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFrame:
-    """Return the same as a table: image_id, group, label and a logit per class."""
+    """Return the out-of-fold predictions of a setting on one fold, trained if necessary.
+
+    Returns:
+        Columns image_id, group, label and one logit for each class.
+
+    Raises:
+        FloatingPointError: if the loss does not stay finite.
+    """
     folder = study.fold_dir(config, fold)
     if not is_kept(folder):
         _train_fold(study, _on_fold(config, fold), folder)
@@ -169,7 +202,7 @@ def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFra
 
 
 def is_kept(folder: AnyPath) -> bool:
-    """Return whether a fold is finished: its predictions, or why there are none, are written after all else."""
+    """Return whether a fold is finished; its predictions or its failure are written last."""
     return (folder / PREDICTIONS).is_file() or (folder / FAILED).is_file()
 
 
@@ -209,7 +242,7 @@ def _run_workers(study: Study, config: TrainConfig, folder: AnyPath) -> None:
 
 @contextlib.contextmanager
 def _scratch(folds_dir: AnyPath) -> Iterator[tuple[str, Any]]:
-    """Give a trainer a folder that every node reaches, until the block ends."""
+    """Give a trainer a folder that every node can reach; it is removed when the block ends."""
     folder = folds_dir / f".trainer-{uuid.uuid4().hex}"
     folder.mkdir()
     try:
@@ -219,7 +252,7 @@ def _scratch(folds_dir: AnyPath) -> Iterator[tuple[str, Any]]:
 
 
 def _fold_worker(values: Mapping[str, Any]) -> None:
-    """Train one fold as one of several DDP workers."""
+    """Train one fold, as one of several DDP workers."""
     torch.set_num_threads(values["study"].num_cpus)
     _train_and_keep(**values, world=World.current(), device=ray.train.torch.get_device())
 
@@ -227,9 +260,10 @@ def _fold_worker(values: Mapping[str, Any]) -> None:
 def _train_and_keep(
     study: Study, config: TrainConfig, folder: AnyPath, *, world: World, device: torch.device
 ) -> None:
-    """Train and write predictions and history, or why it failed; rank 0 writes, and last what makes the fold kept.
+    """Train a fold, and write its history and predictions or its failure.
 
-    Two may train the same fold at once and write it over each other: it is the same.
+    Only rank 0 writes, and it writes the file that marks the fold as finished last. Two trials may
+    train the same fold at the same time and overwrite each other's files, which are the same.
     """
     model = start_model(
         config.model, study.task.num_classes, weights=study.weights, seed=config.seed, device=device
@@ -253,7 +287,10 @@ def _train_and_keep(
 
 
 def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
-    """Predict the held-out fold with the network of the last epoch: choosing one there would flatter it."""
+    """Predict the held-out fold with the network of the last epoch.
+
+    Choosing an epoch on this fold would make its scores optimistic.
+    """
     tta = training.config.data.tta
     predictions = predict(
         state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta

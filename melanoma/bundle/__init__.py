@@ -1,1 +1,1 @@
-"""The deployable: its manifest, packing, verified loading and prediction."""
+"""The deployable bundle: its manifest, packing, verified loading and prediction."""

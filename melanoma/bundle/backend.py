@@ -1,7 +1,7 @@
-"""The network up to its last feature map, exported for ONNX Runtime, which computes it two to three times as fast on CPUs.
+"""The network up to its last feature map, exported for ONNX Runtime.
 
-The head stays torch's: it is small, and Grad-CAM needs its gradient. Knows nothing of bundles or of
-what a head makes of the map.
+On CPUs, ONNX Runtime is two to three times as fast as torch. The head stays in torch, because it is
+small and Grad-CAM needs its gradient. Knows nothing of bundles or heads.
 """
 
 import os
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from melanoma.training.networks import features
 
-# Read when the library is loaded: without it an id of this machine is written to HOME and a host of
-# Microsoft's is asked for.
+# ONNX Runtime reads this when it is imported. Without it, the library writes an id of this machine
+# to HOME and looks up a host of Microsoft.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
@@ -31,14 +31,20 @@ class _Features(nn.Module):
 
 
 def export_features(model: nn.Module, input_size: tuple[int, int]) -> bytes:
-    """Return the network up to its last feature map as an ONNX model, for any number of ``(3, H, W)`` images of one size, px.
+    """Return the network up to its last feature map as a serialised ONNX model.
+
+    The model takes any number of images ``(N, 3, H, W)``, all of one size.
+
+    Args:
+        model: the network.
+        input_size: (height, width) of the images, px.
 
     Raises:
-        torch.onnx.OnnxExporterError: if the network holds what ONNX cannot say.
+        torch.onnx.OnnxExporterError: if ONNX cannot express the network.
     """
     images = torch.zeros(2, 3, *input_size, device=next(model.parameters()).device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own workings
+        warnings.simplefilter("ignore")  # they concern the internals of the exporter
         program = torch.onnx.export(
             _Features(model).eval(),
             (images,),
@@ -48,17 +54,22 @@ def export_features(model: nn.Module, input_size: tuple[int, int]) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # of the signature: it is returned wherever no file is asked for
+    assert program is not None  # for mypy: without an output file, a program is always returned
     return bytes(program.model_proto.SerializeToString())
 
 
 class OnnxFeatures:
-    """A network's features on the CPU. Threads may share it."""
+    """Computes a network's feature maps on the CPU. Threads may share it.
+
+    Args:
+        model: the exported network, as a file or as its bytes.
+        num_threads: threads of one call.
+    """
 
     def __init__(self, model: Path | bytes, *, num_threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        # Threads that wait by spinning take the cores from whatever else runs beside a replica.
+        # Waiting threads that spin would take CPU time from other processes on the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = model if isinstance(model, bytes) else str(model)
         self._session = onnxruntime.InferenceSession(

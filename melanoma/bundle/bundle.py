@@ -1,8 +1,8 @@
-"""The deployable: weights (safetensors) and a manifest. Loading verifies and never unpickles; knows nothing of serving.
+"""The deployable bundle: weights (safetensors), a manifest and the files it lists.
 
-Nothing is taken on trust that can be checked: every file against its hash, the manifest against its
-version, the contract against the scores it rests on, and on `verify_bundle` the network against
-recorded outputs.
+Loading never unpickles. It checks every file against its hash, the manifest against its version,
+and the contract against the scores it rests on. `verify_bundle` also checks the network against
+recorded outputs. Knows nothing of serving.
 """
 
 import dataclasses
@@ -52,11 +52,11 @@ class Bundle:
     """A verified bundle in memory.
 
     Attributes:
-        manifest: what it is.
+        manifest: the manifest.
         model: the network in eval mode, on the CPU.
-        features_onnx: the file that gives the network's feature maps on a CPU, or None where torch
-            does.
-        model_card: MODEL_CARD.md.
+        features_onnx: the ONNX file that computes the feature maps on a CPU, or None if torch
+            computes them.
+        model_card: the text of MODEL_CARD.md.
     """
 
     manifest: BundleManifest
@@ -66,29 +66,29 @@ class Bundle:
 
     @property
     def task(self) -> Task:
-        """The classes."""
+        """The classes and which of them are targets."""
         return self.manifest.task
 
     @property
     def preprocess(self) -> Preprocess:
-        """From stored images to the network's input."""
+        """The steps from stored images to the network's input."""
         return self.manifest.preprocessing
 
     @property
     def operating_point(self) -> OperatingPoint:
-        """Threshold and contract."""
+        """The threshold and the contract."""
         return self.manifest.operating_point
 
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What a bundle holds beside its network and what the manifest says.
+    """What a bundle holds besides its network and its manifest.
 
     Attributes:
         calibration_rows: columns label and score, one row for each unit that the contract rests on;
-            no ids.
-        features_onnx: the exported network, if ONNX Runtime computes its features.
-        model_card: text for people.
+            without ids.
+        features_onnx: the exported network if ONNX Runtime computes its features, else None.
+        model_card: the text of MODEL_CARD.md.
     """
 
     calibration_rows: pd.DataFrame
@@ -99,13 +99,16 @@ class Extras:
 def save_bundle(
     folder: AnyPath, draft: BundleManifest, model: nn.Module, extras: Extras
 ) -> BundleManifest:
-    """Write a bundle folder atomically, in place of an older bundle.
+    """Write a bundle folder atomically, replacing an older bundle if there is one.
 
     Args:
-        folder: of the bundle.
-        draft: its manifest without files, probes and version, which are filled in here.
+        folder: the folder of the bundle.
+        draft: the manifest without files, probes and version, which are filled in here.
         model: the trained network, on the CPU.
-        extras: its other files.
+        extras: the bundle's other files.
+
+    Returns:
+        The complete manifest.
     """
     with new_folder(folder, replace_if=MANIFEST) as work:
         return write_bundle(work, draft, model, extras)
@@ -114,7 +117,7 @@ def save_bundle(
 def write_bundle(
     work: Path, draft: BundleManifest, model: nn.Module, extras: Extras
 ) -> BundleManifest:
-    """Write the files of a bundle into a folder of this node, as `save_bundle` does."""
+    """Write the files of a bundle into a folder of this node; arguments as in `save_bundle`."""
     write_bytes(
         work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in model.state_dict().items()})
     )
@@ -133,7 +136,7 @@ def write_bundle(
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that a network's outputs depend on."""
+    """Return the versions of the libraries on which a network's outputs depend."""
     return {
         "melanoma": melanoma.__version__,
         "torch": torch.__version__,
@@ -143,16 +146,16 @@ def library_versions() -> dict[str, str]:
 
 
 def fetch_bundle(folder: AnyPath, *, manifest_sha256: str | None = None) -> Path:
-    """Return a bundle's folder on this node; from object storage its manifest is read first, and then the files it names.
+    """Return a bundle's folder on this node, fetching it from object storage if needed.
 
     Args:
         folder: the bundle's folder; each node fetches it once.
-        manifest_sha256: of the only manifest that will do; compared before anything else is
-            fetched.
+        manifest_sha256: the pinned hash of the manifest, compared before any other file is fetched;
+            None accepts any manifest.
 
     Raises:
-        BundleError: if the manifest is missing, damaged or not the pinned one, or a file does not
-            match it.
+        BundleError: if the manifest is missing, damaged or not the pinned one, or if a file does
+            not match the manifest.
     """
     return _fetch(folder, manifest_sha256)[0]
 
@@ -162,8 +165,8 @@ def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, BundleMa
         data = manifest_bytes(folder)
         if manifest_sha256 is not None and hashlib.sha256(data).hexdigest() != manifest_sha256:
             raise BundleError(
-                "the bundle must be the one whose manifest_sha256 is pinned, it is another; change"
-                " the pin or the bundle."
+                "The bundle's manifest must match the pinned manifest_sha256; it does not. Update"
+                " the pin, or use the bundle that it names."
             )
         manifest = parse_manifest(data)
         if isinstance(folder, Path):
@@ -175,7 +178,7 @@ def _fetch(folder: AnyPath, manifest_sha256: str | None) -> tuple[Path, BundleMa
 
 
 def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> Bundle:
-    """Load a bundle, checking every file against its hash and the contract against its scores.
+    """Load a bundle; check every file against its hash and the contract against its scores.
 
     Example:
         >>> bundle = load_bundle(bundle_dir)
@@ -183,12 +186,12 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         (('mel',), 'met')
 
     Args:
-        path: the bundle's folder; from object storage each node fetches it once.
-        manifest_sha256: of the only manifest that will do; None takes any.
+        path: the bundle's folder; each node fetches one in object storage once.
+        manifest_sha256: the pinned hash of the manifest; None accepts any manifest.
 
     Raises:
-        BundleError: if anything is missing, changed, of another format, or does not fit together;
-            one sentence says what.
+        BundleError: if a file is missing, changed or of another format, or if the files do not fit
+            together.
     """
     folder, manifest = _fetch(to_path(path), manifest_sha256)
     content = {
@@ -196,7 +199,7 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
     }
     has_onnx = manifest.cpu_backend.name == ONNX_RUNTIME
     if has_onnx:
-        _content(folder, FEATURES, manifest)  # loaded by its path later: ONNX Runtime maps it
+        _content(folder, FEATURES, manifest)  # only checked: ONNX Runtime maps the file by its path
     _warn_of_versions(manifest)
     try:
         model = build_model(manifest.architecture, manifest.task.num_classes)
@@ -210,12 +213,13 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(
-            f"The bundle must be complete and consistent; it is not ({error})."
+            f"The bundle must be complete and consistent; it is not ({error}). Take the bundle from"
+            " its source again."
         ) from error
     if not follows:
         raise BundleError(
-            f"The contract must follow from {CALIBRATION}; it does not. It was changed after it was"
-            " made."
+            f"The contract must follow from {CALIBRATION}; it does not, so one of them was changed."
+            " Take the bundle from its source again."
         )
     return Bundle(
         manifest,
@@ -234,29 +238,33 @@ def _warn_of_versions(manifest: BundleManifest) -> None:
     ]
     if others:
         warnings.warn(
-            f"The bundle was made with {', '.join(others)}; `melanoma bundle verify` says whether"
-            " it computes the same here.",
+            f"The bundle was made with {', '.join(others)}. Run `melanoma bundle verify` to check"
+            " that it computes the same here.",
             stacklevel=3,
         )
 
 
 def _content(folder: Path, name: str, manifest: BundleManifest) -> bytes:
-    """Return a file's content, read once: what is checked is what is used."""
+    """Return the verified content of a file, read once so that what is checked is what is used."""
     if name not in manifest.files or not (folder / name).is_file():
         raise BundleError(
-            f"the bundle must hold {name}, it is missing; take the bundle from its source again."
+            f"The bundle must hold {name}; it is missing. Take the bundle from its source again."
         )
     data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.files[name]:
         raise BundleError(
-            f"{name} must match its sha256 in the manifest, it was changed; take the bundle from"
+            f"{name} must match its sha256 in the manifest; it was changed. Take the bundle from"
             " its source again."
         )
     return data
 
 
 def verify_bundle(folder: AnyPath) -> list[str]:
-    """Check all that can be checked of a bundle; return a sentence for each reason not to serve it, none if it may be served."""
+    """Run every check on a bundle, its contract and recorded outputs included.
+
+    Returns:
+        One sentence for each reason not to serve it; empty if it may be served.
+    """
     try:
         bundle = load_bundle(folder)
     except BundleError as error:
@@ -264,8 +272,10 @@ def verify_bundle(folder: AnyPath) -> list[str]:
     findings = []
     contract = bundle.operating_point.contract
     if contract.status != "met":
-        said = contract.sentence(bundle.task)
-        findings.append(f"The sensitivity contract must be met; it is {contract.status}. {said}")
+        sentence = contract.sentence(bundle.task)
+        findings.append(
+            f"The sensitivity contract must be met; it is {contract.status}. {sentence}"
+        )
     probes, tta = bundle.manifest.probes, bundle.manifest.tta
     findings += replay_probes(probes, bundle.model, bundle.preprocess, tta)
     if bundle.features_onnx is not None:
@@ -275,7 +285,7 @@ def verify_bundle(folder: AnyPath) -> list[str]:
 
 
 def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
-    """Recompute threshold and contract from the scores they rest on."""
+    """Return whether the scores give the recorded threshold and contract when recomputed."""
     rows, recorded = pd.read_parquet(io.BytesIO(calibration)), manifest.operating_point
     contract, is_target = recorded.contract, rows["label"].isin(manifest.task.targets)
     again = select_operating_point(

@@ -1,7 +1,8 @@
-"""How far an image lies from those a network was chosen on, in its own features: what a change of camera or clinic moves first.
+"""The distance of an image from the validation images, in the network's own features.
 
-A figure to watch over many images, not a verdict on one: tried as a gate, it let photographs and
-noise pass, which lie no farther than lesions do.
+A new camera or clinic shifts this distance first. Watch its distribution over many images; it
+cannot judge a single image, because in tests ordinary photographs and noise were no farther away
+than lesions.
 """
 
 import dataclasses
@@ -17,13 +18,13 @@ _FAR = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class FeatureReference(Strict):
-    """Mean and deviation of each pooled feature over reference images, and how far the farthest 5 % of those lie.
+    """Statistics of the pooled features over the reference images.
 
     Attributes:
-        mean: ``(K,)``, to six digits.
-        deviation: ``(K,)``, above 0, to six digits.
-        far: root mean square of the standardised features that 95 % of the reference images stay
-            below, above 0.
+        mean: ``(K,)``, the mean of each feature, to six digits.
+        deviation: ``(K,)``, the standard deviation of each feature, above 0, to six digits.
+        far: the 95 % quantile of the distances of the reference images, above 0. The distance of an
+            image is the root mean square of its standardised features.
     """
 
     mean: tuple[float, ...]
@@ -36,10 +37,17 @@ class FeatureReference(Strict):
             or not min(self.deviation, default=0) > 0
             or not self.far > 0
         ):
-            raise ValueError("features must be two lists of one length, deviations and far above 0")
+            # Without a full stop, because `from_json` puts this text into a sentence.
+            raise ValueError(
+                "mean and deviation must have the same length, and deviation and far must be above"
+                f" 0; the lengths are {len(self.mean)} and {len(self.deviation)}, far is {self.far}"
+            )
 
     def distance(self, feature_map: Tensor) -> FloatArray:
-        """Return the distance ``(N,)`` of images by their feature map ``(N, K, h, w)``, in units of `far`."""
+        """Return the distances ``(N,)`` of images with feature maps ``(N, K, h, w)``.
+
+        They are in units of `far`, so 5 % of the reference images are farther than 1.
+        """
         return self._root_mean_square(pooled(feature_map)) / self.far
 
     def _root_mean_square(self, values: FloatArray) -> FloatArray:
@@ -50,14 +58,15 @@ class FeatureReference(Strict):
 
 
 def pooled(feature_map: Tensor) -> FloatArray:
-    """Return the mean over the cells of a feature map ``(N, K, h, w)``: ``(N, K)`` float64."""
+    """Return the mean over the cells of feature maps ``(N, K, h, w)``, ``(N, K)`` float64."""
     values: FloatArray = feature_map.mean(dim=(2, 3)).double().cpu().numpy()
     return values
 
 
 def fit_reference(values: FloatArray) -> FeatureReference:
-    """Fit the reference to pooled features ``(N, K)``; one that never varies counts little, not without end."""
+    """Fit the reference to pooled features ``(N, K)``."""
     deviation = values.std(axis=0)
+    # Without a lower bound, a feature that never varies would dominate every distance.
     deviation = np.maximum(deviation, 1e-3 * max(float(deviation.mean()), 1e-6))
     mean = values.mean(axis=0)
     distances = np.sqrt((((values - mean) / deviation) ** 2).mean(axis=1))
@@ -68,5 +77,5 @@ def fit_reference(values: FloatArray) -> FeatureReference:
 
 
 def _six_digits(values: FloatArray) -> tuple[float, ...]:
-    """Round to what a manifest keeps; more digits would only make it larger."""
+    """Return the values rounded to six digits, which keeps the manifest small."""
     return tuple(float(f"{value:.6g}") for value in values)

@@ -23,20 +23,22 @@ MANIFEST, WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES = (
 ONNX_RUNTIME: Literal["onnxruntime"] = "onnxruntime"
 TORCH: Literal["torch"] = "torch"
 MAX_BYTES = {WEIGHTS: 4 * 2**30, CALIBRATION: 2**30, MODEL_CARD: 2**20, FEATURES: 4 * 2**30}
-"""Every file that a bundle may hold beside its manifest, and the most that is fetched of each."""
+"""Every file that a bundle may hold besides its manifest, and its largest size, bytes."""
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _REMEDY = "Take the bundle from its source again."
 
 
 @dataclasses.dataclass(frozen=True)
 class CpuBackend(Strict):
-    """What computes feature maps on a CPU, and how it was found to differ from torch on the calibration images.
+    """The library that computes feature maps on a CPU.
+
+    ONNX Runtime and torch were compared on the calibration images; the counts are the result.
 
     Attributes:
         name: onnxruntime or torch.
-        num_images: that were compared; 0 if the network cannot be exported.
-        max_probability_difference: the largest of any class.
-        num_other_decisions: images that get another decision.
+        num_images: number of images compared; 0 if the network cannot be exported.
+        max_probability_difference: the largest difference of any class, in [0, 1].
+        num_other_decisions: number of images whose decision differs.
     """
 
     name: Literal["onnxruntime", "torch"]
@@ -47,26 +49,28 @@ class CpuBackend(Strict):
 
 @dataclasses.dataclass(frozen=True)
 class BundleManifest(Strict):
-    """What a bundle is.
+    """The content of ``manifest.json``.
 
     Attributes:
-        task: the classes.
+        task: the classes and which of them are targets.
         architecture: the network.
-        preprocessing: from images to its input.
+        preprocessing: from stored images to the network's input.
         calibrator: from logits to probabilities.
         operating_point: threshold and contract.
-        features: of the validation images, to measure how far served images drift.
-        cpu_backend: what computes feature maps on a CPU.
-        group_columns: the columns whose equal values were never split.
-        split_hash: of the data set's splits.
+        features: statistics of the validation images, to measure the drift of served images.
+        cpu_backend: the library that computes feature maps on a CPU.
+        group_columns: columns of the metadata; images that share a value were kept in one split.
+        split_hash: sha256 of the data set's splits.
         training_config: the settings of the run.
         best_epoch: the epoch that was chosen, from 1.
         validation: the scores that chose it.
-        versions: of the libraries that made it.
+        versions: the versions of the libraries that wrote the bundle.
         files: name -> sha256 of every other file.
-        probes: made-up images with the network's outputs.
-        version: a short hash of all the above.
-        name: of the model, as clients ask for it.
+        probes: synthetic images with the network's outputs.
+        version: a short hash of all other fields.
+        name: the name of the model, as clients request it.
+        kind: marks the file as a bundle's manifest.
+        format_version: the version of this format.
     """
 
     task: Task
@@ -96,11 +100,11 @@ class BundleManifest(Strict):
 
     @property
     def tta(self) -> int:
-        """Mirrored copies averaged at prediction."""
+        """Number of mirrored copies averaged at prediction."""
         return self.preprocessing.data.tta
 
     def with_version(self) -> "BundleManifest":
-        """Return the manifest with the version that follows from all its other fields."""
+        """Return the manifest with its version, a hash of all other fields."""
         content = to_plain(dataclasses.replace(self, version=""))
         version = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return dataclasses.replace(self, version=version)
@@ -119,13 +123,13 @@ def manifest_bytes(folder: AnyPath) -> bytes:
     """Return the bytes of a bundle's manifest.
 
     Raises:
-        BundleError: if there is none, or it is far too large.
+        BundleError: if there is none, or if it is larger than 64 MiB.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"BUNDLE must be a folder that `train` wrote, OUT/RUN/bundle; {folder} has no"
-            f" {MANIFEST}."
+            f"BUNDLE must be a folder that `melanoma train` wrote; {folder} has no {MANIFEST}. Pass"
+            " OUT/RUN/bundle."
         )
     with path.open("rb") as file:
         data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
@@ -138,45 +142,50 @@ def manifest_bytes(folder: AnyPath) -> bytes:
 
 
 def parse_manifest(data: bytes) -> BundleManifest:
-    """Read a manifest from its bytes; raises as `read_manifest` does."""
+    """Return the manifest that its bytes describe; raises the same errors as `read_manifest`."""
     _check_kind(data)
     manifest = from_json(
         BundleManifest, data, what=f"The bundle's {MANIFEST}", error=BundleError, remedy=_REMEDY
     )
     if manifest.version != manifest.with_version().version:
         raise BundleError(
-            f"The bundle's version must match its {MANIFEST}; it does not. The manifest was changed"
-            " after it was written."
+            f"The bundle's version must match its {MANIFEST}; it does not, so the manifest was"
+            f" changed after it was written. {_REMEDY}"
         )
     if not manifest.files.keys() <= MAX_BYTES.keys() or not all(
         map(is_sha256, manifest.files.values())
     ):
         raise BundleError(
             f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and"
-            " nothing else; it lists something else."
+            f" nothing else; it lists something else. {_REMEDY}"
         )
     num_classes = manifest.task.num_classes
     if len(manifest.calibrator.bias) != num_classes or any(
         len(p.logits) != num_classes for p in manifest.probes
     ):
         raise BundleError(
-            f"The bundle's {MANIFEST} must have a number for each of {num_classes} classes; it has"
-            f" others. {_REMEDY}"
+            f"The bundle's {MANIFEST} must have a bias and a logit for each of {num_classes}"
+            f" classes; their number differs. {_REMEDY}"
         )
     return manifest
 
 
 def _check_kind(data: bytes) -> None:
-    """Raise BundleError for a file of another kind or format version, before its fields are looked at."""
+    """Check the kind and the format version before the fields are read.
+
+    Raises:
+        BundleError: if the file is not JSON, or is of another kind or format version.
+    """
     try:
         values = json.loads(data)
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise BundleError(
             f"The bundle's {MANIFEST} must be JSON; it is damaged. {_REMEDY}"
         ) from error
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise BundleError(
             f"The bundle's {MANIFEST} must describe a melanoma bundle; it describes something else."
+            " Pass OUT/RUN/bundle."
         )
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(

@@ -1,7 +1,7 @@
-"""From a trained network to a contracted bundle, in the one order that keeps the contract valid.
+"""From a trained network to a bundle with its contract, in the only order that keeps it valid.
 
-The validation fold has chosen the epoch; here it fits the calibrator; only then is the calibration
-split opened, once.
+The validation fold has chosen the epoch. Here it also fits the calibrator. Only then is the
+calibration split opened, once.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ def pack(
 
     Args:
         model: the network of the best epoch.
-        config: its run's settings.
-        data: the data set it was trained on.
-        work: the folder of this node to write the bundle into.
-        best_epoch: goes into the manifest.
+        config: the settings of its run.
+        data: the data set on which it was trained.
+        work: folder of this node for the files of the bundle.
+        best_epoch: the epoch of the network, from 1, for the manifest.
 
     Raises:
-        DataError: if the data set has no calibration split, or it holds no target.
+        DataError: if the data set has no calibration split, or if that split holds no target.
     """
     task, preprocess, tta = data.task, Preprocess(data.stored_shape, config.data), config.data.tta
     rows = data.rows("train", fold=config.data.validation_fold)
@@ -104,7 +104,14 @@ def pack(
 def reference_of(
     model: nn.Module, dataset: ImageDataset, preprocess: Preprocess, *, seed: int
 ) -> FeatureReference:
-    """Fit the reference to at most 1,024 images of a data set, drawn by a seed; on the device of the network."""
+    """Fit the feature reference to at most 1,024 images, on the device of the network.
+
+    Args:
+        model: the network.
+        dataset: the images to draw from.
+        preprocess: from stored images to network input.
+        seed: seed of the draw.
+    """
     device = next(model.parameters()).device
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:MAX_REFERENCE_IMAGES].tolist()
     model.eval()
@@ -121,7 +128,7 @@ def reference_of(
 
 
 def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
-    """Return the network for ONNX Runtime, or None if it cannot be said in ONNX; torch serves it then."""
+    """Return the network for ONNX Runtime, or None if ONNX cannot express it."""
     try:
         return export_features(model, input_size)
     except torch.onnx.OnnxExporterError:
@@ -131,16 +138,19 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
 def compare_backend(
     task: Task, probabilities: FloatArray, again: FloatArray, threshold: float
 ) -> CpuBackend:
-    """Say what may compute feature maps on a CPU: ONNX Runtime, if it changes no decision on the calibration images and little else.
+    """Choose the library that computes feature maps on a CPU.
+
+    It is ONNX Runtime if that changes no decision on the calibration images and no probability by
+    more than 1e-4, and torch otherwise.
 
     Args:
         task: the classes.
         probabilities: ``(N, C)`` of the calibration images, by torch.
-        again: the same by ONNX Runtime.
-        threshold: of the contract.
+        again: ``(N, C)`` of the same images, by ONNX Runtime.
+        threshold: the threshold of the operating point, in [0, 1].
 
     Returns:
-        The backend's name and how far the two lie apart, for the manifest.
+        The library's name and the differences between the two, for the manifest.
     """
     furthest = float(np.abs(again - probabilities).max())
     referred, referred_again = (task.target_scores(p) >= threshold for p in (probabilities, again))
@@ -150,7 +160,7 @@ def compare_backend(
 
 
 def group_codes(rows: pd.DataFrame) -> np.ndarray:
-    """Return the groups of some records as integers, ``(N,)``."""
+    """Return the groups of N records as integers, ``(N,)``."""
     return np.asarray(pd.factorize(rows["group"], sort=True)[0])
 
 
@@ -165,16 +175,20 @@ def _model_card(draft: BundleManifest, data: PreparedData, *, num_accesses: int)
 
 **{DISCLAIMER}**
 
-- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px, {config.data.tta} mirrored copies averaged.
+- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px,
+  averaged over {config.data.tta} mirrored copies.
 - Classes ({task.name}): {", ".join(task.classes)}. Targets: {", ".join(task.targets)}.
-- Data: {manifest.population}, grouped by {", ".join(manifest.group_columns)}; images by split: {counts};
-  split hash `{manifest.split_hash[:16]}`.
-- Chosen on validation fold {config.data.validation_fold}: epoch {draft.best_epoch} of {config.optim.epochs},
-  AUROC of the targets {draft.validation["auroc"]:.3f} there (flattered by the choice).
-- On a CPU its features are computed by: {json.dumps(dataclasses.asdict(draft.cpu_backend))}.
+- Data: {manifest.population}, grouped by {", ".join(manifest.group_columns)}.
+  Images by split: {counts}. Split hash: `{manifest.split_hash[:16]}`.
+- Chosen on validation fold {config.data.validation_fold}: epoch {draft.best_epoch} of
+  {config.optim.epochs}. AUROC of the targets there: {draft.validation["auroc"]:.3f}, which is
+  optimistic because it chose the epoch.
+- Feature maps on a CPU: {json.dumps(dataclasses.asdict(draft.cpu_backend))}.
 - Contract: **{contract.status}**. {contract.sentence(task)}
-  Access number {num_accesses} to this calibration split; choosing among runs by their contracts weakens the promise.
-- Not evaluated: other clinics, cameras, skin tones, age groups. A threshold does not carry over to them.
+  This was access number {num_accesses} to this calibration split. Choosing among runs by their
+  contracts weakens the promise.
+- Not evaluated: other clinics, cameras, skin tones and age groups. The threshold is not valid for
+  them without new calibration.
 
 Training settings:
 

@@ -1,4 +1,7 @@
-"""Bundle and images -> calibrated probabilities, decisions and heatmaps; evaluation, the server and the tests share it."""
+"""From a bundle and images to calibrated probabilities, decisions and heatmaps.
+
+Evaluation, the server and the tests share it. Knows nothing of requests.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,17 +31,17 @@ UNCONTRACTED = "uncontracted"
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the bundle says of one image.
+    """The prediction for one image.
 
     Attributes:
         logits: ``(C,)`` float32.
         probabilities: ``(C,)`` calibrated, float64.
         decision: refer, no_referral or cannot_assess.
-        warnings: codes of what limits the answer.
-        feature_distance: from the validation images, 1 being as far as their farthest 5 %
+        warnings: codes of what limits the prediction.
+        feature_distance: distance from the validation images, of which 5 % are farther than 1
             (melanoma/bundle/drift.py).
         heatmap: ``(h, w)`` float32 Grad-CAM of the targets, unscaled, over the whole letterbox;
-            None if not asked for.
+            None if not requested.
     """
 
     logits: FloatArray
@@ -50,10 +53,17 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts with one bundle on one device. Holds no state between calls, so threads may share it.
+    """Predicts with one bundle on one device.
 
-    On a CPU ONNX Runtime gives the feature maps, with as many threads as torch has now, unless the
-    bundle says that torch should.
+    It keeps no state between calls, so threads may share it. On a CPU, ONNX Runtime computes the
+    feature maps if the bundle has an exported network. It then uses as many threads as torch uses
+    when the predictor is made.
+
+    Args:
+        bundle: the bundle.
+        device: a torch device, such as cpu or cuda.
+        allow_uncontracted: whether to decide although the contract is not met; such predictions
+            carry the warning ``uncontracted``. Otherwise the decision is cannot_assess.
     """
 
     def __init__(
@@ -68,7 +78,11 @@ class Predictor:
             self._extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
 
     def replay_probes(self) -> list[str]:
-        """Return what speaks against the bundle's recorded outputs, a sentence each; none if they are repeated here."""
+        """Compare the outputs of this predictor with those recorded in the bundle.
+
+        Returns:
+            One sentence for each deviation; empty if the outputs are repeated.
+        """
         manifest = self.bundle.manifest
         return replay_probes(
             manifest.probes,
@@ -79,7 +93,7 @@ class Predictor:
         )
 
     def predict(self, images: Sequence[Image], *, explain: bool = False) -> list[Prediction]:
-        """Predict some images as one batch, with Grad-CAM of the targets if asked.
+        """Predict some images as one batch, with Grad-CAM of the targets if requested.
 
         Example:
             >>> predictor = Predictor(load_bundle(bundle_dir))
@@ -88,13 +102,13 @@ class Predictor:
             True
 
         Args:
-            images: paths of image files, or images in memory: PIL's, or ``(H, W, 3)`` uint8 arrays
-                in RGB.
-            explain: whether heatmaps are wanted.
+            images: paths of image files, PIL images, or ``(H, W, 3)`` uint8 arrays in RGB.
+            explain: whether to compute heatmaps.
 
         Raises:
             InvalidImageError: if a file is not an image that can be judged.
             OSError: if a file cannot be read.
+            FloatingPointError: if a logit is not finite.
         """
         stored = np.stack([self._stored(image) for image in images])
         inputs = self.bundle.preprocess(torch.from_numpy(stored).to(self._device))
@@ -111,7 +125,10 @@ class Predictor:
         return self.interpret(logits.float().cpu().numpy(), distances, heatmaps)
 
     def _stored(self, image: Image) -> Uint8Array:
-        """Return an image as the data set would have stored it; one that is stored already stays as it is."""
+        """Return an image as a prepared data set stores it; an array of that shape is not changed.
+
+        Only files are checked for their content.
+        """
         preprocess = self.bundle.preprocess
         if isinstance(image, np.ndarray):
             is_stored = image.shape == (*preprocess.stored_shape, 3)
@@ -125,15 +142,20 @@ class Predictor:
     def interpret(
         self, logits: FloatArray, distances: FloatArray, heatmaps: FloatArray | None = None
     ) -> list[Prediction]:
-        """Turn ``(N, C)`` logits into calibrated probabilities and decisions; distances ``(N,)`` and heatmaps go with them.
+        """Turn logits into predictions with calibrated probabilities and decisions.
+
+        Args:
+            logits: ``(N, C)``.
+            distances: ``(N,)``, the feature distances.
+            heatmaps: ``(N, h, w)``, or None if not requested.
 
         Raises:
             FloatingPointError: if a logit is not finite.
         """
         if not np.isfinite(logits).all():
             raise FloatingPointError(
-                "the network must give finite logits, it did not; the bundle or its input is"
-                " broken."
+                "The network must return finite logits; it did not, so the bundle or its input is"
+                " broken. Run `melanoma bundle verify`."
             )
         probabilities = self.bundle.manifest.calibrator(logits)
         decided = [
@@ -160,10 +182,12 @@ class Predictor:
 
 
 class GuidedExplainer:
-    """Guided Grad-CAM of the targets with one bundle, on a private copy of its network. Holds no state between calls.
+    """Computes Guided Grad-CAM of the targets, on a private copy of a bundle's network.
+
+    It keeps no state between calls.
 
     Raises:
-        SettingError: if the network has no activation that could guide.
+        SettingError: if the network has no activation modules such as ReLU or GELU.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
@@ -173,7 +197,12 @@ class GuidedExplainer:
         self._network = GuidedNetwork(bundle.model.to(self._device))
 
     def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
-        """Return the map ``(N, H, W)`` of stored images, ``(H, W, 3)`` uint8 each, from their Grad-CAMs ``(h, w)``."""
+        """Return the Guided Grad-CAM of stored images, ``(N, H, W)``.
+
+        Args:
+            images: N stored images, ``(H, W, 3)`` uint8 each.
+            heatmaps: their N Grad-CAMs, ``(h, w)`` each.
+        """
         inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
         gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
         maps: FloatArray = (

@@ -1,4 +1,7 @@
-"""A few made-up images with a network's outputs, recorded to find out elsewhere whether it still computes the same."""
+"""Probes: synthetic images with the network's outputs, recorded in the bundle.
+
+Another machine replays them to check that the network still computes the same.
+"""
 
 import base64
 import dataclasses
@@ -22,10 +25,10 @@ PROBE_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Probe(Strict):
-    """A made-up image and what the network gave for it.
+    """A synthetic image and the network's output for it.
 
     Attributes:
-        image_png: base64 PNG.
+        image_png: the image as PNG, in base64.
         logits: ``(C,)``.
     """
 
@@ -34,7 +37,10 @@ class Probe(Strict):
 
 
 def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
-    """Return smooth made-up images, ``(H, W, 3)`` uint8, that any decoder and resizer reproduces."""
+    """Return synthetic images, ``(H, W, 3)`` uint8, of a stored shape ``(H, W)``.
+
+    They are smooth, so that every decoder and resizer reproduces them.
+    """
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (NUM_PROBES, 6, 8, 3), dtype=np.uint8)
     size = (stored_shape[1], stored_shape[0])
@@ -45,7 +51,7 @@ def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
 
 
 def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> tuple[Probe, ...]:
-    """Return the probe images with the logits ``(C,)`` that the network gives them, for a manifest."""
+    """Return the probe images with the network's logits for them, for a manifest."""
     images = probe_images(preprocess.stored_shape)
     logits = _probe_logits(model, preprocess, tta, images)
     return tuple(
@@ -86,14 +92,17 @@ def replay_probes(
     *,
     extract: FeatureExtractor | None = None,
 ) -> list[str]:
-    """Return what speaks against the recorded outputs, a sentence each; none if the network repeats them.
+    """Compare a network's outputs with the recorded ones.
 
     Args:
-        probes: as recorded.
-        model: the network, whose head is used in any case.
-        preprocess: from images to its input.
-        tta: averaged.
-        extract: what gives the feature maps in place of the network.
+        probes: the recorded probes.
+        model: the network; its head is used even if ``extract`` is given.
+        preprocess: from stored images to the network's input.
+        tta: number of mirrored copies to average.
+        extract: computes the feature maps in place of the network.
+
+    Returns:
+        One sentence for each deviation; empty if the network repeats its outputs.
     """
     try:
         recorded = np.array([probe.logits for probe in probes], dtype=np.float64)
@@ -102,12 +111,12 @@ def replay_probes(
         gap = float(np.abs(logits - recorded).max())
     except (ValueError, OSError, RuntimeError) as error:
         return [
-            "the bundle's probes must be images with their logits, they are not"
-            f" ({type(error).__name__})."
+            "The bundle's probes must be images with their logits; they are not"
+            f" ({type(error).__name__}). Take the bundle from its source again."
         ]
     if gap <= PROBE_TOLERANCE:
         return []
     return [
-        f"the network must repeat its recorded outputs to {PROBE_TOLERANCE}, it differs by"
-        f" {gap:.3g}; another library version computes otherwise."
+        f"The network must repeat its recorded outputs within {PROBE_TOLERANCE}; it differs by"
+        f" {gap:.3g}. Install the library versions that made the bundle."
     ]

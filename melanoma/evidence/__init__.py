@@ -1,1 +1,1 @@
-"""What may be claimed: metrics, calibration, the operating point and its report."""
+"""The evidence for a bundle: metrics, calibration, the operating point and its report."""

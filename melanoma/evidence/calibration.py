@@ -1,4 +1,8 @@
-"""The calibrator from logits: temperature and bias fitted by likelihood, the form chosen by held-out likelihood."""
+"""The calibrator, which turns logits into probabilities.
+
+Its temperature and bias are fitted by likelihood, and its form is chosen by held-out likelihood.
+Knows nothing of networks or thresholds.
+"""
 
 import dataclasses
 from typing import Literal
@@ -14,7 +18,7 @@ from melanoma.io.typed import Strict
 
 Form = Literal["identity", "temperature", "temperature_bias"]
 FORMS: tuple[Form, ...] = ("identity", "temperature", "temperature_bias")
-# Keeps the bias of a class without a validation image finite; too weak to matter for the others.
+# Keeps the bias of a class without validation images finite; too weak to affect the other classes.
 RIDGE = 1e-3
 
 
@@ -22,8 +26,13 @@ RIDGE = 1e-3
 class Calibrator(Strict):
     """``softmax(logits / temperature + bias)``.
 
-    Class weights shift the prior the network learns, which temperature alone (Guo et al., On
-    Calibration of Modern Neural Networks, 2017) cannot undo; a bias a class can.
+    Class weights shift the prior that the network learns. Temperature alone (Guo et al., On
+    Calibration of Modern Neural Networks, 2017) cannot undo that shift; a bias for each class can.
+
+    Attributes:
+        temperature: above 0.
+        bias: one value for each class, added after the division.
+        form: which of the two were fitted.
     """
 
     temperature: float
@@ -32,7 +41,7 @@ class Calibrator(Strict):
 
     @staticmethod
     def identity(num_classes: int) -> "Calibrator":
-        """Return the calibrator that changes nothing but takes the softmax."""
+        """Return the calibrator that only takes the softmax."""
         return Calibrator(1.0, (0.0,) * num_classes, "identity")
 
     def __call__(self, logits: FloatArray) -> FloatArray:
@@ -45,13 +54,14 @@ class Calibrator(Strict):
 def fit_calibrator(
     logits: FloatArray, labels: IntArray, groups: IntArray, *, folds: int = 5
 ) -> Calibrator:
-    """Fit the map on images the network did not train on, in the form that predicts held-out groups best.
+    """Fit a calibrator in the form that predicts held-out groups best.
 
     Args:
-        logits: ``(N, C)``.
+        logits: ``(N, C)``, of images that the network was not trained on.
         labels: ``(N,)`` class indices.
-        groups: ``(N,)`` groups that must not be split between fitting and comparing.
-        folds: of the comparison.
+        groups: ``(N,)`` integers; images of a group stay on one side of the comparison.
+        folds: number of folds of the comparison. With fewer than two groups, the identity is
+            returned.
     """
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
@@ -73,6 +83,7 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
     target = np.eye(num_classes)[labels]
 
     def loss_and_gradient(parameters: FloatArray) -> tuple[float, FloatArray]:
+        # The first parameter is -log(temperature), which needs no bound.
         bias = parameters[1:] if has_bias else np.zeros(num_classes)
         scaled = logits * np.exp(parameters[0]) + bias
         log_p = log_softmax(scaled, axis=1)
@@ -92,7 +103,10 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
 def expected_calibration_error(
     labels: IntArray, probabilities: FloatArray, *, num_bins: int = 15
 ) -> float:
-    """Return the mean gap between confidence and accuracy over equal-width bins of the likeliest class (not a proper score)."""
+    """Return the mean gap between confidence and accuracy over bins of equal width.
+
+    Confidence is the probability of the likeliest class. This is not a proper score.
+    """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gap = np.bincount(bins, weights=confidence - right, minlength=num_bins)
@@ -100,7 +114,7 @@ def expected_calibration_error(
 
 
 def calibration_scores(labels: IntArray, probabilities: FloatArray) -> dict[str, float]:
-    """Return nll (nats), the multi-class Brier score and ece."""
+    """Return nll (nats), brier (multi-class) and ece."""
     brier = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1).mean()
     return {
         "nll": negative_log_likelihood(labels, probabilities),

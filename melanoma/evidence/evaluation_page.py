@@ -1,4 +1,4 @@
-"""One evaluation for people: the same words, table and plots as a page and as a PDF."""
+"""One evaluation for human readers: the same text, table and plots as HTML and as PDF."""
 
 import dataclasses
 import html
@@ -36,15 +36,15 @@ _TITLES = {
     **{name: metric.title for name, metric in METRICS.items()},
 }
 _NOTE = (
-    "95 % intervals. Sensitivity and specificity at the bundle's threshold, and shares by likeliest"
-    " class: Clopper-Pearson, with as many units as the groups are worth; the others: bootstrap"
-    " over groups. Specificity at sensitivity 90 % chooses its threshold on these very images."
-    " Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration"
-    " error {ece:.3f}."
+    "Intervals are 95 %. Sensitivity and specificity at the bundle's threshold, and shares by"
+    " likeliest class, have Clopper-Pearson intervals with the effective number of groups (Kish)."
+    " The others have bootstrap intervals over groups. Specificity at 90 % sensitivity chooses its"
+    " threshold on these same images. Calibration: negative log-likelihood {nll:.3f}, Brier score"
+    " {brier:.3f}, expected calibration error {ece:.3f}."
 )
 _OTHER_SPLITS = (
-    "<b>The bundle was not trained on this data set's splits:</b> make sure that none of these"
-    " images trained it."
+    "<b>The bundle was not trained on the splits of this data set.</b> Make sure that none of these"
+    " images were used to train it."
 )
 _WIDTH = A4[0] - 36 * mm
 _TEXT = ParagraphStyle(
@@ -69,40 +69,57 @@ _VERDICT = ParagraphStyle(
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """The parts of the page, all of them HTML of the few tags that a PDF's paragraphs know too."""
+    """The parts of the page, as HTML with only those tags that reportlab's paragraphs accept."""
 
     heading: str
     summary: str
     verdict: list[str]
-    rows: list[
-        tuple[str, list[tuple[str, str]]]
-    ]  # a metric, and its value and interval per image and per lesion
+    # The name of a metric, then its value and interval for images and for lesions.
+    rows: list[tuple[str, list[tuple[str, str]]]]
     note: str
-    looks: list[list[str]]
+    accesses: list[list[str]]
 
 
 def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> str:
-    """Return report.html from report.json, its plots (name -> PNG) and the sentence of the bundle's contract."""
+    """Return the text of report.html.
+
+    Args:
+        report: the content of report.json.
+        plots: name -> PNG.
+        promise: the bundle's contract in words.
+    """
     shown = _shown(report, promise)
     figures = "".join(image(_title(name), data) for name, data in plots.items())
-    looked = (
-        f"<h2>Accesses to this split</h2>{html_table(_LOOK, shown.looks)}" if shown.looks else ""
+    accesses = (
+        f"<h2>Accesses to this split</h2>{html_table(_ACCESS_COLUMNS, shown.accesses)}"
+        if shown.accesses
+        else ""
     )
+    rows = [
+        [name, *(f"{value} <small>{interval}</small>" for value, interval in cells)]
+        for name, cells in shown.rows
+    ]
     body = f"""<h1>{shown.heading}</h1>
 <p>{shown.summary}</p>
 <p class="verdict">{"<br>".join(shown.verdict)}</p>
-{html_table(_COLUMNS, [[name, *(f"{v} <small>{i}</small>" for v, i in cells)] for name, cells in shown.rows])}
+{html_table(_COLUMNS, rows)}
 <p><small>{shown.note}</small></p>
-{figures}{looked}"""
+{figures}{accesses}"""
     return page(TITLE, body)
 
 
 def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> bytes:
-    """Return report.pdf, from the same."""
+    """Return the bytes of report.pdf; arguments as in `evaluation_page`."""
     shown, buffer = _shown(report, promise), io.BytesIO()
     document = SimpleDocTemplate(
-        buffer, pagesize=A4, leftMargin=18 * mm, rightMargin=18 * mm, topMargin=16 * mm, bottomMargin=18 * mm, title=TITLE
-    )  # fmt: skip
+        buffer,
+        pagesize=A4,
+        leftMargin=18 * mm,
+        rightMargin=18 * mm,
+        topMargin=16 * mm,
+        bottomMargin=18 * mm,
+        title=TITLE,
+    )
     side = _WIDTH / 2 - 3 * mm
     images = [
         Image(io.BytesIO(data), width=side, height=side, kind="proportional")
@@ -123,12 +140,12 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
         Paragraph(shown.note, _SMALL),
         Table(pairs, colWidths=[_WIDTH / 2] * 2, style=[("LEFTPADDING", (0, 0), (-1, -1), 0)]),
     ]
-    if shown.looks:
+    if shown.accesses:
         parts.append(
             KeepTogether(
                 [
                     Paragraph("Accesses to this split", _HEAD2),
-                    _table([_LOOK, *shown.looks], [0.4, 0.4, 0.2]),
+                    _table([_ACCESS_COLUMNS, *shown.accesses], [0.4, 0.4, 0.2]),
                 ]
             )
         )
@@ -137,7 +154,7 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
 
 
 _COLUMNS = ["", "per image", "per lesion"]
-_LOOK = ["time", "bundle", "images"]
+_ACCESS_COLUMNS = ["time", "bundle", "images"]
 
 
 def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
@@ -152,9 +169,8 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
         verdict.append(_OTHER_SPLITS)
     if report["left_out"]:
         when = "" if report["split"] == EXTERNAL else "When the data set was prepared: "
-        verdict.append(
-            f"<b>{when}{html.escape(left_out_sentence(report['left_out'], task_of(report['task'])))}</b>"
-        )
+        sentence = left_out_sentence(report["left_out"], task_of(report["task"]))
+        verdict.append(f"<b>{when}{html.escape(sentence)}</b>")
     return _Shown(
         heading=html.escape(report["population"]),
         summary=(
@@ -165,15 +181,15 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
         verdict=verdict,
         rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],
         note=_NOTE.format(**report["calibration"]),
-        looks=[
-            [html.escape(str(look.get(key, ""))) for key in ("time", "bundle_version", "num")]
-            for look in report["accesses"]
+        accesses=[
+            [html.escape(str(access.get(key, ""))) for key in ("time", "bundle_version", "num")]
+            for access in report["accesses"]
         ],
     )
 
 
 def _cell(metric: Mapping[str, float | None]) -> tuple[str, str]:
-    """Return a value and its interval."""
+    """Return a value and its interval as text."""
     if metric["value"] is None or metric["low"] is None or metric["high"] is None:
         return "undefined here", ""
     return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"

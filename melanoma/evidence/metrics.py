@@ -1,7 +1,7 @@
 """Metrics of a whole set of predictions, and their intervals over groups.
 
-`METRICS` is the one place to add a metric: reports, pages and tables list what stands there. Knows
-nothing of networks, or of where a threshold comes from.
+Add a metric to `METRICS`: reports, pages and tables list every entry. Knows nothing of networks, or
+of where a threshold comes from.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure of a set of predictions.
+    """One number that describes a set of predictions.
 
     Attributes:
-        title: its name for people.
-        value: units and their weights ``(N,)`` -> the figure; NaN where it is undefined.
+        title: the name shown in reports.
+        value: (units, weights ``(N,)``) -> the number, or NaN if it is undefined.
     """
 
     title: str
@@ -72,16 +72,16 @@ def auroc(units: Predicted, weights: FloatArray) -> float:
 
 
 def average_precision(units: Predicted, weights: FloatArray) -> float:
-    """Return the area under the precision-recall curve of the targets, as average precision."""
+    """Return the average precision of the targets (area under the precision-recall curve)."""
     if not weights[units.is_target].any():
         return float("nan")
     return float(average_precision_score(units.is_target, units.scores, sample_weight=weights))
 
 
 def specificity_at_sensitivity_90(units: Predicted, weights: FloatArray) -> float:
-    """Return the best specificity of any threshold that refers at least 90 % of these targets.
+    """Return the best specificity of any threshold that refers at least 90 % of the targets.
 
-    The threshold is chosen on the data that it is measured on.
+    The threshold is chosen on the same data, so the number is optimistic.
     """
     return specificity_at_sensitivity(units.is_target, units.scores, weights, sensitivity=0.9)
 
@@ -89,10 +89,22 @@ def specificity_at_sensitivity_90(units: Predicted, weights: FloatArray) -> floa
 def specificity_at_sensitivity(
     is_target: BoolArray, scores: FloatArray, weights: FloatArray, *, sensitivity: float
 ) -> float:
-    """Return the best specificity among thresholds whose sensitivity is at least the one given; NaN without both kinds."""
+    """Return the best specificity among the thresholds with at least the given sensitivity.
+
+    Args:
+        is_target: ``(N,)``.
+        scores: ``(N,)``, larger is likelier a target.
+        weights: ``(N,)``, at least 0.
+        sensitivity: in (0, 1).
+
+    Returns:
+        The specificity in [0, 1], or NaN if targets or others are missing.
+    """
     targets, others = weights[is_target].sum(), weights[~is_target].sum()
     if targets == 0 or others == 0:
         return float("nan")
+    # The threshold is the score of the target with which the targets referred, from the highest
+    # score down, reach the sensitivity. The 1e-9 absorbs rounding of the cumulative sum.
     order = np.argsort(-scores[is_target], kind="stable")
     caught = np.cumsum(weights[is_target][order])
     last = int(np.searchsorted(caught, sensitivity * targets - 1e-9))
@@ -101,7 +113,7 @@ def specificity_at_sensitivity(
 
 
 def confusion(units: Predicted, weights: FloatArray) -> FloatArray:
-    """Return the ``(C, C)`` weighted confusion matrix: true classes down, likeliest classes across."""
+    """Return the weighted confusion matrix ``(C, C)``: rows true, columns likeliest class."""
     size = units.task.num_classes
     cells = units.labels * size + units.likeliest
     counts = np.bincount(cells, weights=weights.astype(np.float64), minlength=size * size)
@@ -116,7 +128,7 @@ def target_recall_argmax(units: Predicted, weights: FloatArray) -> float:
 
 
 def macro_f1(units: Predicted, weights: FloatArray) -> float:
-    """Return the mean F1 of the classes that occur, by likeliest class."""
+    """Return the mean F1 of the likeliest class, over the classes that occur."""
     matrix = confusion(units, weights)
     present = matrix.sum(axis=1) > 0
     f1 = 2 * np.diag(matrix) / np.maximum(matrix.sum(axis=0) + matrix.sum(axis=1), 1e-12)
@@ -124,7 +136,7 @@ def macro_f1(units: Predicted, weights: FloatArray) -> float:
 
 
 def balanced_accuracy(units: Predicted, weights: FloatArray) -> float:
-    """Return the mean recall of the classes that occur, by likeliest class."""
+    """Return the mean recall of the likeliest class, over the classes that occur."""
     matrix = confusion(units, weights)
     present = matrix.sum(axis=1) > 0
     return float((np.diag(matrix)[present] / matrix.sum(axis=1)[present]).mean())
@@ -150,7 +162,13 @@ METRICS: dict[str, Metric] = {
 
 
 def validation_scores(task: Task, labels: IntArray, logits: FloatArray) -> dict[str, float]:
-    """Return what a training run watches: point values without intervals, for ``(N, C)`` uncalibrated logits."""
+    """Return the scores that a training run logs after each epoch, without intervals.
+
+    Args:
+        task: what the classes mean.
+        labels: ``(N,)`` class indices.
+        logits: ``(N, C)``, not calibrated.
+    """
     units = Predicted(task, labels, softmax(logits.astype(np.float64), axis=1))
     names = ("auroc", "specificity_at_sensitivity_90", "macro_f1", "balanced_accuracy")
     scores = {name: METRICS[name].value(units, np.ones(len(units))) for name in names}
@@ -158,7 +176,7 @@ def validation_scores(task: Task, labels: IntArray, logits: FloatArray) -> dict[
 
 
 def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> float:
-    """Return the mean negative log-likelihood, nats."""
+    """Return the mean negative log-likelihood, nats, of ``(N, C)`` probabilities."""
     return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
 
 
@@ -173,14 +191,14 @@ def group_bootstrap(
     """Return every metric with a percentile interval over groups drawn with replacement.
 
     Args:
-        units: what is measured.
-        groups: ``(N,)`` integers naming the group that is drawn.
-        num_draws: bootstrap draws.
-        seed: of the draws.
-        confidence: of the two-sided interval.
+        units: the units to measure.
+        groups: ``(N,)`` integers, the group of each unit.
+        num_draws: number of bootstrap draws.
+        seed: seed of the draws.
+        confidence: confidence of the two-sided interval, in (0, 1).
 
     Returns:
-        name -> {value, low, high}; NaN where undefined.
+        name -> {value, low, high}; NaN if undefined.
     """
     rng = np.random.default_rng(seed)
     _, member = np.unique(groups, return_inverse=True)
@@ -206,13 +224,16 @@ def group_bootstrap(
 def clopper_pearson(
     successes: float, num: float, *, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the exact two-sided interval of a proportion (Clopper, Pearson, 1934); (0, 1) without observations.
+    """Return the exact two-sided interval of a proportion (Clopper and Pearson, 1934).
 
     Args:
-        successes: in [0, num]; a fraction is allowed where one unit stands for several images.
-        num: independent units.
-        confidence: of the two-sided interval; its lower bound alone holds with (1 + confidence) /
-            2.
+        successes: in [0, num]; may be fractional if a unit stands for several images.
+        num: number of independent units; may be fractional too.
+        confidence: confidence of the two-sided interval, in (0, 1). One bound alone holds with
+            confidence (1 + confidence) / 2.
+
+    Returns:
+        (low, high), or (0, 1) without units.
     """
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, successes, num - successes + 1)) if successes > 0 else 0.0

@@ -1,10 +1,10 @@
-"""The threshold and the sensitivity contract; every decision, served or counted, goes through `decide`.
+"""The threshold and the sensitivity contract; every decision goes through `decide`.
 
 The contract (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n
 target units, m* misses are allowed, the largest m with P(Bin(n, 1 - target) <= m) <= 1 -
 confidence. A threshold just below the (m* + 1)-th smallest target score has a true sensitivity that
 follows Beta(n - m*, m* + 1), so it falls below the target with probability at most 1 - confidence.
-That holds only while nothing else was chosen by looking at the same images.
+This holds only if nothing else was chosen on the same images.
 """
 
 import dataclasses
@@ -34,23 +34,23 @@ def decide(probability: float, threshold: float) -> Decision:
 
 @dataclasses.dataclass(frozen=True)
 class Contract(Strict):
-    """What a bundle promises of its sensitivity to the task's targets, and what that rests on.
+    """The sensitivity that a bundle promises for the task's targets, and its evidence.
 
     Attributes:
         status: met, unmet or none.
-        targets: the classes that are referred.
+        targets: the classes that must be referred.
         reason: why it is unmet (too_few_targets, uninformative), else None.
-        target_sensitivity: what is promised, in (0, 1).
-        confidence: with which, one-sided.
+        target_sensitivity: the promised sensitivity, in (0, 1).
+        confidence: the one-sided confidence of the promise, in (0, 1).
         sensitivity: share of target units referred.
         sensitivity_low: its one-sided lower bound.
         specificity: share of other units not referred.
         specificity_low: its one-sided lower bound.
-        min_specificity: what specificity_low must reach.
-        num_target: target units.
-        num_other: other units.
-        misses_allowed: m*; -1 if not even 0 misses would do.
-        num_target_needed: target units from which 0 misses suffice.
+        min_specificity: the smallest specificity_low of a met contract.
+        num_target: number of target units.
+        num_other: number of other units.
+        misses_allowed: m*; -1 if the units are too few even with 0 misses.
+        num_target_needed: the smallest number of target units for which 0 misses suffice.
         unit: what counts as one observation.
         population: what the units are drawn from.
         basis: split (a guarantee for images like these) or out_of_fold (approximate).
@@ -75,19 +75,19 @@ class Contract(Strict):
     basis: Basis
 
     def sentence(self, task: Task) -> str:
-        """Return the contract in words for people."""
+        """Return the contract as a sentence."""
         nouns = task.noun[1]
         if self.status == "met":
             return (
-                f"On images like those it was calibrated on ({self.population}, {self.num_target}"
-                f" {nouns}), with {self.confidence:.0%} confidence at least"
-                f" {self.target_sensitivity:.0%} of {nouns} are referred; not checked for your"
-                " clinic or camera."
+                f"On images like those used for calibration ({self.population}, {self.num_target}"
+                f" {nouns}), at least {self.target_sensitivity:.0%} of {nouns} are referred, with"
+                f" {self.confidence:.0%} confidence. This was not checked for your clinic or"
+                " camera."
             )
         if self.reason == "too_few_targets":
             return (
-                f"No promise: at least {self.num_target_needed} {nouns} are needed for calibration,"
-                f" one image a group; there were {self.num_target}."
+                f"No promise: calibration needs at least {self.num_target_needed} {nouns}, one"
+                f" image per group; there were {self.num_target}."
             )
         return (
             f"No promise: at the threshold that keeps {self.target_sensitivity:.0%} sensitivity,"
@@ -107,7 +107,7 @@ class OperatingPoint(Strict):
 def misses_allowed(
     num_target: int, *, target_sensitivity: float, confidence: float = CONFIDENCE
 ) -> int:
-    """Return m*, or -1 where even 0 misses out of this many prove nothing."""
+    """Return m*, or -1 if the units are too few even with 0 misses."""
     misses = -1
     while (
         misses + 1 < num_target
@@ -118,17 +118,26 @@ def misses_allowed(
 
 
 def targets_needed(*, target_sensitivity: float, confidence: float = CONFIDENCE) -> int:
-    """Return the least number of target units from which 0 misses prove the target."""
+    """Return the smallest number of target units for which 0 misses suffice."""
+    # 0 misses suffice if target ** n <= 1 - confidence; the 1e-9 absorbs rounding of the quotient.
     return int(np.ceil(np.log(1 - confidence) / np.log(target_sensitivity) - 1e-9))
 
 
 def choose_units(
     is_target: BoolArray, groups: IntArray, *, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the positions of one seeded-random target image per group, and of one other image per group.
+    """Draw one target image of each group and one other image of each group.
 
-    One image a group, because the server answers one image, and because images of a lesion are not
-    independent.
+    There is one image per group, because the server judges single images, and because images of one
+    lesion are not independent.
+
+    Args:
+        is_target: ``(N,)``.
+        groups: ``(N,)`` integers.
+        seed: seed of the draw.
+
+    Returns:
+        The positions of the target images and of the other images, each in rising order.
     """
     order = np.random.default_rng(seed).permutation(len(is_target))
     chosen = []
@@ -141,13 +150,13 @@ def choose_units(
 
 @dataclasses.dataclass(frozen=True)
 class Promise:
-    """What is asked of a contract.
+    """The requirements of a contract.
 
     Attributes:
         targets: the classes that must be referred.
-        target_sensitivity: in (0, 1).
-        min_specificity: the specificity whose lower bound a met contract must reach.
-        population: words for what the units are drawn from.
+        target_sensitivity: the sensitivity to promise, in (0, 1).
+        min_specificity: the smallest lower bound of specificity for a met contract, in [0, 1].
+        population: describes what the units are drawn from.
         basis: split or out_of_fold.
         confidence: one-sided, in (0, 1).
     """
@@ -163,14 +172,14 @@ class Promise:
 def select_operating_point(
     target_scores: FloatArray, other_scores: FloatArray, promise: Promise
 ) -> OperatingPoint:
-    """Choose the threshold that keeps the sensitivity contract, and say what it promises.
+    """Choose the threshold that keeps the sensitivity contract, and return both.
 
-    Give it scores of images that chose nothing else: no epoch, no calibrator, no setting.
+    Pass scores of images that were used for no other choice: of no epoch, calibrator or setting.
 
     Args:
         target_scores: ``(n,)`` calibrated target probabilities, one for each target unit.
-        other_scores: ``(m,)`` the same for the other units.
-        promise: what the contract is asked to say.
+        other_scores: ``(m,)``, the same for the other units.
+        promise: the requirements of the contract.
 
     Raises:
         DataError: if there is no target, because sensitivity is then undefined.
@@ -187,11 +196,13 @@ def select_operating_point(
         )
     if not (np.isfinite(targets).all() and np.isfinite(others).all()):
         raise FloatingPointError(
-            "Scores must be finite; some are not. The network is broken; train it again."
+            "Scores must be finite; some are not, so the network is broken. Train it again."
         )
     allowed = misses_allowed(
         len(targets), target_sensitivity=promise.target_sensitivity, confidence=promise.confidence
     )
+    # The threshold lies halfway between the (m* + 1)-th smallest target score and the next smaller
+    # score of any unit.
     edge = targets[max(allowed, 0)]
     lower = np.concatenate([targets, others])
     lower = lower[lower < edge]
@@ -204,7 +215,7 @@ def select_operating_point(
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """What was counted at a threshold: target units referred, other units not referred, and m*."""
+    """Counts at a threshold: target units referred, other units not referred, and m*."""
 
     referred: int
     num_target: int
@@ -214,9 +225,9 @@ class _Counts:
 
 
 def _contract(counts: _Counts, promise: Promise) -> Contract:
-    two_sided = (
-        2 * promise.confidence - 1
-    )  # whose lower bound is the one-sided bound at this confidence
+    # The lower bound of a two-sided interval with confidence 2 c - 1 is the one-sided bound with
+    # confidence c.
+    two_sided = 2 * promise.confidence - 1
     # m* depends on n alone, so the bound of the order statistic is the one-sided Clopper-Pearson
     # bound at m* misses.
     most_missed = max(counts.misses_allowed, 0)
@@ -250,13 +261,13 @@ def _contract(counts: _Counts, promise: Promise) -> Contract:
 def check_contract(
     referred: int, num: int, *, target_sensitivity: float, confidence: float = CONFIDENCE
 ) -> str:
-    """Say what other data say of a contract: confirmed, refuted or undecided.
+    """Return whether other data confirm a contract: confirmed, refuted or undecided.
 
     Args:
-        referred: target units referred at the frozen threshold.
-        num: target units.
-        target_sensitivity: what was promised.
-        confidence: one-sided, of either finding.
+        referred: number of target units referred at the bundle's threshold.
+        num: number of target units.
+        target_sensitivity: the promised sensitivity, in (0, 1).
+        confidence: the one-sided confidence of confirmed and of refuted, in (0, 1).
     """
     low, high = clopper_pearson(referred, num, confidence=2 * confidence - 1)
     if low >= target_sensitivity:

@@ -1,8 +1,8 @@
-"""What out-of-fold predictions are worth by one number, and how two of them differ. Knows nothing of networks or searches.
+"""One number for out-of-fold predictions, and the difference between two sets of them.
 
-Networks of different folds are scaled differently, so that scores are never compared across folds:
-each fold has its own threshold, and the folds' figures are averaged by the number of units they
-rest on, which pools their hits.
+The networks of different folds scale their scores differently, so scores are never compared across
+folds. Each fold has its own threshold. The numbers of the folds are averaged with the number of
+units they rest on as weights, which pools their hits. Knows nothing of networks or searches.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from melanoma.errors import SettingError
 from melanoma.evidence.metrics import Predicted, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
-MIN_SENSITIVITY = 0.8  # of partial_auroc, as the ISIC 2024 challenge scored
+MIN_SENSITIVITY = 0.8  # of partial_auroc, as in the score of the ISIC 2024 challenge
 _KINDS = {
     "melanoma_recall": "specificity",
     "specificity": "sensitivity",
@@ -31,9 +31,9 @@ class FoldScores:
     """Scores of the targets in one fold, by a network that did not train on it.
 
     Attributes:
-        is_target: ``(N,)``, one entry a unit.
+        is_target: ``(N,)``, one entry for each unit.
         scores: ``(N,)``, larger is likelier a target.
-        groups: ``(N,)``, what is drawn with replacement; a group stands in one fold only.
+        groups: ``(N,)``, the groups that the bootstrap draws; each is in one fold only.
     """
 
     is_target: BoolArray
@@ -42,7 +42,13 @@ class FoldScores:
 
 
 def choose_fold_scores(units: Predicted, groups: NDArray[np.str_], *, seed: int = 0) -> FoldScores:
-    """Keep one seeded-random target image and one other image per group; groups are ``(N,)``."""
+    """Return the scores of one random target image and one other image of each group.
+
+    Args:
+        units: the predictions of one fold.
+        groups: ``(N,)``, the group of each image.
+        seed: seed of the draw.
+    """
     targets, others = choose_units(
         units.is_target, np.unique(groups, return_inverse=True)[1], seed=seed
     )
@@ -52,11 +58,11 @@ def choose_fold_scores(units: Predicted, groups: NDArray[np.str_], *, seed: int 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a search maximises.
+    """The number that a search maximises.
 
     Attributes:
         kind: melanoma_recall, specificity, auroc or partial_auroc.
-        at: the specificity or sensitivity that is held fixed, in (0, 1); None for the areas.
+        at: the fixed specificity or sensitivity, in (0, 1); None for the areas.
     """
 
     kind: str
@@ -64,7 +70,11 @@ class Objective:
 
     @staticmethod
     def parse(text: str) -> "Objective":
-        """Read ``melanoma_recall@specificity=0.8``, ``specificity@sensitivity=0.9``, ``auroc`` or ``partial_auroc``.
+        """Parse an objective such as ``melanoma_recall@specificity=0.8`` or ``auroc``.
+
+        Args:
+            text: ``melanoma_recall@specificity=S`` or ``specificity@sensitivity=S`` with S in
+                (0, 1), ``auroc`` or ``partial_auroc``.
 
         Raises:
             SettingError: if it is none of these.
@@ -82,8 +92,8 @@ class Objective:
             or (held is not None and not (at is not None and 0 < at < 1))
         ):
             raise SettingError(
-                "the objective must be melanoma_recall@specificity=S or specificity@sensitivity=S"
-                f" with S in (0, 1), auroc or partial_auroc, got {text}."
+                "The objective must be melanoma_recall@specificity=S or specificity@sensitivity=S"
+                f" with S in (0, 1), auroc or partial_auroc; it is {text}."
             )
         return Objective(kind, at)
 
@@ -91,7 +101,15 @@ class Objective:
         return self.kind if self.at is None else f"{self.kind}@{_KINDS[self.kind]}={self.at:g}"
 
     def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
-        """Return the figure of one fold with weights ``(N,)`` and the weight it has among the folds; 0 where it is undefined."""
+        """Return the value of one fold and its weight among the folds.
+
+        Args:
+            fold: the scores of N units.
+            weights: ``(N,)``, the weights of the units.
+
+        Returns:
+            The value in [0, 1] and its weight; both are 0 if the value is undefined.
+        """
         targets, others = (
             float(weights[fold.is_target].sum()),
             float(weights[~fold.is_target].sum()),
@@ -104,8 +122,8 @@ class Objective:
             )
             return value, others
         if self.kind == "melanoma_recall":
-            # Recall at a specificity is specificity at a sensitivity with the two classes and the
-            # order exchanged.
+            # Recall at a given specificity is specificity at a given sensitivity with the two
+            # classes exchanged and the order of the scores reversed.
             value = specificity_at_sensitivity(
                 ~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0
             )
@@ -118,25 +136,26 @@ class Objective:
         return _partial_auroc(fold, weights), targets * others
 
     def score(self, folds: Sequence[FoldScores]) -> float:
-        """Return the figure over all folds, in [0, 1]; NaN if no fold holds targets and others."""
+        """Return the value over all folds, in [0, 1]; NaN if no fold holds targets and others."""
         return self.score_weighted(folds, [np.ones(len(fold.scores)) for fold in folds])
 
     def score_weighted(self, folds: Sequence[FoldScores], weights: Sequence[FloatArray]) -> float:
-        """Return the same with a weight for every unit."""
+        """Return the value over all folds with a weight for every unit, ``(N,)`` for each fold."""
         parts = [self.of_fold(fold, weight) for fold, weight in zip(folds, weights, strict=True)]
         total = sum(weight for _, weight in parts)
         return sum(value * weight for value, weight in parts) / total if total else float("nan")
 
 
 def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
-    """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2] (ISIC 2024: the curve of the exchanged classes)."""
+    """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2], as in ISIC 2024."""
+    # scikit-learn limits the false positive rate. With the classes exchanged and the scores
+    # negated, that rate is 1 - sensitivity of the targets.
     width = 1 - MIN_SENSITIVITY
     standardised = roc_auc_score(
         ~fold.is_target, -fold.scores, sample_weight=weights, max_fpr=width
     )
-    chance = (
-        width**2 / 2
-    )  # undoes McClish's standardisation, which maps [chance, width] to [0.5, 1]
+    # Undo McClish's standardisation, which maps [chance, width] to [0.5, 1].
+    chance = width**2 / 2
     return float(chance + (2 * standardised - 1) * (width - chance))
 
 
@@ -146,8 +165,8 @@ class Difference:
 
     Attributes:
         value: mean over seeds of the paired difference.
-        low: of its 95 % interval over groups.
-        high: the same.
+        low: lower end of its 95 % interval over groups.
+        high: upper end of that interval.
         by_seed: the difference of each seed.
     """
 
@@ -158,7 +177,7 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -170,17 +189,19 @@ def paired_difference(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """Compare two settings by seeds and folds; the percentile interval draws groups within folds, the same for both settings.
+    """Return the difference between two settings over the same seeds and folds.
+
+    The percentile interval draws groups within each fold, the same groups for both settings.
 
     Args:
-        objective: what is compared.
-        ours: by seed, the folds of one setting.
-        theirs: the same folds with the same units of the other.
-        num_draws: bootstrap draws.
-        seed: of the draws.
+        objective: the number to compare.
+        ours: for each seed, the folds of one setting.
+        theirs: for each seed, the same folds with the same units for the other setting.
+        num_draws: number of bootstrap draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if the two do not rest on the same units.
+        ValueError: if the two sides do not have the same units.
     """
     for mine, other in zip(
         [fold for run in ours for fold in run],
@@ -192,7 +213,7 @@ def paired_difference(
             and np.array_equal(mine.is_target, other.is_target)
         ):
             raise ValueError(
-                "a paired difference needs the same units on both sides, these differ; use the same"
+                "A paired difference needs the same units on both sides; these differ. Use the same"
                 " folds."
             )
     rng = np.random.default_rng(seed)

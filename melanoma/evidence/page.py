@@ -1,4 +1,4 @@
-"""The frame that every report page shares: one file, no outside address, readable in print."""
+"""The HTML that all report pages share: one file, without external resources, printable."""
 
 import base64
 import html
@@ -13,15 +13,30 @@ DPI = 130
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole HTML page around a body that is HTML already."""
+    """Return a complete HTML page.
+
+    Args:
+        title: plain text; it is escaped here.
+        body: HTML, inserted as it is.
+    """
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
 <style>
- :root {{ color-scheme: light }} body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+ :root {{ color-scheme: light }}
+ body {{
+  font: 16px/1.5 system-ui, sans-serif; color: {INK};
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem
+ }}
  table {{ border-collapse: collapse }}
- th, td {{ text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid #e4e7eb; font-weight: 400 }}
- thead th, td {{ font-weight: 600 }} small {{ color: #52606d; font-weight: 400 }} img {{ width: min(30rem, 100%) }}
+ th, td {{
+  text-align: left; padding: .35rem 1.2rem .35rem 0;
+  border-bottom: 1px solid #e4e7eb; font-weight: 400
+ }}
+ thead th, td {{ font-weight: 600 }}
+ small {{ color: #52606d; font-weight: 400 }}
+ img {{ width: min(30rem, 100%) }}
  .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
 </style>
 {body}
@@ -30,7 +45,7 @@ def page(title: str, body: str) -> str:
 
 
 def html_table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table whose cells are HTML already; the first cell of a row names it."""
+    """Return an HTML table; cells are HTML, and the first cell of a row is its header."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
     lines = "".join(
         f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
@@ -40,7 +55,7 @@ def html_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def image(description: str, png: bytes) -> str:
-    """Return an image that the page carries within itself."""
+    """Return an HTML image with its data inline; the description is escaped here."""
     return (
         f'<img alt="{html.escape(description)}"'
         f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
@@ -48,7 +63,7 @@ def image(description: str, png: bytes) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
+    """Return a figure encoded as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The images of an evaluation; knows numbers, not bundles or files."""
+"""The plots of an evaluation. Knows numbers, but not bundles or files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
 
 def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
-    """Return an empty figure in the house's style and its axes."""
+    """Return an empty figure in the style of the reports, and its axes."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=INK)
@@ -25,7 +25,7 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
 
 
 def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str) -> Figure:
-    """Draw the ROC curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
+    """Draw the ROC curve of the targets and mark the bundle's threshold; arrays are ``(N,)``."""
     figure, axes = new_axes(
         f"{noun.capitalize()}: sensitivity against specificity", "1 - specificity", "sensitivity"
     )
@@ -52,7 +52,14 @@ def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun
 def plot_precision_recall(
     is_target: BoolArray, scores: FloatArray, threshold: float, *, noun: str
 ) -> Figure:
-    """Draw the precision-recall curve of the targets with the bundle's threshold on it; both arrays ``(N,)``."""
+    """Draw the precision-recall curve of the targets and mark the bundle's threshold.
+
+    Args:
+        is_target: ``(N,)``.
+        scores: ``(N,)``, probabilities of the targets.
+        threshold: the bundle's threshold.
+        noun: what a target is called.
+    """
     figure, axes = new_axes(
         f"{noun.capitalize()}: precision against sensitivity", "sensitivity", "precision"
     )
@@ -82,9 +89,17 @@ def plot_precision_recall(
 
 
 def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> Figure:
-    """Draw the reliability diagram of the targets: ten bins with their Clopper-Pearson intervals and numbers of images; both arrays ``(N,)``."""
+    """Draw the reliability diagram of the targets.
+
+    Ten bins of equal width show their Clopper-Pearson intervals and numbers of images.
+
+    Args:
+        is_target: ``(N,)``.
+        scores: ``(N,)``, probabilities of the targets.
+        noun: what a target is called.
+    """
     figure, axes = new_axes(
-        f"{noun.capitalize()}: is a probability what it says?",
+        f"{noun.capitalize()}: calibration",
         f"predicted probability of {noun}",
         f"share that is {noun}",
     )
@@ -108,7 +123,7 @@ def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> 
 
 
 def plot_confusion(matrix: IntArray, classes: Sequence[str]) -> Figure:
-    """Draw a ``(C, C)`` confusion matrix, shaded by the share of each true class."""
+    """Draw a ``(C, C)`` confusion matrix, shaded by the share within each true class."""
     figure, axes = new_axes("Likeliest class (across) of each true class (down)", "", "")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)

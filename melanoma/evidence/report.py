@@ -1,4 +1,7 @@
-"""report.json, its images and its page: what one bundle shows on one set of images. Knows nothing of how they were scored."""
+"""The report on one bundle and one set of images: report.json, its plots and its pages.
+
+Knows nothing of how the images were scored.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,16 +36,16 @@ class Evaluated:
     Attributes:
         task: what the classes mean.
         operating_point: the bundle's threshold and contract.
-        bundle_version: of the bundle that predicted.
-        weights_sha256: of its weights.
-        predictions: predictions.parquet's table.
+        bundle_version: the version of the bundle that predicted.
+        weights_sha256: the hash of its weights.
+        predictions: the table of predictions.parquet.
         split: train, calibration, test or external.
-        population: words for what the images are.
+        population: describes what the images are.
         accesses: every access to this test split so far, this one included.
         same_splits: whether the bundle was trained on the splits of this data set; if not, test may
             hold training images.
-        left_out: images that could not be judged, or were left out when the data set was prepared:
-            reason -> class -> number.
+        left_out: images that could not be judged, or that were left out when the data set was
+            prepared: reason -> class -> number.
     """
 
     task: Task
@@ -59,11 +62,11 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """Images, or lesions with the mean probability of their images.
+    """Images, or lesions with the mean probabilities of their images.
 
     Attributes:
-        units: what is measured.
-        groups: ``(N,)`` integers.
+        units: the N units to measure.
+        groups: ``(N,)`` integers, the group of each unit.
     """
 
     units: Predicted
@@ -71,7 +74,15 @@ class _Level:
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
-    """Write predictions.parquet, report.json, report.html, report.pdf and the images; return report.json."""
+    """Write predictions.parquet, report.json, report.html, report.pdf and the plots.
+
+    Args:
+        evaluated: the predictions to report on.
+        folder: an existing folder.
+
+    Returns:
+        The content of report.json.
+    """
     evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
     images, lesions = _levels(evaluated.predictions, evaluated.task)
     units, threshold = images.units, evaluated.operating_point.threshold
@@ -136,18 +147,19 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
         "sensitivity": _proportion(referred[is_target], groups[is_target]),
         "specificity": _proportion(~referred[~is_target], groups[~is_target]),
         **group_bootstrap(units, groups),
-        # Shares of units under a fixed rule too: exact bounds hold even where all are right and a
-        # bootstrap has no width.
+        # These replace the bootstrap intervals, because the two are proportions under a fixed rule.
+        # Exact bounds hold even if all units are right; a bootstrap interval then has no width.
         "target_recall_argmax": _proportion(likely_target[is_target], groups[is_target]),
         "accuracy": _proportion(right, groups),
     }
 
 
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
-    """Return a proportion with its Clopper-Pearson interval over independent units.
+    """Return a proportion with its Clopper-Pearson interval over groups.
 
-    Images of a group count as alike; their effective number of units is Kish's (sum n)^2 / sum n^2
-    (Survey Sampling, 1965), the number of groups where all are of one size.
+    The images of a group are treated as fully dependent. The number of units is then the effective
+    sample size (sum n)^2 / sum n^2 (Kish, Survey Sampling, 1965), where n is the size of a group.
+    It equals the number of groups if all have the same size.
     """
     if len(right) == 0:
         return {"value": float("nan"), "low": 0.0, "high": 1.0}
@@ -172,7 +184,7 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
         referred, len(targets), confidence=2 * point.contract.confidence - 1
     )
     words = (
-        f"{referred} of {len(targets)} {evaluated.task.noun[1]} were referred, one image a group "
+        f"{referred} of {len(targets)} {evaluated.task.noun[1]} were referred, one image per group "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
     )
     return {
@@ -188,22 +200,26 @@ def _contract(evaluated: Evaluated, images: _Level) -> dict[str, Any]:
 
 
 def _sentence(words: str, *, promised: bool, unseen: bool, split: str) -> str:
-    """Return the count of a contract with what it can prove here."""
+    """Return the count of a contract, with a sentence on what it can prove here."""
     if not promised:
         return f"The bundle promises nothing. {words}"
     if not unseen:
-        return f"No verdict: the bundle may know these. {words}"
+        return (
+            f"No verdict: the bundle may have been trained or calibrated on these images. {words}"
+        )
     return (
-        f"{words} That none of them trained the network is judged by the folder's name alone."
+        f"{words} Only the name of the folder shows that none of them were used for training."
         if split == "external"
         else words
     )
 
 
 def _is_unseen(evaluated: Evaluated) -> bool:
-    """Return whether these images can judge the contract: neither trained on, nor the ones its threshold was chosen on.
+    """Return whether these images can judge the contract.
 
-    A folder of the name that the bundle's own images came from is taken to hold them.
+    The bundle must not have been trained on them, and its threshold must not have been chosen on
+    them. An external folder is assumed to hold the bundle's own images if it has the same name as
+    the folder they came from.
     """
     if evaluated.split == "external":
         own = evaluated.operating_point.contract.population
@@ -212,7 +228,7 @@ def _is_unseen(evaluated: Evaluated) -> bool:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, by null: a number that is undefined on these images."""
+    """Replace NaN and infinity, which JSON does not have, by None, for undefined numbers."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

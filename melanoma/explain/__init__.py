@@ -1,1 +1,1 @@
-"""Why the network said so."""
+"""Explanations of predictions: Grad-CAM, guided maps and overlays."""

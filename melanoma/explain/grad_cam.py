@@ -1,9 +1,9 @@
 """Exact Grad-CAM through the head alone: no hooks, no state, no backward pass through the backbone.
 
 Grad-CAM (Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization, 2017) weighs the last feature map by the mean gradient of a logit. That gradient needs
-the head only, which is a pooling, a norm and a linear layer; the feature map itself comes with the
-prediction.
+Localization, 2017) weights the last feature map by the mean gradient of a logit. That gradient
+needs only the head, which is a pooling, a norm and a linear layer. The feature map itself comes
+from the prediction.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Explained:
 
     Attributes:
         logits: ``(N, C)`` float32, averaged over tta.
-        heatmaps: ``(N, h, w)`` float32, at least 0, unscaled: in units of the logit's gradient,
-            comparable between images.
+        heatmaps: ``(N, h, w)`` float32, at least 0, in units of the logit's gradient. They are not
+            scaled, so they are comparable between images.
     """
 
     logits: Tensor
@@ -36,14 +36,19 @@ class Explained:
 def grad_cam_map(
     model: nn.Module, feature_map: Tensor, class_indices: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return logits ``(N, C)`` and the Grad-CAM map ``(N, h, w)`` of some classes, for a feature map ``(N, K, h, w)``.
+    """Return the logits ``(N, C)`` and the Grad-CAM maps ``(N, h, w)`` of some classes.
 
-    The feature map may come from `torch.no_grad` but not from `torch.inference_mode`.
+    Args:
+        model: the network.
+        feature_map: ``(N, K, h, w)``. It may come from `torch.no_grad`, but not from
+            `torch.inference_mode`, whose tensors autograd does not accept.
+        class_indices: the classes to explain; the map is that of the sum of their logits.
     """
     with torch.enable_grad():
         leaf = feature_map.detach().requires_grad_()
         logits = head(model, leaf)
-        # One sum over the batch: images do not meet in the head, so each gets its own gradient.
+        # One sum over the batch is enough: the images do not interact in the head, so each gets its
+        # own gradient.
         (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
@@ -52,7 +57,7 @@ def grad_cam_map(
 def explain_batch(
     model: nn.Module, images: Tensor, *, class_indices: Sequence[int], tta: int = 1
 ) -> Explained:
-    """Predict ``(N, 3, H, W)`` images and explain some classes."""
+    """Predict ``(N, 3, H, W)`` images and explain some classes, averaged over mirrored copies."""
     with torch.no_grad():
         return explain_feature_maps(
             model, tta_features(partial(features, model), images, tta), class_indices=class_indices
@@ -62,7 +67,16 @@ def explain_batch(
 def explain_feature_maps(
     model: nn.Module, feature_maps: Sequence[Tensor], *, class_indices: Sequence[int]
 ) -> Explained:
-    """Predict and explain from the feature maps ``(N, K, h, w)`` of some tta: both are averaged, the maps mirrored back."""
+    """Predict and explain from the feature maps of mirrored copies.
+
+    Args:
+        model: the network.
+        feature_maps: one ``(N, K, h, w)`` for each copy, in the order of `tta_features`.
+        class_indices: the classes to explain.
+
+    Returns:
+        The logits and the heatmaps, averaged over the copies; each heatmap is mirrored back first.
+    """
     logits, heatmaps = zip(
         *(grad_cam_map(model, feature_map.float(), class_indices) for feature_map in feature_maps),
         strict=True,
@@ -73,12 +87,11 @@ def explain_feature_maps(
 
 @dataclasses.dataclass(frozen=True)
 class Heatmap:
-    """One heatmap to be shown.
+    """One heatmap, scaled for display.
 
     Attributes:
-        peak: its largest value, in units of the logit's gradient; 0 if the map is empty.
-        values: ``(H, W)`` uint8, the map over its peak, upscaled; all 0 if it is empty, never
-            stretched.
+        peak: the largest value of the map, in units of the logit's gradient; 0 if it is empty.
+        values: ``(H, W)`` uint8, the upscaled map divided by its peak; all 0 if it is empty.
     """
 
     peak: float
@@ -86,12 +99,12 @@ class Heatmap:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no cell speaks for the class."""
+        """Whether no cell of the map is above 0."""
         return self.peak <= 0
 
 
 def render_heatmap(heatmap: Tensor, size: tuple[int, int]) -> Heatmap:
-    """Upscale one ``(h, w)`` map to (H, W) px and scale it by its peak."""
+    """Upscale one ``(h, w)`` map to a size (H, W), px, and divide it by its peak."""
     peak = float(heatmap.max())
     if not peak > 0:
         return Heatmap(0.0, torch.zeros(size, dtype=torch.uint8).numpy())

@@ -1,9 +1,9 @@
-"""Guided backpropagation that guides whatever rectifies, GELU included, on a private copy of the network.
+"""Guided backpropagation through all rectifiers, GELU included, on a copy of the network.
 
 The rule is that of Springenberg et al., Striving for Simplicity: The All Convolutional Net, 2015:
-on the way back through an activation only positive gradients pass, and only where its input was
-positive. What ReLU does with them then, nothing, is for a smooth activation its own derivative.
-Guided Grad-CAM (Selvaraju et al., 2017) is its product with the upscaled Grad-CAM.
+an activation passes only positive gradients back, and only where its input was positive. The
+gradients that pass are multiplied by the derivative of the activation, which is 1 for ReLU. Guided
+Grad-CAM (Selvaraju et al., 2017) is the result times the upscaled Grad-CAM.
 """
 
 import copy
@@ -19,29 +19,35 @@ from melanoma.training.networks import tta_logits
 
 
 class GuidedNetwork:
-    """A private copy whose activations guide the gradient; the network it was made from is not touched.
+    """A copy of a network whose activations guide the gradient. The original is not changed.
 
-    Holds no state between calls, so threads may share it.
+    It keeps no state between calls, so threads may share it.
 
     Raises:
-        SettingError: if the network has no activation module that could guide.
+        SettingError: if the network has no activation modules such as ReLU or GELU.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         if not _guide(self._model):
             raise SettingError(
-                f"guided maps need activation modules such as ReLU or GELU, {type(model).__name__}"
-                " has none; ask for grad_cam."
+                f"Guided maps need activation modules such as ReLU or GELU; {type(model).__name__}"
+                " has none. Ask for grad_cam."
             )
 
     def gradients(self, images: Tensor, *, class_indices: Sequence[int], tta: int = 1) -> Tensor:
-        """Return the guided gradient ``(N, 3, H, W)`` of the sum of some classes' logits, averaged over tta, for ``(N, 3, H, W)`` images."""
+        """Return the guided gradient ``(N, 3, H, W)`` of the sum of some classes' logits.
+
+        Args:
+            images: ``(N, 3, H, W)``, normalised.
+            class_indices: the classes to explain.
+            tta: number of mirrored copies over which the logits are averaged.
+        """
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             logits = tta_logits(self._model, leaf, tta)
-            # One sum over the batch: in evaluation mode images do not meet, so each gets its own
-            # gradient.
+            # One sum over the batch is enough: in evaluation mode the images do not interact, so
+            # each gets its own gradient.
             (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
         return gradient
 
@@ -50,8 +56,9 @@ def guided_grad_cam_map(gradients: Tensor, heatmaps: Tensor) -> Tensor:
     """Return the Guided Grad-CAM ``(N, H, W)``, at least 0, unscaled.
 
     Args:
-        gradients: ``(N, 3, H, W)`` guided gradients; a pixel counts with the length of its three.
-        heatmaps: ``(N, h, w)`` Grad-CAM, upscaled bilinearly.
+        gradients: ``(N, 3, H, W)`` guided gradients; each pixel contributes the Euclidean norm over
+            its three channels.
+        heatmaps: ``(N, h, w)`` Grad-CAMs, which are upscaled bilinearly.
     """
     large = F.interpolate(
         heatmaps[:, None], size=gradients.shape[-2:], mode="bilinear", align_corners=False
@@ -61,7 +68,7 @@ def guided_grad_cam_map(gradients: Tensor, heatmaps: Tensor) -> Tensor:
 
 
 class _Guided(torch.autograd.Function):
-    """An activation whose backward pass lets positive gradients through where the input was positive."""
+    """An activation that passes back positive gradients only, where its input was positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: nn.Module) -> Tensor:
@@ -82,7 +89,7 @@ class _GuidedActivation(nn.Module):
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self.activation = activation
-        if hasattr(activation, "inplace"):  # the input is needed again on the way back
+        if hasattr(activation, "inplace"):  # the backward pass needs the input
             activation.inplace = False  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,11 +97,10 @@ class _GuidedActivation(nn.Module):
 
 
 def _guide(module: nn.Module) -> int:
-    """Replace the activations below a module by guided ones and return how many there were."""
+    """Replace the activations below a module by guided ones, and return their number."""
     count = 0
-    for name, child in list(
-        module._modules.items()
-    ):  # named_children would pass over a second name of one module
+    # named_children would skip the second name of a module that is used twice.
+    for name, child in list(module._modules.items()):
         if child is None:
             continue
         if _rectifies(child):
@@ -106,13 +112,16 @@ def _guide(module: nn.Module) -> int:
 
 
 def _rectifies(module: nn.Module) -> bool:
-    """Whether a module is a rectifier by what it does: timm's GELU is not torch's, and class names are many."""
+    """Return whether a module behaves like a rectifier.
+
+    The values decide, because there are many classes: timm's GELU, for example, is not torch's.
+    """
     if any(True for _ in module.children()) or any(True for _ in module.parameters()):
         return False
     probe = torch.tensor([-20.0, 0.0, 3.0]).view(3, 1, 1, 1)
     try:
         with torch.no_grad():
             negative, zero, positive = module(probe.clone()).flatten().tolist()
-    except (RuntimeError, ValueError, TypeError):  # takes or gives another shape: no activation
+    except (RuntimeError, ValueError, TypeError):  # not an activation: its shapes differ
         return False
     return bool(abs(negative) < 0.5 and zero == 0 and positive > 2)

@@ -1,4 +1,4 @@
-"""A heatmap laid over the image it explains, in the image's own frame."""
+"""A heatmap drawn over the image that it explains, in the frame of that image."""
 
 import io
 from pathlib import Path
@@ -15,14 +15,23 @@ from melanoma.io.files import write_bytes
 
 OPACITY = 0.55
 MAX_SIDE_PX = 1024
-# matplotlib's magma: even steps in lightness, readable without colour vision.
+# matplotlib's magma has even steps in lightness, so it is readable without colour vision.
 _COLOURS: Uint8Array = (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def heatmap_on(
     image: Image.Image, heatmap: FloatArray, preprocess: Preprocess
 ) -> tuple[Image.Image, Heatmap]:
-    """Bring a ``(h, w)`` map of the whole letterbox into the frame of the image; return the image, at most 1024 px, and its map."""
+    """Return an image and its heatmap in the same frame.
+
+    Args:
+        image: the upright image.
+        heatmap: ``(h, w)``, over the whole letterbox.
+        preprocess: the steps that made the letterbox.
+
+    Returns:
+        The image, reduced to at most 1024 px a side, and the heatmap at its size.
+    """
     framed = render_heatmap(
         torch.from_numpy(np.asarray(heatmap, dtype=np.float32)), preprocess.stored_shape
     )
@@ -35,7 +44,10 @@ def heatmap_on(
 
 
 def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
-    """Lay a map over an image of the same size, the more opaque the higher it is; an empty map leaves the image as it is."""
+    """Return an image with a heatmap of the same size drawn over it.
+
+    Higher values are more opaque; an empty heatmap does not change the image.
+    """
     pixels = np.asarray(image, dtype=np.float32)
     opacity = (heatmap.values.astype(np.float32) / 255 * OPACITY)[..., None]
     return Image.fromarray(
@@ -44,7 +56,10 @@ def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """Encode an image as PNG without metadata; quickly, for it is sent once and kept by nobody."""
+    """Encode an image as PNG without metadata.
+
+    Compression is fast rather than small, because the image is sent once and not stored.
+    """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -53,6 +68,13 @@ def to_png(image: Image.Image) -> bytes:
 def write_overlay(
     path: Path, image: Image.Image, heatmap: FloatArray, preprocess: Preprocess
 ) -> Path:
-    """Write the overlay of an upright RGB image and its ``(h, w)`` map as a PNG; return its path."""
+    """Write the overlay of an upright RGB image and its heatmap as PNG, and return the path.
+
+    Args:
+        path: the file to write.
+        image: the upright RGB image.
+        heatmap: ``(h, w)``, over the whole letterbox.
+        preprocess: the steps that made the letterbox.
+    """
     write_bytes(path, to_png(overlay(*heatmap_on(image, heatmap, preprocess))))
     return path

@@ -1,1 +1,1 @@
-"""From a prepared data set to a trained network."""
+"""Training: from a prepared data set to a trained network."""

@@ -1,7 +1,7 @@
-"""The state of a run on disk: written with its hash, and never read without comparing it.
+"""The state of a run on disk, written with its hash and compared with it on every read.
 
-A flipped bit in a tensor loads without an error, because torch does not look at the checksums its
-files hold. What is damaged is moved aside; nothing is ever deleted.
+A flipped bit in a tensor loads without an error, because torch does not check the checksums in its
+files. Damaged checkpoints are moved aside, never deleted.
 """
 
 import dataclasses
@@ -31,35 +31,39 @@ def save_state(folder: Path, state: State) -> None:
 
 
 def read_state(folder: AnyPath, device: torch.device | str) -> State:
-    """Return the state that a checkpoint holds.
+    """Return the state that a checkpoint holds, with its tensors on a device.
 
     Raises:
-        OSError: if it is not the one that was written.
+        OSError: if the state file does not match the hash written with it.
     """
     data = (folder / STATE).read_bytes()
     if hashlib.sha256(data).hexdigest() != (folder / HASH).read_text():
-        raise OSError(f"The checkpoint {folder} must match its hash; it does not.")
+        raise OSError(
+            f"Checkpoint {folder} must match its hash; it does not. Run the same command again: it"
+            " moves damaged checkpoints aside."
+        )
     state: State = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return state
 
 
 def reported(state: State) -> dict[str, float]:
-    """Return what a state is chosen by: the best one is kept, and the latest."""
+    """Return the metrics by which checkpoints are kept: the latest and the best one."""
     return {"epoch": state["epoch"], SELECTION: _score(state["history"][-1])}
 
 
 def _score(row: dict[str, float]) -> float:
+    # NaN does not compare, so an epoch without a score ranks last.
     return row[SELECTION] if math.isfinite(row[SELECTION]) else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A checkpoint that is whole.
+    """An undamaged checkpoint.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         metrics: what `reported` gives for its state.
-        scores: of every epoch so far.
+        scores: the scores of all epochs so far, in order.
     """
 
     name: str
@@ -68,19 +72,19 @@ class Kept:
 
     @property
     def epoch(self) -> int:
-        """The epoch it was written after, from 1."""
+        """The epoch after which it was written, from 1."""
         return int(self.metrics["epoch"])
 
     @property
     def best_epoch(self) -> int:
-        """The best epoch so far; of equal ones the last."""
+        """The best epoch so far, from 1; the last of equal ones."""
         return max(
             range(1, len(self.scores) + 1), key=lambda epoch: (self.scores[epoch - 1], epoch)
         )
 
 
 def is_whole(path: AnyPath) -> bool:
-    """Return whether a checkpoint's state is there and matches its hash."""
+    """Return whether a checkpoint's state exists and matches its hash."""
     return (
         (path / HASH).is_file()
         and (path / STATE).is_file()
@@ -89,7 +93,7 @@ def is_whole(path: AnyPath) -> bool:
 
 
 def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:
-    """Give the checkpoints in a folder that are whole."""
+    """Yield the undamaged checkpoints of a folder."""
     for path in folder.iterdir():
         if path.name.startswith(PREFIX) and is_whole(path):
             state = read_state(path, "cpu")
@@ -97,10 +101,13 @@ def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:
 
 
 def usable_checkpoints(folder: AnyPath) -> list[Kept]:
-    """Return the latest whole checkpoint whose best epoch is there too, and that one, the latest last; nothing if there is none.
+    """Return the checkpoints to resume from: that of the best epoch, then the latest.
 
-    A run must not go on from a checkpoint whose best epoch is lost, because that epoch may have to
-    be shipped.
+    The latest is the last undamaged checkpoint whose best epoch so far has an undamaged checkpoint
+    too. A run must not continue without its best epoch, because that epoch may be the one to ship.
+
+    Returns:
+        Two checkpoints, one if the latest epoch is the best, or none.
     """
     whole = sorted(whole_checkpoints(folder), key=lambda kept: kept.epoch)
     return _to_go_on_from(whole)
@@ -115,7 +122,7 @@ def _to_go_on_from(whole: Sequence[Kept]) -> list[Kept]:
 
 
 def aside(folder: AnyPath) -> AnyPath:
-    """Return a new name beside a folder for what is damaged in it."""
+    """Return an unused path beside a folder, to move its damaged checkpoints to."""
     number = 1
     while (found := folder.parent / f"{folder.name}.damaged-{number}").exists():
         number += 1

@@ -1,4 +1,7 @@
-"""One process or many: which share of the work is mine, and how shares are joined. Knows torch.distributed, not Ray."""
+"""How the processes of a run share its work and join the results.
+
+Knows torch.distributed, but not Ray.
+"""
 
 import dataclasses
 
@@ -10,20 +13,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The processes that share a run; rank 0 alone writes files."""
+    """The processes that share a run. Only rank 0 writes files."""
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
     def current() -> "World":
-        """Return the world of torch.distributed, or a world of one where that is not set up."""
+        """Return the world of torch.distributed, or a world of one if it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return World(dist.get_rank(), dist.get_world_size())
         return World()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the network to call in training: itself, or DDP around it, which averages the ranks' gradients."""
+        """Return the network to call in training.
+
+        That is the network itself, or DDP around it, which averages the gradients of the ranks.
+        """
         if self.size == 1:
             return model
         device = next(model.parameters()).device
@@ -32,7 +38,7 @@ class World:
         )
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all ranks, the same on each."""
+        """Return the sum of a tensor over all ranks, the same on every rank."""
         if self.size == 1:
             return value
         total = value.clone()
@@ -40,18 +46,28 @@ class World:
         return total
 
     def sum_(self, value: Tensor) -> None:
-        """Replace a tensor by its sum over all ranks."""
+        """Replace a tensor by its sum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(value)
 
     def share(self, num: int) -> range:
-        """Return the positions of N that are this rank's: every size-th, so that shares differ by one at most."""
+        """Return this rank's positions among ``num``: every ``size``-th, starting at its rank.
+
+        The shares of two ranks differ by at most one position.
+        """
         return range(self.rank, num, self.size)
 
     def join(self, part: Tensor, num: int) -> Tensor:
-        """Join the rows that each rank made for its `share` into all N rows, in order, on every rank.
+        """Join the rows that each rank computed for its `share`; every rank returns all of them.
 
-        No sampler pads the shares, so no row has to be dropped again.
+        The shares are not padded, so there are no extra rows to remove.
+
+        Args:
+            part: ``(len(share(num)), ...)``, the rows of this rank.
+            num: number of rows of all ranks together.
+
+        Returns:
+            ``(num, ...)``, in order.
         """
         if self.size == 1:
             return part

@@ -1,7 +1,7 @@
-"""The training loop, the same on a laptop and on a cluster. A step's randomness depends on seed, epoch and image_id only.
+"""The training loop, the same on a laptop and on a cluster.
 
-DDP is a wrapped model handed in; what happens at the end of an epoch (a checkpoint, a report) is a
-callable handed in.
+The random numbers for an image depend on seed, epoch and image_id only. Callers pass in the DDP
+wrapper, if any, and a function that runs after each epoch, such as one that saves a checkpoint.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Predictions:
     """Logits of one network on some images, in the order of the data set.
 
     Attributes:
-        image_ids: N ids.
+        image_ids: the ids of the N images.
         labels: ``(N,)`` class indices.
         logits: ``(N, C)`` float32.
     """
@@ -51,7 +51,7 @@ class Predictions:
 
 @dataclasses.dataclass
 class TrainState:
-    """All that a run needs to go on after an epoch."""
+    """Everything a run needs to continue after an epoch."""
 
     model: nn.Module
     ema: ModelEmaV3 | None
@@ -61,7 +61,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and shipped: the moving average, where there is one."""
+        """The network that is evaluated and shipped: the moving average, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state made by `state_dict` of the same configuration."""
+        """Load a state that `state_dict` returned for the same configuration."""
         self.epoch, self.history = state["epoch"], state["history"]
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
@@ -89,7 +89,7 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
     Args:
         model: the bare network, not a DDP wrapper.
         config: the run's settings.
-        world: the processes sharing the run; None: this one alone.
+        world: the processes that share the run; None means this process alone.
     """
     on_gpu = next(model.parameters()).is_cuda
     freeze(model, config.optim.frozen_layers)
@@ -107,19 +107,30 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
 
 
 def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:
-    """Return the share of the peak rate at a step: a linear warm-up, then a half cosine to zero."""
+    """Return the learning rate at a step as a share of the peak rate, in [0, 1].
+
+    The rate rises linearly during the warm-up and then follows half a cosine down to zero.
+
+    Args:
+        step: from 0, counted over all epochs.
+        num_steps: steps of the whole run.
+        warmup_steps: steps of the warm-up.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
 def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order ``(N,)`` in which an epoch shows the images, the same on every rank."""
+    """Return the order ``(num,)`` in which an epoch shows the images, the same on every rank."""
     return np.random.default_rng([seed, epoch]).permutation(num)
 
 
 def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
-    """Return (height, width) in px at which an epoch shows its images; smaller sizes are 4:3 too."""
+    """Return the (height, width), px, at which an epoch shows its images.
+
+    Sizes of progressive resizing have the aspect ratio 4:3. Their width is a multiple of 16 px.
+    """
     full = config.data.input_height, config.data.input_width
     for until, scale in config.optim.progressive_resizing:
         if epoch < until * config.optim.epochs:
@@ -130,14 +141,17 @@ def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def autocast(device: torch.device) -> Iterator[None]:
-    """Train in bfloat16 where the device is made for it (GPUs), in float32 elsewhere."""
+    """Compute in bfloat16 on a GPU and in float32 elsewhere, until the block ends."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         yield
 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in float32 on every device: what is predicted decides (the epoch, the threshold), so rounding must not."""
+    """Compute in float32 on every device, until the block ends.
+
+    Predictions choose the epoch and the threshold, so rounding must not change them.
+    """
     with (
         torch.autocast(device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -147,17 +161,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One run's fixed parts.
+    """The parts of a run that do not change while it trains.
 
     Attributes:
-        config: its settings.
-        train: images the network learns from.
-        validation: images that choose the epoch.
+        config: the run's settings.
+        train: images that the network learns from.
+        validation: images on which the epoch is chosen.
         preprocess: from stored images to network input.
         class_weights: ``(C,)``.
         task: what the classes mean.
-        world: the processes sharing the run.
-        on_step: called with (epoch, step, num_steps, loss) on every rank.
+        world: the processes that share the run.
+        on_step: called with (epoch, step, num_steps, loss) on every rank; epoch and step count
+            from 0.
     """
 
     config: TrainConfig
@@ -177,10 +192,16 @@ class Training:
         world: World | None = None,
         on_step: Callable[[int, int, int, float], None] | None = None,
     ) -> "Training":
-        """Return the run that validates on the configured fold of a data set and learns from the others.
+        """Return the run that validates on the configured fold and learns from the others.
+
+        Args:
+            config: the run's settings.
+            data: the data set.
+            world: the processes that share the run; None means this process alone.
+            on_step: called after every step.
 
         Raises:
-            DataError: if there is no such fold.
+            DataError: if the data set has no such fold.
         """
         fold, loss = config.data.validation_fold, config.loss
         rows = data.rows("train", without_fold=fold)
@@ -203,7 +224,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; the rest waits for the next order."""
+        """Number of whole batches in an epoch; the remaining images of its order are skipped."""
         return len(self.train) // self.config.optim.batch_size
 
 
@@ -217,19 +238,21 @@ def fit(
 
     Args:
         training: the run.
-        model: what is called in the loop: ``state.model``, or DDP around it.
+        model: the network that the loop calls: ``state.model``, or DDP around it.
         state: changed in place.
-        on_epoch_end: called after every epoch, on every rank equally often.
+        on_epoch_end: called on every rank after every epoch.
 
     Raises:
-        SettingError: if a batch holds more images than there are, or fewer than there are workers.
+        SettingError: if the batch size exceeds the number of training images, or is less than the
+            number of workers.
         FloatingPointError: if the loss or a logit is not finite.
     """
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
         raise SettingError(
-            f"optim.batch_size must be from the number of workers ({training.world.size}) to that"
-            f" of training images ({len(training.train)}), got {batch_size}."
+            "optim.batch_size must be between the number of workers"
+            f" ({training.world.size}) and the number of training images ({len(training.train)});"
+            f" it is {batch_size}."
         )
     while state.epoch < training.config.optim.epochs:
         started = time.monotonic()
@@ -239,11 +262,10 @@ def fit(
             state.evaluated, training.validation, training.preprocess, world=training.world
         )
         state.epoch += 1
-        if not np.isfinite(
-            predictions.logits
-        ).all():  # the epoch's last step broke what its loss did not show yet
+        # The last step of an epoch can break the network after its loss was still finite.
+        if not np.isfinite(predictions.logits).all():
             raise FloatingPointError(
-                f"the logits must stay finite, they did not in epoch {state.epoch}; lower optim.lr."
+                f"Logits must stay finite; in epoch {state.epoch} they did not. Lower optim.lr."
             )
         state.history.append(
             {
@@ -289,7 +311,7 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     loss = float(mean[0] / mean[1])
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss must stay finite, it was {loss} in epoch {state.epoch + 1}; lower optim.lr."
+            f"The loss must stay finite; in epoch {state.epoch + 1} it was {loss}. Lower optim.lr."
         )
     return loss
 
@@ -304,7 +326,11 @@ def _step(
     weights: Tensor,
     step: int,
 ) -> tuple[float, float]:
-    """Take one optimiser step on this rank's share of a batch; return its loss sum and weight sum."""
+    """Take one optimiser step on this rank's share of a batch.
+
+    Returns:
+        The weighted loss sum and the weight sum of this rank's share.
+    """
     optim, world = training.config.optim, training.world
     factor = learning_rate_factor(
         step,
@@ -319,8 +345,8 @@ def _step(
     loss_sum, weight_sum = focal_terms(
         logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma
     )
-    # DDP averages gradients over ranks; times the world size over the batch's weight sum this is
-    # the global weighted mean.
+    # DDP averages the gradients over ranks. Multiplied by the world size and divided by the weight
+    # sum of the whole batch, that average is the gradient of the batch's weighted mean loss.
     loss = loss_sum * world.size / world.sum(weight_sum.detach())
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -341,15 +367,17 @@ def predict(
     tta: int = 1,
     extract: FeatureExtractor | None = None,
 ) -> Predictions:
-    """Predict a data set in float32, every rank its share; all ranks return the whole.
+    """Predict a data set in float32.
+
+    Every rank predicts its share, and every rank returns the predictions of all images.
 
     Args:
         model: the network.
-        dataset: what is predicted.
+        dataset: the images to predict.
         preprocess: from stored images to network input.
-        world: the processes sharing the work; None: this one alone.
-        tta: mirrored copies averaged.
-        extract: stands in for all of the network but its head.
+        world: the processes that share the work; None means this process alone.
+        tta: number of mirrored copies to average.
+        extract: computes the feature maps in place of the network; the head stays the network's.
     """
     world = world or World()
     device = next(model.parameters()).device

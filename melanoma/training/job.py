@@ -1,4 +1,4 @@
-"""One training run as it is asked for."""
+"""The description of one training run: what to train, on what data, with which resources."""
 
 import dataclasses
 
@@ -8,17 +8,17 @@ from melanoma.io.storage import AnyPath
 
 @dataclasses.dataclass(frozen=True)
 class TrainJob:
-    """One training run. Crosses processes as it is.
+    """One training run. Can be pickled, so it crosses processes unchanged.
 
     Attributes:
-        dataset: a prepared data set.
+        dataset: folder of a prepared data set.
         run_dir: OUT/RUN; holds bundle/, history.jsonl and checkpoints/.
         config: the run's settings.
-        num_workers: DDP workers that share every batch, at most.
-        min_workers: the fewest workers the run goes on with when nodes are lost or not there yet;
-            None: exactly num_workers.
-        cpus_per_worker: CPUs and threads of each worker; None: as many as the nodes allow.
-        use_gpu: one GPU for each worker.
+        num_workers: the largest number of DDP workers that share every batch.
+        min_workers: the smallest number of workers with which the run continues if nodes are lost
+            or not there yet; None means exactly num_workers.
+        cpus_per_worker: CPUs and threads of each worker; None means as many as the nodes allow.
+        use_gpu: whether each worker gets one GPU.
         weights: none, imagenet, or a path to weights.
     """
 
@@ -33,20 +33,20 @@ class TrainJob:
 
     @property
     def least(self) -> int:
-        """The fewest workers the run goes on with."""
+        """The smallest number of workers with which the run continues."""
         return self.num_workers if self.min_workers is None else self.min_workers
 
     @property
     def bundle_dir(self) -> AnyPath:
-        """Where the bundle is written."""
+        """The folder to which the bundle is written."""
         return self.run_dir / "bundle"
 
     @property
     def checkpoints_dir(self) -> AnyPath:
-        """Where the states of the run are kept."""
+        """The folder of the run's checkpoints."""
         return self.run_dir / "checkpoints"
 
     @property
     def history_path(self) -> AnyPath:
-        """One line of JSON for each epoch."""
+        """The file with one line of JSON for each epoch."""
         return self.run_dir / "history.jsonl"

@@ -1,4 +1,4 @@
-"""A training in this process: no other workers, checkpoints in the run's folder."""
+"""Training in this process: one worker, with its checkpoints in the run's folder."""
 
 import logging
 import shutil
@@ -28,11 +28,12 @@ def train_here(job: TrainJob) -> AnyPath:
     """Train a run in this process and return the folder of its best checkpoint.
 
     Raises:
-        SettingError: if the job asks for several workers, or for a GPU that is not there.
+        SettingError: if the job asks for several workers, or for a GPU that the machine lacks.
     """
     if job.least > 1:
         raise SettingError(
-            "Several workers need an executor that starts them, such as ray_jobs' RayExecutor."
+            "Several workers need an executor that starts them. Pass one, such as RayExecutor of"
+            " ray_jobs."
         )
     if job.use_gpu and not torch.cuda.is_available():
         raise SettingError("Training on a GPU needs one; this machine has none. Train without it.")
@@ -45,7 +46,7 @@ def train_here(job: TrainJob) -> AnyPath:
 
 
 class LocalSession:
-    """The one worker of a training in this process; keeps the latest checkpoint and the best one."""
+    """The only worker of a training in this process. Keeps the latest and the best checkpoint."""
 
     def __init__(self, job: TrainJob) -> None:
         self.world = World()
@@ -53,7 +54,7 @@ class LocalSession:
         self._job, self._folder = job, job.checkpoints_dir
 
     def resume(self) -> State | None:
-        """Return the state of the latest usable checkpoint; others are moved aside."""
+        """Return the state of the latest usable checkpoint and move the unusable ones aside."""
         if not self._folder.is_dir():
             return None
         usable = usable_checkpoints(self._folder)
@@ -68,15 +69,17 @@ class LocalSession:
             for path in damaged:
                 rename(path, there / path.name)
             log.warning(
-                "%s: a checkpoint is damaged; it is kept in %s.", self._job.run_dir, there.name
+                "Run folder %s has a damaged checkpoint. It was moved to %s.",
+                self._job.run_dir,
+                there.name,
             )
         return read_state(self._folder / usable[-1].name, self.device) if usable else None
 
     def report(self, state: State) -> None:
-        """Save a state; then drop those that are neither the latest nor the best."""
+        """Save a state, and delete the checkpoints that are neither the latest nor the best."""
         row, epochs = state["history"][-1], self._job.config.optim.epochs
         log.info(
-            "epoch %d of %d: loss %.3f, validation AUROC %.3f",
+            "Epoch %d of %d: loss %.3f, validation AUROC %.3f",
             row["epoch"],
             epochs,
             row["loss"],
@@ -93,7 +96,7 @@ class LocalSession:
 
 
 def _move(folder: Path, target: AnyPath) -> None:
-    """Copy a folder to its place, whole or not at all."""
+    """Copy a folder to its target, completely or not at all."""
     if isinstance(target, RemotePath):
         publish(folder, target)
         return

@@ -1,4 +1,4 @@
-"""The weighted focal loss and its class weights; knows nothing of networks or data."""
+"""The weighted focal loss and its class weights. Knows nothing of networks or data."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from melanoma.config import check_gamma
 def focal_terms(
     logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of focal losses and the sum of weights, the two halves of a weighted mean.
+    """Return the weighted sum of the focal losses and the sum of the weights.
 
-    Each image costs ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense Object
-    Detection, 2017, eq. 5). The halves are returned apart because the mean over a batch that is
-    spread over workers divides by the sum of all their weights, not by each worker's own.
+    The loss of an image is ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense
+    Object Detection, 2017, eq. 5). The sums are returned separately because the mean over a batch
+    that several workers share divides by the weights of all workers, not by those of one.
 
     Args:
         logits: ``(N, C)``.
@@ -28,27 +28,38 @@ def focal_terms(
         Two scalars: the weighted loss sum and the weight sum.
 
     Raises:
-        SettingError: if gamma is out of its range.
+        SettingError: if gamma is neither 0 nor in [1, 5].
     """
     check_gamma(gamma)
     log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)
     weights = class_weights[target]
     losses = -log_p
     if gamma > 0:
-        # 1 - p from expm1 keeps its digits near p = 1; the clamp keeps rounding from making it
-        # negative.
+        # expm1 keeps the digits of 1 - p near p = 1. Rounding could make it negative, hence the
+        # clamp.
         losses = losses * (-torch.expm1(log_p)).clamp(min=0.0) ** gamma
     return (weights * losses).sum(), weights.sum()
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float) -> Tensor:
-    """Return the weighted mean focal loss of one batch, a scalar; arguments and errors as in `focal_terms`."""
+    """Return the weighted mean focal loss of one batch, a scalar.
+
+    Arguments and errors are those of `focal_terms`.
+    """
     loss_sum, weight_sum = focal_terms(logits, target, class_weights=class_weights, gamma=gamma)
     return loss_sum / weight_sum
 
 
 class FocalLoss(nn.Module):
-    """`focal_loss` with its settings held, for plain PyTorch loops."""
+    """`focal_loss` as a module that holds its settings, for plain PyTorch loops.
+
+    Args:
+        class_weights: ``(C,)``, positive.
+        gamma: 0 or in [1, 5].
+
+    Raises:
+        SettingError: if gamma is neither 0 nor in [1, 5].
+    """
 
     class_weights: Tensor
 
@@ -59,32 +70,36 @@ class FocalLoss(nn.Module):
         self.register_buffer("class_weights", class_weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits ``(N, C)`` against class indices ``(N,)``."""
+        """Return the loss of logits ``(N, C)`` for class indices ``(N,)``."""
         return focal_loss(logits, target, class_weights=self.class_weights, gamma=self.gamma)
 
 
 def class_weights_from_counts(
     counts: Sequence[int], *, targets: Sequence[int], tau: float, target_factor: float = 1.0
 ) -> Tensor:
-    """Return ``n_c ** -tau`` times the target factor, scaled so that the average weight of a training image is 1.
+    """Return class weights whose average over the training images is 1.
 
-    A class without an image gets weight 0: it has nothing to be weighted on and must not scale the
-    others.
+    Before that scaling, the weight of a class with n images is ``n ** -tau``, times the target
+    factor if the class is a target. A class without an image gets weight 0, so that it does not
+    change the scale of the others.
 
     Args:
         counts: training images of each class, in the order of the task.
         targets: indices of the target classes.
-        tau: in [0, 1]; 0 weighs all classes alike, 1 by inverse frequency.
-        target_factor: further factor on the targets, at least 1.
+        tau: in [0, 1]; 0 weights all classes equally, 1 by inverse frequency.
+        target_factor: additional factor on the targets, at least 1.
 
     Returns:
         ``(C,)`` float32.
 
     Raises:
-        ValueError: if there is no image at all.
+        ValueError: if every count is 0.
     """
     if sum(counts) == 0:
-        raise ValueError(f"counts must not all be 0, got {list(counts)}.")
+        raise ValueError(
+            f"At least one of counts must be above 0; they are {list(counts)}. Pass the counts of"
+            " the training images."
+        )
     numbers = torch.tensor(counts, dtype=torch.float64)
     weights = torch.where(numbers > 0, numbers.clamp(min=1) ** -tau, 0.0)
     weights[list(targets)] *= target_factor

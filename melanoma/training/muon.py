@@ -1,8 +1,8 @@
-"""Muon: matrices step along their orthogonalised momentum, everything else by AdamW. Knows no network by name.
+"""Muon: matrices step along their orthogonalised momentum, all other parameters use AdamW.
 
 timm has the same optimiser, but it orthogonalises in bfloat16 on every device. A CPU without
 bfloat16 instructions takes 25 times as long for that, and results would depend on the processor.
-Here CPUs use float32, and the ranks of a run share the matrices among them.
+Here CPUs use float32, and the ranks of a run share the matrices. Knows no network by name.
 """
 
 from collections.abc import Iterable
@@ -28,17 +28,19 @@ _MIN_SIDE, _MAX_ASPECT_RATIO = 4, 128
 
 
 class Muon(torch.optim.AdamW):
-    """Muon (Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024) with AdamW for what is no matrix.
+    """Muon for matrices, and AdamW for all other parameters.
 
-    Every rank must hold the same gradients, as DDP leaves them. Each orthogonalises its share of
-    the matrices; the shares are then summed, so that the step does not depend on the number of
-    ranks.
+    Source: Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+
+    Every rank must hold the same gradients, as it does after DDP's backward pass. Each rank
+    orthogonalises its share of the matrices, and the shares are then summed. The step therefore
+    does not depend on the number of ranks.
 
     Args:
         params: parameters or groups of them, as for AdamW.
         lr: learning rate.
-        momentum: of the matrices' gradients, in [0, 1).
-        world: the ranks that share the work.
+        momentum: momentum of the gradients of matrices, in [0, 1).
+        world: the ranks that share the work; None means this process alone.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step."""
+        """Take one step; a closure is not supported."""
         matrices = [
             (parameter, group)
             for group in self.param_groups
@@ -68,16 +70,20 @@ class Muon(torch.optim.AdamW):
             parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
         gradients = [parameter.grad for parameter, _ in matrices]
         for parameter, _ in matrices:
-            parameter.grad = None  # AdamW passes over what has none
+            parameter.grad = None  # AdamW skips parameters without a gradient
         super().step()
         for (parameter, _), gradient in zip(matrices, gradients, strict=True):
             parameter.grad = gradient
 
     def _update_momentum(self, parameter: Tensor) -> Tensor:
-        """Return the momentum of a parameter as a matrix, ``(out, in * height * width)``, its gradient taken in."""
+        """Add a parameter's gradient to its momentum.
+
+        Returns:
+            The momentum as a matrix, ``(out, in * height * width)``.
+        """
         state = self.state[parameter]
         if not state:
-            # AdamW's reader of saved states looks for a step in each of them.
+            # When AdamW loads a saved state, it expects a "step" for every parameter.
             state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}
         state["step"] += 1
         state["momentum"].lerp_(parameter.grad, 1 - self._momentum)
@@ -85,7 +91,11 @@ class Muon(torch.optim.AdamW):
         return matrix
 
     def _orthogonalise(self, momenta: list[Tensor]) -> list[Tensor]:
-        """Return the nearest semi-orthogonal matrix of each, this rank's share computed here and the others' by the others."""
+        """Return the semi-orthogonal matrix nearest to each momentum.
+
+        Each rank computes its share. The sum over ranks fills in the other shares, because every
+        matrix is zero on all ranks but its owner.
+        """
         if not momenta:
             return []
         owners = share_out([_cost(momentum) for momentum in momenta], self._world.size)
@@ -97,7 +107,7 @@ class Muon(torch.optim.AdamW):
         ]
         for part, momentum, owner in zip(parts, momenta, owners, strict=True):
             if owner == self._world.rank:
-                # GPUs have bfloat16 in hardware; CPUs mostly have not.
+                # GPUs have bfloat16 in hardware; most CPUs do not.
                 dtype = torch.bfloat16 if momentum.is_cuda else torch.float32
                 part.copy_(
                     zeropower_via_newtonschulz(
@@ -109,7 +119,11 @@ class Muon(torch.optim.AdamW):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Return whether a parameter is a matrix, or a convolution that mixes channels, whose rows can be made orthogonal."""
+    """Return whether the rows of a parameter can be made orthogonal.
+
+    That holds for matrices and for convolutions that mix channels, unless they are very small or
+    very elongated.
+    """
     if parameter.ndim < 2 or 1 in parameter.shape[:2]:
         return False
     short, long = sorted((parameter.shape[0], parameter[0].numel()))
@@ -117,7 +131,10 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def share_out(costs: list[int], num_ranks: int) -> list[int]:
-    """Return the rank that takes each item, the costliest first to whichever rank has least to do."""
+    """Return the rank that takes each item.
+
+    The items are dealt in order of falling cost, each to the rank with the least work so far.
+    """
     owners, loads = [0] * len(costs), [0] * num_ranks
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         owners[index] = loads.index(min(loads))
@@ -126,6 +143,9 @@ def share_out(costs: list[int], num_ranks: int) -> list[int]:
 
 
 def _cost(matrix: Tensor) -> int:
-    """Return the multiplications of one product with the smaller Gram matrix, up to a factor."""
+    """Return the cost of orthogonalising a matrix, up to a constant factor.
+
+    It counts the multiplications of one product with the smaller Gram matrix.
+    """
     short, long = sorted(matrix.shape)
     return short * short * long

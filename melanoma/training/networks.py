@@ -1,4 +1,4 @@
-"""timm backbones behind one seam: features and head. Knows nothing of data, losses or loops."""
+"""timm networks behind one interface, features and head. Knows nothing of data or losses."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,23 +19,23 @@ from melanoma.training.weights import load_weights
 
 
 def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = False) -> nn.Module:
-    """Build a timm network with one output a class.
+    """Build a timm network with one output for each class.
 
     Args:
         config: backbone, drop path and layer scale.
-        num_classes: outputs.
-        pretrained: fetch timm's published weights; needs its hub.
+        num_classes: number of outputs.
+        pretrained: whether to fetch timm's published weights from its hub.
 
     Raises:
-        SettingError: if timm has no such network, it takes images of one size only, or it does not
-            take these settings.
+        SettingError: if timm has no such network, if it takes images of one size only, or if it
+            does not take these settings.
         OSError: if the hub cannot be reached.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
-        hint = f"; near are {', '.join(near)}" if near else ""
+        hint = f"Similar names are {', '.join(near)}." if near else "See timm.list_models()."
         raise SettingError(
-            f"model.backbone must be a timm model name, got {config.backbone!r}{hint}."
+            f"model.backbone must be a timm model name; it is {config.backbone!r}. {hint}"
         )
     _check_any_size(config.backbone)
     options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
@@ -53,19 +53,22 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Fal
         unknown = next((names[option] for option in options if option in str(error)), None)
         if unknown is None:
             raise
-        check_feature_map(
-            timm.create_model(config.backbone, num_classes=num_classes)
-        )  # the graver fault is told first
+        # A network without a feature map is the more serious fault, so it is reported first.
+        check_feature_map(timm.create_model(config.backbone, num_classes=num_classes))
         raise SettingError(
             f"{unknown[0]} must be {unknown[1]} for model.backbone {config.backbone}, which does"
-            f" not take it; pass --set {'='.join(unknown)}."
+            f" not have this setting. Pass --set {'='.join(unknown)}."
         ) from error
     install_stochastic_depth(model)
     return model
 
 
 def _check_any_size(backbone: str) -> None:
-    """Raise SettingError for a network that takes images of one size only, as most transformers do."""
+    """Check that a network takes images of any size; most transformers do not.
+
+    Raises:
+        SettingError: if it takes images of one size only.
+    """
     published = timm.get_pretrained_cfg(backbone)
     if published is not None and published.fixed_input_size:
         height, width = published.input_size[1:]
@@ -78,14 +81,14 @@ def _check_any_size(backbone: str) -> None:
 def start_model(
     config: ModelConfig, num_classes: int, *, weights: str, seed: int, device: torch.device
 ) -> nn.Module:
-    """Return the network a run starts from, on its device and laid out for it; the same on every rank.
+    """Return the network from which a run starts, the same on every rank.
 
     Args:
-        config: what to build.
-        num_classes: outputs.
-        weights: none (drawn from the seed), imagenet, a path or an address.
-        seed: of whatever is drawn.
-        device: where it goes.
+        config: the network to build.
+        num_classes: number of outputs.
+        weights: none (drawn from the seed), imagenet, or the path or address of a file.
+        seed: seed of the random weights.
+        device: device on which the network is placed, in channels-last memory format.
     """
     torch.manual_seed(seed)
     model = build_model(config, num_classes, pretrained=weights == "imagenet")
@@ -96,25 +99,26 @@ def start_model(
 
 
 def check_feature_map(model: nn.Module) -> None:
-    """Raise SettingError unless the network gives, for images of any size, a map ``(N, K, h, w)``, which Grad-CAM needs."""
+    """Check that the network returns a feature map ``(N, K, h, w)``, which Grad-CAM needs.
+
+    Raises:
+        SettingError: if it does not, or if it does not take images of 128 x 96 px.
+    """
     model.eval()
-    remedy = "choose a convolutional network, such as convnext_tiny"
+    remedy = "Choose a convolutional network, such as convnext_tiny"
     try:
         with torch.no_grad():
             shape = tuple(features(model, torch.zeros(1, 3, 96, 128)).shape)
-    except (
-        AssertionError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # each network says in its own way that a size does not suit it
+    # Networks have no common error for an image size that they do not take.
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise SettingError(
-            f"model.backbone must take images of any size, {type(model).__name__} does not take 128"
-            f" x 96 px ({error}); {remedy}."
+            f"model.backbone must take images of any size; {type(model).__name__} does not take 128"
+            f" x 96 px ({error}). {remedy}."
         ) from error
     if len(shape) != 4 or shape[1] != getattr(model, "num_features", shape[1]):
         raise SettingError(
-            "model.backbone must give a feature map (N, channels, height, width),"
-            f" {type(model).__name__} gives {shape}; {remedy}."
+            "model.backbone must return a feature map (N, channels, height, width);"
+            f" {type(model).__name__} returns {shape}. {remedy}."
         )
 
 
@@ -131,7 +135,14 @@ def head(model: nn.Module, feature_map: Tensor) -> Tensor:
 def tta_logits(
     model: nn.Module, images: Tensor, tta: int, *, extract: FeatureExtractor | None = None
 ) -> Tensor:
-    """Return logits ``(N, C)`` averaged over mirrored copies; ``extract`` may stand in for all but the head."""
+    """Return logits ``(N, C)`` averaged over mirrored copies of ``(N, 3, H, W)`` images.
+
+    Args:
+        model: the network.
+        images: ``(N, 3, H, W)``, normalised.
+        tta: number of mirrored copies to average.
+        extract: computes the feature maps in place of the network; the head stays the network's.
+    """
     return average_logits(model, tta_features(extract or partial(features, model), images, tta))
 
 
@@ -141,7 +152,11 @@ def average_logits(model: nn.Module, feature_maps: Sequence[Tensor]) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: no decay on norms and biases, lower rates away from the head."""
+    """Return the optimiser's parameter groups.
+
+    Norms and biases have no weight decay. With layer decay, the learning rate falls with the
+    distance from the head.
+    """
     if config.layer_decay < 1:
         groups = param_groups_layer_decay(
             model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
@@ -152,31 +167,40 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def freeze(model: nn.Module, num_layers: int) -> None:
-    """Keep the layers nearest the image out of the training, counted as timm counts them for its layer decay.
+    """Freeze the layers nearest the image, numbered as timm does for its layer decay.
+
+    Args:
+        model: the network, changed in place.
+        num_layers: number of layers to freeze, from 0.
 
     Raises:
-        SettingError: if timm does not count this network's layers, or no layer but the head would
-            be left.
+        SettingError: if timm does not number the layers of this network, or if only the head would
+            be left to train.
     """
     if num_layers == 0:
         return
     if not hasattr(model, "group_matcher"):
         raise SettingError(
-            f"optim.frozen_layers must be 0 for {type(model).__name__}, whose layers timm does not"
-            " count."
+            f"optim.frozen_layers must be 0 for {type(model).__name__}, because timm does not"
+            f" number its layers; it is {num_layers}. Pass --set optim.frozen_layers=0."
         )
     layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
     last = max(layer_of.values())
     if num_layers >= last:
         raise SettingError(
-            f"optim.frozen_layers must be less than {last} for this network, got {num_layers}."
+            f"optim.frozen_layers must be less than {last} for this network; it is {num_layers}."
+            " Lower it."
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layer_of[name] >= num_layers)
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set training mode, but for frozen parts: their batch statistics stay and their stochastic depth is off."""
+    """Set training mode, except for modules whose parameters are all frozen.
+
+    Those stay in evaluation mode: their batch statistics do not change, and their stochastic depth
+    is off.
+    """
     model.train()
     for module in model.modules():
         own = list(module.parameters())

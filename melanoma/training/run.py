@@ -1,4 +1,7 @@
-"""One training run from a prepared data set to a bundle: check, train, pack. The same call again resumes a run cut short."""
+"""One training run, from a prepared data set to a bundle: check, train, pack.
+
+Calling it again with the same arguments resumes an interrupted run.
+"""
 
 import dataclasses
 import json
@@ -23,21 +26,21 @@ from melanoma.training.networks import build_model, check_feature_map, freeze
 from melanoma.training.weights import load_weights
 
 RESULT = "result.json"
-"""Written last: a run, or a search, that has it is finished."""
+"""Written last, so a run or a search that has this file is finished."""
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Attributes:
         bundle: the folder of the bundle.
-        best_epoch: the epoch that is shipped.
-        validation: its scores on the validation fold; flattered, because they chose it.
-        threshold: on the probability of the targets.
+        best_epoch: the epoch that is shipped, from 1.
+        validation: its scores on the validation fold; optimistic, because they chose the epoch.
+        threshold: the threshold on the calibrated probability of the targets, in [0, 1].
         contract: what the bundle promises.
-        contract_sentence: the same in words.
+        contract_sentence: the contract in words.
     """
 
     bundle: AnyPath
@@ -48,7 +51,7 @@ class TrainResult:
     contract_sentence: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the fields as plain values for JSON."""
         return {**dataclasses.asdict(self), "bundle": str(self.bundle)}
 
 
@@ -60,7 +63,9 @@ def train(
     weights: str = "none",
     executor: Executor | None = None,
 ) -> TrainResult:
-    """Train a network on a prepared data set and write its bundle; the same call again resumes.
+    """Train a network on a prepared data set and write its bundle.
+
+    The same call again resumes an interrupted run, and returns the result of a finished one.
 
     Example:
         >>> config = preset("smoke").with_overrides(["optim.epochs=1", "optim.warmup_epochs=0"])
@@ -70,30 +75,32 @@ def train(
 
     Args:
         dataset: folder of the prepared data set.
-        run_dir: folder of the run, new or of the same run.
-        config: its settings; None takes the defaults.
-        weights: none (random), imagenet, or a file of weights.
-        executor: where it runs; None: in this process.
+        run_dir: folder of the run: a new one, or that of the run to resume.
+        config: the run's settings; None takes the defaults.
+        weights: none (random), imagenet, or the path of a file of weights.
+        executor: where the run executes; None means in this process.
 
     Raises:
-        DataError: if the data set or the run folder does not fit.
-        SettingError: if a setting does not fit.
+        DataError: if the data set cannot be used for this run, or if the folder holds another run.
+        SettingError: if a setting is invalid for this network or this data set.
     """
     job = TrainJob(to_path(dataset), to_path(run_dir), config or TrainConfig(), weights=weights)
     return run_job(job, executor or LocalExecutor())
 
 
 def run_job(job: TrainJob, executor: Executor) -> TrainResult:
-    """Train, pack the best epoch and return the result; a finished run is only reported. Raises as `train` does."""
+    """Train, pack the best epoch and return the result.
+
+    A finished run is not trained again. Raises the same errors as `train`.
+    """
     data = open_prepared(job.dataset)
     check_data(job, data)
     with locked(job.run_dir):
         finished = (job.run_dir / RESULT).is_file()
         if not finished:
             data.check_writable()
-            check_network(
-                job, data.task.num_classes
-            )  # before the folder is claimed: a mistyped setting must not take its name
+            # Before the folder is claimed, so that a mistyped setting does not occupy its name.
+            check_network(job, data.task.num_classes)
         _claim(job, content=data.content_hash)
         if not finished:
             if not (job.bundle_dir / MANIFEST).is_file():
@@ -125,11 +132,11 @@ def _claim(job: TrainJob, *, content: str) -> None:
     if not claim_folder(job.run_dir, described):
         return
     if (job.run_dir / RESULT).is_file():
-        log.info("%s is finished; nothing is left to do.", job.run_dir)
+        log.info("Run %s is already finished.", job.run_dir)
     elif job.history_path.is_file():
         epochs = [json.loads(line)["epoch"] for line in job.history_path.read_text().splitlines()]
         log.info(
-            "Resuming %s after epoch %d of %d.",
+            "Resuming run %s after epoch %d of %d.",
             job.run_dir,
             max(epochs, default=0),
             job.config.optim.epochs,
@@ -138,16 +145,17 @@ def _claim(job: TrainJob, *, content: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Packs the best checkpoint of a run; on a cluster this runs there, because the caller's machine may be small.
+    """Packs the best checkpoint of a run into its bundle.
 
-    On CPUs, in float32, so that scores are those that a CPU server gives.
+    On a cluster this runs on a node, because the caller's machine may be small. It runs on the CPU
+    in float32, so that the scores are those of a server on a CPU.
     """
 
     job: TrainJob
     checkpoint: str
 
     def __call__(self, item: Item) -> list[Row]:
-        """Write the bundle; the item says nothing."""
+        """Write the bundle and return its folder as one row; the item is not used."""
         job, data = self.job, open_prepared(self.job.dataset)
         state = read_state(to_path(self.checkpoint), "cpu")
         model = build_model(job.config.model, data.task.num_classes)
@@ -159,7 +167,12 @@ class Pack:
 
 
 def check_data(job: TrainJob, data: PreparedData) -> None:
-    """Raise DataError, before hours of training, unless the data can carry them: the folds, the batch, the contract."""
+    """Check, before hours of training, that the data have the folds and the images for them.
+
+    Raises:
+        DataError: if the validation fold or the calibration split has no targets, or if the batch
+            size does not fit the number of training images and workers.
+    """
     fold, batch_size, nouns = (
         job.config.data.validation_fold,
         job.config.optim.batch_size,
@@ -168,13 +181,13 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     if not data.rows("train", fold=fold)["dx"].isin(data.task.targets).any():
         raise DataError(
             f"Validation fold {fold} must hold {nouns}; it has none. Choose another"
-            " data.validation_fold or fewer folds."
+            " data.validation_fold, or prepare the data set with fewer folds."
         )
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(
-            f"optim.batch_size must be from the number of workers ({job.num_workers}) to that of"
-            f" training images ({num_train}); it is {batch_size}."
+            f"optim.batch_size must be between the number of workers ({job.num_workers}) and the"
+            f" number of training images ({num_train}); it is {batch_size}."
         )
     if not data.manifest.num_targets("calibration"):
         raise DataError(
@@ -185,36 +198,44 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
 
 
 def check_network(job: TrainJob, num_classes: int) -> None:
-    """Raise SettingError, before any worker starts, unless the network and its weights can be had; say what of them fits."""
+    """Check, before any worker starts, that the network can be built and its weights loaded.
+
+    Logs how much of a file of weights fits the network.
+
+    Raises:
+        SettingError: if the network or a setting of it is invalid, or if a file does not fit it.
+        DataError: if frozen layers would be random, if several workers would train batch norms, or
+            if the ImageNet weights cannot be fetched.
+    """
     model = build_model(job.config.model, num_classes)
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)
     if job.config.optim.frozen_layers and job.weights == "none":
         raise DataError(
-            "optim.frozen_layers must be 0 with random start weights, because those layers would"
-            " learn nothing; pass --weights."
+            "optim.frozen_layers must be 0 with random start weights, because frozen layers do not"
+            f" learn; it is {job.config.optim.frozen_layers}. Lower it or pass --weights."
         )
     if job.num_workers > 1 and any(
         isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):
         raise DataError(
-            f"{job.config.model.backbone} has batch norms, whose statistics several workers would"
-            " not share; use --workers 1."
+            f"{job.config.model.backbone} must train with one worker, because workers do not share"
+            f" the statistics of its batch norms; {job.num_workers} are set. Pass --workers 1."
         )
     if job.weights == "none" or job.history_path.is_file():
         return
     if job.weights == "imagenet":
         if not timm.is_model_pretrained(job.config.model.backbone):
             raise DataError(
-                f"timm publishes no weights for {job.config.model.backbone}; pass --weights none or"
-                " a file."
+                f"timm publishes no weights for {job.config.model.backbone}. Pass --weights none or"
+                " --weights FILE."
             )
         try:
             build_model(job.config.model, num_classes, pretrained=True)
         except Exception as error:  # the hub's client raises whatever its transport raises
             raise DataError(
-                "--weights imagenet needs timm's hub, it could not be reached"
-                f" ({type(error).__name__}); pass --weights FILE or connect."
+                "--weights imagenet needs timm's hub; it could not be reached"
+                f" ({type(error).__name__}). Connect to the internet or pass --weights FILE."
             ) from error
     else:
-        log.info("weights: %s", load_weights(model, to_path(job.weights)))
+        log.info("Start weights: %s.", load_weights(model, to_path(job.weights)))

@@ -1,7 +1,8 @@
-"""Stochastic depth whose choices are handed in, so that they depend on the image and not on the worker that shows it.
+"""Stochastic depth with random draws passed in, so that they depend on the image only.
 
-timm's own draws from torch's generator: which branches an image skips would then change with the
-number of workers and the place in the batch. Knows nothing of where the draws come from.
+timm's own layer draws from torch's generator. The branches that an image skips would then change
+with the number of workers and with its position in the batch. Does not know where the draws come
+from.
 """
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Skips a residual branch for some images (Huang et al., Deep Networks with Stochastic Depth, 2016).
+    """Skips a residual branch for some images.
+
+    Source: Huang et al., Deep Networks with Stochastic Depth, 2016.
 
     Attributes:
-        drop_prob: share of the images that skip it, in [0, 1).
+        drop_prob: share of the images that skip the branch, in [0, 1).
         draws: ``(N,)`` draws in [0, 1) for the images of the next forward pass in training; an
             image skips the branch if its draw is less than ``drop_prob``.
     """
@@ -24,19 +27,26 @@ class StochasticDepth(nn.Module):
         self.draws: Tensor | None = None
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Return the branch ``(N, ...)``, zero for the images that skip it and enlarged for the others."""
+        """Return the branch ``(N, ...)``, set to zero for the images that skip it.
+
+        For the other images it is divided by the share that keep it, which preserves its mean.
+
+        Raises:
+            ValueError: if there is not one draw for each image.
+        """
         if not self.training or self.drop_prob == 0:
             return branch
         if self.draws is None or len(self.draws) != len(branch):
             raise ValueError(
-                f"stochastic depth must be given a draw for each of {len(branch)} images."
+                f"Stochastic depth needs a draw for each of {len(branch)} images. Call"
+                " set_depth_draws before the forward pass."
             )
         kept = (self.draws >= self.drop_prob).to(branch.dtype) / (1 - self.drop_prob)
         return branch * kept.view(-1, *[1] * (branch.ndim - 1))
 
 
 def install_stochastic_depth(model: nn.Module) -> None:
-    """Put `StochasticDepth` in the place of every `DropPath` of a timm network."""
+    """Replace every `DropPath` of a timm network by `StochasticDepth`, in place."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, DropPath):
@@ -44,11 +54,11 @@ def install_stochastic_depth(model: nn.Module) -> None:
 
 
 def depth_layers(model: nn.Module) -> list[StochasticDepth]:
-    """Return the places of a network where branches may be skipped, in its own order."""
+    """Return the `StochasticDepth` layers of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, StochasticDepth)]
 
 
 def set_depth_draws(layers: list[StochasticDepth], draws: Tensor) -> None:
-    """Hand each layer its column of ``(N, len(layers))`` draws for the next forward pass."""
+    """Give each layer its column of ``(N, len(layers))`` draws for the next forward pass."""
     for layer, column in zip(layers, torch.unbind(draws, dim=1), strict=True):
         layer.draws = column

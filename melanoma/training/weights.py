@@ -1,4 +1,8 @@
-"""Start weights from a file, as training scripts leave them: wrapped, prefixed, or under the names of another release."""
+"""Start weights from a file.
+
+Training scripts save networks wrapped in other objects, with prefixed names, or under the names of
+another release. Knows nothing of runs or data.
+"""
 
 import dataclasses
 import io
@@ -27,15 +31,21 @@ _HOLDERS = (
     "state_dict_ema",
     "model_ema",
 )
-"""Where checkpoints of training scripts keep the network."""
+"""Keys under which the checkpoints of training scripts keep the network."""
 _COMPILED = "_orig_mod."
 _LEAST_SHARE = 0.5
-"""With fewer of its tensors a network has mostly random weights, which no one who passes a file wants."""
+"""The smallest share of tensors that must match; with fewer, most weights would stay random."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsReport:
-    """What of a file of weights fitted the network: names of tensors."""
+    """Which tensors of a file fitted the network.
+
+    Attributes:
+        matched: names of the tensors that were loaded.
+        missing: names of the network's tensors that the file lacks.
+        unused: names of the file's tensors that were not loaded.
+    """
 
     matched: list[str]
     missing: list[str]
@@ -55,17 +65,23 @@ class WeightsReport:
 
 
 def load_weights(model: nn.Module, path: AnyPath) -> WeightsReport:
-    """Load a local state dict (.safetensors, or a tensors-only torch file) as far as names and shapes match.
+    """Load the tensors of a state dict whose names and shapes match those of the network.
 
-    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``) are taken off, and names
-    of other releases translated as timm does.
+    Removes the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.backbone.``), and
+    translates the names of other releases as timm does.
+
+    Args:
+        model: the network, changed in place.
+        path: a .safetensors file, or a torch file that holds only tensors.
 
     Raises:
-        SettingError: if the file is missing, holds anything but tensors, or less than half of the
-            network.
+        SettingError: if the file is missing, holds anything but tensors, or has less than half of
+            the network's tensors.
     """
     if not path.is_file():
-        raise SettingError(f"--weights must be none, imagenet or a file, {path} is not a file.")
+        raise SettingError(
+            f"--weights must be none, imagenet or a file; {path} is not a file. Check the path."
+        )
     file, own = read_state_dict(path), model.state_dict()
     given = max(_readings(file, model), key=lambda reading: len(_matching(reading, own)))
     matched = _matching(given, own)
@@ -88,12 +104,12 @@ def _matching(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
 
 
 def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tensor]]:
-    """Return the tensors of a file under every set of names that they may be meant by."""
+    """Return the tensors of a file under every set of names that might fit the network."""
     plain = {name.replace(_COMPILED, ""): value for name, value in given.items()}
     own = model.state_dict()
     prefixes = _prefixes(plain)
-    # Of several networks in one file (a student and its teacher) the prefix with the most names of
-    # ours is taken.
+    # A file can hold several networks, such as a student and its teacher. The prefix with the most
+    # names of this network comes first.
     stripped = [
         {
             name.removeprefix(prefix): value
@@ -107,7 +123,10 @@ def _readings(given: dict[str, Tensor], model: nn.Module) -> list[dict[str, Tens
 
 
 def _prefixes(given: Mapping[str, Tensor]) -> list[str]:
-    """Return the beginnings, up to a dot, that at least a tenth of the names share; the empty one first."""
+    """Return the prefixes, each ending in a dot, that at least a tenth of the names share.
+
+    The empty prefix comes first.
+    """
     counts: Counter[str] = Counter()
     for name in given:
         parts = name.split(".")
@@ -116,19 +135,17 @@ def _prefixes(given: Mapping[str, Tensor]) -> list[str]:
 
 
 def _translated(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors under timm's names where its module for this network knows others, such as Meta's for ConvNeXt."""
+    """Return the tensors under timm's names, or none if timm cannot translate them.
+
+    timm's module of a network may know the names of other releases, such as Meta's for ConvNeXt.
+    """
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return {}
     try:
         return {str(name): value for name, value in translate(dict(given), model).items()}
-    except (
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        IndexError,
-    ):  # it expects one layout and checks nothing
+    # timm's filter expects one layout and does not check it, so another layout fails in any way.
+    except (KeyError, AttributeError, RuntimeError, TypeError, IndexError):
         return {}
 
 
@@ -140,56 +157,59 @@ def _misfit(
     given: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
 ) -> str:
-    """Say why tensors do not fit: another size of the network, or other names."""
+    """Return why tensors do not fit: another size of the network, or other names."""
     other_shape = [name for name in given if name in own and given[name].shape != own[name].shape]
     num = len(_matching(given, own))
-    said = (
-        f"--weights must fit {network}, {num or 'no'} tensor{'s' if num > 1 else ''} of {file_name}"
-        f" {'have' if num > 1 else 'has'} a name and "
+    message = (
+        f"--weights must fit {network}; {num or 'no'} tensor{'s' if num > 1 else ''} of {file_name}"
+        f" {'match' if num > 1 else 'matches'} the name and shape of "
     )
-    said += f"shape of its {len(own)}: "
+    message += f"its {len(own)} tensors. "
     if len(other_shape) > num:
         name = other_shape[0]
         return (
-            f"{said}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)} here;"
-            " the file is of another size of this network: set model.backbone to it, or pass"
-            " another file."
+            f"{message}{name} is {tuple(given[name].shape)} there and {tuple(own[name].shape)}"
+            " here: the file is for another size of this network. Set model.backbone to that size"
+            " or pass another file."
         )
     theirs = next((name for name in file if name not in own), next(iter(file)))
     return (
-        f"{said}the file has {theirs}, the network {next(iter(own))}; pass weights of"
+        f"{message}The file has {theirs}; the network has {next(iter(own))}. Pass weights of"
         " model.backbone."
     )
 
 
 def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a torch file, which may hold nothing else.
+    """Read the tensors of a .safetensors file, or of a torch file that holds only tensors.
 
     Raises:
-        SettingError: if it holds anything but tensors.
+        SettingError: if the file is damaged or holds anything but tensors.
     """
     if path.suffix == ".safetensors":
         try:
             return load_tensors(path.read_bytes())
         except SafetensorError as error:
             raise SettingError(
-                f"--weights must be a whole safetensors file, {path.name} is not ({error})."
+                f"--weights must be a whole safetensors file; {path.name} is not ({error}). Copy or"
+                " download it again."
             ) from error
     try:
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base for damaged and for unsafe files
+    except Exception as error:  # torch has no common base class for damaged and unsafe files
         raise SettingError(
-            f"--weights must be safetensors or a tensors-only torch file, {path.name} is not; save"
-            " model.state_dict()."
+            f"--weights must be safetensors or a tensors-only torch file; {path.name} is neither."
+            " When writing the file, save model.state_dict()."
         ) from error
     tensors = _tensors_in(loaded)
     if not tensors:
-        raise SettingError(f"--weights must hold named tensors, {path.name} holds none.")
+        raise SettingError(
+            f"--weights must hold named tensors; {path.name} holds none. Pass a state dict."
+        )
     return tensors
 
 
 def _tensors_in(loaded: Any) -> dict[str, Tensor]:
-    """Return the named tensors of a network, however deep a checkpoint holds it."""
+    """Return the named tensors of a network, at any depth of a checkpoint."""
     if not isinstance(loaded, Mapping):
         return {}
     for name in _HOLDERS:

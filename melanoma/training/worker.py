@@ -1,7 +1,7 @@
-"""What one worker of a training does: wrap the network, run the engine's loop, report and save every epoch.
+"""One worker of a training: it wraps the network, runs the engine's loop and reports every epoch.
 
-The session says where the worker runs. Everything that could differ between workers or restarts is
-decided here once: the threads, what is resumed, who writes.
+The session knows where the worker runs. What could differ between workers or restarts is decided
+here, in one place: what is resumed and which worker writes.
 """
 
 import contextlib
@@ -30,33 +30,35 @@ PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
 
 
 class Session(Protocol):
-    """Where one worker runs."""
+    """The environment of one worker."""
 
     @property
     def world(self) -> World:
-        """The workers that share the run."""
+        """The processes that share the run."""
 
     @property
     def device(self) -> torch.device:
-        """Where this worker computes."""
+        """The device on which this worker computes."""
 
     def resume(self) -> State | None:
-        """Return the state to go on from, or None for a new run."""
+        """Return the state to continue from, or None for a new run."""
 
     def report(self, state: State) -> None:
-        """Keep the state of a finished epoch; every worker calls it, and rank 0's state is the one that is kept."""
+        """Keep the state of a finished epoch.
+
+        Every worker calls it, and the state of rank 0 is kept.
+        """
 
 
 def train_worker(job: TrainJob, session: Session) -> None:
-    """Train a run on this worker; every worker calls it at once."""
+    """Train a run on this worker; all workers call it at the same time."""
     config, world = job.config, session.world
     data = open_prepared(job.dataset)
     progress = _Progress(config, job.run_dir, world)
     training = Training.on(config, data, world=world, on_step=progress)
     state_before = session.resume()
-    weights = (
-        job.weights if state_before is None else "none"
-    )  # a resumed run has its weights in the checkpoint
+    # A resumed run takes its weights from the checkpoint.
+    weights = job.weights if state_before is None else "none"
     num_classes = data.task.num_classes
     model = start_model(
         config.model, num_classes, weights=weights, seed=config.seed, device=session.device
@@ -82,8 +84,8 @@ def train_worker(job: TrainJob, session: Session) -> None:
 
 
 def _log(state: TrainState, job: TrainJob, writer: SummaryWriter) -> None:
-    # The history is kept in the checkpoint and written whole, so that a restarted epoch never
-    # stands there twice.
+    # The checkpoint holds the history, and the file is rewritten from it. A repeated epoch
+    # therefore never appears twice.
     write_text(job.history_path, "".join(json.dumps(row) + "\n" for row in state.history))
     for name, value in state.history[-1].items():
         writer.add_scalar(name, value, state.epoch)
@@ -91,7 +93,11 @@ def _log(state: TrainState, job: TrainJob, writer: SummaryWriter) -> None:
 
 
 class _Progress:
-    """Writes where the run stands to RUN/progress.json, for others to show; state: when it last wrote."""
+    """Writes the progress of the run to RUN/progress.json, which other processes may show.
+
+    It writes at most once a second (once in ten seconds to object storage), and after the last step
+    of an epoch.
+    """
 
     def __init__(self, config: TrainConfig, run_dir: AnyPath, world: World) -> None:
         self._epochs, self._path, self._active = (
@@ -114,7 +120,6 @@ class _Progress:
             "steps": num_steps,
         }
         where |= {"loss": loss if math.isfinite(loss) else None, "pid": os.getpid()}
-        with contextlib.suppress(
-            OSError, DataError
-        ):  # only shown to people: no reason to lose an epoch
+        # The file is for display only, so a failed write must not end the run.
+        with contextlib.suppress(OSError, DataError):
             write_json(self._path, where)

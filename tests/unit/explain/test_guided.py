@@ -128,7 +128,7 @@ def test_other_activations_guide_too(backbone: str, images: Tensor) -> None:
 
 
 def test_a_network_that_nothing_rectifies_is_refused() -> None:
-    with pytest.raises(SettingError, match="ask for grad_cam"):
+    with pytest.raises(SettingError, match="Ask for grad_cam"):
         GuidedNetwork(
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1))
         )

@@ -102,7 +102,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_networks_without_a_feature_map_of_any_size_are_refused(
     backbone: str, layer_scale: float | None
 ) -> None:
-    with pytest.raises(SettingError, match=r"(choose|must be) a convolutional network"):
+    with pytest.raises(SettingError, match=r"(Choose|must be) a convolutional network"):
         check_feature_map(
             build_model(ModelConfig(backbone=backbone, layer_scale=layer_scale), len(CLASSES))
         )
