@@ -1,4 +1,6 @@
-"""Melanoma triage: the science and its pipelines. Runs in one process; knows nothing of Ray, HTTP or Kubernetes.
+"""Melanoma triage: the science and its pipelines.
+
+Runs in one process. Knows nothing of Ray, HTTP or Kubernetes.
 
 Research use only. Not a medical device; not a diagnosis.
 """
@@ -50,7 +52,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `import melanoma` alone loads no torch."""
+    """Import a public name when it is first used, so that `import melanoma` does not load torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

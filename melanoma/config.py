@@ -1,7 +1,7 @@
-"""Every setting of a run as frozen dataclasses; knows nothing of how it is trained or served.
+"""Every setting of a run as frozen dataclasses.
 
-A configuration is a dict only while it crosses a process (`dataclasses.asdict` and `from_dict`);
-defaults live here and nowhere else.
+A configuration is a dict only while it crosses a process (`dataclasses.asdict` and `from_dict`).
+Defaults live here and nowhere else. Knows nothing of training or serving.
 """
 
 import dataclasses
@@ -23,19 +23,22 @@ TTA_COPIES = (1, 2, 4)
 
 def _require(condition: bool, path: str, rule: str, value: object) -> None:
     if not condition:
-        raise SettingError(f"{path} must be {rule}, got {value!r}.")
+        raise SettingError(f"{path} must be {rule}; it is {value!r}.")
 
 
 class _Config(Strict):
-    """What all configuration dataclasses share: strict reading and overriding."""
+    """Base of all configuration dataclasses: strict reading and overriding."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, _path: str = "") -> Self:
-        """Build from nested plain values, refusing unknown keys.
+        """Build from nested plain values; unknown keys are refused.
+
+        Args:
+            values: plain values by name; sections are nested.
 
         Raises:
-            SettingError: on an unknown key (the nearest known one is named) or a value that breaks
-                its rule.
+            SettingError: if a key is unknown (the message names the nearest known one) or a value
+                breaks its rule.
         """
         hints = typing.get_type_hints(cls)
         known = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -43,18 +46,30 @@ class _Config(Strict):
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {_path}{near[0]}" if near else f"known are {', '.join(known)}"
-                raise SettingError(f"{_path}{key} is not a setting; {hint}.")
+                hint = (
+                    f"Did you mean {_path}{near[0]}?"
+                    if near
+                    else f"Known settings are {', '.join(known)}."
+                )
+                raise SettingError(f"{_path}{key} is not a setting. {hint}")
             arguments[key] = _convert(value, known[key], f"{_path}{key}")
         return cls(**arguments)
 
     def with_overrides(self, overrides: Iterable[str]) -> Self:
-        """Return a copy with ``section.field=value`` settings replaced; values are JSON, anything else is a string."""
+        """Return a copy with some settings replaced.
+
+        Args:
+            overrides: texts ``section.field=value``. Values are JSON; any other text is a string.
+
+        Raises:
+            SettingError: if a text is not of this form, a setting is unknown, or a value breaks its
+                rule.
+        """
         values = dataclasses.asdict(self)  # type: ignore[call-overload]
         for override in overrides:
             path, separator, text = override.partition("=")
             if not separator:
-                raise SettingError(f"--set takes KEY=VALUE, got {override!r}.")
+                raise SettingError(f"--set must be KEY=VALUE; it is {override!r}.")
             *sections, name = path.strip().split(".")
             target = values
             for section in sections:
@@ -73,7 +88,7 @@ class Setting:
 
     Attributes:
         name: as `--set` takes it, such as optim.lr.
-        value: what it is now.
+        value: its value in this configuration.
         meaning: what it does and which values it takes.
     """
 
@@ -83,7 +98,7 @@ class Setting:
 
 
 def settings_of(config: _Config, prefix: str = "") -> list[Setting]:
-    """Return every setting of a configuration, in order, with the words of its docstring."""
+    """Return every setting of a configuration, in order, with its meaning from the docstring."""
     meanings = _attributes(inspect.getdoc(type(config)) or "")
     found: list[Setting] = []
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -96,7 +111,7 @@ def settings_of(config: _Config, prefix: str = "") -> list[Setting]:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Return what the Attributes of a docstring say of each name."""
+    """Return the entries in the Attributes section of a docstring by name."""
     _, _, listed = docstring.partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
@@ -184,7 +199,9 @@ class DataConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Config):
-    """How far a training image may be changed; dermoscopy has no up or down, so flips and turns are unbounded.
+    """How far a training image may be changed.
+
+    Flips and turns have no limit, because dermoscopy has no up or down.
 
     Attributes:
         zoom: largest factor by which an image is enlarged or shrunk, at least 1.
@@ -240,9 +257,9 @@ class ModelConfig(_Config):
 class LossConfig(_Config):
     """The weighted focal loss.
 
-    The default gamma is 0, weighted cross-entropy: no winner of an ISIC challenge shipped focal
-    loss, it distorts the probabilities a threshold rests on, and only a search on grouped folds can
-    show that another gamma helps.
+    The default gamma is 0, which is weighted cross-entropy. No winner of an ISIC challenge used
+    focal loss, and it distorts the probabilities that a threshold rests on. Only a search on
+    grouped folds can show that another gamma helps.
 
     Attributes:
         gamma: 0 or in [1, 5]; between 0 and 1 the gradient is infinite at p = 1.
@@ -266,7 +283,7 @@ class LossConfig(_Config):
 def check_gamma(gamma: float) -> None:
     """Raise SettingError unless gamma is 0 or in [1, 5]."""
     if not (gamma == 0 or 1 <= gamma <= 5):
-        raise SettingError(f"loss.gamma must be 0 or in [1, 5], got {gamma!r}.")
+        raise SettingError(f"loss.gamma must be 0 or in [1, 5]; it is {gamma!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,19 @@
-"""Errors that a caller treats differently. Any other exception is a fault of the program, of the machine or of a library."""
+"""Errors that a caller treats differently, and the search for one that a framework has wrapped.
+
+Any other exception is a fault of the program, of the machine or of a library.
+"""
 
 from collections.abc import Iterator
 
 _WRAPPED = ("cause", "_base_exc", "worker_failures", "controller_failure", "health_check_failure")
-"""Where the errors of frameworks keep what they wrap: an error, or a dict of the errors of several workers."""
+"""Attributes in which the errors of frameworks keep what they wrap.
+
+Each holds an error, or a dict of the errors of several workers.
+"""
 
 
 class UserError(ValueError):
-    """Something that the user can mend: the message says what is wrong, where, and the remedy."""
+    """Something that the user can fix: the message says what is wrong, where, and what to do."""
 
 
 class SettingError(UserError):
@@ -15,11 +21,11 @@ class SettingError(UserError):
 
 
 class DataError(UserError):
-    """Input data break a rule the user can mend (a missing column, a bad row, a damaged data set)."""
+    """Input data break a rule: a missing column, a bad row, a damaged data set."""
 
 
 class LeakageError(DataError):
-    """Images of one group stand on two sides of a split."""
+    """Images of one group are on two sides of a split."""
 
 
 class BundleError(UserError):
@@ -30,7 +36,7 @@ class InvalidImageError(DataError):
     """An image cannot be used.
 
     Attributes:
-        status: the HTTP status a server answers with (400, 413, 415 or 422).
+        status: the HTTP status that a server answers with (400, 413, 415 or 422).
         code: a stable machine-readable name of the rule that was broken.
     """
 
@@ -60,20 +66,22 @@ _DETERMINISTIC = (
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what went wrong below what Ray wrapped around it, which may be several layers and the errors of several workers.
+    """Return the error that Ray wrapped.
 
-    Of several causes the one that says most is returned: the user's to mend, then what would happen
-    again, then a lost worker. What its peers say of a worker that is gone comes last.
+    It may be below several layers and among the errors of several workers. Of several causes the
+    most informative one is returned: first an error that the user can fix, then one that would
+    happen again, then a lost worker. What other workers report of a lost one comes last.
     """
     return min(_leaves(error, frozenset()), key=_rank)
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Return whether the same work would fail in the same way again, so that it must not be tried again."""
+    """Return whether the same work would fail in the same way again, so a retry is useless."""
     return isinstance(root_cause(error), _DETERMINISTIC)
 
 
 def _leaves(error: BaseException, above: frozenset[int]) -> Iterator[BaseException]:
+    # An error may wrap itself by way of another. Without ``above`` this would never end.
     wrapped = [inner for inner in _inside(error) if id(inner) not in above]
     for inner in wrapped:
         yield from _leaves(inner, above | {id(error)})

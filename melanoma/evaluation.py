@@ -1,4 +1,4 @@
-"""A bundle scored on a data set, and what that proves."""
+"""Evaluates a bundle on a data set and writes the evidence."""
 
 import dataclasses
 import functools
@@ -40,7 +40,9 @@ def evaluate(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a bundle on a split of a prepared data set (test unless named), or on a whole SOURCE folder, and write the evidence.
+    """Score a bundle on a data set and write the evidence.
+
+    The data are one split of a prepared data set, or a whole SOURCE folder.
 
     Example:
         >>> report = evaluate(bundle_dir, dataset, tmp_path / "evidence")
@@ -48,18 +50,18 @@ def evaluate(
         ('test', 'met')
 
     Args:
-        bundle_dir: of the bundle.
+        bundle_dir: folder of the bundle.
         data_dir: a prepared data set or a SOURCE folder.
         out: folder to write; an earlier evaluation there is replaced.
-        split: of a prepared data set.
-        num_workers: how many workers score.
-        skip_bad: go on without the bad rows and images of a SOURCE folder, and say what was left
-            out.
-        executor: where images are scored; None: in this process.
+        split: of a prepared data set; None takes test.
+        num_workers: number of workers that score.
+        skip_bad: leave out bad rows and images of a SOURCE folder, and report them, instead of
+            refusing them.
+        executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
     Returns:
-        report.json.
+        The content of report.json.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
@@ -70,8 +72,8 @@ def evaluate(
     prepared = open_prepared(data_dir) if (data_dir / MANIFEST).is_file() else None
     if prepared is None and split is not None:
         raise DataError(
-            "--split needs a prepared data set; DATA is a folder of images. Leave --split out or"
-            " prepare it first."
+            "--split needs a prepared data set; DATA is a folder of images. Leave --split out, or"
+            " prepare the folder first."
         )
     if prepared is None:
         columns = bundle.manifest.group_columns
@@ -82,12 +84,12 @@ def evaluate(
     else:
         name, external = split or "test", None
         rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest.population
-    executor.start(num_workers)  # a cluster that cannot be reached must not cost an access
+    executor.start(num_workers)  # An unreachable cluster must not cost an access.
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
         if prepared is not None and name != "train":
-            # Logged before anything is predicted: an evaluation that crashed may still have shown
-            # something.
+            # Log before anything is predicted, because an evaluation that crashes may still have
+            # shown something.
             accesses = prepared.log_access(name, {**_identity(bundle), "num": len(rows)})
         scored = _predict(
             bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress
@@ -129,20 +131,24 @@ def _identity(bundle: Bundle) -> dict[str, str]:
 
 
 def _prepared_rows(bundle: Bundle, data: PreparedData, split: str) -> pd.DataFrame:
-    """Return the rows of a split, once all is sure that can be known before its look is logged."""
+    """Return the rows of a split, after all checks that are possible before its access is logged.
+
+    Raises:
+        DataError: if the data set cannot be evaluated.
+    """
     rows, stored_shape = data.rows(split), bundle.preprocess.stored_shape
     if data.stored_shape != stored_shape:
         raise DataError(
-            f"the bundle takes images of {stored_shape[1]} x {stored_shape[0]} px, the data set"
-            f" holds {data.stored_shape[1]} x {data.stored_shape[0]}; prepare it again with --size"
-            f" {stored_shape[1]}."
+            f"The data set must hold images of {stored_shape[1]} x {stored_shape[0]} px for this"
+            f" bundle; it holds {data.stored_shape[1]} x {data.stored_shape[0]}. Prepare it again"
+            f" with --size {stored_shape[1]}."
         )
     missing = [
         name for name in sorted(set(rows["shard"])) if not (data.folder / "shards" / name).is_file()
     ]
     if missing:
         raise DataError(
-            f"the data set must hold shards/{missing[0]}, it is missing; prepare the data set"
+            f"The data set must hold shards/{missing[0]}; it is missing. Prepare the data set"
             " again."
         )
     if split != "train":
@@ -164,7 +170,12 @@ def _predict(
     num_workers: int,
     progress: Progress | None,
 ) -> pd.DataFrame:
-    """Predict all rows and return predictions.parquet's table, in the order of rows, with why some could not be judged."""
+    """Predict all rows.
+
+    Returns:
+        The table of predictions.parquet in the order of rows, with the reason and detail of each
+        image that could not be judged.
+    """
     chunks = [
         {"start": start, "stop": min(start + BATCH, len(rows))}
         for start in range(0, len(rows), BATCH)
@@ -177,12 +188,14 @@ def _predict(
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRows:
-    """Scores some rows of a data set. Holds the bundle and the data set from the first chunk on.
+    """Scores some rows of a data set.
+
+    A worker loads the bundle and the data set for its first chunk and keeps them.
 
     Attributes:
-        bundle_dir: of the bundle.
+        bundle_dir: folder of the bundle.
         data_dir: a prepared data set, or a SOURCE folder.
-        rows: the records of all that is scored.
+        rows: the records of everything that is scored.
     """
 
     bundle_dir: str
@@ -218,14 +231,17 @@ class ScoreRows:
         ]
 
     def _image(self, position: int) -> np.ndarray | tuple[str, str]:
-        """Return an image as it was stored, or reason and detail of why the server would refuse it."""
+        """Return a stored image, or the reason and detail for which the server would refuse it."""
         if self._dataset is not None:
             return self._dataset.images([position])[0].numpy()
         return read_stored(self.rows["path"].iloc[position], self._predictor.bundle)
 
 
 def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
-    """Return the image at a path as a bundle takes it, or reason and detail of why it cannot be judged."""
+    """Return the image at a path as a bundle takes it.
+
+    If it cannot be judged, return a reason and a detail instead.
+    """
     try:
         image = decode_image(read_image(path))
         check_content(image)
@@ -234,12 +250,19 @@ def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
         return reason_of(error), f"{error.code}: {error}"
     except OSError as error:
         if is_address(path) and not isinstance(error, FileNotFoundError):
-            raise  # a storage that is away says nothing against the image
+            raise  # Unreachable storage does not mean that the image is bad.
         return UNREADABLE, error.strerror or type(error).__name__
 
 
 def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
-    """Return logits, probabilities and decision of one image as columns, or NaN and why it could not be judged."""
+    """Return the columns of one image: logits, probabilities, decision, reason and detail.
+
+    If it could not be judged, the numbers are NaN.
+
+    Args:
+        task: the classes.
+        judged: its prediction, or the reason and detail for which there is none.
+    """
     nothing = np.full(task.num_classes, np.nan)
     logits, probabilities, decision, why = nothing, nothing, "cannot_assess", ("", "")
     if isinstance(judged, Prediction):

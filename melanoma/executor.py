@@ -1,7 +1,8 @@
-"""What a pipeline hands its parallel work to. The default is this process; `ray_jobs/executor.py` puts the same work on Ray.
+"""Executors: where a pipeline runs its parallel work.
 
-A pipeline calls `map` for work on many items and `launch` for workers that share one training. Both
-give the same result wherever they run.
+The default is this process. `ray_jobs/executor.py` puts the same work on Ray. A pipeline calls
+`map` for work on many items and `launch` for workers that share one training. Both give the same
+result wherever they run.
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from melanoma.training.job import TrainJob
 
 Row = dict[str, Any]
-"""Plain values by name; a table's row."""
+"""Plain values by name: a row of a table."""
 Item = Mapping[str, Any]
-"""Plain values by name that say what is to be done."""
+"""Plain values by name: the input of one piece of work."""
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -23,8 +24,8 @@ Progress = Callable[[int, int], None]
 class Work(Protocol):
     """What is done for every item.
 
-    It is copied to each worker once, so it must be small and picklable. What it needs to hold (a
-    network, an open file) it makes for its first item and keeps, for instance in a
+    It is copied to each worker once, so it must be small and picklable. It makes what it needs to
+    hold (a network, an open file) for its first item and keeps it, for instance in a
     `functools.cached_property`.
     """
 
@@ -42,10 +43,13 @@ class Executor(Protocol):
     """
 
     def start(self, num_workers: int = 1) -> None:
-        """Make sure that the workers can be had, before anything is done that cannot be undone.
+        """Check that the workers are available, before anything that cannot be undone.
+
+        Args:
+            num_workers: number of workers that the work needs.
 
         Raises:
-            DataError: if they cannot.
+            DataError: if they are not available.
         """
 
     def map(
@@ -62,13 +66,16 @@ class Executor(Protocol):
         Args:
             work: what is done; each worker gets a copy.
             items: what it is done for.
-            num_workers: how many workers share the CPUs; None: one for each CPU.
+            num_workers: number of workers that share the CPUs; None means one for each CPU.
             progress: called with the rows done so far and their total.
-            total: how many rows there will be; None: one for each item.
+            total: number of rows there will be; None means one for each item.
         """
 
     def launch(self, job: "TrainJob") -> "AnyPath":
-        """Train a run on its workers, going on where it was cut, and return the folder of its best checkpoint."""
+        """Train a run on its workers and return the folder of its best checkpoint.
+
+        A run that was interrupted continues from its last checkpoint.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ class LocalExecutor:
     """
 
     def start(self, num_workers: int = 1) -> None:
-        """Do nothing: this process is here."""
+        """Do nothing, because this process is always available."""
 
     def map(
         self,
@@ -101,7 +108,7 @@ class LocalExecutor:
         return rows
 
     def launch(self, job: "TrainJob") -> "AnyPath":
-        """Train in this process.
+        """Train in this process and return the folder of the best checkpoint.
 
         Raises:
             SettingError: if the job asks for several workers.

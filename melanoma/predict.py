@@ -1,4 +1,7 @@
-"""Images from files -> decisions and heatmaps, in this process: a handful of images needs no cluster."""
+"""Predicts image files: decisions and heatmaps.
+
+It runs in this process, because a few images need no cluster.
+"""
 
 import dataclasses
 import itertools
@@ -22,21 +25,30 @@ def predict_files(
     out: Path | None,
     allow_uncontracted: bool,
 ) -> dict[str, Any]:
-    """Predict some files and, if asked, write their heatmaps into out; an unusable file costs no other its answer.
+    """Predict some files and, if asked, write their heatmaps.
+
+    An unusable file gets an error; the others still get an answer.
+
+    Args:
+        bundle_dir: folder of the bundle.
+        paths: the image files.
+        explain: the kind of heatmap, grad_cam or guided_grad_cam; None writes none.
+        out: folder for the heatmaps.
+        allow_uncontracted: decide although the contract of the bundle is not met.
 
     Returns:
-        results (one dict a file: decision, warnings, probabilities and overlay, or error),
-        threshold, contract, contract_sentence and disclaimer.
+        results (for each file a dict with decision, warnings, probabilities, score and overlay, or
+        with an error), target, threshold, contract, contract_sentence and disclaimer.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if heatmaps are asked for and no folder is given, or the other way round.
+        DataError: if only one of explain and out is given.
     """
     if explain and out is None:
-        raise DataError("--explain needs --out DIR, the folder for the heatmaps.")
+        raise DataError("--explain needs a folder for the heatmaps; none is given. Add --out DIR.")
     if out is not None and not explain:
         raise DataError(
-            "--out is the folder for heatmaps, none is asked for; add --explain grad_cam."
+            "--out is the folder for heatmaps; none are requested. Add --explain grad_cam."
         )
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     guided = GuidedExplainer(predictor.bundle) if explain == "guided_grad_cam" else None
@@ -56,7 +68,7 @@ def predict_files(
 
 
 def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
-    """Return a file name an image; images of one name in several folders get a number."""
+    """Return a file name for each image; images of the same name in other folders get a number."""
     names: list[str] = []
     for path in paths:
         numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
@@ -69,7 +81,7 @@ def _predict_file(
     predictor: Predictor, path: Path, overlay: Path | None, guided: GuidedExplainer | None
 ) -> dict[str, Any]:
     if not path.is_file():
-        return {"image": str(path), "error": "IMAGE must be an image, this is not a file."}
+        return {"image": str(path), "error": "IMAGE must be an image file; this is not a file."}
     preprocess = predictor.bundle.preprocess
     try:
         image = decode_image(path.read_bytes())
@@ -100,7 +112,7 @@ def _predict_file(
 
 
 def describe_predictions(found: dict[str, Any]) -> str:
-    """Return the answers of `predict_files` as lines for people, and what they rest on."""
+    """Return the answers of `predict_files` as text for people, with contract and disclaimer."""
     answers = [_describe(result, found) for result in found["results"] if "error" not in result]
     return "\n".join([*answers, found["contract_sentence"], found["disclaimer"]])
 

@@ -1,4 +1,4 @@
-"""Runs chosen by name: functions returning a full TrainConfig."""
+"""Presets: runs chosen by name, each a function that returns a full TrainConfig."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from melanoma.errors import SettingError
 
 
 def smoke() -> TrainConfig:
-    """Return seconds of work on the smallest ConvNeXt: for tests and first looks, not for results."""
+    """Return a run of seconds on the smallest ConvNeXt, for tests and first tries."""
     return TrainConfig(
         data=DataConfig(input_height=72, input_width=96, tta=1),
         model=ModelConfig(backbone="test_convnext", layer_scale=0.1),
@@ -16,7 +16,7 @@ def smoke() -> TrainConfig:
 
 
 def cpu_quick() -> TrainConfig:
-    """Return what two CPU cores train from random weights on HAM10000 within 12 minutes."""
+    """Return a run from random weights that takes two CPU cores 12 minutes on HAM10000."""
     return TrainConfig(
         data=DataConfig(input_height=72, input_width=96, tta=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
@@ -27,7 +27,7 @@ def cpu_quick() -> TrainConfig:
 
 
 def cpu() -> TrainConfig:
-    """Return the best known that two CPU cores train from random weights on HAM10000 within 60 minutes."""
+    """Return the best known run from random weights within an hour of two CPU cores on HAM10000."""
     return TrainConfig(
         data=DataConfig(input_height=120, input_width=160, tta=4),
         model=ModelConfig(backbone="convnext_atto", layer_scale=0.1),
@@ -44,7 +44,10 @@ def cpu() -> TrainConfig:
 
 
 def gpu() -> TrainConfig:
-    """Return the full recipe for GPUs: fine-tuning from ImageNet-22k weights at 224 px, a batch of 64 over all workers."""
+    """Return the full recipe for GPUs.
+
+    It fine-tunes from ImageNet-22k weights at 224 px with a batch of 64 over all workers.
+    """
     return TrainConfig(
         data=DataConfig(input_height=168, input_width=224, tta=4),
         model=ModelConfig(backbone="convnext_tiny.fb_in22k_ft_in1k", drop_path=0.1),
@@ -71,8 +74,8 @@ def preset(name: str) -> TrainConfig:
         'convnext_atto'
 
     Raises:
-        SettingError: if there is none of that name.
+        SettingError: if no preset has that name.
     """
     if name not in PRESETS:
-        raise SettingError(f"--preset must be one of {', '.join(PRESETS)}, got {name}.")
+        raise SettingError(f"--preset must be one of {', '.join(PRESETS)}; it is {name}.")
     return PRESETS[name]()

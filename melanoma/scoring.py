@@ -1,4 +1,8 @@
-"""A bundle's scores for images without labels: a folder of any size, on a disk or in object storage, resumable."""
+"""Scores images without labels with a bundle.
+
+The folder may have any size and be on a disk or in object storage. Scoring can be interrupted and
+resumed.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +24,7 @@ from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
 
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH
-"""Images in a part; what a part holds is not scored again."""
+"""Images in a part. After an interruption, finished parts are not scored again."""
 
 
 def score(
@@ -32,10 +36,11 @@ def score(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Score every image below a folder and write OUT/scores.parquet; the same call again goes on where it was cut.
+    """Score every image below a folder and write OUT/scores.parquet.
 
-    Images that the server would refuse are kept with the reason, and get no decision. While the
-    bundle's contract is not met, no image gets one.
+    The same call continues a scoring that was interrupted. Images that the server would refuse are
+    kept with the reason and get no decision. While the bundle's contract is not met, no image gets
+    a decision.
 
     Example:
         >>> table = score(bundle_dir, phantom / "images", tmp_path / "scores")
@@ -43,16 +48,16 @@ def score(
         (True, True)
 
     Args:
-        bundle_dir: of the bundle.
-        folder: where the images are; hidden files and folders called masks are passed over.
+        bundle_dir: folder of the bundle.
+        folder: folder of the images; hidden files and folders called masks are ignored.
         out: folder to write, new or of the same scoring.
-        num_workers: how many workers score.
-        executor: where images are scored; None: in this process.
+        num_workers: number of workers that score.
+        executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
     Returns:
-        scores.parquet: path below the folder, logits, probabilities, decision, and why an image
-        could not be judged.
+        The table in scores.parquet: path below the folder, logits, probabilities, decision, and
+        reason and detail if an image could not be judged.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
@@ -115,13 +120,13 @@ def _image_names(folder: AnyPath) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreFiles:
-    """Scores parts of a list of image files and writes each part once it is whole.
+    """Scores parts of a list of image files and writes each part once it is complete.
 
     Attributes:
-        bundle_dir: of the bundle.
-        folder: that the images lie below.
-        parts: the folder to write to.
-        names: the images, as paths below the folder.
+        bundle_dir: folder of the bundle.
+        folder: folder of the images.
+        parts: folder to write to.
+        names: paths of the images below their folder.
     """
 
     bundle_dir: str
@@ -134,7 +139,7 @@ class ScoreFiles:
         return Predictor(load_bundle(self.bundle_dir))
 
     def __call__(self, item: Item) -> list[Row]:
-        """Score the part that begins at start; return a row for each image, for the progress."""
+        """Score the part that begins at start; return a row for each image to count progress."""
         names = self.names[item["start"] : item["start"] + CHUNK]
         bundle = self._predictor.bundle
         rows = [

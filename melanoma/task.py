@@ -1,7 +1,7 @@
-"""What is to be told apart: the classes, which of them must be referred, and their names for people.
+"""Tasks: the classes, which of them must be referred, and their names for people.
 
-A task is data. `data prepare` writes it into a data set's manifest and training into a bundle's;
-everything else reads it from there. No other module knows a class by name.
+A task is data. `data prepare` writes it into the manifest of a data set, and training into the
+manifest of a bundle. Everything else reads it from there. No other module knows a class by name.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ class Task:
         classes: at least two, in the order of the network's outputs.
         targets: the classes that must be referred, at least one and not all.
         name: of the task.
-        names: class -> its name for people; a class without one is shown as it is.
-        malignant: further classes that are cancers, or turn into one, although nothing is promised
-            for them.
-        diagnoses: class -> the diagnoses it holds (keys of `melanoma/data/diagnoses.py`) beside the
-            one of its own name.
-        noun: what people call a lesion of the targets, singular and plural.
+        names: class -> its name for people. A class without one is shown by its own name.
+        malignant: further classes that are cancers or can become one. The contract promises
+            nothing for them.
+        diagnoses: class -> the diagnoses that it holds (keys of `SPELLINGS` in
+            `melanoma/data/diagnoses.py`), in addition to the one with its own name.
+        noun: the word for a lesion of the targets, singular and plural.
 
     Raises:
         SettingError: if the parts contradict each other.
@@ -91,7 +91,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.classes)
 
     @property
@@ -109,7 +109,11 @@ class Task:
         return np.isin(labels, self.target_indices)
 
     def target_scores(self, probabilities: FloatArray) -> FloatArray:
-        """Return the probability ``(N,)`` that a lesion is one of the targets, from ``(N, C)`` probabilities."""
+        """Return the probability ``(N,)`` that a lesion is one of the targets.
+
+        Args:
+            probabilities: ``(N, C)`` of all classes.
+        """
         scores: FloatArray = probabilities[:, self.target_indices].sum(axis=1)
         return scores
 
@@ -131,7 +135,7 @@ class Task:
 
 def _require(condition: bool, field: str, rule: str, value: object) -> None:
     if not condition:
-        raise SettingError(f"{field} of a task must be {rule}; got {value!r}.")
+        raise SettingError(f"The {field} of a task must be {rule}; got {value!r}.")
 
 
 _ADAPTER: TypeAdapter[Task] = TypeAdapter(Task)
@@ -209,12 +213,14 @@ def _read_file(path: "AnyPath") -> Task:
         return task_of(values)
     except SettingError as error:
         raise SettingError(f"--task {path.name}: {error}") from None
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise SettingError(f"--task must be a JSON file; {path.name} is not ({error}).") from error
+    except ValueError as error:  # Not JSON, or not UTF-8.
+        raise SettingError(
+            f"--task must be a JSON file; {path.name} is not ({error}). Repair it."
+        ) from error
 
 
 def task_of(values: Any) -> Task:
-    """Return the task that plain values, such as a manifest's, describe.
+    """Return the task that plain values, such as those of a manifest, describe.
 
     Raises:
         SettingError: if a field is missing, unknown or of another type, or the parts contradict
@@ -226,7 +232,8 @@ def task_of(values: Any) -> Task:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise first["ctx"]["error"] from None
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"]))
+        subject = f"Field {where}" if where else "The whole"
         raise SettingError(
-            f"{where} of a task: {first['msg'][0].lower()}{first['msg'][1:]}."
+            f"{subject} of a task: {first['msg'][0].lower()}{first['msg'][1:]}."
         ) from error

@@ -73,10 +73,11 @@ class Jpeg:
     def _frame(self) -> tuple[int, int, int]:
         """Width and height, px, and the number of components."""
         for code, start, end in self._walk():
+            # Arithmetic coding takes far longer, and no camera or browser uses it.
             if code in _OTHER_FRAMES:
-                # Arithmetic coding takes many times as long; no camera or browser uses it.
                 raise InvalidImageError(
-                    "The JPEG must be Huffman-coded, baseline or progressive; it is not. Convert it.",
+                    "The JPEG must be Huffman-coded, baseline or progressive; it is not. Convert"
+                    " it.",
                     status=415,
                     code="unsupported_format",
                 )

@@ -1,1 +1,1 @@
-"""Reading and writing: atomic files, object storage, and what a node keeps of it."""
+"""Reading and writing: atomic files, object storage, and a cache of it on each node."""

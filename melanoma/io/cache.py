@@ -1,7 +1,7 @@
-"""What a node keeps of object storage on its own disk: fetched once, and found by its hash from then on.
+"""Caches files of object storage on a node's own disk, under their hash.
 
-Nothing is fetched but what is named with its hash, and a kept copy is compared with that hash
-before its first use in a process.
+Only files whose hash is known are fetched. A cached copy is compared with that hash before its
+first use in a process.
 """
 
 import contextlib
@@ -18,40 +18,43 @@ from melanoma.io.files import new_file, sha256_of, write_bytes
 from melanoma.io.storage import AnyPath, RemotePath, is_plain_name, is_sha256
 
 CACHE = "MELANOMA_CACHE"
-"""Environment variable: the folder where each node keeps what it fetched; by default one in the temporary folder."""
+"""Environment variable that names the cache folder of each node.
+
+Without it the cache is in the temporary folder.
+"""
 
 
 def cache_folder() -> Path:
-    """Return, and make, the folder where this node keeps what it fetched.
+    """Return the cache folder of this node; make it if it is missing.
 
     Raises:
-        DataError: if it is another user's, or the default one is a link that somebody left in the
-            temporary folder.
+        DataError: if it belongs to another user, or the default folder is a link, which any user
+            can place in the temporary folder.
     """
     named = os.environ.get(CACHE)
     folder = Path(named or Path(tempfile.gettempdir(), f"melanoma-cache-{os.getuid()}"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or (not named and folder.is_symlink()):
         raise DataError(
-            f"the cache must be a folder of your own, {folder} is another's; name one in {CACHE}."
+            f"The cache must be a folder of your own; {folder} is not. Name another one in {CACHE}."
         )
     return folder
 
 
 def local_file(path: AnyPath, sha256: str, *, max_bytes: int) -> Path:
-    """Return the path of a file on this node, fetched once and found by its hash from then on.
+    """Return the path of a file on this node; fetch it unless it is cached.
 
     Args:
-        path: a file of this node is returned as it is.
+        path: the file. A path of this node is returned as it is.
         sha256: of its content.
-        max_bytes: no more than that is fetched.
+        max_bytes: largest size that is fetched.
 
     Raises:
-        DataError: if what was fetched has another hash, or is too large.
+        DataError: if the fetched file has another hash, or is too large.
     """
     if isinstance(path, Path):
         return path
-    kept = _kept(sha256)
+    kept = _cache_path(sha256)
     _fetch(path, kept, sha256, max_bytes)
     return kept
 
@@ -59,41 +62,48 @@ def local_file(path: AnyPath, sha256: str, *, max_bytes: int) -> Path:
 def local_folder(
     folder: RemotePath, first: tuple[str, bytes], files: Mapping[str, tuple[str, int]]
 ) -> Path:
-    """Return a folder on this node with copies of some files of another.
+    """Return a folder on this node with copies of some files of a remote folder.
 
     Args:
-        folder: where they lie.
-        first: name and content of the file that lists the others; already read, and checked by the
-            caller.
-        files: the others by name: the sha256 and the most bytes of each. Nothing else is fetched.
+        folder: the remote folder.
+        first: name and content of the file that lists the others. The caller has read and checked
+            it.
+        files: name -> (sha256, largest size in bytes) of the others. Nothing else is fetched.
 
     Raises:
-        DataError: if a name is none, or what was fetched has another hash, or is too large.
+        DataError: if a name is not a plain file name, or a fetched file has another hash or is too
+            large.
     """
     marker, head = first
     digest = hashlib.sha256(head).hexdigest()
-    kept = _kept(digest).with_name(f"{digest}.folder")
+    kept = _cache_path(digest).with_name(f"{digest}.folder")
     kept.mkdir(mode=0o700, exist_ok=True)
     for name, (sha256, max_bytes) in files.items():
         if not is_plain_name(name):
-            raise DataError(f"a file of {folder} must have a plain name, got {name!r}.")
+            raise DataError(
+                f"A file of {folder} must have a plain name; its name is {name!r}. Do not use"
+                " this folder."
+            )
         _fetch(folder / name, kept / name, sha256, max_bytes)
-    with _held(kept / marker):
+    with _locked(kept / marker):
         if not _is_whole(kept / marker, digest):
             write_bytes(kept / marker, head)
     return kept
 
 
-def _kept(sha256: str) -> Path:
-    """Return where a content is kept; what comes from a manifest becomes a path only if it is a hash."""
+def _cache_path(sha256: str) -> Path:
+    """Return where the file with a hash is cached; a manifest's text is a path only if a hash."""
     if not is_sha256(sha256):
-        raise DataError(f"a checksum must be a sha256, 64 hex digits, got {sha256!r}.")
+        raise DataError(
+            f"A checksum must be a sha256 of 64 hex digits; it is {sha256!r}. Do not use"
+            " this manifest."
+        )
     return cache_folder() / sha256
 
 
 @contextlib.contextmanager
-def _held(kept: Path) -> Iterator[None]:
-    """Keep other processes of this node from fetching the same meanwhile."""
+def _locked(kept: Path) -> Iterator[None]:
+    """Lock a cached file, so that no other process of this node fetches it meanwhile."""
     with _lock(kept).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -104,13 +114,12 @@ def _lock(kept: Path) -> Path:
 
 
 def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
-    """Fetch a file unless a whole copy of it is kept."""
-    with _held(kept):
+    """Fetch a file unless a whole copy of it is cached."""
+    with _locked(kept):
         if _is_whole(kept, sha256):
             return
-        for left in set(kept.parent.glob(f".{kept.name}.*")) - {
-            _lock(kept)
-        }:  # by a fetch that was killed
+        # Remove what a killed fetch left behind.
+        for left in set(kept.parent.glob(f".{kept.name}.*")) - {_lock(kept)}:
             left.unlink()
         digest, num_bytes = hashlib.sha256(), 0
         with new_file(kept) as file:
@@ -118,20 +127,23 @@ def _fetch(source: RemotePath, kept: Path, sha256: str, max_bytes: int) -> None:
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
                     raise DataError(
-                        f"{source.name} must have at most {max_bytes} bytes, it has more; it is"
-                        " another file."
+                        f"{source.name} must have at most {max_bytes} bytes; it has more, so it is"
+                        " not the file that the manifest lists."
                     )
                 digest.update(chunk)
                 file.write(chunk)
             if digest.hexdigest() != sha256:
                 raise DataError(
-                    f"{source.name} must match its checksum in the manifest, it does not; it was"
-                    " changed where it is stored, or is being replaced: try again."
+                    f"{source.name} must match its checksum in the manifest; it does not. It was"
+                    " changed in storage or is being replaced. Try again."
                 )
 
 
 def _is_whole(kept: Path, sha256: str) -> bool:
-    """Return whether a copy has its hash; computed again if the file was touched, and once in a process otherwise."""
+    """Return whether a copy has its hash.
+
+    The hash is computed once in a process, and again if the file was touched.
+    """
     if not kept.is_file():
         return False
     stat = kept.stat()

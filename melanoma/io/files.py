@@ -1,4 +1,4 @@
-"""Writing so that a killed process leaves either the old file or folder, or the whole new one."""
+"""Writes atomically: a killed process leaves the old file or folder, or the whole new one."""
 
 import contextlib
 import errno
@@ -21,9 +21,13 @@ from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, RemotePath, publish, remove_folder
 
 INCOMPLETE = ".incomplete"
-"""In object storage, where a folder has no name to change: it is being written, or was when its writer was killed."""
+"""File that marks a folder in object storage as incomplete.
+
+Folders there cannot be renamed. So the mark means that one is being written, or that its writer was
+killed.
+"""
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
-"""Why a folder cannot be made where somebody wants it, whatever is done about the disk."""
+"""Errors that mean that a folder cannot be made in its place, and not that the disk is full."""
 
 
 def write_text(path: AnyPath, text: str) -> None:
@@ -33,7 +37,13 @@ def write_text(path: AnyPath, text: str) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write into, which takes its place, flushed to disk, only when the block ends well; the umask sets its mode."""
+    """Give a file to write into, which replaces the one at a path when the block succeeds.
+
+    It is flushed to disk before. The umask sets its mode.
+
+    Args:
+        path: the file to write.
+    """
     work = path.with_name(_hidden(path.name))
     try:
         with work.open("xb") as file:
@@ -47,12 +57,19 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _hidden(name: str) -> str:
-    """Return a new name for what will have another; of `tempfile`'s files and folders nobody but their owner could read the result."""
+    """Return a new hidden name for a file or folder that is renamed when it is whole.
+
+    `tempfile` is not used, because only the owner could read its files and folders.
+    """
     return f".{name[:200]}.{secrets.token_hex(8)}"
 
 
 def write_bytes(path: AnyPath, data: bytes | pa.Buffer) -> None:
-    """Write a file atomically: into a neighbour, flushed to disk, renamed over it; in object storage as one object."""
+    """Write a file atomically.
+
+    On a disk it is written beside its place, flushed and renamed. In object storage it is written
+    as one object.
+    """
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
@@ -61,7 +78,11 @@ def write_bytes(path: AnyPath, data: bytes | pa.Buffer) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Write a JSON file atomically; NaN is refused, because JSON has none."""
+    """Write a JSON file atomically.
+
+    Raises:
+        ValueError: if the value holds NaN, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -73,8 +94,10 @@ def read_json(path: AnyPath) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise DataError(f"{path} must be JSON, it is damaged ({error}).") from error
+    except ValueError as error:  # Not JSON, or not UTF-8.
+        raise DataError(
+            f"{path} must be JSON; it is damaged ({error}). Restore it from a copy."
+        ) from error
 
 
 def write_parquet(path: AnyPath, table: pd.DataFrame) -> None:
@@ -93,39 +116,41 @@ def read_parquet(path: AnyPath) -> pd.DataFrame:
     data = path.read_bytes()
     try:
         return pd.read_parquet(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:  # of a damaged page Arrow says OSError
-        raise DataError(f"{path} must be a parquet table, it is damaged ({error}).") from error
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for a damaged page.
+        raise DataError(
+            f"{path} must be a parquet table; it is damaged ({error}). Restore it from a copy."
+        ) from error
 
 
 def claim_folder(folder: AnyPath, described: Any) -> bool:
-    """Tie a run's folder to its settings, so that another run never goes on from what lies there.
+    """Tie a run folder to its settings, so that no other run continues from what it holds.
 
     Args:
-        folder: made if it is not there.
-        described: plain values that say which run it is; kept in run.json.
+        folder: the run folder; made if it is missing.
+        described: plain values that identify the run; kept in run.json.
 
     Returns:
-        Whether this run was there before.
+        Whether the folder already held this run.
 
     Raises:
         DataError: if the folder holds another run or something else.
     """
     path, described = folder / "run.json", json.loads(json.dumps(described))
-    with _made_there(folder):
+    with _making(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(
-                f"the run folder must be new or hold this run, {folder} holds something else;"
-                " choose another --name."
+                f"The run folder must be new or hold this run; {folder} holds something else."
+                " Pass another --name."
             )
         write_json(path, described)
         return False
     differing = _differing(read_json(path), described)
     if differing:
         raise DataError(
-            f"{folder} must hold a run with the same settings and data, it holds one that differs"
-            f" in {', '.join(differing[:4])}; choose another --name."
+            f"Run folder {folder} must hold a run with the same settings and data; it holds one"
+            f" that differs in {', '.join(differing[:4])}. Pass another --name."
         )
     return True
 
@@ -143,56 +168,60 @@ def _differing(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
-def _made_there(folder: AnyPath) -> Iterator[None]:
-    """Raise DataError where a folder cannot be made in its place, and leave a disk that is full alone."""
+def _making(folder: AnyPath) -> Iterator[None]:
+    """Raise DataError if a folder cannot be made in its place.
+
+    Other errors, such as a full disk, pass.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
         raise DataError(
-            f"{folder} must be a folder that can be made and written, it is not ({error.strerror})."
+            f"{folder} must be a folder that can be made and written; it is not"
+            f" ({error.strerror}). Choose another place or change its permissions."
         ) from error
 
 
 @contextlib.contextmanager
 def locked(folder: AnyPath) -> Iterator[None]:
-    """Hold a folder, made if it is not there, against every other process until the block ends.
+    """Lock a folder against every other process until the block ends; make it if it is missing.
 
-    Object storage has no locks that end with their holder: there it is the caller's business not to
-    run two commands at once.
+    Object storage has no locks that end with their holder. There the caller must not run two
+    commands at once.
 
     Raises:
-        DataError: if another process holds it, or it cannot be made.
+        DataError: if another process holds the lock, or the folder cannot be made.
     """
     if isinstance(folder, RemotePath):
         yield
         return
-    with _made_there(folder):
+    with _making(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")  # not "w": a access to a finished run changes nothing
+        file = (folder / ".lock").open("a")  # Not "w", which would change the file.
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"one command at a time may work on {folder}, another is at it; wait for it or"
-                " choose another --name."
+                f"Run folder {folder} is locked by another process. Wait for it or pass another"
+                " --name."
             ) from error
         yield
 
 
 @contextlib.contextmanager
 def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path]:
-    """Give a folder of this node to write into, which takes its place only when the block ends well.
+    """Give a folder of this node to write into, which takes its place when the block succeeds.
 
     Args:
         path: the folder to make.
-        replace_if: a file whose presence marks an older folder of the same kind, which is then
-            replaced; in object storage, where a folder has no name to change, it is written last.
+        replace_if: a file that marks an older folder of the same kind, which is then replaced. In
+            object storage, where folders cannot be renamed, this file is written last.
 
     Raises:
-        DataError: if something else stands there already, or it cannot be made.
+        DataError: if the path holds something else, or the folder cannot be made.
     """
     if isinstance(path, RemotePath):
         with _new_remote_folder(path, replace_if=replace_if) as work:
@@ -202,7 +231,7 @@ def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path
     replaceable = replace_if is not None and path.is_dir() and (path / replace_if).is_file()
     if occupied and not replaceable:
         raise _occupied(path)
-    with _made_there(path):
+    with _making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.with_name(_hidden(path.name))
         work.mkdir()
@@ -220,7 +249,7 @@ def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path
 
 @contextlib.contextmanager
 def _new_remote_folder(path: RemotePath, *, replace_if: str | None) -> Iterator[Path]:
-    _check_free(path, replace_if=replace_if)  # before anything is computed for it
+    _check_free(path, replace_if=replace_if)  # Before anything is computed for it.
     with tempfile.TemporaryDirectory(prefix="melanoma-") as folder:
         yield Path(folder)
         with shared_folder(path, replace_if=replace_if):
@@ -229,10 +258,16 @@ def _new_remote_folder(path: RemotePath, *, replace_if: str | None) -> Iterator[
 
 @contextlib.contextmanager
 def shared_folder(path: RemotePath, *, replace_if: str | None = None) -> Iterator[RemotePath]:
-    """Give a new folder in object storage to write into from every node; it holds a mark until the block ends well.
+    """Give a new folder in object storage that every node can write into.
+
+    It holds the file INCOMPLETE until the block succeeds.
+
+    Args:
+        path: the folder to make.
+        replace_if: a file that marks an older folder of the same kind, which is then replaced.
 
     Raises:
-        DataError: if something else stands there, which is then left as it is.
+        DataError: if the path holds something else, which is then left as it is.
     """
     _check_free(path, replace_if=replace_if)
     remove_folder(path)
@@ -246,7 +281,10 @@ def shared_folder(path: RemotePath, *, replace_if: str | None = None) -> Iterato
 
 
 def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
-    """Raise DataError unless nothing is there, or what a kill has left, or something of the same kind that may be replaced."""
+    """Raise DataError unless a path is free.
+
+    What a killed process left there, or an older folder that may be replaced, counts as free.
+    """
     allowed = [INCOMPLETE, *([replace_if] if replace_if else [])]
     if path.is_bucket or (path.exists() and not any((path / name).is_file() for name in allowed)):
         raise _occupied(path)
@@ -254,7 +292,7 @@ def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
 
 def _occupied(path: AnyPath) -> DataError:
     return DataError(
-        f"the output folder must be new or empty, {path} is not; name another one or remove it."
+        f"The output folder must be new or empty; {path} is not. Name another one or remove it."
     )
 
 

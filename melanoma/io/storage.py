@@ -1,10 +1,10 @@
 """Files and folders in object storage, with as much of pathlib's interface as this project uses.
 
-An address is scheme://bucket/folder, with settings of the storage behind the last question mark as
+An address is scheme://bucket/folder. Settings of the storage follow the last question mark, as
 pyarrow takes them: s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http. pyarrow reads s3 and
-gs; any other scheme is asked of fsspec, which tests do for memory:// only. Writing one object is
-atomic; of a folder the file that makes it whole is written last (melanoma/io/files.py). Knows
-nothing of what the files hold.
+gs. fsspec reads any other scheme; tests cover only memory://. Writing one object is atomic. The
+file that completes a folder is written last (melanoma/io/files.py). Knows nothing of what the files
+hold.
 """
 
 import functools
@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from melanoma.errors import DataError, SettingError
 
-if TYPE_CHECKING:  # whoever only parses a command line should not wait for it
+if TYPE_CHECKING:  # Parsing a command line must not wait for this import.
     import pyarrow.fs
 
 _BY_PYARROW = ("s3", "gs", "gcs")
 _REFUSALS = re.compile(
-    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|PERMISSION_DENIED|UNAUTHENTICATED|HTTP"
-    " status 40[0134]"
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status 40[0134]"
 )
-"""How pyarrow tells that an address or its credentials are wrong, and not that the storage is away."""
+"""What pyarrow says if an address or its credentials are wrong, not if storage is unreachable."""
 _PASSWORD = re.compile(
-    r"(?i)((?:s3|gs|gcs)://)[^\s/@:?]*:(?:[^\s?]*(?=@)|[^\s/?'\"]*)"  # no bucket's name has a colon
+    r"(?i)((?:s3|gs|gcs)://)[^\s/@:?]*:(?:[^\s?]*(?=@)|[^\s/?'\"]*)"  # A bucket has no colon.
     r"|([a-z][a-z0-9+.-]*://)[^\s/@:?]*:[^\s/@?]*(?=@)"
 )
 _SECRET = re.compile(
-    r"(?i)(?<![a-z0-9])((?:[\w-]*(?:secret|token|password|passwd|signature|credential|access_?key|api_?key)[\w-]*|sig)(?:=|%3D))"
+    r"(?i)(?<![a-z0-9])"
+    r"((?:[\w-]*(?:secret|token|password|passwd|signature|credential|access_?key|api_?key)[\w-]*"
+    r"|sig)(?:=|%3D))"
     r"[^&\s'\")\]}]+"
 )
 _HIDDEN = "***"
@@ -39,7 +41,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text names something in object storage and not a path of this machine."""
+    """Return whether a text is an address in object storage, not a path of this machine."""
     return "://" in text
 
 
@@ -50,11 +52,11 @@ def redacted(text: str) -> str:
 
 
 def to_path(text: "str | AnyPath") -> "AnyPath":
-    """Return the path, or the place in object storage, that a text names; a path is returned as it is.
+    """Return the local or remote path that a text names; a path is returned as it is.
 
     Raises:
-        SettingError: if an address holds a password or a key, which would end in logs and in Ray's
-            list of jobs.
+        SettingError: if an address holds a password or a key, which would end up in logs and in
+            Ray's list of jobs.
         DataError: if a part of an address is `..`.
     """
     if not isinstance(text, str):
@@ -73,8 +75,8 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
             )[0]
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{scheme}://{bucket} must be an address that pyarrow can open, it is not"
-                f" ({error})."
+                f"{scheme}://{bucket} must be an address that pyarrow can open; it is not"
+                f" ({error}). Correct the address."
             ) from error
     import fsspec
 
@@ -82,17 +84,17 @@ def _file_system(scheme: str, bucket: str, query: str) -> "pyarrow.fs.FileSystem
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
     except (ImportError, ValueError, TypeError) as error:
         raise DataError(
-            f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here, it is not"
-            f" ({error})."
+            f"{scheme}:// must be a kind of storage that pyarrow or fsspec knows here; it is not"
+            f" ({error}). Correct it, or install the package that fsspec needs for it."
         ) from error
 
 
 class RemotePath:
-    """A file or folder in object storage; a value, like a path."""
+    """A file or folder in object storage; an immutable value, like a path."""
 
     def __init__(self, address: str) -> None:
-        # Anything may stand in a name, a # and a ? too: images are named by others. The settings
-        # are behind the last ?.
+        # Names of images are not ours, so one may hold any character, even # and ?. The settings
+        # follow the last ?.
         name, _, self._query = address.rpartition("?") if "?" in address else (address, "", "")
         self._scheme, _, name = name.partition("://")
         self._bucket, _, path = name.partition("/")
@@ -102,7 +104,7 @@ class RemotePath:
         if redacted(without_name) != without_name:
             raise SettingError(
                 f"{redacted(address)} must not hold a password or a key, because addresses are"
-                " logged and kept; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the"
+                " logged and kept. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the"
                 " workload identity of the machine."
             )
 
@@ -124,7 +126,9 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> "RemotePath":
         if not name or name.startswith("/"):
-            raise DataError(f"a name below {self} must be relative and not empty, got {name!r}.")
+            raise DataError(
+                f"A name below {self} must be relative and not empty; it is {name!r}. Correct it."
+            )
         return self._at(self._path / name)
 
     def _at(self, path: PurePosixPath) -> "RemotePath":
@@ -139,12 +143,12 @@ class RemotePath:
 
     @property
     def file_system(self) -> "pyarrow.fs.FileSystem":
-        """The storage it lies in."""
+        """The storage that holds it."""
         return _file_system(self._scheme, self._bucket, self._query)
 
     @property
     def key(self) -> str:
-        """Its name there, bucket/folder/file."""
+        """Its name in the storage: bucket/folder/file."""
         return f"{self._bucket}{self._path}".rstrip("/")
 
     @property
@@ -159,12 +163,12 @@ class RemotePath:
 
     @property
     def suffix(self) -> str:
-        """The ending of its name, with the dot."""
+        """The suffix of its name, with the dot."""
         return self._path.suffix
 
     @property
     def stem(self) -> str:
-        """Its name without the ending."""
+        """Its name without the suffix."""
         return self._path.stem
 
     @property
@@ -195,11 +199,11 @@ class RemotePath:
         except OSError as error:
             if _REFUSALS.search(str(error)):
                 raise DataError(
-                    f"{self._scheme}://{self._bucket} must be there and open to the credentials"
-                    f" here, it is not ({error})."
+                    f"{self._scheme}://{self._bucket} must exist and be open to the credentials"
+                    f" here; it is not ({error}). Check the name and the credentials."
                 ) from error
             raise OSError(
-                f"{self._scheme}://{self._bucket} must answer, it does not ({error})"
+                f"{self._scheme}://{self._bucket} must answer; it does not ({error})"
             ) from error
 
     def is_file(self) -> bool:
@@ -207,7 +211,7 @@ class RemotePath:
         return self._kind() == "File"
 
     def is_dir(self) -> bool:
-        """Return whether anything lies below it."""
+        """Return whether it is a folder, which means that something is below it."""
         return self._kind() == "Directory"
 
     def exists(self) -> bool:
@@ -215,7 +219,7 @@ class RemotePath:
         return self._kind() != "NotFound"
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a folder is there as soon as something lies in it."""
+        """Do nothing, because a folder exists as soon as something is in it."""
 
     def open(self, mode: str = "rb") -> Any:
         """Open for reading, as bytes."""
@@ -223,7 +227,7 @@ class RemotePath:
         return self.file_system.open_input_file(self.key)
 
     def chunks(self) -> Iterator[bytes]:
-        """Give the file in pieces that fit into memory."""
+        """Yield the file in pieces of at most a megabyte."""
         with self.file_system.open_input_stream(self.key) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 yield bytes(chunk)
@@ -239,7 +243,7 @@ class RemotePath:
 
     def write_bytes(self, data: "bytes | pyarrow.Buffer") -> None:
         """Write the whole file; readers see the old one or the new one."""
-        if self._scheme not in _BY_PYARROW:  # some of fsspec's have folders
+        if self._scheme not in _BY_PYARROW:  # Some file systems of fsspec have real folders.
             self.file_system.create_dir(self.parent.key, recursive=True)
         with self.file_system.open_output_stream(self.key) as stream:
             stream.write(data)
@@ -255,7 +259,10 @@ class RemotePath:
             self.file_system.delete_dir(self.key)
 
     def rename(self, target: "RemotePath") -> None:
-        """Move it and everything below it: copied object by object, because object storage has no folders to rename."""
+        """Move it and everything below it to another name.
+
+        Every object is copied, because object storage cannot rename a folder.
+        """
         found = [self] if self.is_file() else list(self.files())
         for file in found:
             there = target._at(target._path / file._path.relative_to(self._path))
@@ -264,11 +271,11 @@ class RemotePath:
             file.unlink()
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        """Give what lies directly in it."""
+        """Yield what is directly in it."""
         yield from self._list(recursive=False)
 
     def files(self) -> Iterator["RemotePath"]:
-        """Give the files anywhere below it."""
+        """Yield the files anywhere below it."""
         yield from self._list(recursive=True, only_files=True)
 
     def _list(self, *, recursive: bool, only_files: bool = False) -> Iterator["RemotePath"]:
@@ -283,9 +290,16 @@ class RemotePath:
 
 
 def _checked(path: PurePosixPath) -> PurePosixPath:
-    """Return a path inside a bucket; `..` is refused because a name must never lead out of its folder."""
+    """Return a path inside a bucket.
+
+    Raises:
+        DataError: if a part is `..`, which could lead out of a folder.
+    """
     if ".." in path.parts:
-        raise DataError(f"no part of an address may be .., got {str(path)!r}.")
+        raise DataError(
+            f"No part of an address may be ..; the path is {str(path)!r}. Write it without"
+            " such parts."
+        )
     return path
 
 
@@ -293,7 +307,7 @@ AnyPath = Path | RemotePath
 
 
 def is_plain_name(name: object) -> bool:
-    """Return whether a name that was read from a file names a file in a folder, and nothing else."""
+    """Return whether a name, read from a file, can only name a file inside its folder."""
     return isinstance(name, str) and re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,255}", name) is not None
 
 
@@ -312,15 +326,17 @@ _NOT_OURS = {
     "System Volume Information",
     "lost+found",
 }
-"""What other programs leave in folders; with every name that starts with a dot it is passed over."""
+"""What other programs leave in folders. It is ignored, like names that start with a dot."""
 
 
 def files_below(folder: AnyPath, suffixes: Collection[str] | None = None) -> list[AnyPath]:
-    """Return the files anywhere below a folder, in order; hidden files and folders are passed over, links are followed.
+    """Return the files anywhere below a folder, in order.
+
+    Hidden files and folders are ignored. Links are followed.
 
     Args:
         folder: where to look.
-        suffixes: endings of names in small letters, "" for none; None takes every file.
+        suffixes: suffixes of names in lower case, "" for no suffix; None takes every file.
     """
     found: Iterable[AnyPath] = _walk(folder) if isinstance(folder, Path) else _shown_files(folder)
     return sorted(
@@ -339,7 +355,11 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Give every file below a folder once: its own folders first, then what links lead to, and none that leads back up."""
+    """Yield every file below a folder once.
+
+    Its own folders come first, then the targets of links. A link to a folder above is not followed,
+    because that would leave the folder and never end.
+    """
     above = {
         (status.st_dev, status.st_ino)
         for status in (path.stat() for path in folder.resolve().parents)
@@ -361,7 +381,13 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, target: RemotePath, *, last: str | None = None) -> None:
-    """Write the files of a folder of this node to a place in object storage, the one that makes it whole after all others."""
+    """Write the files of a folder of this node to object storage.
+
+    Args:
+        folder: the folder of this node.
+        target: the folder in object storage.
+        last: name of the file that completes the folder; it is written after all others.
+    """
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()),
         key=lambda path: (path.name == last, path),
@@ -377,7 +403,10 @@ def _below(folder: RemotePath, relative: PurePath) -> RemotePath:
 
 
 class SyncedFolder:
-    """A folder of this node for a library that writes plain files; `push` brings them to the place they are meant for."""
+    """A folder of this node for a library that can only write local files.
+
+    `push` copies its files to their target.
+    """
 
     def __init__(self, target: AnyPath) -> None:
         self._target = target
@@ -393,13 +422,17 @@ class SyncedFolder:
         )
 
     def push(self) -> None:
-        """Bring what was written so far to its place; nothing where the folder is that place."""
+        """Copy what was written so far to the target, unless the folder is the target."""
         if isinstance(self._target, RemotePath):
             publish(self.folder, self._target)
 
 
 def as_file_system(path: AnyPath) -> "tuple[str, pyarrow.fs.FileSystem | None]":
-    """Return a place as libraries take it that write to object storage themselves: a path, and the storage it lies in unless it is this machine's."""
+    """Return a path in the form of libraries that write to object storage themselves.
+
+    Returns:
+        The path as text, and its storage; None for a path of this machine.
+    """
     return (str(path.resolve()), None) if isinstance(path, Path) else (path.key, path.file_system)
 
 

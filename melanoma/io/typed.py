@@ -1,4 +1,4 @@
-"""JSON files as dataclasses, read strictly: no unknown field, no missing one, no other type."""
+"""Reads JSON files as dataclasses, strictly: no unknown field, no missing one, no other type."""
 
 import dataclasses
 import json
@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 class Strict:
-    """Base of the dataclasses that are read from files; pydantic reads the setting below."""
+    """Base of the dataclasses that are read from files.
+
+    pydantic reads `__pydantic_config__`.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -26,8 +29,11 @@ def from_json(
         kind: the dataclass.
         data: the JSON text.
         what: the file, for messages.
-        error: raised with one sentence.
-        remedy: the end of that sentence.
+        error: the class of the error to raise.
+        remedy: the last sentence of its message.
+
+    Raises:
+        UserError: an ``error``, if the JSON does not fit the dataclass.
     """
     try:
         value: T = TypeAdapter(kind).validate_json(data)
@@ -41,5 +47,5 @@ def from_json(
 
 
 def to_plain(value: Any) -> Any:
-    """Return a dataclass as plain values for JSON, lists in place of tuples."""
+    """Return a dataclass as plain values for JSON, with lists instead of tuples."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
