@@ -96,7 +96,9 @@ def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
     assert "+0.020 [-0.010, +0.050]" in page
     assert page.count("<img") == 4
     assert "focal loss wins by" in page
-    assert "may come from the class weights alone" in page  # no other setting with gamma 0 saw all folds
+    assert (
+        "may come from the class weights alone" in page
+    )  # no other setting with gamma 0 saw all folds
 
 
 @pytest.mark.parametrize(
