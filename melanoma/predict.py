@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.predictor import GuidedExplainer, Predictor
+from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.errors import DataError, InvalidImageError
+from melanoma.explain.methods import METHODS, Explainer, check_method
 from melanoma.explain.overlay import write_overlay
 from melanoma.imaging.decode import check_content, decode_image
 
@@ -32,7 +33,7 @@ def predict_files(
     Args:
         bundle_dir: folder of the bundle.
         paths: the image files.
-        explain: the kind of heatmap, grad_cam or guided_grad_cam; None writes none.
+        explain: the kind of heatmap, a key of `METHODS`; None writes none.
         out: folder for the heatmaps.
         allow_uncontracted: decide although the contract of the bundle is not met.
 
@@ -43,6 +44,7 @@ def predict_files(
     Raises:
         BundleError: if the bundle cannot be loaded.
         DataError: if only one of explain and out is given.
+        SettingError: if there is no such kind of heatmap.
     """
     if explain and out is None:
         raise DataError("--explain needs a folder for the heatmaps; none is given. Add --out DIR.")
@@ -51,12 +53,13 @@ def predict_files(
             "--out is the folder for heatmaps; none are requested. Add --explain grad_cam."
         )
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
-    guided = GuidedExplainer(predictor.bundle) if explain == "guided_grad_cam" else None
+    make = METHODS[check_method(explain)].make if explain else None
+    explainer = make(predictor.bundle.subject()) if make else None
     point = predictor.bundle.operating_point
     names = _overlay_names(paths, explain) if explain and out else [None] * len(paths)
     return {
         "results": [
-            _predict_file(predictor, path, out / name if out and name else None, guided)
+            _predict_file(predictor, path, out / name if out and name else None, explainer)
             for path, name in zip(paths, names, strict=True)
         ],
         "target": predictor.bundle.task.noun[0],
@@ -78,7 +81,7 @@ def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
 
 
 def _predict_file(
-    predictor: Predictor, path: Path, overlay: Path | None, guided: GuidedExplainer | None
+    predictor: Predictor, path: Path, overlay: Path | None, explainer: Explainer | None
 ) -> dict[str, Any]:
     if not path.is_file():
         return {"image": str(path), "error": "IMAGE must be an image file; this is not a file."}
@@ -104,8 +107,8 @@ def _predict_file(
         overlay.parent.mkdir(parents=True, exist_ok=True)
         heatmap = (
             prediction.heatmap
-            if guided is None
-            else guided.explain([stored], [prediction.heatmap])[0]
+            if explainer is None
+            else explainer.explain([stored], [prediction.heatmap])[0]
         )
         result["overlay"] = str(write_overlay(overlay, image, heatmap, preprocess))
     return result

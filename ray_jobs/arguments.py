@@ -510,7 +510,7 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict.add_argument("image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
     predict.add_argument(
         "--explain",
-        choices=("grad_cam", "guided_grad_cam"),
+        metavar="METHOD",
         help=(
             "also write the heatmap over the image: coarse cells (grad_cam), or single pixels that"
             " raise the score of the targets (guided_grad_cam)"

@@ -6,7 +6,6 @@ wraps the class. Names that are defined below the class do not exist then.
 
 import base64
 from collections.abc import AsyncGenerator
-from typing import Literal
 
 from fastapi import HTTPException, Request
 from PIL import Image
@@ -95,9 +94,7 @@ def _bytes_of_text(field: str | None) -> bytes | None:
     return data if format_of(data) else None
 
 
-def explanation_of(
-    method: Literal["grad_cam", "guided_grad_cam"], reading: Reading, values: FloatArray
-) -> Explanation:
+def explanation_of(method: str, reading: Reading, values: FloatArray) -> Explanation:
     """Return the explanation of a reading.
 
     Args:

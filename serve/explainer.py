@@ -1,4 +1,4 @@
-"""The explainer deployment: guided maps.
+"""The explainer deployment: heatmaps that do not come with the prediction.
 
 It has its own replicas because a backward pass costs more than a prediction.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from ray import serve
 
 from melanoma.arrays import FloatArray, Uint8Array
-from melanoma.bundle.predictor import GuidedExplainer
+from melanoma.explain.methods import METHODS
 from serve.replica import load_in_replica
 
 MAX_BATCH = 4
@@ -18,16 +18,18 @@ BATCH_WAIT_SECONDS = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedJob:
+class ExplainJob:
     """One image for the explainer.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 in the stored shape of the bundle.
+        method: the kind of heatmap, a key of `METHODS`.
         heatmap: the image's Grad-CAM ``(h, w)`` float32, a few cells.
         version: version of the bundle that made the Grad-CAM.
     """
 
     image: Uint8Array
+    method: str
     heatmap: FloatArray
     version: str
 
@@ -38,23 +40,34 @@ class Explainer:
     def __init__(self, bundle_dir: str, *, manifest_sha256: str | None) -> None:
         bundle, device = load_in_replica(bundle_dir, manifest_sha256)
         self._version = bundle.manifest.version
-        self._explainer = GuidedExplainer(bundle, device=device)
+        subject = bundle.subject(device)
+        self._explainers = {
+            name: method.make(subject) for name, method in METHODS.items() if method.make
+        }
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
-        # The first pass is slow, so it runs here and not in the first request.
-        self._explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])
+        for explainer in self._explainers.values():
+            # The first pass is slow, so it runs here and not in the first request.
+            explainer.explain([blank], [np.ones((1, 1), dtype=np.float32)])
 
-    async def explain(self, job: GuidedJob) -> FloatArray | None:
-        """Return the Guided Grad-CAM ``(H, W)`` of the targets at the network's input size.
+    async def explain(self, job: ExplainJob) -> FloatArray | None:
+        """Return the heatmap ``(H, W)`` of the targets at the network's input size.
 
         Returns None if another bundle made the Grad-CAM.
         """
         return await self._batch(job) if job.version == self._version else None
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def _batch(self, jobs: list[GuidedJob]) -> list[FloatArray]:
+    async def _batch(self, jobs: list[ExplainJob]) -> list[FloatArray]:
         return await asyncio.to_thread(self._explain, jobs)
 
-    def _explain(self, jobs: list[GuidedJob]) -> list[FloatArray]:
-        return list(
-            self._explainer.explain([job.image for job in jobs], [job.heatmap for job in jobs])
-        )
+    def _explain(self, jobs: list[ExplainJob]) -> list[FloatArray]:
+        maps: dict[int, FloatArray] = {}
+        for name, explainer in self._explainers.items():
+            chosen = [index for index, job in enumerate(jobs) if job.method == name]
+            if chosen:
+                found = explainer.explain(
+                    [jobs[index].image for index in chosen],
+                    [jobs[index].heatmap for index in chosen],
+                )
+                maps |= dict(zip(chosen, found, strict=True))
+        return [maps[index] for index in range(len(jobs))]

@@ -6,16 +6,18 @@ It keeps nothing of a request.
 import asyncio
 import datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from pydantic import AfterValidator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from melanoma.errors import SettingError
+from melanoma.explain.methods import DEFAULT_METHOD, METHODS
 from serve import open_inference
 from serve.answers import answer_of, explanation_of, image_bytes, model_info
 from serve.api_keys import VARIABLE, check_keys
@@ -30,10 +32,21 @@ from serve.model_client import ModelClient, Reading
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
-from serve.schemas import Alive, Explanation, ModelResponse, PredictResponse
+from serve.schemas import Alive, Explanation, ExplanationMethod, ModelResponse, PredictResponse
 from serve.uploads import Upload, uploads_of
 
-Explain = Literal["none", "grad_cam", "guided_grad_cam"]
+NO_HEATMAP = "none"
+
+
+def _known(explain: str) -> str:
+    if explain not in (NO_HEATMAP, *METHODS):
+        raise ValueError(f"must be one of {', '.join((NO_HEATMAP, *METHODS))}")
+    return explain
+
+
+Explain = Annotated[
+    str, Query(json_schema_extra={"enum": [NO_HEATMAP, *METHODS]}), AfterValidator(_known)
+]
 _JSON = "application/json"
 _REFUSALS = errors(400, 401, 403, 405, 406, 413, 415, 422, 500, 503, 504)
 _V2_READING = errors(401, 403, 404, 406, 422, 500, 503, 504, kind=_JSON)
@@ -85,25 +98,25 @@ class Ingress:
         in_flight().is_stopping = True
         return in_flight().num
 
-    async def _read(self, request: Request, explain: Explain) -> tuple[Reading, PredictResponse]:
+    async def _read(self, request: Request, explain: str) -> tuple[Reading, PredictResponse]:
         """Return the reading of a request's image and the answer to it.
 
         The timeout starts after the upload, so that a slow upload does not use it up.
         """
         data = await image_bytes(request)
         async with asyncio.timeout(self._timeout_s):
-            reading = await self._client.read(Upload(data), explain=explain != "none")
-            explanation = None if explain == "none" else await self._explanation(explain, reading)
+            reading = await self._client.read(Upload(data), explain=explain != NO_HEATMAP)
+            explanation = (
+                None if explain == NO_HEATMAP else await self._explanation(explain, reading)
+            )
             request_metrics().decided(reading.prediction.decision)
             return reading, answer_of(reading, explanation, request_id=request.state.request_id)
 
-    async def _explanation(
-        self, method: Literal["grad_cam", "guided_grad_cam"], reading: Reading
-    ) -> Explanation:
+    async def _explanation(self, method: str, reading: Reading) -> Explanation:
         heatmap = (
             reading.prediction.heatmap
-            if method == "grad_cam"
-            else await self._client.guided(reading)
+            if METHODS[method].make is None
+            else await self._client.explain(reading, method)
         )
         assert heatmap is not None  # the request to the classifier asked for it
         with request_metrics().stage("encode"):
@@ -116,9 +129,7 @@ class Ingress:
         openapi_extra=IMAGE,
         dependencies=GUARDED,
     )
-    async def predict(
-        self, request: Request, explain: Annotated[Explain, Query()] = "none"
-    ) -> PredictResponse:
+    async def predict(self, request: Request, explain: Explain = NO_HEATMAP) -> PredictResponse:
         """Return calibrated probabilities, the decision, its contract and, if asked, a heatmap."""
         return (await self._read(request, explain))[1]
 
@@ -131,7 +142,7 @@ class Ingress:
     )
     async def report(self, request: Request) -> Response:
         """Return the same prediction with its Grad-CAM as a PDF of one page."""
-        reading, answer = await self._read(request, "grad_cam")
+        reading, answer = await self._read(request, DEFAULT_METHOD)
         task = reading.described.manifest.task
         page = await asyncio.to_thread(
             report_pdf, reading.shown, answer, task, now=datetime.datetime.now(datetime.UTC)
@@ -156,6 +167,10 @@ class Ingress:
             calibrator=manifest.calibrator,
             operating_point=manifest.operating_point,
             contract_sentence=described.contract_sentence,
+            explanations=[
+                ExplanationMethod(name=name, title=method.title, meaning=method.meaning)
+                for name, method in METHODS.items()
+            ],
             group_columns=manifest.group_columns,
             model_card=described.model_card,
         )

@@ -29,7 +29,7 @@ from melanoma.explain.overlay import MAX_SIDE_PX
 from melanoma.imaging.letterbox import Preprocess
 from serve.classifier import Answer, Job
 from serve.described import Described
-from serve.explainer import GuidedJob
+from serve.explainer import ExplainJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
 
@@ -203,17 +203,18 @@ class ModelClient:
             for task in tasks:
                 task.cancel()
 
-    async def guided(self, reading: Reading) -> FloatArray:
-        """Return the guided map ``(H, W)`` of an image. It raises what `read` raises.
+    async def explain(self, reading: Reading, method: str) -> FloatArray:
+        """Return a heatmap ``(H, W)`` of an image. It raises what `read` raises.
 
         Explainers may load a new bundle some seconds after the classifiers. In between, requests
-        for guided maps can fail with BundleChangingError.
+        can fail with BundleChangingError.
 
         Args:
             reading: a reading that has its Grad-CAM.
+            method: the kind of heatmap, one that has an explainer.
         """
         assert reading.prediction.heatmap is not None  # the caller asked for it
-        job = GuidedJob(reading.image, reading.prediction.heatmap, version=reading.version)
+        job = ExplainJob(reading.image, method, reading.prediction.heatmap, version=reading.version)
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("explain"):
                 heatmap: FloatArray | None = await _ask(self._explainer.explain, job)

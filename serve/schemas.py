@@ -28,7 +28,7 @@ class ModelInfo(_Model):
 class Explanation(_Model):
     """A heatmap. `lesion_claim` is none as long as no scorecard shows that it marks lesions."""
 
-    method: Literal["grad_cam", "guided_grad_cam"]
+    method: str
     class_name: str = Field(alias="class")
     heatmap_png: str = Field(
         description="base64 PNG, greyscale, divided by its peak, in the frame of the upright image"
@@ -38,6 +38,14 @@ class Explanation(_Model):
         description="largest value of the heatmap before scaling; 0 means that it is empty"
     )
     lesion_claim: Literal["none"] = "none"
+
+
+class ExplanationMethod(_Model):
+    """One kind of heatmap that can be requested."""
+
+    name: str
+    title: str
+    meaning: str
 
 
 class PredictResponse(_Model):
@@ -65,6 +73,7 @@ class ModelResponse(_Model):
     calibrator: Calibrator
     operating_point: OperatingPoint
     contract_sentence: str
+    explanations: list[ExplanationMethod]
     group_columns: tuple[str, ...]
     model_card: str
     disclaimer: str = DISCLAIMER

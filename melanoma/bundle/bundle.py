@@ -38,6 +38,7 @@ from melanoma.bundle.manifest import (
 from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
+from melanoma.explain.methods import Subject
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.cache import local_folder
 from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, write_text
@@ -73,6 +74,17 @@ class Bundle:
     def preprocess(self) -> Preprocess:
         """The steps from stored images to the network's input."""
         return self.manifest.preprocessing
+
+    def subject(self, device: str = "cpu") -> Subject:
+        """Return the network as explainers take it."""
+        manifest = self.manifest
+        return Subject(
+            self.model,
+            manifest.preprocessing,
+            manifest.tta,
+            manifest.task.target_indices,
+            torch.device(device),
+        )
 
     @property
     def operating_point(self) -> OperatingPoint:

@@ -17,7 +17,6 @@ from melanoma.bundle.bundle import Bundle
 from melanoma.bundle.probes import replay_probes
 from melanoma.evidence.operating_point import Decision, decide
 from melanoma.explain.grad_cam import explain_feature_maps
-from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.tta import FeatureExtractor, tta_features
 from melanoma.io.storage import AnyPath, to_path
@@ -179,35 +178,3 @@ class Predictor:
         if self._allow_uncontracted:
             return decide(probability, point.threshold), (UNCONTRACTED,)
         return "cannot_assess", (NO_CONTRACT,)
-
-
-class GuidedExplainer:
-    """Computes Guided Grad-CAM of the targets, on a private copy of a bundle's network.
-
-    It keeps no state between calls.
-
-    Raises:
-        SettingError: if the network has no activation modules such as ReLU or GELU.
-    """
-
-    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
-        self._preprocess, self._tta = bundle.preprocess, bundle.manifest.tta
-        self._targets = bundle.task.target_indices
-        self._device = torch.device(device)
-        self._network = GuidedNetwork(bundle.model.to(self._device))
-
-    def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
-        """Return the Guided Grad-CAM of stored images, ``(N, H, W)``.
-
-        Args:
-            images: N stored images, ``(H, W, 3)`` uint8 each.
-            heatmaps: their N Grad-CAMs, ``(h, w)`` each.
-        """
-        inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
-        gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
-        maps: FloatArray = (
-            guided_grad_cam_map(gradients, torch.from_numpy(np.stack(heatmaps)).to(self._device))
-            .cpu()
-            .numpy()
-        )
-        return maps

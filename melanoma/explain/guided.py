@@ -10,11 +10,14 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
+from melanoma.imaging.letterbox import Preprocess
 from melanoma.training.networks import tta_logits
 
 
@@ -50,6 +53,42 @@ class GuidedNetwork:
             # each gets its own gradient.
             (gradient,) = torch.autograd.grad(logits[:, list(class_indices)].sum(), leaf)
         return gradient
+
+
+class GuidedExplainer:
+    """Computes Guided Grad-CAM of the targets, on a private copy of a network.
+
+    It keeps no state between calls.
+
+    Raises:
+        SettingError: if the network has no activation modules such as ReLU or GELU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        *,
+        tta: int,
+        targets: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._preprocess, self._tta, self._targets = preprocess, tta, targets
+        self._device = device
+        self._network = GuidedNetwork(model.to(device))
+
+    def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
+        """Return the Guided Grad-CAM of stored images, ``(N, H, W)``.
+
+        Args:
+            images: N stored images, ``(H, W, 3)`` uint8 each.
+            heatmaps: their N Grad-CAMs, ``(h, w)`` each.
+        """
+        inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
+        gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
+        stacked = torch.from_numpy(np.stack(heatmaps)).to(self._device)
+        maps: FloatArray = guided_grad_cam_map(gradients, stacked).cpu().numpy()
+        return maps
 
 
 def guided_grad_cam_map(gradients: Tensor, heatmaps: Tensor) -> Tensor:

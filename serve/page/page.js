@@ -2,10 +2,6 @@
 // everything is gone when the page is closed.
 "use strict";
 
-const MEANINGS = {
-  grad_cam: "Grad-CAM shows which regions raised the score. Its cells are coarse, each 32 px of the network's input.",
-  guided_grad_cam: "Guided Grad-CAM shows single pixels that raised the score. Its fine lines can look like borders that the network does not detect.",
-};
 const NO_CLAIM = " The map has not been shown to mark lesions: do not read disease from it.";
 
 const NO_MAP = "This browser cannot lay the map over this image. The PDF shows both.";
@@ -17,16 +13,12 @@ function show(id, visible) { find(id).hidden = !visible; }
 function capital(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
 function percent(value, digits = 0) { return `${(100 * value).toFixed(digits)} %`; }
 
-function headers(file) {
-  const sent = { "Content-Type": file.type || "application/octet-stream" };
-  if (state.key) sent.Authorization = `Bearer ${state.key}`;
-  return sent;
-}
-
-async function post(path, file) {
+async function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  if (state.key) headers.Authorization = `Bearer ${state.key}`;
   let response;
   try {
-    response = await fetch(path, { method: "POST", headers: headers(file), body: file, cache: "no-store", credentials: "omit" });
+    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
   } catch {
     throw { status: 0, detail: "The service cannot be reached. Check the connection and try again." };
   }
@@ -35,14 +27,27 @@ async function post(path, file) {
   throw { status: response.status, detail: problem.detail || "The service could not answer. Try again in a moment." };
 }
 
-// Class names come with the model. The sentences come from words.json, which the PDF uses too.
-async function learn(version) {
+function post(path, file) {
+  return ask(path, { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
+}
+
+// Names of classes and kinds of heatmap come with the model. The sentences come from words.json, which the PDF uses too.
+async function learn() {
   state.words ??= await (await fetch("page/words.json")).json();
-  if (state.model?.model.version === version) return;
-  const sent = state.key ? { Authorization: `Bearer ${state.key}` } : {};
-  const response = await fetch("v1/model", { headers: sent, cache: "no-store", credentials: "omit" });
-  if (!response.ok) throw { status: response.status, detail: "The service did not describe its model. Try again in a moment." };
-  state.model = await response.json();
+  state.model = await (await ask("v1/model")).json();
+  const chosen = document.querySelector("input[name=method]:checked")?.value;
+  find("methods").replaceChildren(...state.model.explanations.map(({ name, title }, index) => {
+    const label = document.createElement("label");
+    const radio = Object.assign(document.createElement("input"), { type: "radio", name: "method", value: name });
+    radio.checked = chosen ? name === chosen : index === 0;
+    radio.addEventListener("change", read);
+    label.append(radio, ` ${title}`);
+    return label;
+  }));
+}
+
+function meaningOf(method) {
+  return state.model.explanations.find(({ name }) => name === method)?.meaning ?? "";
 }
 
 function choose(file) {
@@ -60,15 +65,16 @@ function choose(file) {
 
 async function read() {
   const turn = ++state.turn;
-  const method = document.querySelector("input[name=method]:checked").value;
   show("problem", false);
   show("key-form", false);
   find("map").width = 0;  // do not show the old map under the name of another method
   find("map-meaning").textContent = "";
   find("status").textContent = "Reading the image…";
   try {
+    if (!state.model) await learn();
+    const method = document.querySelector("input[name=method]:checked").value;
     const answer = await (await post(`v1/predict?explain=${method}`, state.file)).json();
-    await learn(answer.model.version);
+    if (answer.model.version !== state.model.model.version) await learn();
     if (turn !== state.turn) return;
     state.answer = answer;
     find("status").textContent = "";
@@ -107,7 +113,7 @@ function render(answer) {
   show("answer", true);
   show("map-tools", Boolean(answer.explanation));
   if (answer.explanation) {
-    find("map-meaning").textContent = MEANINGS[answer.explanation.method] + NO_CLAIM;
+    find("map-meaning").textContent = meaningOf(answer.explanation.method) + NO_CLAIM;
     drawMap();
   }
   find("model").textContent =
@@ -265,7 +271,6 @@ for (const name of ["dragleave", "drop"]) {
 }
 document.addEventListener("drop", (event) => choose(event.dataTransfer.files[0]));
 document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
-for (const radio of document.querySelectorAll("input[name=method]")) radio.addEventListener("change", read);
 find("opacity").addEventListener("input", placeMap);
 find("prevalence").addEventListener("input", explainPrevalence);
 find("pdf").addEventListener("click", savePdf);

@@ -20,7 +20,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.predictor import GuidedExplainer, Predictor
+from melanoma.bundle.predictor import Predictor
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.overlay import heatmap_on
 from melanoma.imaging.decode import decode_image
@@ -105,7 +105,13 @@ def test_a_guided_heatmap_is_the_explainers(
     stored = bundle.preprocess.stored(decoded)
     (prediction,) = Predictor(bundle).predict([stored], explain=True)
     assert prediction.heatmap is not None
-    expected = GuidedExplainer(bundle).explain([stored], [prediction.heatmap])[0]
+    expected = (
+        METHODS["guided_grad_cam"]
+        .make(bundle.subject())
+        .explain(  # type: ignore[misc]
+            [stored], [prediction.heatmap]
+        )[0]
+    )
     answer = client.post("/v1/predict?explain=guided_grad_cam", content=image).json()
     explanation = answer["explanation"]
     assert (explanation["method"], explanation["lesion_claim"]) == ("guided_grad_cam", "none")
