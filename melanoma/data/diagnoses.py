@@ -137,7 +137,19 @@ def class_in(text: str, task: Task) -> str | None:
         if words in (name, task.name_of(name).casefold()):
             return name
     diagnosis = diagnosis_of(text)
-    return None if diagnosis is None else task.class_of(diagnosis)
+    if diagnosis is not None and (name_of := task.class_of(diagnosis)) is not None:
+        return name_of
+    return _holder(words, diagnosis, task)
+
+
+def _holder(words: str, diagnosis: str | None, task: Task) -> str | None:
+    """Return the class whose `diagnoses` spell a diagnosis as people do."""
+    for name, held in task.diagnoses.items():
+        for spelling in held:
+            same = diagnosis is not None and diagnosis_of(spelling) == diagnosis
+            if same or spelling.casefold() == words:
+                return name
+    return None
 
 
 def says_target(text: str, task: Task) -> bool:

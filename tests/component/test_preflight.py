@@ -48,7 +48,7 @@ def test_a_ray_that_is_gone_is_told_at_once(form: str, unused: int) -> None:
 def test_a_name_that_nobody_knows_is_told() -> None:
     with pytest.raises(
         ConnectionError,
-        match=r"Ray does not answer at head\.invalid:6379 \(the host name head\.invalid is unknown\)",
+        match=r"not answer at head\.invalid:6379 \(the host name head\.invalid is unknown\)",
     ):
         check_address("head.invalid:6379")
 

@@ -12,7 +12,7 @@ from melanoma.data.diagnoses import SPELLINGS, class_in, read_diagnoses, says_ta
 from melanoma.data.prepare import PrepareConfig, prepare
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
-from melanoma.task import TASKS
+from melanoma.task import TASKS, Task
 from tests.sources import draw
 
 HAM, BINARY, ISIC_2019 = TASKS["ham10000"], TASKS["binary"], TASKS["isic2019"]
@@ -81,6 +81,13 @@ def test_other_tasks_hold_other_classes() -> None:
         "benign",
         None,
     ]
+
+
+def test_a_task_may_spell_the_diagnoses_that_a_class_holds() -> None:
+    other = ("Seborrheic keratosis", "cafe-au-lait macule")
+    task = Task(("mel", "other"), ("mel",), diagnoses={"other": other})
+    texts = ("melanoma", "SEK", "bkl", "Cafe-au-lait macule", "other", "nevus")
+    assert [class_in(text, task) for text in texts] == ["mel", *["other"] * 4, None]
 
 
 @pytest.mark.parametrize(
