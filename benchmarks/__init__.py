@@ -1,1 +1,1 @@
-"""Measurements beside peers and of costs; started as `python -m benchmarks.NAME`."""
+"""Measurements of cost and comparisons with other software; run `python -m benchmarks.NAME`."""

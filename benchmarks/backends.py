@@ -1,9 +1,9 @@
-"""What computes a network's feature map fastest on this CPU: torch, ONNX Runtime or OpenVINO, side
-by side in one run, as ratios.
+"""Compares torch, ONNX Runtime and OpenVINO for computing a network's feature map on this CPU.
+
+All are timed in one run and printed as ratios, first with one thread, which is what a replica has,
+and then with all threads.
 
     pip install openvino && python -m benchmarks.backends
-
-One thread each, as a replica has, and all of them.
 """
 
 import functools
@@ -27,8 +27,8 @@ CASES = (
 
 
 def main() -> None:
-    """Print one line a case."""
-    print(f"ms an image by eager torch, then times as fast; median of {REPEATS}")
+    """Print one line for each case."""
+    print(f"Eager torch in ms per image, then the others as speed-ups; medians of {REPEATS} runs.")
     for backbone, size in CASES:
         torch.manual_seed(0)
         model = (

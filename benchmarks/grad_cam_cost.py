@@ -1,7 +1,8 @@
-"""What a Grad-CAM costs over the plain prediction: ours through the head alone, and
-pytorch-grad-cam, in one run, as ratios.
+"""Measures the cost of a prediction with Grad-CAM as a multiple of the plain prediction.
 
-python -m benchmarks.grad_cam_cost
+Compares our Grad-CAM, which uses the head alone, with pytorch-grad-cam, in one run.
+
+    python -m benchmarks.grad_cam_cost
 """
 
 import torch
@@ -24,10 +25,10 @@ CASES = (
 
 
 def main() -> None:
-    """Print one line a case."""
+    """Print one line for each case."""
     print(
-        f"{torch.get_num_threads()} threads, median of {REPEATS}, as multiples of the plain forward"
-        " pass"
+        f"{torch.get_num_threads()} threads, medians of {REPEATS} runs, as multiples of the plain"
+        " forward pass."
     )
     for backbone, size, batch in CASES:
         forward, ours, library = _measure(backbone, size, batch)

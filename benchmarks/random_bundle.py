@@ -1,7 +1,8 @@
-"""Writes a bundle around a network of random weights, for benchmarks of speed; what it says of
-images means nothing.
+"""Writes a bundle whose network has random weights, for benchmarks of speed.
 
-python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--tta 4]
+Its predictions mean nothing.
+
+    python -m benchmarks.random_bundle OUT [--backbone convnext_atto] [--size 128x96] [--tta 4]
 """
 
 import argparse
@@ -31,8 +32,10 @@ NUM_IMAGES = 210
 
 
 def other_shape(bundle_dir: Path, out: Path) -> Path:
-    """Write a bundle's network under another version and for larger stored images, as a later
-    training might; return its folder."""
+    """Write a copy of a bundle that has another version and takes larger stored images.
+
+    It stands for the bundle of a later training. Returns its folder.
+    """
     shutil.copytree(bundle_dir, out)
     bundle = load_bundle(bundle_dir)
     height, width = bundle.preprocess.stored_shape
@@ -52,7 +55,9 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--backbone", default="convnext_atto")
-    parser.add_argument("--size", default="128x96", help="of the network's input, WIDTHxHEIGHT")
+    parser.add_argument(
+        "--size", default="128x96", help="size of the network's input, WIDTHxHEIGHT, px"
+    )
     parser.add_argument("--tta", type=int, default=4)
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
@@ -95,7 +100,7 @@ def main() -> None:
     rows = pd.DataFrame({"label": [task.classes[label] for label in labels], "score": scores})
     card = "# Random weights, for benchmarks of speed\n"
     save_bundle(args.out, draft, model, Extras(rows, export_features(model, (height, width)), card))
-    print(f"wrote {args.out}")
+    print(f"Wrote {args.out}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How many epochs the search needs to come within 0.01 of the best setting, beside random search
-without halving.
+"""Measures how many epochs a search needs to come within 0.01 of the best setting.
 
-`record` trains every setting of a grid on all folds once, unpruned. `replay` plays the search's own
-searcher and scheduler over that table with many seeds; a drawn sample stands for the setting of the
-grid that is nearest to it.
+Compares the search with random search without halving. `record` trains every setting of a grid on
+all folds once, without pruning. `replay` runs the search's own searcher and scheduler on that table
+with many seeds. Each drawn sample is replaced by the nearest setting of the grid.
 
     python -m benchmarks.search_efficiency record DATASET table.parquet
     python -m benchmarks.search_efficiency replay table.parquet
@@ -40,7 +39,7 @@ SPACE = SearchSpace()
 
 
 def record(dataset: Path, table: Path, *, at_once: int) -> None:
-    """Train the whole grid and write one row a setting and rung."""
+    """Train the whole grid, and write one row for each setting and rung."""
     connect()
     folds_dir, data = table.with_suffix(".folds"), open_prepared(dataset)
     claim_folder(folds_dir, {"content": data.content_hash})
@@ -66,11 +65,13 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
 
 
 class Table:
-    """A grid of known figures: a sample -> the objective after 1 to K folds of the nearest setting.
+    """A grid of recorded figures.
+
+    Calling it with a sample returns the objectives of the nearest setting after 1 to K folds.
 
     Args:
-        table: columns gamma, tau, target_factor, folds (1 to K) and objective, a row a setting and
-            rung.
+        table: columns gamma, tau, target_factor, folds (1 to K) and objective, one row for each
+            setting and rung.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -82,6 +83,7 @@ class Table:
 
     @staticmethod
     def _place(sample: Sample) -> tuple[float, float, float]:
+        """Return the position of a sample in the unit cube, in which distances are measured."""
         gamma = sample[GAMMA] if sample[GAMMA] >= 1 else 0.0
         return gamma / 5, sample[TAU], math.log(sample[FACTOR], 8)
 
@@ -94,10 +96,10 @@ class Tried:
     """One trial of a replayed search.
 
     Attributes:
-        sample: what was tried.
-        finished: whether it saw every fold.
-        figure: its objective over the folds it saw.
-        spent: folds that the search has trained so far, this trial's among them.
+        sample: the sample that was tried.
+        finished: whether the trial trained all folds.
+        figure: its objective over the folds it trained.
+        spent: number of folds that the search has trained so far, this trial included.
     """
 
     sample: Sample
@@ -107,8 +109,16 @@ class Tried:
 
 
 def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) -> Iterator[Tried]:
-    """Play the search's own searcher and scheduler over a table, one trial at a time; the anchors
-    come first, as always."""
+    """Run the search's own searcher and scheduler on a table, one trial at a time.
+
+    The anchors come first, as in a real search.
+
+    Args:
+        table: the recorded figures.
+        kind: tpe (with halving) or random (without).
+        seed: seed of the searcher.
+        num_trials: number of trials, the anchors included.
+    """
     base, num_folds = TrainConfig.from_dict({"seed": seed}), table.figures.shape[1]
     of_base, spent = table(SPACE.sample_of(base)), 0
     known = []
@@ -145,8 +155,10 @@ def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) ->
 
 
 def folds_needed(table: Table, *, kind: str, seed: int) -> tuple[int, bool]:
-    """Return how many folds one search trains until a setting that saw all of them comes within the
-    tolerance of the best, and if it does."""
+    """Return how many folds one search trains until it succeeds, and whether it does.
+
+    It succeeds when a trial that trained all folds comes within the tolerance of the best setting.
+    """
     goal = table.figures[:, -1].max() - TOLERANCE
     for tried in play(table, kind=kind, seed=seed):
         if tried.finished and tried.figure >= goal:
@@ -155,7 +167,7 @@ def folds_needed(table: Table, *, kind: str, seed: int) -> tuple[int, bool]:
 
 
 def replay(path: Path, *, num_seeds: int) -> None:
-    """Print the epochs that both searches need."""
+    """Print the number of epochs that each search needs."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table, epochs = Table(pd.read_parquet(path)), smoke().optim.epochs
     print(
@@ -170,7 +182,7 @@ def replay(path: Path, *, num_seeds: int) -> None:
         missed = sum(not reached for _, reached in runs)
         print(
             f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never"
-            f" there: {missed}"
+            f" reached: {missed}"
         )
     print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
 

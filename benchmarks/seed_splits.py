@@ -1,9 +1,9 @@
-"""Rebuilds the seed system's split of HAM10000 from metadata alone, as a file for `melanoma data
-prepare --splits`.
+"""Rebuilds the seed system's split of HAM10000 as a file for `melanoma data prepare --splits`.
 
-The system this project grew from split by lesion with GroupShuffleSplit(random_state=42), 70 / 15 /
-15 %: 7,002, 1,519 and 1,494 images, whose class counts are those it published. Its middle part is
-halved here, by lesion, into validation and calibration.
+The seed system is the one that this project started from. It split by lesion with
+GroupShuffleSplit(random_state=42) into 70, 15 and 15 %: 7,002, 1,519 and 1,494 images. The class
+counts match those it published. Here its middle part is halved, by lesion, into validation and
+calibration. Only the metadata are needed.
 
     python -m benchmarks.seed_splits HAM10000_metadata.csv seed_splits.csv
 """
@@ -27,7 +27,8 @@ def seed_splits(metadata: pd.DataFrame) -> pd.DataFrame:
     validation, calibration = _halve(middle, 0.5, 0)
     if (len(train), len(middle), len(test)) != (7002, 1519, 1494):
         raise SystemExit(
-            "the metadata must be HAM10000's 10,015 rows in their published order, these are not."
+            "The metadata must be HAM10000's 10,015 rows in their published order; they are not."
+            " Pass the published HAM10000_metadata.csv."
         )
     parts = {"train": train, "validation": validation, "calibration": calibration, "test": test}
     return pd.concat(part[["image_id"]].assign(split=name) for name, part in parts.items())

@@ -1,11 +1,10 @@
-"""What the served system does under load: overload, a killed replica, a rolling update, replicas
-that come and go.
+"""Tests the service under load: overload, a killed replica, a rolling update and autoscaling.
 
     python -m benchmarks.serve_load BUNDLE IMAGE [--seconds S]
 
-An open-loop generator: requests arrive at random times whether or not earlier ones were answered,
-as patients do. Generator and service share the machine, so rates mean little beyond it; statuses,
-losses and the way back to normal are what is measured.
+The load is open-loop: requests are sent at random times, whether or not earlier ones were answered.
+The generator and the service share the machine, so the rates are not comparable with other
+machines. The results are the status codes, the lost requests and the time to recover.
 """
 
 import argparse
@@ -46,7 +45,13 @@ CLOSED_AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One request: when it was sent and how long it took, s; its status, or that no answer came."""
+    """One request.
+
+    Attributes:
+        sent: when it was sent, s on the monotonic clock.
+        seconds: how long it took, s.
+        status: the HTTP status, or ``LOST`` if no answer came.
+    """
 
     sent: float
     seconds: float
@@ -54,8 +59,11 @@ class Asked:
 
 
 class Service:
-    """The graph on a cluster of its own, with more logical CPUs than the machine has: replicas
-    share its cores."""
+    """The service on its own local cluster.
+
+    The cluster has 12 logical CPUs, which may be more than the machine has; replicas share the
+    cores.
+    """
 
     def __init__(self, bundle: Path) -> None:
         with socket.socket() as probe:
@@ -78,8 +86,13 @@ class Service:
         self.deploy(bundle, max_replicas=1)
 
     def deploy(self, bundle: Path, *, others: int = 1, **scaling: Any) -> None:
-        """Deploy a bundle, or change to it; scaling goes to the classifier, others says how many
-        ingresses there may be at most."""
+        """Deploy a bundle, or replace the deployed one.
+
+        Args:
+            bundle: the folder of the bundle.
+            others: the largest number of replicas of every other deployment.
+            scaling: autoscaling options of the classifier.
+        """
         options = {name: dict(values) for name, values in self._options.items()}
         for name, values in options.items():
             more = scaling if name == "Classifier" else {"max_replicas": others}
@@ -98,17 +111,16 @@ class Service:
         ]
 
     def megabytes(self) -> float:
-        """Return what proxy and replicas hold in memory together; of what they share each has its
-        part."""
+        """Return the memory of the proxy and all replicas, MiB, with shared pages divided (PSS)."""
         return (
             float(sum(process.memory_full_info().pss for process, _ in self._processes())) / 2**20
         )
 
     @staticmethod
     def _processes() -> Iterator[tuple[psutil.Process, str]]:
-        """Give each process of the service and its title."""
+        """Yield each process of the service and its title."""
         for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            with contextlib.suppress(psutil.Error):  # the process has ended in the meantime
                 words = " ".join(process.cmdline())
                 if "ServeReplica" in words or "ProxyActor" in words:
                     yield process, words
@@ -152,7 +164,7 @@ async def _closed_loop(url: str, body: bytes, seconds: float, at_once: int) -> l
 
 
 async def _open_loop(url: str, body: bytes, seconds: float, rate: float) -> list[Asked]:
-    """Send requests at Poisson times, `rate` a second."""
+    """Send requests at Poisson times, ``rate`` per second on average."""
     rng = np.random.default_rng(0)
     started, at, tasks = time.monotonic(), 0.0, []
     async with _session() as session:
@@ -163,7 +175,7 @@ async def _open_loop(url: str, body: bytes, seconds: float, rate: float) -> list
         return list(await asyncio.gather(*tasks))
 
 
-def _told(asked: list[Asked]) -> str:
+def _summary(asked: list[Asked]) -> str:
     counts = collections.Counter(str(one.status) for one in asked)
     good = [1000 * one.seconds for one in asked if one.status == 200]
     times = (
@@ -180,7 +192,7 @@ def _told(asked: list[Asked]) -> str:
 def _overload(service: Service, body: bytes, capacity: float, seconds: float) -> None:
     idle = asyncio.run(_closed_loop(service.url, body, 5, 1))
     usual, before = float(np.median([one.seconds for one in idle])), service.megabytes()
-    print(f"idle          {_told(idle)}")
+    print(f"idle          {_summary(idle)}")
     held: list[float] = []
     stop = threading.Event()
     watch = threading.Thread(
@@ -191,7 +203,7 @@ def _overload(service: Service, body: bytes, capacity: float, seconds: float) ->
     ended = time.monotonic()
     stop.set()
     watch.join()
-    print(f"10 x capacity {_told(asked)}")
+    print(f"10 x capacity {_summary(asked)}")
     while time.monotonic() < ended + 60:
         again = asyncio.run(_closed_loop(service.url, body, 1, 1))
         good = [one.seconds for one in again if one.status == 200]
@@ -206,8 +218,11 @@ def _overload(service: Service, body: bytes, capacity: float, seconds: float) ->
 def _while_asked(
     service: Service, body: bytes, rate: float, seconds: float, act: Any
 ) -> list[Asked]:
-    """Send requests and do something a third into them; what goes wrong with it goes wrong here,
-    and so does an end after theirs."""
+    """Send requests, and call ``act`` after a third of the time.
+
+    Raises:
+        RuntimeError: if ``act`` ends after the last request; its own errors are raised too.
+    """
     ended: list[float] = []
 
     def later() -> None:
@@ -222,8 +237,8 @@ def _while_asked(
         done.result()
     if ended[0] > last:
         raise RuntimeError(
-            "what was to happen under load must end before the load does, it ended"
-            f" {ended[0] - last:.0f} s later; raise --seconds."
+            "The action under load must end before the load does; it ended"
+            f" {ended[0] - last:.0f} s later. Raise --seconds."
         )
     return asked
 
@@ -236,7 +251,7 @@ def _watch(service: Service, counts: list[int], stop: threading.Event) -> None:
 
 
 def main() -> None:
-    """Run all phases and print a line or two each."""
+    """Run all phases, and print one or two lines for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -249,14 +264,17 @@ def main() -> None:
     asyncio.run(_closed_loop(service.url, body, 5, CLOSED_AT_ONCE))
     closed = asyncio.run(_closed_loop(service.url, body, 10, CLOSED_AT_ONCE))
     capacity = sum(one.status == 200 for one in closed) / 10
-    print(f"capacity      {capacity:.0f} images a second; {_told(closed)}", flush=True)
+    print(f"capacity      {capacity:.0f} images per second; {_summary(closed)}", flush=True)
     _overload(service, body, capacity, args.seconds)
     service.deploy(bundle, min_replicas=2, max_replicas=2)
     killed = _while_asked(
         service, body, 0.7 * capacity, args.seconds, lambda: service.replicas()[0].kill()
     )
-    print(f"replica killed at {0.7 * capacity:.0f} a second: {_told(killed)}", flush=True)
-    rate = capacity / 4  # replicas that start share the two cores with those that answer
+    print(
+        f"replica killed at {0.7 * capacity:.0f} requests per second: {_summary(killed)}",
+        flush=True,
+    )
+    rate = capacity / 4  # starting replicas share the cores with those that answer
     with tempfile.TemporaryDirectory() as folder:
         other = other_shape(bundle, Path(folder) / "bundle")
         updated = _while_asked(
@@ -266,7 +284,7 @@ def main() -> None:
             2 * args.seconds,
             lambda: service.deploy(other, min_replicas=2, max_replicas=2),
         )
-        print(f"new bundle    {_told(updated)}", flush=True)
+        print(f"new bundle    {_summary(updated)}", flush=True)
         back = _while_asked(
             service,
             body,
@@ -274,9 +292,9 @@ def main() -> None:
             2 * args.seconds,
             lambda: service.deploy(bundle, min_replicas=2, max_replicas=2),
         )
-        print(f"and back      {_told(back)}", flush=True)
+        print(f"and back      {_summary(back)}", flush=True)
     service.deploy(bundle, others=4, min_replicas=1, max_replicas=4, downscale_delay_s=30)
-    time.sleep(10)  # the replicas of before are gone then
+    time.sleep(10)  # until the earlier replicas are gone
     counts: list[int] = []
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(service, counts, stop))
@@ -286,7 +304,7 @@ def main() -> None:
     stop.set()
     watch.join()
     print(
-        "autoscaling   classifiers over 90 s of load and 120 s of none, downscale_delay_s 30:"
+        "autoscaling   classifiers over 90 s of load and 120 s without, downscale_delay_s 30:"
         f" {' -> '.join(map(str, counts))}"
     )
     serve.shutdown()

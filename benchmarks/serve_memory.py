@@ -1,5 +1,4 @@
-"""What each process of a running `melanoma serve` holds in memory, shared pages counted by their
-share (PSS).
+"""Prints the memory of each process of a running `melanoma serve`, with shared pages divided (PSS).
 
 python -m benchmarks.serve_memory PID
 """
@@ -10,7 +9,7 @@ import psutil
 
 
 def main() -> int:
-    """Print megabytes by process, the largest first, and their sum."""
+    """Print the memory of each process, the largest first, and the sum."""
     command = psutil.Process(int(sys.argv[1]))
     held = [(process.memory_full_info().pss >> 20, _name(process)) for process in _family(command)]
     for megabytes, name in sorted(held, reverse=True):

@@ -1,11 +1,12 @@
-"""The served graph beside plain FastAPI, LitServe and BentoML: the same network, machine and
-images, one run, as ratios.
+"""Compares the service with plain FastAPI, LitServe and BentoML, in one run.
+
+All use the same network, machine and image.
 
     pip install --target PEERS litserve bentoml
     python -m benchmarks.serve_peers BUNDLE IMAGE --peers PEERS
 
-Each server has all cores and is asked by eight clients at once, then by one. Bare is the network
-alone in one process, eight images at once and one at a time: what no server can beat.
+Each server has all cores. Eight clients send requests at the same time, then one client. The bare
+network, in one process with eight images at a time and then one, is the upper limit of any server.
 """
 
 import argparse
@@ -35,11 +36,11 @@ class Server:
     """One server.
 
     Attributes:
-        name: for people.
-        command: makes its command line from a port.
-        path: of the question.
+        name: the name to print.
+        command: port -> command line.
+        path: path of the URL, with the query.
         backend: torch or onnxruntime.
-        field: of the form that carries the image; None sends it as the body.
+        field: form field that holds the image; None sends the image as the body.
     """
 
     name: str
@@ -120,7 +121,7 @@ def _running(server: Server, environment: dict[str, str], port: int) -> Iterator
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        with suppress(ProcessLookupError):  # whatever it left behind
+        with suppress(ProcessLookupError):  # end child processes that it left behind
             os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -170,31 +171,31 @@ async def _until_ready(url: str, body: bytes, field: str | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one server did.
+    """The measurements of one server.
 
     Attributes:
-        rate: images a second with many clients.
-        many: seconds of each request then.
-        one: seconds of each request of a single client.
+        rate: images per second with many clients.
+        many: seconds of each request with many clients.
+        one: seconds of each request with a single client.
     """
 
     rate: float
     many: list[float]
     one: list[float]
 
-    def told(self, name: str, bare: "Measured") -> str:
-        """Return a line for people, beside the network alone."""
+    def line(self, name: str, bare: "Measured") -> str:
+        """Return a line of text that compares the server with the bare network."""
         p50, p99 = 1000 * np.percentile(self.many, [50, 99])
         alone, bare_alone = 1000 * np.median(self.one), 1000 * np.median(bare.one)
         return (
-            f"  {name:21} {self.rate:6.1f} a second (x {self.rate / bare.rate:.2f})   {CLIENTS}"
+            f"  {name:21} {self.rate:6.1f} per second (x {self.rate / bare.rate:.2f})   {CLIENTS}"
             f" clients: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms   one client: p50 {alone:6.1f} ms (+"
             f" {alone - bare_alone:.1f})"
         )
 
 
 def _measure_bare(body: bytes, seconds: float) -> Measured:
-    """Measure the network alone, decoding and encoding left out."""
+    """Measure the network alone, without decoding and encoding."""
     peer = Peer()
     _, stored = peer.decode(body)
 
@@ -224,16 +225,16 @@ def _measure(server: Server, environment: dict[str, str], body: bytes, seconds: 
 
 
 def main() -> None:
-    """Print one line a server, without and with explanation."""
+    """Print one line for each server, first without and then with explanations."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument(
-        "--peers", type=Path, help="folder that LitServe and BentoML were installed into"
+        "--peers", type=Path, help="folder into which LitServe and BentoML were installed"
     )
-    parser.add_argument("--seconds", type=float, default=20, help="of load a server")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds of load for each server")
     args = parser.parse_args()
     bundle, peers, body = (
         args.bundle.resolve(),
@@ -244,17 +245,17 @@ def main() -> None:
         os.environ |= {BUNDLE: str(bundle), EXPLAIN: str(int(explain)), BACKEND: "onnxruntime"}
         print("with Grad-CAM" if explain else "without explanation")
         bare = _measure_bare(body, args.seconds / 2)
-        print(bare.told("bare network", bare), flush=True)
+        print(bare.line("bare network", bare), flush=True)
         for server in _servers(bundle, peers, explain=explain):
-            # Only the peers see the folder of the peers, whose libraries differ from those
-            # installed here.
+            # Only the peers see their folder, because its libraries differ from those installed
+            # here.
             folders = [HERE] if server.field is None else [HERE, peers]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(map(str, folders)),
                 "BENTOML_DO_NOT_TRACK": "1",
             }
             print(
-                _measure(server, environment, body, args.seconds).told(server.name, bare),
+                _measure(server, environment, body, args.seconds).line(server.name, bare),
                 flush=True,
             )
 

@@ -1,5 +1,7 @@
-"""How the benchmarks take time: all that is compared in turn, so that a busy moment of the machine
-hits all alike."""
+"""Timing for the benchmarks.
+
+The candidates run in turn, so that a busy moment of the machine affects all of them.
+"""
 
 import statistics
 import time
@@ -7,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 def in_turn(runs: Sequence[Callable[[], object]], *, repeats: int) -> list[float]:
-    """Return the median seconds of each; the first time round does not count."""
+    """Return the median time of each run, s; the first round is a warm-up and does not count."""
     seconds: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
         for index, run in enumerate(runs):

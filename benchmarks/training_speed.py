@@ -1,9 +1,8 @@
-"""How many images a second the engine trains, beside a plain PyTorch loop, on this machine in one
-run, as ratios.
+"""Compares the training speed of the engine with that of a plain PyTorch loop, in one run.
 
-The plain loop: AdamW, random flips, weighted cross-entropy, nothing else. The engine, at the same
-size: any rotation, zoom and recolouring, Muon or AdamW, the moving average, clipping. Random
-    images, for only time is asked.
+The plain loop uses AdamW, random flips and weighted cross-entropy, and nothing else. The engine, at
+the same image size, adds rotation, zoom, colour jitter, Muon or AdamW, the moving average and
+gradient clipping. The images are random, because only the time is measured.
 
     python -m benchmarks.training_speed
 """
@@ -30,7 +29,7 @@ STORED_SHAPE, SIZE = (192, 256), (96, 128)
 
 
 class _Images:
-    """Stands in for `ImageDataset`: random images in memory."""
+    """Random images in memory, in place of `ImageDataset`."""
 
     def __init__(self) -> None:
         self.image_ids = [str(number) for number in range(BATCH * STEPS)]
@@ -45,7 +44,7 @@ class _Images:
 
 
 def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
-    """Return one epoch of the plain loop, on images already resized as such loops keep them."""
+    """Return a function that runs one epoch of the plain loop, on images resized in advance."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     small = F.interpolate(
         images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE
@@ -66,7 +65,7 @@ def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
 
 
 def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
-    """Return one epoch of the engine."""
+    """Return a function that runs one epoch of the engine."""
     model = build_model(config.model, TASK.num_classes).to(memory_format=torch.channels_last)
     state = start_state(model, config)
     training = Training(
@@ -85,7 +84,10 @@ def _discard(_: float) -> None:
 
 
 def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Return images a second of each, by repeats in turn, after one to warm up."""
+    """Return the images per second of each loop in every repeat; the loops run in turn.
+
+    A first round warms up and does not count.
+    """
     rates: dict[str, list[float]] = {name: [] for name in epochs}
     for repeat in range(REPEATS + 1):
         for name, run in epochs.items():
@@ -97,7 +99,7 @@ def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print one line a network."""
+    """Print one line for each network."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

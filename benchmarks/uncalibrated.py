@@ -1,7 +1,8 @@
-"""The metrics of an evaluation before its calibrator, as a plain loop reports them: likeliest class
-of the raw logits.
+"""Prints the metrics of an evaluation before calibration, from the raw logits.
 
-python -m benchmarks.uncalibrated evidence/predictions.parquet
+A plain training loop reports these.
+
+    python -m benchmarks.uncalibrated evidence/predictions.parquet
 """
 
 import sys
@@ -15,7 +16,7 @@ from melanoma.task import DEFAULT_TASK, TASKS, Task
 
 
 def uncalibrated(table: pd.DataFrame, task: Task) -> dict[str, float]:
-    """Return every metric of predictions.parquet's table, per image."""
+    """Return every metric, per image, for the table of predictions.parquet."""
     logits = table[[f"logit_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
     units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
     return {name: metric.value(units, np.ones(len(units))) for name, metric in METRICS.items()}
