@@ -32,9 +32,11 @@ from ray_jobs.progress import show_log
 
 if TYPE_CHECKING:
     from melanoma.config import TrainConfig
+    from melanoma.data.dataset import PreparedData
     from melanoma.io.storage import AnyPath
-    from tune.pipeline import TrainBundle
-    from tune.search import Search
+    from melanoma.training.job import TrainJob
+    from ray_jobs.cluster import Bundle
+    from tune.search import SearchPlan
 
 
 def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
@@ -160,7 +162,6 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _settings_command(args: argparse.Namespace) -> int:
-    import dataclasses
 
     from melanoma.config import settings_of
 
@@ -244,59 +245,33 @@ def _tune(args: argparse.Namespace) -> int:
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
     from melanoma.io.files import locked
-    from melanoma.training.job import TrainJob
-    from melanoma.training.run import RESULT, check_data, check_network, run_job
-    from ray_jobs.executor import RayExecutor
+    from melanoma.training.run import RESULT, check_data, check_network
     from ray_jobs.progress import say
     from tune.pipeline import check_verdict, claim_search, describe_search
-    from tune.search import Search
+    from tune.search import SearchPlan
     from tune.space import SearchSpace
-    from tune.trial import Study
 
-    objective, data, run_dir = (
-        Objective.parse(args.objective),
-        open_prepared(args.dataset),
-        args.out / _tune_name(args),
-    )
-
-    def job(config: "TrainConfig", folder: "AnyPath") -> TrainJob:
-        return TrainJob(
-            args.dataset,
-            folder,
-            config,
-            num_workers=args.workers,
-            cpus_per_worker=args.cpus_per_worker,
-            use_gpu=args.gpu,
-            weights=args.weights,
-        )
-
-    config, num_folds = _config(args), data.manifest.num_folds
-    check_verdict(data)
-    for fold in range(num_folds):
-        check_data(job(config.with_overrides([f"data.validation_fold={fold}"]), run_dir), data)
-    space = SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also)
-    study = Study(
-        args.dataset,
-        data.task,
-        run_dir / "folds",
+    data, run_dir, config = open_prepared(args.dataset), args.out / _tune_name(args), _config(args)
+    plan = SearchPlan(
+        run_dir,
         config,
-        num_folds,
         args.weights,
-        args.at_once,
-        num_workers=args.workers,
+        SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also),
+        Objective.parse(args.objective),
+        args.trials,
+        args.searcher,
     )
-    search = Search(run_dir, study, space, objective, args.trials, searcher=args.searcher)
+    check_verdict(data)
+    for fold in range(data.manifest.num_folds):
+        on_fold = config.with_overrides([f"data.validation_fold={fold}"])
+        check_data(_tune_job(args, on_fold, run_dir), data)
     with locked(run_dir):
         if not (run_dir / RESULT).is_file():
             data.check_writable()
-            check_network(job(config, run_dir), data.task.num_classes)
-        result = claim_search(search, content=data.content_hash)
+            check_network(_tune_job(args, config, run_dir), data.task.num_classes)
+        result = claim_search(plan, content=data.content_hash)
         if result is None:
-            result = _run_search(
-                args,
-                search,
-                train=lambda config, folder: run_job(job(config, folder), RayExecutor()),
-            )
+            result = _run_search(args, plan, data)
         else:
             say(f"{run_dir} is finished; nothing is left to do.")
     paths = {name: str(run_dir / result[name]) for name in ("bundle", "best")}
@@ -304,11 +279,58 @@ def _tune(args: argparse.Namespace) -> int:
     return _contract_code(args, result["contract"]["status"])
 
 
+def _tune_job(args: argparse.Namespace, config: "TrainConfig", folder: "AnyPath") -> "TrainJob":
+    from melanoma.training.job import TrainJob
+
+    return TrainJob(
+        args.dataset,
+        folder,
+        config,
+        num_workers=args.workers,
+        cpus_per_worker=args.cpus_per_worker,
+        use_gpu=args.gpu,
+        weights=args.weights,
+    )
+
+
 def _run_search(
-    args: argparse.Namespace, search: "Search", *, train: "TrainBundle"
+    args: argparse.Namespace, plan: "SearchPlan", data: "PreparedData"
 ) -> dict[str, Any]:
     """Run the search on the cluster; `evaluate` scores its bundles on the test split."""
     from melanoma.evaluation import evaluate
+    from melanoma.training.run import TrainResult, run_job
+    from ray_jobs.executor import RayExecutor
+    from ray_jobs.progress import counted
+    from tune.pipeline import tune_run
+    from tune.search import Search
+    from tune.trial import Study
+
+    bundle = _room_for_trials(args)
+    study = Study(
+        args.dataset,
+        data.task,
+        plan.folds_dir,
+        plan.base,
+        data.manifest.num_folds,
+        plan.weights,
+        args.at_once,
+        num_cpus=bundle.cpus,
+        num_gpus=bundle.gpus,
+        num_workers=args.workers,
+    )
+
+    def train(config: "TrainConfig", folder: "AnyPath") -> TrainResult:
+        return run_job(_tune_job(args, config, folder), RayExecutor())
+
+    def score(bundle: "AnyPath", folder: "AnyPath") -> "AnyPath":
+        evaluate(bundle, args.dataset, folder, executor=RayExecutor())
+        return folder / "predictions.parquet"
+
+    return tune_run(Search(plan, study), train=train, score=score, counted=counted)
+
+
+def _room_for_trials(args: argparse.Namespace) -> "Bundle":
+    """Return what each worker of a trial holds, once the cluster has room for it."""
     from ray_jobs.cluster import (
         Bundle,
         connect,
@@ -317,32 +339,16 @@ def _run_search(
         node_resources,
         wait_for_room,
     )
-    from ray_jobs.executor import RayExecutor
-    from ray_jobs.progress import counted
-    from tune.pipeline import tune_run
 
     num_processes = args.at_once * args.workers
     connect(num_workers=num_processes)
-    nodes = node_resources()
-    # Two ranks of one trial cannot share a GPU, but trials with one worker each can.
-    gpus = (
-        0.0
-        if not args.gpu
-        else 1.0
-        if args.workers > 1
-        else gpus_per_trial(nodes, args.at_once) or 1.0
-    )
+    nodes, gpus = node_resources(), 0.0
+    if args.gpu:
+        # Two ranks of one trial cannot share a GPU, but trials with one worker each can.
+        gpus = 1.0 if args.workers > 1 else gpus_per_trial(nodes, args.at_once) or 1.0
     bundle = Bundle(args.cpus_per_worker or cpus_per_worker(nodes, num_processes, gpus=gpus), gpus)
     wait_for_room(bundle, args.workers)
-    placed = dataclasses.replace(search.study, num_cpus=bundle.cpus, num_gpus=bundle.gpus)
-
-    def score(bundle: "AnyPath", folder: "AnyPath") -> "AnyPath":
-        evaluate(bundle, args.dataset, folder, executor=RayExecutor())
-        return folder / "predictions.parquet"
-
-    return tune_run(
-        dataclasses.replace(search, study=placed), train=train, score=score, counted=counted
-    )
+    return bundle
 
 
 def _tune_name(args: argparse.Namespace) -> str:

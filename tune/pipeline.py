@@ -29,7 +29,7 @@ from melanoma.io.storage import AnyPath
 from melanoma.training.run import RESULT, TrainResult
 from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
 from tune.report import Findings, write_report
-from tune.search import Search, run_search
+from tune.search import Search, SearchPlan, run_search
 from tune.space import METRIC, to_config
 from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
@@ -54,11 +54,11 @@ def check_verdict(data: PreparedData) -> None:
         )
 
 
-def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
+def claim_search(plan: SearchPlan, *, content: str) -> dict[str, Any] | None:
     """Claim the run folder for this search of this data.
 
     Args:
-        search: the search.
+        plan: the search.
         content: the content hash of the data set.
 
     Returns:
@@ -67,21 +67,20 @@ def claim_search(search: Search, *, content: str) -> dict[str, Any] | None:
     Raises:
         DataError: if the folder holds another search or something else.
     """
-    study, folder = search.study, search.run_dir
     described = {
-        "base": dataclasses.asdict(study.base),
-        "weights": study.weights,
+        "base": dataclasses.asdict(plan.base),
+        "weights": plan.weights,
         "content": content,
-        "space": dataclasses.asdict(search.space),
-        "objective": str(search.objective),
-        "num_trials": search.num_trials,
-        "searcher": search.searcher,
+        "space": dataclasses.asdict(plan.space),
+        "objective": str(plan.objective),
+        "num_trials": plan.num_trials,
+        "searcher": plan.searcher,
     }
-    claim_folder(folder, described)
-    study.folds_dir.mkdir(exist_ok=True)
-    if not (folder / RESULT).is_file():
+    claim_folder(plan.run_dir, described)
+    plan.folds_dir.mkdir(exist_ok=True)
+    if not (plan.run_dir / RESULT).is_file():
         return None
-    values: dict[str, Any] = read_json(folder / RESULT)
+    values: dict[str, Any] = read_json(plan.run_dir / RESULT)
     return values
 
 
@@ -103,7 +102,7 @@ def tune_run(
         DataError: if the winner and the base cannot be compared with any seed.
         FloatingPointError: if the loss of the base setting does not stay finite.
     """
-    folder, objective = search.run_dir, search.objective
+    folder, objective = search.plan.run_dir, search.plan.objective
     trials = run_search(search, counted=counted)
     winner = best_config(trials, search)
     write_json(folder / "best.json", dataclasses.asdict(winner))
@@ -144,7 +143,7 @@ def best_config(trials: pd.DataFrame, search: Search) -> TrainConfig:
 
 
 def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
-    names = search.space.distributions(search.study.base)
+    names = search.plan.space.distributions(search.study.base)
     return to_config({name: float(trial[name]) for name in names}, search.study.base)
 
 
@@ -170,7 +169,7 @@ def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
         fold_predictions(search.study, winner, fold).assign(fold=fold)
         for fold in range(search.study.num_folds)
     ]
-    write_parquet(search.run_dir / "out_of_fold.parquet", pd.concat(parts, ignore_index=True))
+    write_parquet(search.plan.run_dir / "out_of_fold.parquet", pd.concat(parts, ignore_index=True))
 
 
 def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, Any]:
@@ -181,7 +180,7 @@ def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) ->
         trials["folds"].sum()
     )
     return {
-        "objective": str(search.objective),
+        "objective": str(search.plan.objective),
         "num_trials": len(trials),
         "by_status": trials["status"].value_counts().to_dict(),
         "epochs_of_search": int(trials["epochs"].sum()),
@@ -199,12 +198,12 @@ def _comparison(
 ) -> dict[str, Any]:
     tables = {name: read_parquet(path) for name, path in on_test.items()}
     test = compare_predictions(
-        search.objective, search.study.task, tables["winner"], tables["base"]
+        search.plan.objective, search.study.task, tables["winner"], tables["base"]
     )
     return {
         "arms": {name: arm.as_dict() for name, arm in arms.items()},
         "out_of_fold_difference": dataclasses.asdict(
-            compare_arms(search.objective, arms["winner"], arms["base"])
+            compare_arms(search.plan.objective, arms["winner"], arms["base"])
         ),
         "test_difference": dataclasses.asdict(test),
         "verdict": verdict(test),
@@ -232,7 +231,7 @@ def _findings(
     return Findings(
         trials=trials,
         result=result,
-        space=search.space.distributions(search.study.base),
+        space=search.plan.space.distributions(search.study.base),
         full_epochs=len(trials) * search.study.num_folds * search.study.base.optim.epochs,
         finished=folds,
         anchors={**anchors, "winner": folds_of(winner)},

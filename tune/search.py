@@ -43,25 +43,45 @@ NUM_STARTUP = 6  # random draws before TPE has enough trials to learn from
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-    """One search.
+class SearchPlan:
+    """What a search is, before anything is known of where it runs.
 
     Attributes:
         run_dir: OUT/RUN.
-        study: what all trials share.
-        space: the settings to search.
-        objective: the number to maximise.
-        num_trials: number of settings to try, including the base setting and plain cross-entropy.
-        searcher: tpe (alternate TPE and random samples, with halving) or random (without halving,
-            for comparison).
+        base: the settings that are not searched.
+        weights: start weights: none, imagenet, or a path.
+        space: what is searched.
+        objective: what is maximised.
+        num_trials: settings to try, with the base setting and plain cross-entropy among them.
+        searcher: tpe (Optuna, every other sample at random) with halving, or random without, for
+            comparison.
     """
 
     run_dir: AnyPath
-    study: Study
+    base: TrainConfig
+    weights: str
     space: SearchSpace
     objective: Objective
     num_trials: int
     searcher: str = "tpe"
+
+    @property
+    def folds_dir(self) -> AnyPath:
+        """Where finished folds are kept."""
+        return self.run_dir / "folds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One search on a cluster.
+
+    Attributes:
+        plan: what it is.
+        study: what all its trials share.
+    """
+
+    plan: SearchPlan
+    study: Study
 
     def anchors(self) -> dict[str, TrainConfig]:
         """Return the settings that are always tried on all folds: the base and plain cross-entropy.
@@ -82,7 +102,7 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
         FloatingPointError: if the loss of the base setting does not stay finite, because then there
             is nothing to compare with.
     """
-    path = search.run_dir / TRIALS
+    path = search.plan.run_dir / TRIALS
     if path.is_file():
         return read_parquet(path)
     anchors = search.anchors()
@@ -95,9 +115,9 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
             "The loss of the base setting must stay finite on every fold; it did not. Lower"
             " optim.lr."
         )
-    reached = search.objective.score(folds["base"])
+    reached = search.plan.objective.score(folds["base"])
     rows = [_anchor_row(search, name, folds[name], base_score=reached) for name in anchors]
-    if search.num_trials > len(rows):
+    if search.plan.num_trials > len(rows):
         rows += _trial_rows(search, _run_tune(search, rows))
     trials = pd.DataFrame(rows)
     write_parquet(path, trials)
@@ -114,8 +134,8 @@ def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A resumed search is replayed, and its trials get new names.
     for name in ("search", "tensorboard"):
-        remove_folder(search.run_dir / name)
-    num_trials = search.num_trials - len(anchors)
+        remove_folder(search.plan.run_dir / name)
+    num_trials = search.plan.num_trials - len(anchors)
     results = _tuner(search, anchors, num_trials).fit()
     if len(results) != num_trials:
         raise RuntimeError(
@@ -213,22 +233,22 @@ def make_scheduler(num_folds: int) -> AsyncHyperBandScheduler:
 
 def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tune.Tuner:
     study = search.study
-    storage_path, file_system = as_file_system(search.run_dir)
+    storage_path, file_system = as_file_system(search.plan.run_dir)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, study=study, objective=search.objective),
+        tune.with_parameters(run_trial, study=study, objective=search.plan.objective),
         resources=study.resources(),
     )
-    kept = search.run_dir / SAMPLES
+    kept = search.plan.run_dir / SAMPLES
     given = read_json(kept) if kept.is_file() else []
     known = [
-        (search.space.sample_of(config), row[LEAD])
+        (search.plan.space.sample_of(config), row[LEAD])
         for config, row in zip(search.anchors().values(), anchors, strict=True)
         if row["status"] == "finished"
     ]
     searcher = make_searcher(
-        search.space,
+        search.plan.space,
         study.base,
-        kind=search.searcher,
+        kind=search.plan.searcher,
         known=known,
         first=given,
     )
@@ -240,7 +260,7 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
             num_samples=num_trials,
             max_concurrent_trials=study.at_once,
             search_alg=searcher,
-            scheduler=make_scheduler(study.num_folds) if search.searcher == "tpe" else None,
+            scheduler=make_scheduler(study.num_folds) if search.plan.searcher == "tpe" else None,
             trial_dirname_creator=_folder_name,
         ),
         run_config=tune.RunConfig(
@@ -248,8 +268,8 @@ def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tu
             storage_path=storage_path,
             storage_filesystem=file_system,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            progress_reporter=_Reporter(search.objective, num_trials),
-            callbacks=[_Keeper(search.run_dir, given)],
+            progress_reporter=_Reporter(search.plan.objective, num_trials),
+            callbacks=[_Keeper(search.plan.run_dir, given)],
             verbose=1,
         ),
     )
@@ -263,10 +283,10 @@ def _anchor_row(
     search: Search, name: str, folds: list[FoldScores] | None, *, base_score: float
 ) -> dict[str, Any]:
     config = search.anchors()[name]
-    row = {"trial": name, **search.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
+    row = {"trial": name, **search.plan.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
     if folds is None:
         return {**row, **_no_figures("failed", "The loss did not stay finite.")}
-    metrics = rung_metrics(folds, search.objective, config)
+    metrics = rung_metrics(folds, search.plan.objective, config)
     return {**row, **_no_figures("finished", ""), **metrics, LEAD: metrics[METRIC] - base_score}
 
 
@@ -288,7 +308,7 @@ def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
     A row holds the settings, the figures, the number of folds and the status: finished, pruned or
     failed.
     """
-    drawn = read_json(search.run_dir / SAMPLES)
+    drawn = read_json(search.plan.run_dir / SAMPLES)
     rows: list[dict[str, Any]] = []
     for result in sorted(
         (results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)
@@ -301,7 +321,7 @@ def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
         rows.append(
             {
                 "trial": Path(result.path).name,
-                **search.space.sample_of(to_config(sample, search.study.base)),
+                **search.plan.space.sample_of(to_config(sample, search.study.base)),
                 DRAWN_GAMMA: sample[GAMMA],
                 **_no_figures(
                     "failed" if result.error else "finished" if done else "pruned",

@@ -8,15 +8,14 @@ from the prediction.
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melanoma.arrays import Uint8Array
-from melanoma.imaging.tta import flip, tta_features
-from melanoma.training.networks import features, head
+from melanoma.imaging.tta import flip
+from melanoma.training.networks import head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +53,6 @@ def grad_cam_map(
     return logits.detach(), F.relu((weights * feature_map).sum(dim=1))
 
 
-def explain_batch(
-    model: nn.Module, images: Tensor, *, class_indices: Sequence[int], tta: int = 1
-) -> Explained:
-    """Predict ``(N, 3, H, W)`` images and explain some classes, averaged over mirrored copies."""
-    with torch.no_grad():
-        return explain_feature_maps(
-            model, tta_features(partial(features, model), images, tta), class_indices=class_indices
-        )
-
-
 def explain_feature_maps(
     model: nn.Module, feature_maps: Sequence[Tensor], *, class_indices: Sequence[int]
 ) -> Explained:
@@ -96,11 +85,6 @@ class Heatmap:
 
     peak: float
     values: Uint8Array
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no cell of the map is above 0."""
-        return self.peak <= 0
 
 
 def render_heatmap(heatmap: Tensor, size: tuple[int, int]) -> Heatmap:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from melanoma.config import check_gamma
 
@@ -48,30 +48,6 @@ def focal_loss(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: 
     """
     loss_sum, weight_sum = focal_terms(logits, target, class_weights=class_weights, gamma=gamma)
     return loss_sum / weight_sum
-
-
-class FocalLoss(nn.Module):
-    """`focal_loss` as a module that holds its settings, for plain PyTorch loops.
-
-    Args:
-        class_weights: ``(C,)``, positive.
-        gamma: 0 or in [1, 5].
-
-    Raises:
-        SettingError: if gamma is neither 0 nor in [1, 5].
-    """
-
-    class_weights: Tensor
-
-    def __init__(self, class_weights: Tensor, gamma: float) -> None:
-        super().__init__()
-        check_gamma(gamma)
-        self.gamma = gamma
-        self.register_buffer("class_weights", class_weights)
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits ``(N, C)`` for class indices ``(N,)``."""
-        return focal_loss(logits, target, class_weights=self.class_weights, gamma=self.gamma)
 
 
 def class_weights_from_counts(

@@ -18,7 +18,7 @@ from melanoma.io.files import write_json
 from ray_jobs.arguments import BAD_INPUT, DONE
 from ray_jobs.cli import main
 from tune.compare import train_all_folds
-from tune.search import Search, run_search
+from tune.search import Search, SearchPlan, run_search
 from tune.space import SearchSpace, to_config
 from tune.trial import FAILED, OBJECTIVES, Study, fold_predictions, fold_scores
 
@@ -55,7 +55,10 @@ def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
 
 
 def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:
-    return Search(folder, study, SearchSpace(), Objective("auroc"), num_trials)
+    plan = SearchPlan(
+        folder, study.base, study.weights, SearchSpace(), Objective("auroc"), num_trials
+    )
+    return Search(plan, study)
 
 
 @pytest.fixture(scope="module")

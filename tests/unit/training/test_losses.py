@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from melanoma.errors import SettingError
-from melanoma.training.losses import FocalLoss, class_weights_from_counts, focal_loss, focal_terms
+from melanoma.training.losses import class_weights_from_counts, focal_loss, focal_terms
 from tests.tasks import CLASSES, MELANOMA_INDEX
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
@@ -62,7 +62,7 @@ def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
 
 def test_gamma_between_zero_and_one_is_refused() -> None:
     with pytest.raises(SettingError, match="gamma"):
-        FocalLoss(WEIGHTS, 0.5)
+        focal_loss(*_batch(), class_weights=WEIGHTS, gamma=0.5)
 
 
 def test_class_weights_follow_the_counts() -> None:
