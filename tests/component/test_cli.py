@@ -291,7 +291,7 @@ def test_a_folder_for_heatmaps_that_nobody_asked_for_is_refused(
     bundle_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(bundle_dir), __file__, "--out", str(tmp_path)]) == BAD_INPUT
-    assert "add --explain" in capsys.readouterr().err
+    assert "Add --explain" in capsys.readouterr().err
 
 
 def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _splits(path: Path, names: Callable[[int], str]) -> Path:
         ({"size": 32}, "--size"),
         ({"group_by": ("ward",)}, "they lack ward"),
         ({"same_lesion": "pairs.csv"}, "--same-lesion must name images"),
-        ({"splits": "typo.csv"}, "got tset"),
+        ({"splits": "typo.csv"}, "it is tset"),
         ({"splits": "short.csv"}, "12 of 24 are missing"),
     ],
 )
@@ -195,7 +195,9 @@ def test_describe_shows_the_largest_groups_and_what_was_left_out(
 ) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest |= {"left_out": {"unknown_dx": {"unknown": 7}}}
-    (copied / "notes.txt").write_text("60 images have patient_id 'nan', taken as not known\n")
+    (copied / "notes.txt").write_text(
+        "60 images have patient_id 'nan', which is read as not known\n"
+    )
     (copied / "manifest.json").write_text(json.dumps(manifest))
     assert main(["data", "describe", str(copied)]) == 0
     shown = capsys.readouterr().out

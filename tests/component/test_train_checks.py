@@ -110,5 +110,5 @@ def test_a_second_command_in_a_run_folder_is_refused(
             ]
         )
     assert code == BAD_INPUT
-    assert "another is at it" in capsys.readouterr().err
+    assert "is locked by another process" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]

@@ -81,7 +81,7 @@ def test_a_large_group_and_what_was_left_out_are_said(
         "image_with_two_labels": {"mel": 1, "nv": 1},
     }
     assert "5 images were left out, 3 of them labelled as melanoma" in shown.err
-    assert "12 images have patient_id 'nan', taken as not known" in shown.err
+    assert "12 images have patient_id 'nan', which is read as not known" in shown.err
     assert re.search(r"one group holds \d+ of 43 images \(\d+%; patient_id P0", shown.err)
     assert manifest["largest_groups"][0]["num_images"] > 8
 

@@ -195,7 +195,7 @@ def test_what_the_user_must_mend_is_not_tried_again(prepared: PreparedData, tmp_
     (tmp_path / "data" / "shards" / "train-00000.arrow").unlink()
     run, log = Run(data, tmp_path, tmp_path), tmp_path / "log"
     assert run.start(log=log).wait(300) == BAD_INPUT
-    assert "the data set must hold train-00000.arrow" in log.read_text().splitlines()[-1]
+    assert "The data set must hold train-00000.arrow" in log.read_text().splitlines()[-1]
     assert "Continuing from" not in log.read_text()
 
 

@@ -193,7 +193,7 @@ def test_a_finished_search_is_only_reported(
         "auroc",
     ]
     assert main(other) == BAD_INPUT
-    assert "choose another --name" in capsys.readouterr().err
+    assert "Pass another --name" in capsys.readouterr().err
 
 
 def test_calibration_and_test_are_never_read(

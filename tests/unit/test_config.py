@@ -10,7 +10,7 @@ from melanoma.presets import PRESETS, preset
 
 def test_unknown_settings_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(
-        SettingError, match=r"loss\.gama is not a setting; did you mean loss\.gamma"
+        SettingError, match=r"loss\.gama is not a setting\. Did you mean loss\.gamma"
     ):
         TrainConfig().with_overrides(["loss.gama=2"])
 

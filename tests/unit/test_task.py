@@ -76,7 +76,7 @@ def test_a_file_describes_a_task(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "must be a JSON file"),
-        ("[]", r"--task t\.json: the whole of a task"),
+        ("[]", r"--task t\.json: The whole of a task"),
         ('{"classes": ["a", "b"]}', "targets of a task: field required"),
         ("\udc80", "must be a JSON file"),
     ],

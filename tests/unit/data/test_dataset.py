@@ -128,7 +128,7 @@ def test_a_folder_is_worked_on_by_one_process_at_a_time(tmp_path: Path) -> None:
     other = context.Process(target=_hold, args=(tmp_path / "run", held, done))
     other.start()
     assert held.wait(60)
-    with pytest.raises(DataError, match="another is at it"), locked(tmp_path / "run"):
+    with pytest.raises(DataError, match="is locked by another process"), locked(tmp_path / "run"):
         pass
     done.set()
     other.join()
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_told_by_its_name(
 ) -> None:
     write_text(tmp_path / "file", "")
     with pytest.raises(
-        DataError, match=rf"{name} must be a folder that can be made and written, it is not"
+        DataError, match=rf"{name} must be a folder that can be made and written; it is not"
     ):
         make(tmp_path / name)
 

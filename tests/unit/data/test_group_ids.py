@@ -40,7 +40,9 @@ def test_a_word_for_not_known_joins_nothing(word: str) -> None:
     ids, notes = known_ids(pd.Series(["P1", word.strip(), word.strip()]), "patient_id")
     assert ids.tolist() == ["P1", "", ""]
     assert notes == (
-        [f"2 images have patient_id {word.strip()!r}, taken as not known"] if word.strip() else []
+        [f"2 images have patient_id {word.strip()!r}, which is read as not known"]
+        if word.strip()
+        else []
     )
 
 
@@ -59,7 +61,7 @@ def test_images_of_unknown_patients_stand_alone_and_it_is_said(
     source = read_source(write_source(tmp_path, table), HAM)
     assert (source.records[column] == "").sum() == 12
     assert source.rejections == []
-    assert source.notes == [f"12 images have {column} {word!r}, taken as not known"]
+    assert source.notes == [f"12 images have {column} {word!r}, which is read as not known"]
 
 
 def _two_hospitals(*, patient: str, lesion: str) -> list[dict[str, str]]:
@@ -89,7 +91,7 @@ def test_numbers_of_two_hospitals_are_told_apart_by_their_source(
     )
     assert source.rejections == []
     assert source.records["lesion_id"].nunique() == 24
-    assert any("stand in several sources (north and south)" in note for note in source.notes)
+    assert any("are used by several sources (north and south)" in note for note in source.notes)
 
 
 def test_numbers_of_two_tables_are_told_apart_by_their_table(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_any_column_of_the_table_groups(tmp_path: Path) -> None:
         source.group_by(("ward",))
     assert source.group_by((" patient",)) == ("patient",)
     assert source.records["group by patient"].nunique() == 11
-    assert source.notes == ["4 images have patient 'nan', taken as not known"]
+    assert source.notes == ["4 images have patient 'nan', which is read as not known"]
 
 
 def test_a_blank_column_groups_nothing(tmp_path: Path) -> None:

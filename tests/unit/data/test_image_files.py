@@ -44,25 +44,29 @@ def test_a_name_is_found_however_it_is_written(in_table: str, file: str, tmp_pat
         (
             ["A1", "A2"],
             ["X1.jpg", "X2.jpg"],
-            r"none of 2 was found: metadata\.csv names 'A1', the first of 2 images is 'X1\.jpg'",
+            r"none of 2 was found\. metadata\.csv names 'A1'; the first of 2 images is 'X1\.jpg'",
         ),
         (
             ["7", "8"],
             ["0007.jpg", "0008.jpg"],
-            r"'7' and '0007\.jpg' differ in leading zeros, which spreadsheets take off",
+            r"'7' and '0007\.jpg' differ in leading zeros, which spreadsheets remove",
         ),
         (["ISIC_7"], ["ISIC_0007.jpg"], "differ in leading zeros"),
         (["24306.0"], ["0024306.jpg"], "differ in leading zeros"),
         (
             ["24306"],
             ["ISIC_0024306.jpg"],
-            "differ in leading zeros|differ in what stands before the number",
+            "differ in leading zeros|differ in the text before the number",
         ),
         (["isic_7"], ["ISIC_7.jpg"], "differ in upper and lower case"),
         (["ISIC-7"], ["ISIC 7.jpg"], "differ in blanks or separators"),
-        (["A", "B"], ["A.bmp", "B.bmp"], r"2 files end in \.bmp; JPEG, PNG and WebP are read"),
+        (
+            ["A", "B"],
+            ["A.bmp", "B.bmp"],
+            r"2 files end in \.bmp\. Only JPEG, PNG and WebP are read",
+        ),
         (["A", "B"], ["A.tiff", "B.dcm"], r"1 files end in \.(tiff|dcm) and 1 files end in"),
-        (["A"], [], "no image lies there"),
+        (["A"], [], "SOURCE holds no image"),
     ],
 )
 def test_images_that_are_not_found_are_told_with_the_likely_cause(
@@ -88,13 +92,13 @@ def test_the_cause_is_told_for_one_image_too(tmp_path: Path) -> None:
     }
     assert "leading zeros" in told["7"]
     assert "9.bmp is there" in told["9"]
-    assert told["x"] == "no image of this name lies below SOURCE"
+    assert told["x"] == "no image below SOURCE has this name"
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "metadata.csv", rows(2))
     (tmp_path / "images").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(DataError, match="the link images leads nowhere"):
+    with pytest.raises(DataError, match="the target of the link images is missing"):
         read_source(tmp_path, HAM).check_found()
 
 

@@ -65,15 +65,18 @@ def test_tables_without_a_diagnosis_of_other_images_are_passed_over(tmp_path: Pa
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("image_id,dx,age\nA,nv,40\n", r"a\.csv and b\.csv name 1 images twice .* the first is A"),
+        (
+            "image_id,dx,age\nA,nv,40\n",
+            r"a\.csv and b\.csv have different rows for 1 images; the first is A",
+        ),
         (
             "image_id,age\nA,41\n",
-            r"a\.csv and b\.csv must agree on age, for A one says '40' and the other '41'",
+            r"a\.csv and b\.csv must agree on age; for A one says '40' and the other '41'",
         ),
         ("image_id,dx,site\nC,nv,arm\n", r"a\.csv and b\.csv .*differ in columns \(age, site\)"),
         (
             "image_id,patient_id\nA,P1\nA,P2\n",
-            r"b\.csv must name every image once .* A stands there twice",
+            r"b\.csv must name every image once .* different rows for A",
         ),
         (
             "image_id,patient_id\n1,P1\n2,P2\n",
@@ -97,7 +100,7 @@ def test_tables_that_contradict_each_other_are_named(
         ),
         (
             "ISIC_0000001,benign\nISIC_0000002,malignant\n",
-            "no header, .*Benign and malignant do not say",
+            "no header; .*Benign and malignant do not say",
         ),
         ("1,A,mel\n2,B,nv\n", "no header"),
         ("image_id,age\nA,5\n", r"diagnosis column .*m\.csv has the columns image_id, age"),
@@ -117,8 +120,8 @@ def test_a_table_that_will_not_do_is_described(table: str, message: str, tmp_pat
     ("file", "message"),
     [
         ("mel/A.jpg", r"Names of folders \(mel\) are not read as labels"),
-        ("m.xlsx", r"m\.xlsx, save it as CSV"),
-        ("x.bin", "there is none"),
+        ("m.xlsx", r"m\.xlsx\. Save it as CSV"),
+        ("x.bin", "it holds none"),
     ],
 )
 def test_a_folder_without_a_table_says_what_is_there_instead(

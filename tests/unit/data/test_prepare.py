@@ -61,7 +61,7 @@ def test_each_split_has_shards_of_its_own(source: Path, tmp_path: Path) -> None:
 def test_metadata_without_any_image_are_refused(source: Path, tmp_path: Path) -> None:
     for image in (source / "images").iterdir():
         image.unlink()
-    with pytest.raises(DataError, match=r"none of 48 was found.*no image lies there"):
+    with pytest.raises(DataError, match=r"none of 48 was found.*SOURCE holds no image"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, skip_bad=True))
 
 

@@ -102,7 +102,7 @@ def test_the_same_seed_draws_the_same_splits() -> None:
 
 
 def test_a_parted_group_is_refused() -> None:
-    with pytest.raises(LeakageError, match=r"1 do \(the first is g"):
+    with pytest.raises(LeakageError, match=r"1 are \(the first is g"):
         check_splits(
             pd.Series(["g", "g", "h"]), pd.Series(["train", "test", "test"]), pd.Series([0, -1, -1])
         )
@@ -147,11 +147,11 @@ def test_splits_are_read_as_people_keep_them(text: str, tmp_path: Path) -> None:
     [
         (
             "image_id,part\nA,train\n",
-            r"must have the columns image_id and split, s\.csv has image_id, part",
+            r"must have the columns image_id and split; s\.csv has image_id, part",
         ),
-        ("image_id,split\nA,trian\n", "got trian"),
-        ("image_id,split\nA,\n", "got a blank"),
-        ("image_id,split\nA,train\nA.jpg,test\n", "A stands there twice with different splits"),
+        ("image_id,split\nA,trian\n", "it is trian"),
+        ("image_id,split\nA,\n", "it is blank"),
+        ("image_id,split\nA,train\nA.jpg,test\n", "it names A with different splits"),
     ],
 )
 def test_splits_that_cannot_be_meant_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_splits_that_cannot_be_meant_are_refused(text: str, message: str, tmp_pa
 def test_images_without_a_split_are_counted_and_shown() -> None:
     table = pd.DataFrame({"image_id": list("ABCDE"), "group": list("ABCDE"), "label": 0})
     given = pd.DataFrame({"image_id": ["x1", "x2"], "split": "train"})
-    with pytest.raises(DataError, match=r"5 of 5 are missing: A, B, C, \.\.\.; it names x1;"):
+    with pytest.raises(DataError, match=r"5 of 5 are missing: A, B, C, \.\.\.; it names x1\."):
         apply_splits(table, given, num_folds=2, seed=0)
 
 
@@ -183,7 +183,7 @@ def test_known_pairs_are_read_as_people_keep_them(text: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("A\nB\n", "p.csv has one"), ("A,X\n", "its last pair is A and X, the first")],
+    [("A\nB\n", "p.csv has one"), ("A,X\n", "Its last pair is A and X; the first")],
 )
 def test_pairs_of_other_images_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(text)

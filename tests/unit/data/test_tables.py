@@ -52,8 +52,8 @@ def test_one_table_is_read_alike_however_it_is_saved(kind: str, tmp_path: Path) 
         (b"PK\x03\x04" + bytes(40), "Excel workbook"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b" \n", "empty"),
-        (b"image_id,dx\nA,mel,P1\n", r"2 values like its header, line 2 has 3"),
-        (b'image_id,dx\nA,"mel\nB,nv\n', "must be a CSV table, line"),
+        (b"image_id,dx\nA,mel,P1\n", r"2 values like its header; line 2 has 3"),
+        (b'image_id,dx\nA,"mel\nB,nv\n', "must be a CSV table; line"),
     ],
 )
 def test_what_is_no_table_is_called_what_it_is(data: bytes, message: str, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_data_set_lists_all_its_shards(prepared: PreparedData, tmp_path: Path)
         prepared,
         tmp_path,
         lambda shards: dict(list(shards.items())[1:]),
-        "every shard in records.parquet",
+        "Every shard in records.parquet",
     )
 
 
