@@ -132,7 +132,7 @@ def test_a_trace_that_cannot_be_kept_is_not_named(
     assert _fail(RuntimeError("boom"), monkeypatch) == FAILED
     assert (
         capsys.readouterr().err
-        == "melanoma: describe failed inside: RuntimeError: boom; please report it.\n"
+        == "melanoma: describe failed inside: RuntimeError: boom. Please report it.\n"
     )
 
 
