@@ -73,10 +73,7 @@ def _failure(cause: BaseException, message: str, args: argparse.Namespace) -> st
             f"{command} failed in Ray: {type(cause).__name__}: {message}."
             f" {retry[0].upper()}{retry[1:]}."
         )
-    return (
-        f"{command} failed inside: {type(cause).__name__}: {message}. This is a bug; please report"
-        " it."
-    )
+    return f"{command} failed inside: {type(cause).__name__}: {message}. Please report it."
 
 
 def _kept(trace: str) -> str:

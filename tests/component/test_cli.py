@@ -107,7 +107,7 @@ def test_a_fault_of_the_program_is_exit_3_with_a_trace_in_a_file(
     assert _fail(_task_error(error) if remote else error, monkeypatch) == FAILED
     err = capsys.readouterr().err
     assert f"melanoma: describe failed inside: {told}" in err
-    assert "please report it" in err
+    assert "Please report it" in err
     assert err.count("\n") == 1
     (trace,) = tmp_path.iterdir()
     assert f"The trace is in {trace}." in err
@@ -132,7 +132,7 @@ def test_a_trace_that_cannot_be_kept_is_not_named(
     assert _fail(RuntimeError("boom"), monkeypatch) == FAILED
     assert (
         capsys.readouterr().err
-        == "melanoma: describe failed inside: RuntimeError: boom; please report it.\n"
+        == "melanoma: describe failed inside: RuntimeError: boom. Please report it.\n"
     )
 
 
