@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from melanoma.data.manifest import MANIFEST
 from melanoma.data.names import shown
 from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
 from melanoma.errors import DataError, InvalidImageError
+from melanoma.evidence.metrics import title_of
 from melanoma.evidence.report import Evaluated, write_report
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
@@ -218,16 +220,9 @@ class ScoreRows:
     def __call__(self, item: Item) -> list[Row]:
         """Score the rows from start up to stop."""
         positions = range(item["start"], item["stop"])
-        images = [self._image(position) for position in positions]
-        readable = [image for image in images if isinstance(image, np.ndarray)]
-        predictions = iter(self._predictor.predict(readable) if readable else [])
-        task = self._predictor.bundle.task
+        rows = judge(self._predictor, [self._image(position) for position in positions])
         return [
-            {
-                "position": position,
-                **judged_row(task, next(predictions) if isinstance(image, np.ndarray) else image),
-            }
-            for position, image in zip(positions, images, strict=True)
+            {"position": position, **row} for position, row in zip(positions, rows, strict=True)
         ]
 
     def _image(self, position: int) -> np.ndarray | tuple[str, str]:
@@ -252,6 +247,23 @@ def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
         if is_address(path) and not isinstance(error, FileNotFoundError):
             raise  # Unreachable storage does not mean that the image is bad.
         return UNREADABLE, error.strerror or type(error).__name__
+
+
+def judge(predictor: Predictor, images: Sequence[np.ndarray | tuple[str, str]]) -> list[Row]:
+    """Predict the images that could be read; return a row for each, in order.
+
+    Args:
+        predictor: what predicts.
+        images: stored images, or reason and detail of why one cannot be judged.
+    """
+    readable = [image for image in images if isinstance(image, np.ndarray)]
+    predictions = iter(predictor.predict(readable) if readable else [])
+    return [
+        judged_row(
+            predictor.bundle.task, next(predictions) if isinstance(image, np.ndarray) else image
+        )
+        for image in images
+    ]
 
 
 def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
@@ -287,14 +299,14 @@ def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
         ),
         "",
     ]
-    lines.append(f"{'':32}{'per image':>26}{'per lesion':>26}")
+    lines.append(f"{'':36}{'per image':>26}{'per lesion':>26}")
     for name in (
         key
         for key, value in report["image"].items()
         if isinstance(value, dict) and "value" in value
     ):
         cells = [_cell(report[level][name]) for level in ("image", "lesion")]
-        lines.append(f"{name:32}{cells[0]:>26}{cells[1]:>26}")
+        lines.append(f"{title_of(name):36}{cells[0]:>26}{cells[1]:>26}")
     lines += [
         "",
         f"contract here: {report['contract']['status']}. {report['contract']['sentence']}",

@@ -52,8 +52,8 @@ def predict_files(
         raise DataError(
             "--out is the folder for heatmaps; none are requested. Add --explain grad_cam."
         )
-    predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     make = METHODS[check_method(explain)].make if explain else None
+    predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     explainer = make(predictor.bundle.subject()) if make else None
     point = predictor.bundle.operating_point
     names = _overlay_names(paths, explain) if explain and out else [None] * len(paths)

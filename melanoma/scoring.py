@@ -10,14 +10,13 @@ import hashlib
 import json
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, shown
 from melanoma.errors import DataError
-from melanoma.evaluation import BATCH, judged_row, read_stored
+from melanoma.evaluation import BATCH, judge, read_stored
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
@@ -152,14 +151,5 @@ class ScoreFiles:
 
     def _rows(self, names: tuple[str, ...], bundle: Bundle) -> list[dict[str, Any]]:
         images = [read_stored(str(to_path(self.folder) / name), bundle) for name in names]
-        readable = [image for image in images if isinstance(image, np.ndarray)]
-        predictions = iter(self._predictor.predict(readable) if readable else [])
-        return [
-            {
-                "path": shown(name),
-                **judged_row(
-                    bundle.task, next(predictions) if isinstance(image, np.ndarray) else image
-                ),
-            }
-            for name, image in zip(names, images, strict=True)
-        ]
+        rows = judge(self._predictor, images)
+        return [{"path": shown(name), **row} for name, row in zip(names, rows, strict=True)]

@@ -113,7 +113,7 @@ def _text(path: AnyPath) -> str:
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:
     return (
-        f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.3f}, validation melanoma AUROC"
+        f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.3f}, validation AUROC"
         f" {row['auroc']:.3f}, specificity at 90 % sensitivity"
         f" {row['specificity_at_sensitivity_90']:.3f}, macro-F1 {row['macro_f1']:.3f},"
         f" {row['train_seconds'] + row['validation_seconds']:.0f} s"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
@@ -39,8 +40,13 @@ NO_HEATMAP = "none"
 
 
 def _known(explain: str) -> str:
-    if explain not in (NO_HEATMAP, *METHODS):
-        raise ValueError(f"must be one of {', '.join((NO_HEATMAP, *METHODS))}")
+    allowed = (NO_HEATMAP, *METHODS)
+    if explain not in allowed:
+        expected = " or ".join(map(repr, allowed))
+        # The type of pydantic's own error for a choice, whose message may be returned.
+        raise PydanticCustomError(
+            "literal_error", "Input should be {expected}", {"expected": expected}
+        )
     return explain
 
 

@@ -18,6 +18,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
 
+from melanoma.explain.methods import DEFAULT_METHOD, METHODS
 from melanoma.task import Task
 from serve.openapi import PAGE
 from serve.schemas import PredictResponse
@@ -79,7 +80,7 @@ def report_pdf(
             if _has_mark(answer, task)
             else ""
         )
-        + f"The map is Grad-CAM of {noun} in coarse cells. It has not been shown to mark lesions.",
+        + f"The map is {METHODS[DEFAULT_METHOD].title} of {noun}. It has not been shown to mark lesions.",
         _SMALL,
         top,
     )
@@ -106,7 +107,7 @@ def _images(
     scale = min(width / image.width, most / image.height)
     size = image.width * scale, image.height * scale
     for column, (drawn, title) in enumerate(
-        ((image, "Image"), (overlaid, f"Grad-CAM of {task.noun[0]}"))
+        ((image, "Image"), (overlaid, f"{METHODS[DEFAULT_METHOD].title} of {task.noun[0]}"))
     ):
         left = _MARGIN + column * (width + _GAP)
         canvas.drawImage(ImageReader(drawn), left, top - size[1], *size)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from melanoma.bundle.drift import FeatureReference
 from melanoma.bundle.probes import Probe
@@ -104,10 +104,13 @@ class BundleManifest(Strict):
         return self.preprocessing.data.tta
 
     def with_version(self) -> "BundleManifest":
-        """Return the manifest with its version, a hash of all other fields."""
-        content = to_plain(dataclasses.replace(self, version=""))
-        version = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        return dataclasses.replace(self, version=version)
+        """Return the manifest with the version that follows from all its other fields."""
+        return dataclasses.replace(self, version=_version_of(to_plain(self)))
+
+
+def _version_of(values: dict[str, Any]) -> str:
+    content = json.dumps({**values, "version": ""}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: AnyPath) -> BundleManifest:
@@ -143,11 +146,11 @@ def manifest_bytes(folder: AnyPath) -> bytes:
 
 def parse_manifest(data: bytes) -> BundleManifest:
     """Return the manifest that its bytes describe; raises the same errors as `read_manifest`."""
-    _check_kind(data)
+    values = _check_kind(data)
     manifest = from_json(
         BundleManifest, data, what=f"The bundle's {MANIFEST}", error=BundleError, remedy=_REMEDY
     )
-    if manifest.version != manifest.with_version().version:
+    if manifest.version != _version_of(values):
         raise BundleError(
             f"The bundle's version must match its {MANIFEST}; it does not, so the manifest was"
             f" changed after it was written. {_REMEDY}"
@@ -170,7 +173,7 @@ def parse_manifest(data: bytes) -> BundleManifest:
     return manifest
 
 
-def _check_kind(data: bytes) -> None:
+def _check_kind(data: bytes) -> dict[str, Any]:
     """Check the kind and the format version before the fields are read.
 
     Raises:
@@ -192,3 +195,4 @@ def _check_kind(data: bytes) -> None:
             f"The format version of the bundle must be {FORMAT_VERSION}; it is"
             f" {values.get('format_version')!r}. Use the release that wrote it."
         )
+    return values

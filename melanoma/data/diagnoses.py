@@ -136,14 +136,13 @@ def class_in(text: str, task: Task) -> str | None:
     for name in task.classes:
         if words in (name, task.name_of(name).casefold()):
             return name
-    diagnosis = diagnosis_of(text)
-    if diagnosis is not None and (name_of := task.class_of(diagnosis)) is not None:
-        return name_of
-    return _holder(words, diagnosis, task)
+    return _class_holding(diagnosis_of(text), words, task)
 
 
-def _holder(words: str, diagnosis: str | None, task: Task) -> str | None:
-    """Return the class whose `diagnoses` spell a diagnosis as people do."""
+def _class_holding(diagnosis: str | None, words: str, task: Task) -> str | None:
+    """Return the class that holds a diagnosis, by its key or by a spelling in the task."""
+    if diagnosis is not None and (name := task.class_of(diagnosis)) is not None:
+        return name
     for name, held in task.diagnoses.items():
         for spelling in held:
             same = diagnosis is not None and diagnosis_of(spelling) == diagnosis
@@ -209,7 +208,7 @@ def _diagnosis(row: dict[Any, str], named: Sequence[str], task: Task) -> tuple[s
             return name, text
     diagnosis, said = _marked(row, task)
     if diagnosis is not None and not given:
-        return task.class_of(diagnosis) or "", said
+        return _class_holding(diagnosis, diagnosis, task) or "", said
     return "", given[0] if given else said
 
 

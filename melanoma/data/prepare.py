@@ -105,8 +105,8 @@ class PrepareConfig:
 
 
 def prepare(
-    source_dir: AnyPath,
-    out: AnyPath,
+    source_dir: str | AnyPath,
+    out: str | AnyPath,
     config: PrepareConfig | None = None,
     *,
     executor: Executor | None = None,
@@ -131,6 +131,7 @@ def prepare(
         LeakageError: if the given splits separate images of a group.
     """
     config, executor = config or PrepareConfig(), executor or LocalExecutor()
+    source_dir, out = to_path(source_dir), to_path(out)
     plan = _plan(source_dir, config)
     source = plan.source
     executor.start()

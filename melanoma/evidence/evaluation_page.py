@@ -24,17 +24,12 @@ from reportlab.platypus import (
 from melanoma.config import DISCLAIMER
 from melanoma.data.external import EXTERNAL
 from melanoma.data.left_out import left_out_sentence
-from melanoma.evidence.metrics import METRICS
+from melanoma.evidence.metrics import title_of
 from melanoma.evidence.page import html_table, image, page
 from melanoma.evidence.plots import ACCENT, INK
 from melanoma.task import task_of
 
 TITLE = "Melanoma triage: evaluation"
-_TITLES = {
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    **{name: metric.title for name, metric in METRICS.items()},
-}
 _NOTE = (
     "Intervals are 95 %. Sensitivity and specificity at the bundle's threshold, and shares by"
     " likeliest class, have Clopper-Pearson intervals with the effective number of groups (Kish)."
@@ -179,7 +174,7 @@ def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
             f" {report['bundle']['threshold']:.4f}."
         ),
         verdict=verdict,
-        rows=[(_TITLES[name], [_cell(images[name]), _cell(lesions[name])]) for name in names],
+        rows=[(title_of(name), [_cell(images[name]), _cell(lesions[name])]) for name in names],
         note=_NOTE.format(**report["calibration"]),
         accesses=[
             [html.escape(str(access.get(key, ""))) for key in ("time", "bundle_version", "num")]

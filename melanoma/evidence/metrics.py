@@ -53,15 +53,18 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One number that describes a set of predictions.
+    """One number for a set of predictions.
 
     Attributes:
-        title: the name shown in reports.
-        value: (units, weights ``(N,)``) -> the number, or NaN if it is undefined.
+        title: name for people.
+        value: from units and their weights ``(N,)`` to the number; NaN if it is undefined.
+        share: for a share of units under a fixed rule: from units to which of them count and which
+            are right, ``(N,)`` each. Its interval is then exact; the others get a bootstrap.
     """
 
     title: str
     value: Callable[[Predicted, FloatArray], float]
+    share: Callable[[Predicted], tuple[BoolArray, BoolArray]] | None = None
 
 
 def auroc(units: Predicted, weights: FloatArray) -> float:
@@ -148,17 +151,32 @@ def accuracy(units: Predicted, weights: FloatArray) -> float:
     return float(np.trace(matrix) / matrix.sum())
 
 
+def _targets_likeliest(units: Predicted) -> tuple[BoolArray, BoolArray]:
+    return units.is_target, units.task.is_target(units.likeliest)
+
+
+def _all_right(units: Predicted) -> tuple[BoolArray, BoolArray]:
+    return np.ones(len(units), dtype=bool), units.likeliest == units.labels
+
+
 METRICS: dict[str, Metric] = {
     "auroc": Metric("AUROC", auroc),
     "average_precision": Metric("average precision", average_precision),
     "specificity_at_sensitivity_90": Metric(
         "specificity at 90 % sensitivity", specificity_at_sensitivity_90
     ),
-    "target_recall_argmax": Metric("sensitivity of the likeliest class", target_recall_argmax),
+    "target_recall_argmax": Metric(
+        "sensitivity of the likeliest class", target_recall_argmax, _targets_likeliest
+    ),
     "macro_f1": Metric("macro-F1", macro_f1),
     "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy),
-    "accuracy": Metric("accuracy", accuracy),
+    "accuracy": Metric("accuracy", accuracy, _all_right),
 }
+
+
+def title_of(name: str) -> str:
+    """Return the name for people of a metric, or of a number at the threshold."""
+    return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
 def validation_scores(task: Task, labels: IntArray, logits: FloatArray) -> dict[str, float]:

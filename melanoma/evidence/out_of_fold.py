@@ -6,7 +6,7 @@ units they rest on as weights, which pools their hits. Knows nothing of networks
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,6 @@ from melanoma.evidence.metrics import Predicted, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
 MIN_SENSITIVITY = 0.8  # of partial_auroc, as in the score of the ISIC 2024 challenge
-_KINDS = {
-    "melanoma_recall": "specificity",
-    "specificity": "sensitivity",
-    "auroc": None,
-    "partial_auroc": None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +79,16 @@ class Objective:
             at = float(number) if number else None
         except ValueError:
             at = float("nan")
-        held = _KINDS.get(kind, "")
-        if (
-            held == ""
-            or (held or "") != name
-            or (held is not None and not (at is not None and 0 < at < 1))
-        ):
+        known = _KINDS.get(kind)
+        if known is None or not known.takes(name, at):
+            forms = ", ".join(f"{kind}{known.condition}" for kind, known in _KINDS.items())
             raise SettingError(
-                "The objective must be melanoma_recall@specificity=S or specificity@sensitivity=S"
-                f" with S in (0, 1), auroc or partial_auroc; it is {text}."
+                f"The objective must be one of {forms}, with S in (0, 1); it is {text}."
             )
         return Objective(kind, at)
 
     def __str__(self) -> str:
-        return self.kind if self.at is None else f"{self.kind}@{_KINDS[self.kind]}={self.at:g}"
+        return self.kind if self.at is None else f"{self.kind}@{_KINDS[self.kind].held}={self.at:g}"
 
     def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
         """Return the value of one fold and its weight among the folds.
@@ -116,24 +106,8 @@ class Objective:
         )
         if targets == 0 or others == 0:
             return 0.0, 0.0
-        if self.kind == "specificity":
-            value = specificity_at_sensitivity(
-                fold.is_target, fold.scores, weights, sensitivity=self.at or 0.0
-            )
-            return value, others
-        if self.kind == "melanoma_recall":
-            # Recall at a given specificity is specificity at a given sensitivity with the two
-            # classes exchanged and the order of the scores reversed.
-            value = specificity_at_sensitivity(
-                ~fold.is_target, -fold.scores, weights, sensitivity=self.at or 0.0
-            )
-            return value, targets
-        if self.kind == "auroc":
-            return (
-                float(roc_auc_score(fold.is_target, fold.scores, sample_weight=weights)),
-                targets * others,
-            )
-        return _partial_auroc(fold, weights), targets * others
+        kind = _KINDS[self.kind]
+        return kind.value(fold, weights, self.at or 0.0), kind.weight(targets, others)
 
     def score(self, folds: Sequence[FoldScores]) -> float:
         """Return the value over all folds, in [0, 1]; NaN if no fold holds targets and others."""
@@ -146,7 +120,7 @@ class Objective:
         return sum(value * weight for value, weight in parts) / total if total else float("nan")
 
 
-def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
+def _partial_auroc(fold: FoldScores, weights: FloatArray, at: float) -> float:
     """Return the area under the ROC curve above 80 % sensitivity, in [0, 0.2], as in ISIC 2024."""
     # scikit-learn limits the false positive rate. With the classes exchanged and the scores
     # negated, that rate is 1 - sensitivity of the targets.
@@ -157,6 +131,53 @@ def _partial_auroc(fold: FoldScores, weights: FloatArray) -> float:
     # Undo McClish's standardisation, which maps [chance, width] to [0.5, 1].
     chance = width**2 / 2
     return float(chance + (2 * standardised - 1) * (width - chance))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """One kind of objective.
+
+    Attributes:
+        held: what is held fixed, such as specificity; empty for none.
+        value: from a fold, the weights of its units and the fixed value to the objective.
+        weight: from the weights of its targets and its others to the weight of a fold.
+    """
+
+    held: str
+    value: Callable[[FoldScores, FloatArray, float], float]
+    weight: Callable[[float, float], float]
+
+    @property
+    def condition(self) -> str:
+        """How the condition is written behind the name of the kind."""
+        return f"@{self.held}=S" if self.held else ""
+
+    def takes(self, name: str, at: float | None) -> bool:
+        """Return whether a condition is the one that this kind needs."""
+        return name == self.held and (at is not None and 0 < at < 1 if self.held else at is None)
+
+
+def _specificity(fold: FoldScores, weights: FloatArray, at: float) -> float:
+    return specificity_at_sensitivity(fold.is_target, fold.scores, weights, sensitivity=at)
+
+
+def _recall(fold: FoldScores, weights: FloatArray, at: float) -> float:
+    # Recall at a given specificity is specificity at a given sensitivity with the two classes
+    # exchanged and the order of the scores reversed.
+    return specificity_at_sensitivity(~fold.is_target, -fold.scores, weights, sensitivity=at)
+
+
+def _auroc(fold: FoldScores, weights: FloatArray, at: float) -> float:
+    return float(roc_auc_score(fold.is_target, fold.scores, sample_weight=weights))
+
+
+_KINDS = {
+    "melanoma_recall": _Kind("specificity", _recall, lambda targets, others: targets),
+    "specificity": _Kind("sensitivity", _specificity, lambda targets, others: others),
+    "auroc": _Kind("", _auroc, lambda targets, others: targets * others),
+    "partial_auroc": _Kind("", _partial_auroc, lambda targets, others: targets * others),
+}
+"""The one place to add an objective."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,13 @@ import pandas as pd
 from melanoma.arrays import IntArray
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
-from melanoma.evidence.metrics import Predicted, clopper_pearson, confusion, group_bootstrap
+from melanoma.evidence.metrics import (
+    METRICS,
+    Predicted,
+    clopper_pearson,
+    confusion,
+    group_bootstrap,
+)
 from melanoma.evidence.operating_point import OperatingPoint, check_contract, choose_units, decide
 from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import (
@@ -138,20 +144,21 @@ def _levels(table: pd.DataFrame, task: Task) -> tuple[_Level, _Level]:
 
 def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
     units, groups = level.units, level.groups
-    is_target, right = units.is_target, units.likeliest == units.labels
+    is_target = units.is_target
     referred = np.array([decide(float(score), threshold) == "refer" for score in units.scores])
-    likely_target = units.task.is_target(units.likeliest)
-    return {
+    numbers = {
         "num": len(units),
         "num_target": int(is_target.sum()),
         "sensitivity": _proportion(referred[is_target], groups[is_target]),
         "specificity": _proportion(~referred[~is_target], groups[~is_target]),
         **group_bootstrap(units, groups),
-        # These replace the bootstrap intervals, because the two are proportions under a fixed rule.
-        # Exact bounds hold even if all units are right; a bootstrap interval then has no width.
-        "target_recall_argmax": _proportion(likely_target[is_target], groups[is_target]),
-        "accuracy": _proportion(right, groups),
     }
+    for name, metric in METRICS.items():
+        if metric.share is not None:
+            # Exact bounds hold even if all units are right; a bootstrap interval has no width then.
+            counted, right = metric.share(units)
+            numbers[name] = _proportion(right[counted], groups[counted])
+    return numbers
 
 
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:

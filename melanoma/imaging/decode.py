@@ -24,9 +24,6 @@ MIN_SIDE_PX, MAX_SIDE_PX = 32, 10_000
 # Least difference between the darkest and the brightest part, in grey values of 255. The flattest
 # image of HAM10000 spans 22.
 MIN_CONTRAST = 4
-# Padding is near the mean of natural images, so that it is close to zero after normalisation and no
-# edge attracts the network.
-PADDING_RGB = (124, 116, 104)
 # A scan of a JPEG of MAX_PIXELS takes about 13 ms, so 32 scans take no longer than its pixels.
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _BAND_ROWS = 256

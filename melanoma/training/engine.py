@@ -96,8 +96,10 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
     groups = parameter_groups(model, config.optim)
     if config.optim.optimizer == "muon":
         optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr, world=world)
-    else:
+    elif config.optim.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=on_gpu)
+    else:
+        raise SettingError(f"optim.optimizer {config.optim.optimizer} is not built in start_state.")
     ema = (
         ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
         if config.optim.ema_decay > 0

@@ -363,7 +363,7 @@ def test_too_little_shared_memory_is_refused(bundle_dir: Path) -> None:
         "sh",
     ]
     told = _refusal(str(bundle_dir), around=small)
-    assert "/dev/shm must have 128 MiB free, it has 64" in told
+    assert "/dev/shm must have 128 MiB free; it has 64" in told
     assert "--shm-size" in told
 
 
