@@ -80,7 +80,8 @@ def report_pdf(
             if _has_mark(answer, task)
             else ""
         )
-        + f"The map is {METHODS[DEFAULT_METHOD].title} of {noun}. It has not been shown to mark lesions.",
+        + f"The map is {METHODS[DEFAULT_METHOD].title} of {noun}."
+        " It has not been shown to mark lesions.",
         _SMALL,
         top,
     )

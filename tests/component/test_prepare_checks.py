@@ -71,7 +71,7 @@ def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_re
 ) -> None:
     table = [{**row, "patient_id": f"P{i // 2}"} for i, row in enumerate(rows())]
     source = write_source(tmp_path / "source", table)
-    with pytest.raises(LeakageError, match="12 do"):
+    with pytest.raises(LeakageError, match="12 are"):
         prepare(
             source,
             tmp_path / "out",

@@ -109,7 +109,7 @@ def test_another_run_is_told_by_what_differs(tmp_path: Path) -> None:
     described = {"config": {"loss": {"gamma": 0.0, "tau": 0.5}}, "weights": "none"}
     assert not claim_folder(tmp_path / "run", described)
     assert claim_folder(tmp_path / "run", described)
-    with pytest.raises(DataError, match=r"differs in config\.loss\.gamma, weights;"):
+    with pytest.raises(DataError, match=r"differs in config\.loss\.gamma, weights\."):
         claim_folder(
             tmp_path / "run",
             {"config": {"loss": {"gamma": 2.0, "tau": 0.5}}, "weights": "imagenet"},

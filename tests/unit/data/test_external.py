@@ -27,7 +27,7 @@ def test_bad_rows_are_refused_with_reason_and_class(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\); .* pass --skip-bad"
+            r"5 are not: 3 image_missing \(3 mel\); 2 unknown_dx \(2 unknown\)\. .* pass --skip-bad"
         ),
     ):
         read_external(_untidy(tmp_path), HAM, [], skip_bad=False)
@@ -45,7 +45,7 @@ def test_bad_rows_may_be_left_out_and_are_counted(tmp_path: Path) -> None:
     unreadable = [Rejection("ISIC_0012", "blank_image", "blank")]
     assert external.left_out(unreadable, skip_bad=True) == {**counted, "blank_image": {"mel": 1}}
     with pytest.raises(
-        DataError, match=r"1 are not: 1 blank_image \(1 mel\); the first is ISIC_0012: blank"
+        DataError, match=r"1 are not: 1 blank_image \(1 mel\)\. The first is ISIC_0012: blank"
     ):
         external.left_out(unreadable, skip_bad=False)
 

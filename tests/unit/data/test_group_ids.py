@@ -149,7 +149,7 @@ def test_any_column_of_the_table_groups(tmp_path: Path) -> None:
     ):
         source.group_by(None)
     with pytest.raises(
-        DataError, match=r"they lack ward; the metadata have the columns Image, dx, Patient"
+        DataError, match=r"they lack ward. The metadata have the columns Image, dx, Patient"
     ):
         source.group_by(("ward",))
     assert source.group_by((" patient",)) == ("patient",)

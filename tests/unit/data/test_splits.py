@@ -121,7 +121,7 @@ def test_given_splits_are_taken_and_checked() -> None:
     leak.loc[table.index[table["group"].duplicated()][0], "split"] = "test"
     with pytest.raises(LeakageError):
         apply_splits(table, leak, num_folds=5, seed=0)
-    with pytest.raises(DataError, match=f"1 of {len(table)} are missing: I0_0;"):
+    with pytest.raises(DataError, match=f"1 of {len(table)} are missing: I0_0."):
         apply_splits(table, given.iloc[1:], num_folds=5, seed=0)
 
 
