@@ -144,7 +144,7 @@ def test_given_splits_that_leak_are_refused(source: Path, tmp_path: Path) -> Non
     table = pd.read_csv(source / "metadata.csv")
     given = table[["image_id"]].assign(split=np.where(np.arange(len(table)) % 2, "train", "test"))
     given.to_csv(tmp_path / "splits.csv", index=False)
-    with pytest.raises(LeakageError, match="24 do"):
+    with pytest.raises(LeakageError, match="24 are"):
         prepare(source, tmp_path / "out", PrepareConfig(size=64, splits=tmp_path / "splits.csv"))
     assert not (tmp_path / "out").exists()
 

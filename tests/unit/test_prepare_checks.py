@@ -71,7 +71,7 @@ def test_given_splits_that_part_a_known_group_are_refused_before_any_image_is_re
 ) -> None:
     table = [{**row, "patient_id": f"P{i // 2}"} for i, row in enumerate(rows())]
     source = write_source(tmp_path / "source", table)
-    with pytest.raises(LeakageError, match="12 do"):
+    with pytest.raises(LeakageError, match="12 are"):
         prepare(
             source,
             tmp_path / "out",
@@ -133,8 +133,8 @@ def test_a_data_set_of_another_size_costs_no_look_at_test(
     with pytest.raises(
         DataError,
         match=(
-            r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with"
-            r" --size 96"
+            r"must hold images of 96 x 72 px for this bundle; it holds 128 x 96\. Prepare it"
+            r" again with --size 96"
         ),
     ):
         evaluate(bundle_dir, copied, tmp_path / "out")
