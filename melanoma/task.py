@@ -67,7 +67,8 @@ class Task:
             _require(
                 name.isidentifier() and name == name.casefold(),
                 "classes",
-                "names of small letters, digits and underscores, because they become column names",
+                "names of lower-case letters, digits and underscores, because they become column"
+                " names",
                 name,
             )
         _require(

@@ -133,8 +133,8 @@ def test_a_data_set_of_another_size_costs_no_look_at_test(
     with pytest.raises(
         DataError,
         match=(
-            r"takes images of 96 x 72 px, the data set holds 128 x 96; prepare it again with"
-            r" --size 96"
+            r"must hold images of 96 x 72 px for this bundle; it holds 128 x 96\. Prepare it"
+            r" again with --size 96"
         ),
     ):
         evaluate(bundle_dir, copied, tmp_path / "out")

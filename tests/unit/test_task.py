@@ -45,7 +45,7 @@ def test_the_score_is_the_probability_of_all_targets() -> None:
     [
         ({"classes": ["mel"]}, "at least two classes"),
         ({"classes": ["mel", "mel"]}, "different classes"),
-        ({"classes": ["mel", "Basal cell"]}, "small letters"),
+        ({"classes": ["mel", "Basal cell"]}, "lower-case letters"),
         ({"targets": []}, "some of the classes, and not all"),
         ({"targets": ["mel", "other"]}, "some of the classes, and not all"),
         ({"targets": ["wart"]}, "some of the classes"),
