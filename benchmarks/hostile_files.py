@@ -16,12 +16,14 @@ SIDE_PX = 5000  # 25 megapixels
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Return an image encoded by Pillow, with the options of that format."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def _tiles(side: int = SIDE_PX, mode: str = "RGB") -> Image.Image:
+    """Return an image of 50 x 50 tiles of random colours, which compresses well."""
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((side, side), Image.Resampling.NEAREST).convert(mode)
@@ -40,6 +42,7 @@ def _flood(whole: bytes, part: bytes, place: int) -> bytes:
 
 
 def segment(code: int, body: bytes = b"") -> bytes:
+    """Return a JPEG segment: marker, length and body."""
     return bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body
 
 
@@ -146,6 +149,7 @@ def _jpeg_flood(part: bytes) -> bytes:
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """Return a PNG chunk: length, kind, data and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -158,6 +162,16 @@ def png(
     interlaced: bool = False,
     extra: bytes = b"",
 ) -> bytes:
+    """Return a square PNG.
+
+    Args:
+        pixels: the compressed rows.
+        side: width and height, px.
+        bits: bits of each channel.
+        colour: colour type: 0 grey, 2 RGB, 6 RGBA.
+        interlaced: whether the rows are those of the seven Adam7 passes.
+        extra: chunks between the header and the pixels.
+    """
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", pixels) + chunk(b"IEND")
 
@@ -267,6 +281,7 @@ def _webp(width: int, height: int, *, num_frames: int) -> bytes:
 
 
 def _three(value: int) -> bytes:
+    """Return an integer as three little-endian bytes."""
     return struct.pack("<I", value)[:3]
 
 

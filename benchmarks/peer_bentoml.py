@@ -10,6 +10,8 @@ from benchmarks.peers import MAX_BATCH, Peer
 
 @bentoml.service(workers=1, traffic={"timeout": 120})
 class Service:
+    """One worker that predicts batches of uploaded images."""
+
     def __init__(self) -> None:
         self.peer = Peer()
 

@@ -10,6 +10,8 @@ from benchmarks.peers import MAX_BATCH, Peer
 
 
 class Api(litserve.LitAPI):
+    """The steps of one prediction, as LitServe calls them."""
+
     def setup(self, device: str) -> None:
         self.peer = Peer()
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import GroupShuffleSplit
 
 
 def _halve(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split a table in two by lesion; the second part gets about ``share`` of the lesions."""
     splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     first, second = next(splitter.split(table, groups=table["lesion_id"]))
     return table.iloc[first], table.iloc[second]

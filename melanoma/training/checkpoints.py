@@ -52,7 +52,7 @@ def reported(state: State) -> dict[str, float]:
 
 
 def _score(row: dict[str, float]) -> float:
-    # NaN does not compare, so an epoch without a score ranks last.
+    # Comparisons with NaN are always false, so an epoch without a finite score counts as 0.
     return row[SELECTION] if math.isfinite(row[SELECTION]) else 0.0
 
 
@@ -122,7 +122,7 @@ def _to_go_on_from(whole: Sequence[Kept]) -> list[Kept]:
 
 
 def aside(folder: AnyPath) -> AnyPath:
-    """Return an unused path beside a folder, to move its damaged checkpoints to."""
+    """Return an unused path next to a folder, to which its damaged checkpoints can be moved."""
     number = 1
     while (found := folder.parent / f"{folder.name}.damaged-{number}").exists():
         number += 1

@@ -213,7 +213,7 @@ def check_network(job: TrainJob, num_classes: int) -> None:
     if job.config.optim.frozen_layers and job.weights == "none":
         raise DataError(
             "optim.frozen_layers must be 0 with random start weights, because frozen layers do not"
-            f" learn; it is {job.config.optim.frozen_layers}. Lower it or pass --weights."
+            f" learn; it is {job.config.optim.frozen_layers}. Set it to 0 or pass --weights."
         )
     if job.num_workers > 1 and any(
         isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()

@@ -1,8 +1,8 @@
 """Stochastic depth with random draws passed in, so that they depend on the image only.
 
 timm's own layer draws from torch's generator. The branches that an image skips would then change
-with the number of workers and with its position in the batch. Does not know where the draws come
-from.
+with the number of workers and with its position in the batch. Knows nothing of the source of the
+draws.
 """
 
 import torch

@@ -143,7 +143,7 @@ def test_a_finished_run_is_only_reported(
 ) -> None:
     done = _melanoma(head, "train", dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
     assert done.returncode == DONE
-    assert "nothing is left to do" in done.stderr
+    assert "is already finished" in done.stderr
     result = json.loads((to_path(trained_run) / "result.json").read_text())
     assert json.loads(done.stdout) == {**result, "bundle": str(to_path(trained_run) / "bundle")}
 
@@ -268,7 +268,7 @@ def test_rays_own_command_submits_it_too(
     """As the README says: the same command, and of exit codes 0 and 1 only."""
     plain = ["submit", "--working-dir", ".", "--", "python", "-m", "ray_jobs.cli", "train"]
     done = _ray_job(head, *plain, dataset, _at("runs", bucket), "--name", "cpu", *QUICK)
-    assert (done.returncode, "nothing is left to do" in done.stdout) == (0, True), (
+    assert (done.returncode, "is already finished" in done.stdout) == (0, True), (
         done.stdout + done.stderr
     )
     refused = _ray_job(head, *plain, _at("nowhere", bucket), _at("runs", bucket))

@@ -35,7 +35,7 @@ def test_a_finished_run_is_only_reported(
     before = (undisturbed.folder / "bundle" / "manifest.json").stat().st_mtime
     assert main(["train", str(prepared.folder), str(undisturbed.out), *SETTINGS, "--json"]) == DONE
     out, err = capsys.readouterr()
-    assert "nothing is left to do" in err
+    assert "is already finished" in err
     assert json.loads(out)["contract"]["status"] == "met"
     assert (undisturbed.folder / "bundle" / "manifest.json").stat().st_mtime == before
 

@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(run: Run, tmp_path: Path) 
     """Each attempt would leave a file for TensorBoard of its own."""
     log = tmp_path / "log"
     assert run.start("--set", "optim.lr=1e9", log=log).wait(300) == FAILED
-    assert "lower optim.lr" in log.read_text().splitlines()[-1]
+    assert "Lower optim.lr" in log.read_text().splitlines()[-1]
     assert "Continuing from" not in log.read_text()
     assert isinstance(run.folder, Path)
     assert len(list((run.folder / "tensorboard").glob("events*"))) == 1
