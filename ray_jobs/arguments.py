@@ -511,10 +511,7 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     predict.add_argument(
         "--explain",
         metavar="METHOD",
-        help=(
-            "also write the heatmap over the image: coarse cells (grad_cam), or single pixels that"
-            " raise the score of the targets (guided_grad_cam)"
-        ),
+        help="also write a heatmap over the image, such as grad_cam (needs --out)",
     )
     predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
     predict.add_argument(

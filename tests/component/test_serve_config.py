@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from melanoma.errors import SettingError
+from serve import classifier, explainer
 from serve.settings import CONFIG, DEPLOYMENTS, check_config, deployment_options, read_config
 
 Change = Callable[[dict[str, Any]], object]
@@ -66,3 +67,18 @@ def test_a_bundle_s_address_with_a_secret_is_refused_without_repeating_it() -> N
         check_config(config)
     assert "workload identity" in str(caught.value)
     assert "HUSHHUSH" not in str(caught.value)
+
+
+def test_queues_follow_from_the_batch_sizes() -> None:
+    """Serve reads plain numbers, so they stand in the file; these are the multiples they must be."""
+    options = deployment_options(read_config())
+    multiples = {
+        "Ingress": (classifier.MAX_BATCH, 3, 2, 2),
+        "Classifier": (classifier.MAX_BATCH, 2, 4, 1),
+        "Explainer": (explainer.MAX_BATCH, 2, 4, 1),
+    }
+    for name, (batch, ongoing, queued, target) in multiples.items():
+        assert options[name]["max_ongoing_requests"] == ongoing * batch
+        assert options[name]["max_queued_requests"] == queued * batch
+        scaling = options[name]["autoscaling_config"]
+        assert scaling["target_ongoing_requests"] == target * batch
