@@ -70,7 +70,7 @@ def test_a_bundle_s_address_with_a_secret_is_refused_without_repeating_it() -> N
 
 
 def test_queues_follow_from_the_batch_sizes() -> None:
-    """Serve reads plain numbers, so they stand in the file; these are the multiples they must be."""
+    """Serve reads plain numbers, so the file holds them; these are the multiples they must be."""
     options = deployment_options(read_config())
     multiples = {
         "Ingress": (classifier.MAX_BATCH, 3, 2, 2),

@@ -99,9 +99,7 @@ def test_foreign_names_are_shown_beside_ours(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "foreign.pth")
     with pytest.raises(
         SettingError,
-        match=(
-            r"8 tensors of foreign\.pth match .*The file has layers_.*network has stem\.0"
-        ),
+        match=(r"8 tensors of foreign\.pth match .*The file has layers_.*network has stem\.0"),
     ):
         load_weights(build_model(TINY, len(CLASSES)), tmp_path / "foreign.pth")
 
