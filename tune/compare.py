@@ -136,7 +136,7 @@ def repeat(
         dataclasses.replace(config, seed=seed) for config in (winner, study.base) for seed in seeds
     ]
     trained = train_all_folds(
-        study, settings, what="winner and base with fresh seeds", counted=counted
+        study, settings, what="winner and base with new seeds", counted=counted
     )
     pairs = [
         (ours, theirs)
