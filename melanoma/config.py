@@ -235,7 +235,7 @@ class ModelConfig(_Config):
     Attributes:
         backbone: a timm model name.
         drop_path: stochastic depth rate, in [0, 1).
-        layer_scale: initial value of ConvNeXt's layer scale; None keeps timm's 1e-6, which is meant
+        layer_scale: initial value of ConvNeXt's layer scale; null keeps timm's 1e-6, which is meant
             for very long training.
     """
 
@@ -265,7 +265,7 @@ class LossConfig(_Config):
         gamma: 0 or in [1, 5]; between 0 and 1 the gradient is infinite at p = 1.
         tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse
             frequency.
-        target_factor: further factor on the melanoma weight, in [1, 8].
+        target_factor: further factor on the weights of the targets, in [1, 8].
     """
 
     gamma: float = 0.0
@@ -366,7 +366,7 @@ class TrainConfig(_Config):
         loss: the weighted focal loss.
         optim: the optimiser and its schedule.
         seed: with the epoch and the image_id the only source of randomness.
-        target_sensitivity: the melanoma sensitivity the bundle's contract promises, in (0, 1).
+        target_sensitivity: the sensitivity of the targets that the contract promises, in (0, 1).
         min_specificity: the specificity whose lower bound a met contract must reach, in [0, 1).
     """
 

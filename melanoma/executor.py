@@ -43,13 +43,13 @@ class Executor(Protocol):
     """
 
     def start(self, num_workers: int = 1) -> None:
-        """Check that the workers are available, before anything that cannot be undone.
+        """Reach the machines of the work, before anything that cannot be undone.
 
         Args:
             num_workers: number of workers that the work needs.
 
         Raises:
-            DataError: if they are not available.
+            ConnectionError: if the machines cannot be reached.
         """
 
     def map(

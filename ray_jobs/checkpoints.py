@@ -13,8 +13,8 @@ import ray
 from melanoma.io.files import write_bytes, write_text
 from melanoma.io.storage import AnyPath, rename
 from melanoma.training.checkpoints import (
-    PREFIX,
     Kept,
+    checkpoint_folders,
     is_whole,
     usable_checkpoints,
     whole_checkpoints,
@@ -44,28 +44,30 @@ def mend(folder: AnyPath) -> str:
     listed = _listed(folder)
     if listed is not None and all(is_whole(folder / name) for name in listed):
         return ""
-    wrong = (
-        "a checkpoint is damaged"
-        if listed
-        else f"Ray {ray.__version__} cannot read the run's list of checkpoints"
-    )
     chosen = usable_checkpoints(folder)
     snapshot, aside = _snapshot(chosen), new_name_aside(folder)
+    has_list = (folder / SNAPSHOT).is_file()
+    if listed:
+        wrong = "a checkpoint is damaged"
+    elif has_list:
+        wrong = f"Ray {ray.__version__} cannot read the run's list of checkpoints"
+    else:
+        wrong = "Ray has no list of the run's checkpoints"
     if snapshot is None:
         rename(folder, aside)
-        return f"{wrong}; it is kept in {aside.name}, and the run starts again"
-    aside.mkdir()
-    if (folder / SNAPSHOT).is_file():
-        write_bytes(aside / SNAPSHOT, (folder / SNAPSHOT).read_bytes())
+        return f"{wrong}; all is kept in {aside.name}, and the run starts again"
     names = {kept.name for kept in chosen}
-    for path in [
-        path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.name not in names
-    ]:
-        rename(path, aside / path.name)
+    unusable = [path for path in checkpoint_folders(folder) if path.name not in names]
+    kept_in = ""
+    if unusable or has_list:
+        kept_in = f"; it is kept in {aside.name}, and"
+        aside.mkdir()
+        if has_list:
+            write_bytes(aside / SNAPSHOT, (folder / SNAPSHOT).read_bytes())
+        for path in unusable:
+            rename(path, aside / path.name)
     write_text(folder / SNAPSHOT, snapshot)
-    return (
-        f"{wrong}; it is kept in {aside.name}, and the run continues after epoch {chosen[-1].epoch}"
-    )
+    return f"{wrong}{kept_in or ';'} the run continues after epoch {chosen[-1].epoch}"
 
 
 def _listed(folder: AnyPath) -> set[str] | None:

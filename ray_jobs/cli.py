@@ -95,7 +95,7 @@ def _prepare(args: argparse.Namespace) -> int:
     with counted("decoding") as progress:
         manifest = prepare(args.source, args.out, config, executor=RayExecutor(), progress=progress)
     left_out, notes = left_out_sentence(manifest.left_out, manifest.task), read_notes(args.out)
-    for line in (*notes, *([left_out] if left_out else [])):
+    for line in notes:
         say(line)
     pairs = ", known pairs" if manifest.num_known_pairs else ""
     lines = [
@@ -161,11 +161,11 @@ def _describe(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _settings_command(args: argparse.Namespace) -> int:
+def _config(args: argparse.Namespace) -> int:
 
     from melanoma.config import settings_of
 
-    config = _config(args)
+    config = _config_of(args)
     settings = settings_of(config)
     if args.markdown:
         rows = [
@@ -183,7 +183,7 @@ def _settings_command(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _config(args: argparse.Namespace) -> "TrainConfig":
+def _config_of(args: argparse.Namespace) -> "TrainConfig":
     """Return the preset, or the file that replaces it, changed by --set."""
     from melanoma.presets import preset
 
@@ -213,7 +213,7 @@ def _train(args: argparse.Namespace) -> int:
     from melanoma.training.run import run_job
     from ray_jobs.executor import RayExecutor
 
-    config = _config(args)
+    config = _config_of(args)
     job = TrainJob(
         args.dataset,
         args.out / (args.name or args.preset),
@@ -251,7 +251,11 @@ def _tune(args: argparse.Namespace) -> int:
     from tune.search import SearchPlan
     from tune.space import SearchSpace
 
-    data, run_dir, config = open_prepared(args.dataset), args.out / _tune_name(args), _config(args)
+    data, run_dir, config = (
+        open_prepared(args.dataset),
+        args.out / _tune_name(args),
+        _config_of(args),
+    )
     plan = SearchPlan(
         run_dir,
         config,
@@ -356,11 +360,9 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from melanoma.data.left_out import left_out_sentence
     from melanoma.evaluation import describe_evaluation, evaluate
-    from melanoma.task import task_of
     from ray_jobs.executor import RayExecutor
-    from ray_jobs.progress import counted, say
+    from ray_jobs.progress import counted
 
     with counted("predicting") as progress:
         report = evaluate(
@@ -373,8 +375,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             executor=RayExecutor(),
             progress=progress,
         )
-    if report["left_out"]:
-        say(left_out_sentence(report["left_out"], task_of(report["task"])))
     _print(args, report, describe_evaluation(report, args.out))
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
@@ -466,7 +466,7 @@ _COMMANDS: dict[str, Command] = {
     "phantom": _phantom,
     "prepare": _prepare,
     "describe": _describe,
-    "config": _settings_command,
+    "config": _config,
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,

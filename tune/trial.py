@@ -32,7 +32,12 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.errors import is_deterministic, root_cause
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import FoldScores, Objective, choose_fold_scores
+from melanoma.evidence.out_of_fold import (
+    OBJECTIVES,
+    FoldScores,
+    Objective,
+    choose_fold_scores,
+)
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet, write_text
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from melanoma.task import Task
@@ -45,12 +50,6 @@ FAILED = "failed.json"
 PREDICTIONS = "predictions.parquet"
 # Retries of a trial, or of a fold whose worker is lost. A loss that is not finite is not retried.
 MAX_FAILURES = 2
-OBJECTIVES = (
-    "melanoma_recall@specificity=0.8",
-    "specificity@sensitivity=0.9",
-    "auroc",
-    "partial_auroc",
-)
 RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
 

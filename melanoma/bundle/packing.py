@@ -22,7 +22,12 @@ from melanoma.config import DISCLAIMER, TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.metrics import validation_scores
-from melanoma.evidence.operating_point import Promise, choose_units, select_operating_point
+from melanoma.evidence.operating_point import (
+    Promise,
+    choose_units,
+    is_referred,
+    select_operating_point,
+)
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.task import Task
 from melanoma.training.engine import predict
@@ -153,7 +158,9 @@ def compare_backend(
         The library's name and the differences between the two, for the manifest.
     """
     furthest = float(np.abs(again - probabilities).max())
-    referred, referred_again = (task.target_scores(p) >= threshold for p in (probabilities, again))
+    referred, referred_again = (
+        is_referred(task.target_scores(p), threshold) for p in (probabilities, again)
+    )
     num_other = int((referred != referred_again).sum())
     same = furthest <= MAX_DIFFERENCE and num_other == 0
     return CpuBackend(ONNX_RUNTIME if same else TORCH, len(probabilities), furthest, num_other)

@@ -4,6 +4,7 @@
 malignant is read if the task has such classes.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,8 +20,7 @@ _ISIC_2024 = ("iddx_full", *(f"iddx_{level}" for level in (5, 4, 3, 2, 1)))
 DIAGNOSIS_COLUMNS = ("dx", "diagnostic", "diagnosis", *_ISIC_ARCHIVE, *_ISIC_2024)
 """Columns that spell a diagnosis, the most specific first."""
 BINARY_COLUMNS = (
-    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "melanoma",
-    "is_melanoma", "label", "class",
+    "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "label", "class",
 )  # fmt: skip
 """Columns that say benign or malignant, in words or as 0 and 1."""
 ONE_HOT = {
@@ -34,63 +34,63 @@ BENIGN, MALIGNANT = "benign", "malignant"
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "akiec": (
-        "ack", "actinic keratosis", "actinic keratoses", "solar keratosis",
-        "solar or actinic keratosis", "bowen's disease", "bowen disease", "bowens disease",
-        "intraepithelial carcinoma", "intraepithelial carcinoma / bowen's disease",
-        "squamous cell carcinoma in situ", "actinic keratoses and intraepithelial carcinoma",
-        "actinic keratoses and intraepithelial carcinoma / bowen's disease",
-        "actinic keratoses and intraepithelial carcinomae",
+        "ack", "ak", "actinic keratosis", "solar keratosis", "solar or actinic keratosis",
+        "bowens disease", "bowen disease", "intraepithelial carcinoma",
+        "squamous cell carcinoma in situ", "intraepithelial carcinoma bowens disease",
+        "actinic keratosis bowens disease", "actinic keratosis intraepithelial carcinoma",
+        "actinic keratosis and intraepithelial carcinoma",
+        "actinic keratosis and intraepithelial carcinoma bowens disease",
     ),
     "bcc": (
-        "basal cell carcinoma", "basal-cell carcinoma", "nodular basal cell carcinoma",
-        "superficial basal cell carcinoma", "pigmented basal cell carcinoma", "basalioma",
+        "basal cell carcinoma", "nodular basal cell carcinoma", "superficial basal cell carcinoma",
+        "pigmented basal cell carcinoma", "infiltrating basal cell carcinoma", "basalioma",
     ),
     "bkl": (
-        "sek", "seborrheic keratosis", "seborrhoeic keratosis", "seborrheic keratoses",
-        "seborrhoeic keratoses", "lichenoid keratosis", "lichen planus like keratosis",
-        "lichen planus-like keratosis", "solar lentigo", "lentigo nos",
-        "pigmented benign keratosis", "benign keratosis", "benign keratoses",
-        "benign keratosis-like lesion", "benign keratosis-like lesions",
+        "sek", "seborrheic keratosis", "lichenoid keratosis", "lichen planus like keratosis",
+        "solar lentigo", "lentigo nos", "lentigo simplex", "pigmented benign keratosis",
+        "benign keratosis", "benign keratosis like lesion",
     ),
-    "df": ("dermatofibroma", "dermatofibromas", "fibrous histiocytoma"),
+    "df": ("dermatofibroma", "fibrous histiocytoma"),
     "mel": (
-        "melanoma", "melanomas", "malignant melanoma", "melanoma, nos", "melanoma nos",
-        "melanoma in situ", "in situ melanoma", "melanoma invasive", "invasive melanoma",
-        "melanoma metastasis", "metastatic melanoma", "lentigo maligna", "lentigo maligna melanoma",
-        "superficial spreading melanoma", "nodular melanoma", "acral lentiginous melanoma",
-        "amelanotic melanoma", "desmoplastic melanoma", "spitzoid melanoma", "melanoma (in situ)",
-        "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)", "melanoma (more than 1.5 mm)",
-        "malignant melanocytic proliferations (melanoma)",
+        "melanoma", "malignant melanoma", "melanoma nos", "melanoma in situ", "in situ melanoma",
+        "melanoma invasive", "invasive melanoma", "melanoma metastasis", "metastatic melanoma",
+        "lentigo maligna", "lentigo maligna melanoma", "superficial spreading melanoma",
+        "nodular melanoma", "acral melanoma", "acral lentiginous melanoma", "mucosal melanoma",
+        "subungual melanoma", "amelanotic melanoma", "desmoplastic melanoma", "nevoid melanoma",
+        "spitzoid melanoma", "melanoma less than 0.76 mm", "melanoma 0.76 to 1.5 mm",
+        "melanoma more than 1.5 mm", "malignant melanocytic proliferations melanoma",
     ),
     "nv": (
-        "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles", "melanocytic nevus",
-        "melanocytic nevi", "melanocytic naevus", "melanocytic naevi", "clark nevus",
-        "clark naevus", "dysplastic nevus", "dysplastic naevus", "dysplastic nevi",
-        "atypical nevus", "atypical naevus", "blue nevus", "blue naevus", "spitz nevus",
-        "spitz naevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
-        "congenital naevus", "combined nevus", "recurrent nevus", "dermal nevus",
-        "intradermal nevus", "compound nevus", "junctional nevus", "common nevus", "halo nevus",
-        "benign nevus", "nevus, nos",
+        "nev", "nevus", "mole", "nevus nos", "melanocytic nevus", "clark nevus", "clarks nevus",
+        "dysplastic nevus", "atypical nevus", "atypical mole", "dysplastic mole", "blue nevus",
+        "spitz nevus", "reed or spitz nevus", "reed nevus", "congenital nevus",
+        "congenital melanocytic nevus", "acquired nevus", "acquired melanocytic nevus",
+        "combined nevus", "recurrent nevus", "dermal nevus", "intradermal nevus", "compound nevus",
+        "junctional nevus", "common nevus", "halo nevus", "acral nevus", "benign nevus",
     ),
     "scc": (
-        "squamous cell carcinoma", "squamous-cell carcinoma", "invasive squamous cell carcinoma",
-        "squamous cell carcinoma, invasive", "squamous cell carcinoma, nos", "keratoacanthoma",
+        "squamous cell carcinoma", "invasive squamous cell carcinoma",
+        "squamous cell carcinoma invasive", "squamous cell carcinoma nos", "keratoacanthoma",
     ),
     "vasc": (
-        "vascular lesion", "vascular lesions", "hemangioma", "haemangioma", "hemangiomas",
-        "haemangiomas", "angioma", "angiomas", "cherry angioma", "angiokeratoma", "angiokeratomas",
-        "pyogenic granuloma", "pyogenic granulomas",
+        "vascular lesion", "hemangioma", "angioma", "cherry angioma", "cherry hemangioma",
+        "angiokeratoma", "pyogenic granuloma",
     ),
-    BENIGN: ("0", "0.0", "false", "no", "negative", "not melanoma"),
+    BENIGN: ("0", "0.0", "false", "no", "negative"),
     MALIGNANT: ("1", "1.0", "true", "yes", "positive"),
 }  # fmt: skip
-"""Diagnosis -> how people spell it, in lower case.
+"""Diagnosis -> how people spell it, in the form that `_plain` gives.
 
 Collected from HAM10000, the ISIC challenges and archive, PAD-UFES-20, derm7pt and Kaggle.
 """
 _DIAGNOSIS_OF = {
     spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)
 }
+_BRITISH = (("naev", "nev"), ("haem", "hem"), ("rrhoe", "rrhe"))
+_PLURALS = (
+    ("nevi", "nevus"), ("oses", "osis"), ("omas", "oma"), ("omae", "oma"), ("omata", "oma"),
+    ("lesions", "lesion"), ("moles", "mole"),
+)  # fmt: skip
 _BINARY_WORDS = {word for name in (BENIGN, MALIGNANT) for word in (name, *SPELLINGS[name])}
 _NEVER_BOTH = {BENIGN: {"mel", "bcc", "scc"}, MALIGNANT: {"nv", "bkl", "df", "vasc"}}
 """Diagnoses that contradict a binary label. Actinic keratoses are found under either label."""
@@ -118,37 +118,61 @@ def how_to_read_binary(task: Task) -> str:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _plain(text: str) -> str:
+    """Return a text in lower case, American and singular, without punctuation between words."""
+    words = re.sub(r"[-_,()/\s]+", " ", text.casefold().replace("\u2019", "'").replace("'", ""))
+    for british, american in _BRITISH:
+        words = words.replace(british, american)
+    return " ".join(map(_singular, words.split()))
+
+
+def _singular(word: str) -> str:
+    for plural, singular in _PLURALS:
+        if word.endswith(plural):
+            return word.removesuffix(plural) + singular
+    return word
+
+
 def diagnosis_of(text: str) -> str | None:
     """Return the diagnosis (a key of `SPELLINGS`) that a text spells, or None.
 
     Of ISIC's ``a::b::c`` the last known part counts, because it is the most specific.
     """
-    parts = [" ".join(part.casefold().replace("_", " ").split()) for part in text.split("::")]
-    return next((_DIAGNOSIS_OF[part] for part in reversed(parts) if part in _DIAGNOSIS_OF), None)
+    parts = map(_plain, reversed(text.split("::")))
+    return next((_DIAGNOSIS_OF[part] for part in parts if part in _DIAGNOSIS_OF), None)
 
 
 def class_in(text: str, task: Task) -> str | None:
     """Return the class of a task that a text means, or None.
 
-    The text may be the class's name, its name for people, or a known spelling.
+    The text may be the class's name, its name for people, a spelling that the task lists, or a
+    known spelling of a diagnosis that the class holds. If a task splits a diagnosis over several
+    classes, only the first three kinds are understood.
     """
-    words = text.casefold()
-    for name in task.classes:
-        if words in (name, task.name_of(name).casefold()):
+    parts = [_plain(part) for part in text.split("::")]
+    for name in (BENIGN, MALIGNANT):  # ISIC's ``Benign::...`` says it beside the diagnosis.
+        if name in parts and name in task.classes:
             return name
-    return _class_holding(diagnosis_of(text), words, task)
+    for name in task.classes:
+        spelled = (name, task.name_of(name), *task.diagnoses.get(name, ()))
+        if _plain(text) in map(_plain, spelled):
+            return name
+    return _class_holding(diagnosis_of(text), task)
 
 
-def _class_holding(diagnosis: str | None, words: str, task: Task) -> str | None:
-    """Return the class that holds a diagnosis, by its key or by a spelling in the task."""
-    if diagnosis is not None and (name := task.class_of(diagnosis)) is not None:
-        return name
-    for name, held in task.diagnoses.items():
-        for spelling in held:
-            same = diagnosis is not None and diagnosis_of(spelling) == diagnosis
-            if same or spelling.casefold() == words:
-                return name
-    return None
+def _class_holding(diagnosis: str | None, task: Task) -> str | None:
+    holders = [] if diagnosis is None else _holders(diagnosis, task)
+    return holders[0] if len(holders) == 1 else None
+
+
+def _holders(diagnosis: str, task: Task) -> list[str]:
+    """Return the classes that hold a diagnosis, by their own names or by what the task lists."""
+    return [
+        name
+        for name in task.classes
+        if diagnosis in map(diagnosis_of, (name, *task.diagnoses.get(name, ())))
+    ]
 
 
 def says_target(text: str, task: Task) -> bool:
@@ -161,7 +185,7 @@ def says_target(text: str, task: Task) -> bool:
         return name in task.targets
     words = text.casefold()
     is_melanoma = bool(_MELANOMA.search(words)) and not _NO_MELANOMA.search(words)
-    return is_melanoma and task.class_of("mel") in task.targets
+    return is_melanoma and not set(task.targets).isdisjoint(_holders("mel", task))
 
 
 def has_diagnosis(columns: Iterable[str], task: Task) -> bool:
@@ -197,6 +221,8 @@ def read_diagnoses(rows: pd.DataFrame, task: Task) -> list[tuple[str, str]]:
     binary = next(
         (name for name in BINARY_COLUMNS if name in rows.columns and _says_binary(rows[name])), None
     )
+    if not named:  # A column such as label may hold diagnoses too.
+        named = [name for name in BINARY_COLUMNS if name in rows.columns and name != binary]
     return [_binary_diagnosis(row, named, binary, task) for row in rows.to_dict("records")]
 
 
@@ -208,7 +234,7 @@ def _diagnosis(row: dict[Any, str], named: Sequence[str], task: Task) -> tuple[s
             return name, text
     diagnosis, said = _marked(row, task)
     if diagnosis is not None and not given:
-        return _class_holding(diagnosis, diagnosis, task) or "", said
+        return _class_holding(diagnosis, task) or "", said
     return "", given[0] if given else said
 
 

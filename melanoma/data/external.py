@@ -12,6 +12,7 @@ import pandas as pd
 from melanoma.data.groups import join_groups, key_column
 from melanoma.data.image_files import read_image
 from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
+from melanoma.data.metadata import ALIASES
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import WITHOUT_ROW, Rejection
 from melanoma.errors import DataError
@@ -94,7 +95,8 @@ def read_external(
 
 
 def _group_columns(source: Source, of_bundle: Sequence[str]) -> tuple[str, ...]:
-    own = tuple(name for name in of_bundle if name in source.metadata.rows)
+    known = {*source.metadata.rows, *ALIASES["image_id"]}
+    own = tuple(name for name in of_bundle if name in known)
     if not source.group_columns and not own:
         raise DataError(
             "The metadata must have patient_id or lesion_id, because intervals are drawn over"

@@ -1,8 +1,8 @@
 """Reads a SOURCE folder into one validated table of records, without reading a pixel.
 
-It understands HAM10000, ISIC 2018 and 2019 (one-hot ground truth, several tables joined), ISIC
-2020, exports of the ISIC Archive, PAD-UFES-20, and any table with image ids, diagnoses and a column
-that groups images.
+It understands HAM10000, ISIC 2016 (no header), 2017, 2018 and 2019 (one-hot ground truth, several
+tables joined), 2020 and 2024, exports of the ISIC Archive, PAD-UFES-20, and any table with image
+ids, diagnoses and a column that groups images.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The threshold and the sensitivity contract; every decision goes through `decide`.
+"""The threshold and the sensitivity contract; only `is_referred` compares a score with a threshold.
 
 The contract (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n
 target units, m* misses are allowed, the largest m with P(Bin(n, 1 - target) <= m) <= 1 -
@@ -27,9 +27,15 @@ Basis = Literal["split", "out_of_fold"]
 UNIT = "one image per group"
 
 
+def is_referred(probabilities: FloatArray, threshold: float) -> BoolArray:
+    """Return which of some calibrated target probabilities ``(N,)`` are referred."""
+    referred: BoolArray = probabilities >= threshold
+    return referred
+
+
 def decide(probability: float, threshold: float) -> Decision:
     """Return the decision for one calibrated target probability in [0, 1]."""
-    return "refer" if probability >= threshold else "no_referral"
+    return "refer" if is_referred(np.asarray(probability), threshold) else "no_referral"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +213,8 @@ def select_operating_point(
     lower = np.concatenate([targets, others])
     lower = lower[lower < edge]
     threshold = float((edge + (lower.max() if len(lower) else 0.0)) / 2)
-    referred = sum(decide(score, threshold) == "refer" for score in targets)
-    spared = sum(decide(score, threshold) == "no_referral" for score in others)
+    referred = int(is_referred(targets, threshold).sum())
+    spared = int((~is_referred(others, threshold)).sum())
     counts = _Counts(referred, len(targets), spared, len(others), allowed)
     return OperatingPoint(threshold, _contract(counts, promise))
 

@@ -139,11 +139,13 @@ class _Kind:
 
     Attributes:
         held: what is held fixed, such as specificity; empty for none.
+        usual: where it is held by default; None if nothing is held.
         value: from a fold, the weights of its units and the fixed value to the objective.
         weight: from the weights of its targets and its others to the weight of a fold.
     """
 
     held: str
+    usual: float | None
     value: Callable[[FoldScores, FloatArray, float], float]
     weight: Callable[[float, float], float]
 
@@ -172,12 +174,14 @@ def _auroc(fold: FoldScores, weights: FloatArray, at: float) -> float:
 
 
 _KINDS = {
-    "melanoma_recall": _Kind("specificity", _recall, lambda targets, others: targets),
-    "specificity": _Kind("sensitivity", _specificity, lambda targets, others: others),
-    "auroc": _Kind("", _auroc, lambda targets, others: targets * others),
-    "partial_auroc": _Kind("", _partial_auroc, lambda targets, others: targets * others),
+    "melanoma_recall": _Kind("specificity", 0.8, _recall, lambda targets, others: targets),
+    "specificity": _Kind("sensitivity", 0.9, _specificity, lambda targets, others: others),
+    "auroc": _Kind("", None, _auroc, lambda targets, others: targets * others),
+    "partial_auroc": _Kind("", None, _partial_auroc, lambda targets, others: targets * others),
 }
 """The one place to add an objective."""
+OBJECTIVES = tuple(str(Objective(name, kind.usual)) for name, kind in _KINDS.items())
+"""The objectives that a search records for every trial, whichever of them it maximises."""
 
 
 @dataclasses.dataclass(frozen=True)

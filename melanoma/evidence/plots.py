@@ -9,6 +9,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.operating_point import is_referred
 
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
 
@@ -33,7 +34,8 @@ def plot_roc(is_target: BoolArray, scores: FloatArray, threshold: float, *, noun
     if is_target.any() and not is_target.all():
         x, y, _ = roc_curve(is_target, scores)
         axes.plot(x, y, color=INK, lw=1.8)
-        point = (scores[~is_target] >= threshold).mean(), (scores[is_target] >= threshold).mean()
+        referred = is_referred(scores, threshold)
+        point = referred[~is_target].mean(), referred[is_target].mean()
         axes.plot(
             *point,
             "o",
@@ -73,7 +75,7 @@ def plot_precision_recall(
             ls=":",
             label=f"prevalence here {is_target.mean():.2f}",
         )
-        referred = scores >= threshold
+        referred = is_referred(scores, threshold)
         if referred.any():
             axes.plot(
                 (referred & is_target).sum() / is_target.sum(),

@@ -141,8 +141,8 @@ def claim_folder(folder: AnyPath, described: Any) -> bool:
     if not path.is_file():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(
-                f"The run folder must be new or hold this run; {folder} holds something else."
-                " Pass another --name."
+                f"A run folder must be new or hold this run; {folder} holds something else. Choose"
+                " another folder (train and tune: pass another --name)."
             )
         write_json(path, described)
         return False
@@ -150,7 +150,8 @@ def claim_folder(folder: AnyPath, described: Any) -> bool:
     if differing:
         raise DataError(
             f"Run folder {folder} must hold a run with the same settings and data; it holds one"
-            f" that differs in {', '.join(differing[:4])}. Pass another --name."
+            f" that differs in {', '.join(differing[:4])}. Choose another folder (train and"
+            " tune: pass another --name)."
         )
     return True
 
@@ -205,8 +206,8 @@ def locked(folder: AnyPath) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"Run folder {folder} is locked by another process. Wait for it or pass another"
-                " --name."
+                f"Run folder {folder} is locked by another process. Wait for it or choose another"
+                " folder (train and tune: pass another --name)."
             ) from error
         yield
 

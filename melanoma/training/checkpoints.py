@@ -92,10 +92,15 @@ def is_whole(path: AnyPath) -> bool:
     )
 
 
+def checkpoint_folders(folder: AnyPath) -> list[AnyPath]:
+    """Return the checkpoints of a run, damaged or not. Ray's list of them is a file beside them."""
+    return [path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.is_dir()]
+
+
 def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:
     """Yield the undamaged checkpoints of a folder."""
-    for path in folder.iterdir():
-        if path.name.startswith(PREFIX) and is_whole(path):
+    for path in checkpoint_folders(folder):
+        if is_whole(path):
             state = read_state(path, "cpu")
             yield Kept(path.name, reported(state), tuple(map(_score, state["history"])))
 
@@ -109,13 +114,13 @@ def usable_checkpoints(folder: AnyPath) -> list[Kept]:
     Returns:
         Two checkpoints, one if the latest epoch is the best, or none.
     """
-    whole = sorted(whole_checkpoints(folder), key=lambda kept: kept.epoch)
-    return _to_go_on_from(whole)
+    return usable_among(list(whole_checkpoints(folder)))
 
 
-def _to_go_on_from(whole: Sequence[Kept]) -> list[Kept]:
+def usable_among(whole: Sequence[Kept]) -> list[Kept]:
+    """Return what `usable_checkpoints` returns, of undamaged checkpoints that were already read."""
     by_epoch = {kept.epoch: kept for kept in whole}
-    for latest in reversed(whole):
+    for latest in sorted(whole, key=lambda kept: kept.epoch, reverse=True):
         if best := by_epoch.get(latest.best_epoch):
             return [latest] if best is latest else [best, latest]
     return []

@@ -13,9 +13,12 @@ from melanoma.training.checkpoints import (
     PREFIX,
     State,
     aside,
+    checkpoint_folders,
     read_state,
     save_state,
+    usable_among,
     usable_checkpoints,
+    whole_checkpoints,
 )
 from melanoma.training.distributed import World
 from melanoma.training.job import TrainJob
@@ -41,8 +44,13 @@ def train_here(job: TrainJob) -> AnyPath:
     if job.cpus_per_worker is not None:
         torch.set_num_threads(job.cpus_per_worker)
     train_worker(job, session)
-    best, *_ = usable_checkpoints(job.checkpoints_dir)
-    return job.checkpoints_dir / best.name
+    usable = usable_checkpoints(job.checkpoints_dir)
+    if not usable:
+        raise OSError(
+            f"The checkpoint of the best epoch of run {job.run_dir} must match its hash; it does"
+            " not. Run the same command again: it moves damaged checkpoints aside."
+        )
+    return job.checkpoints_dir / usable[0].name
 
 
 class LocalSession:
@@ -59,24 +67,24 @@ class LocalSession:
             return None
         usable = usable_checkpoints(self._folder)
         names = {kept.name for kept in usable}
-        damaged = [
-            path
-            for path in self._folder.iterdir()
-            if path.name.startswith(PREFIX) and path.name not in names
-        ]
-        if damaged:
+        unusable = [path for path in checkpoint_folders(self._folder) if path.name not in names]
+        if unusable:
             there = aside(self._folder)
-            for path in damaged:
+            for path in unusable:
                 rename(path, there / path.name)
             log.warning(
-                "Run folder %s has a damaged checkpoint. It was moved to %s.",
+                "Run folder %s has checkpoints that are damaged, or whose best epoch is. They were"
+                " moved to %s.",
                 self._job.run_dir,
                 there.name,
             )
         return read_state(self._folder / usable[-1].name, self.device) if usable else None
 
     def report(self, state: State) -> None:
-        """Save a state, and delete the checkpoints that are neither the latest nor the best."""
+        """Save a state, and delete the whole checkpoints that are neither the latest nor the best.
+
+        Damaged ones stay for `resume`. If the best one is damaged, nothing is deleted.
+        """
         row, epochs = state["history"][-1], self._job.config.optim.epochs
         log.info(
             "Epoch %d of %d: loss %.3f, validation AUROC %.3f",
@@ -89,10 +97,11 @@ class LocalSession:
         with tempfile.TemporaryDirectory() as scratch:
             save_state(Path(scratch), state)
             _move(Path(scratch), target)
-        kept = {checkpoint.name for checkpoint in usable_checkpoints(self._folder)}
-        for path in [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]:
-            if path.name not in kept:
-                remove_folder(path)
+        whole = list(whole_checkpoints(self._folder))
+        if usable := usable_among(whole):
+            for checkpoint in whole:
+                if checkpoint not in usable:
+                    remove_folder(self._folder / checkpoint.name)
 
 
 def _move(folder: Path, target: AnyPath) -> None:

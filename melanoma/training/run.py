@@ -61,6 +61,8 @@ def train(
     config: TrainConfig | None = None,
     *,
     weights: str = "none",
+    num_workers: int = 1,
+    use_gpu: bool = False,
     executor: Executor | None = None,
 ) -> TrainResult:
     """Train a network on a prepared data set and write its bundle.
@@ -78,13 +80,22 @@ def train(
         run_dir: folder of the run: a new one, or that of the run to resume.
         config: the run's settings; None takes the defaults.
         weights: none (random), imagenet, or the path of a file of weights.
+        num_workers: number of workers that share every batch; more than one need an executor.
+        use_gpu: whether each worker trains on a GPU.
         executor: where the run executes; None means in this process.
 
     Raises:
         DataError: if the data set cannot be used for this run, or if the folder holds another run.
         SettingError: if a setting is invalid for this network or this data set.
     """
-    job = TrainJob(to_path(dataset), to_path(run_dir), config or TrainConfig(), weights=weights)
+    job = TrainJob(
+        to_path(dataset),
+        to_path(run_dir),
+        config or TrainConfig(),
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        weights=weights,
+    )
     return run_job(job, executor or LocalExecutor())
 
 

@@ -100,8 +100,11 @@ def test_no_checkpoints_are_no_damage(tmp_path: Path) -> None:
 
 def test_a_list_that_is_missing_is_written_anew(folder: Path) -> None:
     (folder / SNAPSHOT).unlink()
-    assert "continues after epoch 4" in mend(folder)
+    assert mend(folder) == (
+        "Ray has no list of the run's checkpoints; the run continues after epoch 4"
+    )
     assert _as_ray_reads(folder) == (["checkpoint_2"], "checkpoint_4")
+    assert not _aside(folder)
 
 
 @pytest.mark.parametrize(

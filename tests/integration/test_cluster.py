@@ -97,6 +97,7 @@ def dataset(head: Head, bucket: str) -> str:
     assert manifest == json.loads((to_path(out) / "manifest.json").read_text())
     assert {path.name for path in to_path(out).iterdir()} == {
         "manifest.json",
+        "notes.txt",
         "records.parquet",
         "rejected.csv",
         "shards",

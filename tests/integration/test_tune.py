@@ -13,14 +13,14 @@ import torch
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.evidence.out_of_fold import OBJECTIVES, Objective
 from melanoma.io.files import write_json
 from ray_jobs.arguments import BAD_INPUT, DONE
 from ray_jobs.cli import main
 from tune.compare import train_all_folds
 from tune.search import Search, SearchPlan, run_search
 from tune.space import SearchSpace, to_config
-from tune.trial import FAILED, OBJECTIVES, Study, fold_predictions, fold_scores
+from tune.trial import FAILED, Study, fold_predictions, fold_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SETTINGS = [
@@ -193,7 +193,7 @@ def test_a_finished_search_is_only_reported(
         "auroc",
     ]
     assert main(other) == BAD_INPUT
-    assert "Pass another --name" in capsys.readouterr().err
+    assert "pass another --name" in capsys.readouterr().err
 
 
 def test_calibration_and_test_are_never_read(

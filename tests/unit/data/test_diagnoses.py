@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma.data.diagnoses import SPELLINGS, class_in, read_diagnoses, says_target
+from melanoma.data.diagnoses import SPELLINGS, _plain, class_in, read_diagnoses, says_target
 from melanoma.data.prepare import PrepareConfig, prepare
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
@@ -50,6 +50,23 @@ HAM, BINARY, ISIC_2019 = TASKS["ham10000"], TASKS["binary"], TASKS["isic2019"]
         ("Malignant::Malignant melanocytic proliferations (Melanoma)::Melanoma Invasive", "mel"),
         ("melanocytic_nevus", "nv"),
         ("Actinic keratosis, Bowen's disease", "akiec"),
+        ("Bowen\u2019s disease", "akiec"),
+        ("Actinic keratoses and intraepithelial carcinomae", "akiec"),
+        ("Actinic keratoses / Bowen's disease", "akiec"),
+        ("AK", "akiec"),
+        ("Basal-cell carcinomas", "bcc"),
+        ("benign lichenoid keratoses", None),
+        ("Lichen planus-like keratosis", "bkl"),
+        ("junctional naevus", "nv"),
+        ("Compound Naevi", "nv"),
+        ("atypical moles", "nv"),
+        ("dysplastic naevi", "nv"),
+        ("melanoma in-situ", "mel"),
+        ("acral melanoma", "mel"),
+        ("melanoma (in situ)", "mel"),
+        ("melanoma (0.76 to 1.5 mm)", "mel"),
+        ("haemangiomas", "vasc"),
+        ("epidermal naevus", None),
         ("benign", None),
         ("malignant", None),
         ("0", None),
@@ -65,7 +82,7 @@ def test_spellings_of_ham10000(text: str, expected: str | None) -> None:
 def test_no_spelling_means_two_diagnoses() -> None:
     spelled = [spelling for spellings in SPELLINGS.values() for spelling in spellings]
     assert len(spelled) == len(set(spelled))
-    assert all(spelling == spelling.casefold().strip() for spelling in spelled)
+    assert all(_plain(spelling) == spelling for spelling in spelled)
 
 
 def test_other_tasks_hold_other_classes() -> None:
@@ -88,6 +105,26 @@ def test_a_task_may_spell_the_diagnoses_that_a_class_holds() -> None:
     task = Task(("mel", "other"), ("mel",), diagnoses={"other": other})
     texts = ("melanoma", "SEK", "bkl", "Cafe-au-lait macule", "other", "nevus")
     assert [class_in(text, task) for text in texts] == ["mel", *["other"] * 4, None]
+
+
+def test_classes_may_be_named_in_words() -> None:
+    task = Task(("melanoma", "nevus", "rest"), ("melanoma",))
+    texts = ("nodular melanoma", "mel", "NV", "dysplastic naevus", "bcc", "rest")
+    assert [class_in(text, task) for text in texts] == [
+        "melanoma", "melanoma", "nevus", "nevus", None, "rest",
+    ]  # fmt: skip
+    assert says_target("melanoma of the eye", task)
+
+
+def test_a_diagnosis_that_a_task_splits_is_read_only_as_it_is_listed() -> None:
+    task = Task(
+        ("in_situ", "invasive", "rest"),
+        ("in_situ", "invasive"),
+        diagnoses={"in_situ": ("melanoma in situ",), "invasive": ("nodular melanoma",)},
+    )
+    texts = ("Melanoma in-situ", "nodular melanoma", "melanoma")
+    assert [class_in(text, task) for text in texts] == ["in_situ", "invasive", None]
+    assert says_target("melanoma", task)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +151,7 @@ def test_isic_2017_has_three_classes() -> None:
         "seborrheic_keratosis": ["0.0", "1.0", "0.0", "1.0"],
     }
     assert _classes("ham10000", **table) == ["mel", "bkl", "nv", ""]
-    assert _classes("binary", **table) == ["malignant", "benign", "benign", "malignant"]
+    assert _classes("binary", **table) == ["malignant", "benign", "benign", ""]
 
 
 def test_a_binary_label_decides_and_a_diagnosis_must_not_contradict_it() -> None:
@@ -129,6 +166,21 @@ def test_a_binary_label_decides_and_a_diagnosis_must_not_contradict_it() -> None
         "bkl",
         "",
     ]
+
+
+def test_what_isic_says_beside_a_diagnosis_decides() -> None:
+    full = ["Benign::Benign epidermal proliferations::Solar or actinic keratosis", "Malignant::x"]
+    assert _classes("binary", iddx_full=full) == ["benign", "malignant"]
+    assert _classes("ham10000", iddx_full=full) == ["akiec", ""]
+
+
+def test_a_column_named_label_may_hold_diagnoses() -> None:
+    assert _classes("binary", label=["nevus", "melanoma", "?"]) == ["benign", "malignant", ""]
+
+
+def test_not_melanoma_does_not_mean_benign() -> None:
+    assert _classes("binary", diagnosis=["basal cell carcinoma"], melanoma=["0"]) == ["malignant"]
+    assert _classes("binary", diagnosis=["not melanoma"]) == [""]
 
 
 def test_isic_2019_marks_eight_classes() -> None:
