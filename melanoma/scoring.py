@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from typing import Any
 
 import pandas as pd
 
 from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.predictor import Predictor
-from melanoma.data.names import IMAGE_SUFFIXES, shown
+from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
 from melanoma.errors import DataError
 from melanoma.evaluation import BATCH, judge, read_stored
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
@@ -24,6 +25,7 @@ from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH
 """Images in a part. After an interruption, finished parts are not scored again."""
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -110,11 +112,17 @@ def score(
 def _image_names(folder: AnyPath) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"FOLDER must be a folder of images; {folder} is not a folder.")
-    paths = [path.relative_to(folder) for path in files_below(folder, IMAGE_SUFFIXES)]  # type: ignore[arg-type]
-    names = [str(path) for path in paths if "masks" not in path.parts[:-1]]
-    if not names:
+    paths = [
+        path
+        for path in files_below(folder, IMAGE_SUFFIXES | OTHER_SUFFIXES)
+        if "masks" not in path.relative_to(folder).parts[:-1]  # type: ignore[arg-type]
+    ]
+    readable = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not readable:
         raise DataError(f"FOLDER must hold JPEG, PNG or WebP images; {folder} holds none.")
-    return names
+    if num_other := len(paths) - len(readable):
+        log.info("Images are JPEG, PNG or WebP; %d with other suffixes are not scored.", num_other)
+    return [str(path.relative_to(folder)) for path in readable]  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)

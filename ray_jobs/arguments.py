@@ -137,6 +137,18 @@ def _port(text: str) -> int:
 
 
 def _add_data(data: Any, run: Mapping[str, Command]) -> None:
+    _add_phantom(data, run)
+    _add_prepare(data, run)
+    describe = _add(
+        data,
+        "describe",
+        run["describe"],
+        "count images by class, split, group and source, and verify every checksum",
+    )
+    describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+
+
+def _add_phantom(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(
         data, "phantom", run["phantom"], "write a synthetic data set in the layout of HAM10000"
     )
@@ -183,6 +195,8 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         ),
     )
 
+
+def _add_prepare(data: Any, run: Mapping[str, Command]) -> None:
     prepare = _add(
         data,
         "prepare",
@@ -276,14 +290,6 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
     )
 
     _add_address(prepare)
-
-    describe = _add(
-        data,
-        "describe",
-        run["describe"],
-        "count images by class, split, group and source, and verify every checksum",
-    )
-    describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
 
 
 def _add_config(commands: Any, run: Mapping[str, Command]) -> None:

@@ -70,7 +70,7 @@ def explain_feature_maps(
         *(grad_cam_map(model, feature_map.float(), class_indices) for feature_map in feature_maps),
         strict=True,
     )
-    upright = [flip(heatmap, view) for view, heatmap in enumerate(heatmaps)]
+    upright = [flip(heatmap, copy) for copy, heatmap in enumerate(heatmaps)]
     return Explained(torch.stack(list(logits)).mean(dim=0), torch.stack(upright).mean(dim=0))
 
 

@@ -41,15 +41,6 @@ def focal_terms(
     return (weights * losses).sum(), weights.sum()
 
 
-def focal_loss(logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float) -> Tensor:
-    """Return the weighted mean focal loss of one batch, a scalar.
-
-    Arguments and errors are those of `focal_terms`.
-    """
-    loss_sum, weight_sum = focal_terms(logits, target, class_weights=class_weights, gamma=gamma)
-    return loss_sum / weight_sum
-
-
 def class_weights_from_counts(
     counts: Sequence[int], *, targets: Sequence[int], tau: float, target_factor: float = 1.0
 ) -> Tensor:

@@ -1,12 +1,18 @@
 """What the documentation copies from the code, because readers want it there."""
 
+import dataclasses
 import re
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from melanoma.task import TASKS
-from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH
+from melanoma.data.phantom.layout import PhantomConfig
+from melanoma.data.prepare import PrepareConfig
+from melanoma.task import DEFAULT_TASK, TASKS
+from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, build_parser
 from ray_jobs.cli import _contract_code, main
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +32,44 @@ def test_config_prints_every_setting_with_its_meaning(capsys: pytest.CaptureFixt
 
 def test_the_command_knows_the_tasks_by_name() -> None:
     assert NAMED_OR_PATH["task"] == tuple(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "config"),
+    [(["data", "prepare", "a", "b"], PrepareConfig()), (["data", "phantom", "a"], PhantomConfig())],
+)
+def test_the_command_has_the_defaults_of_the_code(
+    words: list[str], config: PrepareConfig | PhantomConfig
+) -> None:
+    """The parser must not import the code, so it repeats the defaults for --help."""
+    args = vars(build_parser(defaultdict(lambda: lambda _: DONE), "0").parse_args(words))
+    options = {"folds": "num_folds", "lesions": "num_lesions"}
+    given = {options.get(name, name): value for name, value in args.items()}
+    defaults = dataclasses.asdict(config) | ({"task": DEFAULT_TASK} if "task" in given else {})
+    assert given.items() >= defaults.items()
+
+
+def test_the_tested_versions_are_those_of_the_lock() -> None:
+    locked = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text()))
+    bounds = {
+        requirement.name: str(requirement.specifier)
+        for requirement in map(
+            Requirement,
+            tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"],
+        )
+    }
+    rows = re.findall(
+        r"(?m)^\| ([a-z-]+) \| (\d\S*) \| `(\S+)` \|$", (ROOT / "docs" / "index.md").read_text()
+    )
+    assert len(rows) >= 5
+    for name, tested, accepted in rows:
+        assert locked[name] == tested
+        assert set(bounds[name].split(",")) == set(accepted.split(","))
+
+
+def test_no_figure_is_left_out() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        assert not re.search(r"<!-- [A-Z]|TODO|FIXME", page.read_text()), page.name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from melanoma.task import TASKS
@@ -55,3 +56,21 @@ def test_layers_are_kept() -> None:
         [Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout
+
+
+def test_every_module_of_the_science_has_a_layer() -> None:
+    """A module in no layer could import anything unnoticed."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (part["layers"] for part in contracts["contracts"] if part["type"] == "layers")
+    named = [name for layer in layers for name in layer.split(" | ")]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "melanoma").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    without = [
+        module
+        for module in sorted(modules)
+        if not any(module == name or module.startswith(f"{name}.") for name in named)
+    ]
+    assert not without

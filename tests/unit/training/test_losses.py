@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from melanoma.errors import SettingError
-from melanoma.training.losses import class_weights_from_counts, focal_loss, focal_terms
+from melanoma.training.losses import class_weights_from_counts, focal_terms
 from tests.tasks import CLASSES, MELANOMA_INDEX
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
@@ -16,9 +16,14 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def _mean(logits: torch.Tensor, target: torch.Tensor, gamma: float) -> torch.Tensor:
+    loss_sum, weight_sum = focal_terms(logits, target, class_weights=WEIGHTS, gamma=gamma)
+    return loss_sum / weight_sum
+
+
 def test_gamma_zero_is_weighted_cross_entropy() -> None:
     logits, target = _batch()
-    ours = focal_loss(logits, target, class_weights=WEIGHTS, gamma=0)
+    ours = _mean(logits, target, gamma=0)
     assert ours.item() == pytest.approx(
         F.cross_entropy(logits, target, weight=WEIGHTS).item(), abs=1e-6
     )
@@ -30,9 +35,7 @@ def test_it_is_the_published_formula(gamma: float) -> None:
     p = torch.softmax(logits.double(), dim=1)[torch.arange(64), target]
     weights = WEIGHTS.double()[target]
     expected = (weights * -((1 - p) ** gamma) * p.log()).sum() / weights.sum()
-    assert focal_loss(logits, target, class_weights=WEIGHTS, gamma=gamma).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
+    assert _mean(logits, target, gamma=gamma).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 5.0])
@@ -41,7 +44,7 @@ def test_value_and_gradient_stay_finite_at_certainty(gamma: float, margin: float
     logits = torch.zeros(1, 7)
     logits[0, 4] = margin
     logits.requires_grad_()
-    loss = focal_loss(logits, torch.tensor([4]), class_weights=WEIGHTS, gamma=gamma)
+    loss = _mean(logits, torch.tensor([4]), gamma=gamma)
     loss.backward()
     assert torch.isfinite(loss)
     assert logits.grad is not None
@@ -55,14 +58,12 @@ def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
         for part in (slice(0, 20), slice(20, 64))
     ]
     joined = sum(loss for loss, _ in halves) / sum(weight for _, weight in halves)
-    assert joined.item() == pytest.approx(
-        focal_loss(logits, target, class_weights=WEIGHTS, gamma=2).item(), rel=1e-6
-    )
+    assert joined.item() == pytest.approx(_mean(logits, target, gamma=2).item(), rel=1e-6)
 
 
 def test_gamma_between_zero_and_one_is_refused() -> None:
     with pytest.raises(SettingError, match="gamma"):
-        focal_loss(*_batch(), class_weights=WEIGHTS, gamma=0.5)
+        _mean(*_batch(), gamma=0.5)
 
 
 def test_class_weights_follow_the_counts() -> None:
