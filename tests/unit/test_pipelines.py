@@ -236,3 +236,15 @@ def test_the_same_lesions_as_two_classes(
     # A table of seven classes is read as two where a bundle says so.
     external = evaluate(result.bundle, phantom_source, tmp_path / "external")
     assert external["image"]["num"] == len(prepared.records)
+
+
+def test_images_of_other_formats_are_counted_and_not_scored(
+    run_dir: Path, phantom_source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = min((phantom_source / "images").iterdir())
+    shutil.copy(first, tmp_path / first.name)
+    (tmp_path / "photo.heic").write_bytes(b"x")
+    with caplog.at_level("INFO"):
+        table = score(run_dir / "bundle", tmp_path, tmp_path / "out")
+    assert len(table) == 1
+    assert "1 with other suffixes are not scored" in caplog.text

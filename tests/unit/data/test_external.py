@@ -69,3 +69,10 @@ def test_the_bundle_s_own_columns_group_what_has_no_others(tmp_path: Path) -> No
         DataError, match=r"must have patient_id or lesion_id.*the columns image_id, dx, ward"
     ):
         read_external(source, HAM, ["patient_id"], skip_bad=False)
+
+
+def test_images_stand_alone_where_those_of_the_bundle_did(tmp_path: Path) -> None:
+    table = [{"image_id": row["image_id"], "dx": row["dx"]} for row in rows()]
+    source = write_source(tmp_path, table)
+    external = read_external(source, HAM, ["image_id"], skip_bad=False)
+    assert external.rows["group"].nunique() == len(table)
