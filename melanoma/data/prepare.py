@@ -1,23 +1,19 @@
 """Prepares a data set from images and metadata: checks, groups, decodes and splits them.
 
 Everything that the metadata and the arguments alone can show is checked before the first image is
-read. Workers write every shard themselves, so no image passes through the calling process. Splits
-are drawn after decoding, because identical pixels must not be split. Then each split gets its own
-shards. README.md in this folder says why images are written twice.
+read. Splits are drawn after decoding, because identical pixels must not be split. README.md in this
+folder says why images are written twice.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from melanoma.arrays import Uint8Array
+from melanoma.data.decoding import decode_images, store_by_split
 from melanoma.data.groups import join_groups, key_column, largest_groups
-from melanoma.data.image_files import read_image
 from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
 from melanoma.data.manifest import MANIFEST, DatasetManifest
 from melanoma.data.names import shown
@@ -25,13 +21,10 @@ from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import (
     REJECTED,
-    UNREADABLE,
     Rejection,
-    reason_of,
     reject_conflicts,
     write_rejections,
 )
-from melanoma.data.shards import open_shard, write_shard
 from melanoma.data.splits import (
     SPLITS,
     apply_splits,
@@ -40,16 +33,14 @@ from melanoma.data.splits import (
     read_splits,
     split_hash,
 )
-from melanoma.errors import DataError, InvalidImageError, SettingError
-from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
-from melanoma.imaging.decode import check_content, decode_image
-from melanoma.imaging.letterbox import letterbox, letterbox_shape
+from melanoma.errors import DataError, SettingError
+from melanoma.executor import Executor, LocalExecutor, Progress
+from melanoma.imaging.letterbox import letterbox_shape
 from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet, write_text
-from melanoma.io.storage import AnyPath, is_address, remove_folder, to_path
+from melanoma.io.storage import AnyPath, remove_folder, to_path
 from melanoma.io.typed import to_plain
 from melanoma.task import DEFAULT_TASK, TASKS, Task
 
-SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 DECODED = "decoded"
 NOTES = "notes.txt"
 LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
@@ -137,7 +128,9 @@ def prepare(
     executor.start()
     with _work_folder(out) as work:
         (work / DECODED).mkdir()
-        decoded = _decode(source, work / DECODED, config.size, executor, progress)
+        decoded = decode_images(
+            source, work / DECODED, config.size, executor=executor, progress=progress
+        )
         everything, rejections = _join(source, decoded)
         # Group before anything is left out: an image that cannot be read may be the only evidence
         # that two lesions are one.
@@ -229,103 +222,8 @@ def _work_folder(out: AnyPath) -> Iterator[AnyPath]:
         yield work
 
 
-def _shard_rows(size: int) -> int:
-    """Return how many images a shard holds.
-
-    It is at most 512, and less for large images, because a worker holds a shard in memory.
-    """
-    height, width = letterbox_shape(size)
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // (3 * height * width)))
-
-
 def _holds_only_rejections(out: AnyPath) -> bool:
     return out.is_dir() and [path.name for path in out.iterdir()] == [REJECTED]
-
-
-def _decode(
-    source: Source, shards: AnyPath, size: int, executor: Executor, progress: Progress | None
-) -> pd.DataFrame:
-    """Decode every image that has a row in the metadata.
-
-    Returns:
-        A row for each image: image_id, shard, row, sizes and hashes, or the reason why it cannot be
-        used.
-    """
-    bad = frozenset(rejection.image_id for rejection in source.rejections)
-    rows, num_rows = (
-        source.records[source.records["path"] != ""].drop_duplicates("image_id"),
-        _shard_rows(size),
-    )
-    chunks = [
-        {
-            "shard": f"shard-{start // num_rows:05d}.arrow",
-            "image_ids": part["image_id"].tolist(),
-            # As bytes: a file name need not be UTF-8, but Arrow's text must be.
-            "paths": [os.fsencode(path) for path in part["path"]],
-        }
-        for start in range(0, len(rows), num_rows)
-        for part in [rows.iloc[start : start + num_rows]]
-    ]
-    decode = DecodeChunk(str(shards), size, bad)
-    return pd.DataFrame(executor.map(decode, chunks, progress=progress, total=len(rows)))
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeChunk:
-    """Decodes the images of one shard, writes it and returns a row for each image.
-
-    Attributes:
-        shards: the folder to write to.
-        size: long side of the stored images, px.
-        skip: ids of images that are decoded and hashed but not stored.
-    """
-
-    shards: str
-    size: int
-    skip: frozenset[str]
-
-    def __call__(self, item: Item) -> list[Row]:
-        """Decode one chunk, given by its shard, image_ids and paths."""
-        shape = letterbox_shape(self.size)
-        image_ids: list[str] = []
-        images: list[Uint8Array] = []
-        rows: list[Row] = []
-        for image_id, path in zip(item["image_ids"], map(os.fsdecode, item["paths"]), strict=True):
-            row: Row = {
-                "image_id": image_id,
-                "shard": item["shard"],
-                "row": -1,
-                "reason": "",
-                "detail": "",
-            }
-            row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
-            rows.append(row)
-            try:
-                data = read_image(path)
-                image = decode_image(data)
-                check_content(image)
-            except InvalidImageError as error:
-                row |= {"reason": reason_of(error), "detail": f"{error.code}: {error}"}
-                continue
-            except OSError as error:
-                if is_address(path) and not isinstance(error, FileNotFoundError):
-                    raise  # Unreachable storage does not mean that the image is bad.
-                row |= {"reason": UNREADABLE, "detail": error.strerror or type(error).__name__}
-                continue
-            pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            row |= {
-                "width_px": image.width,
-                "height_px": image.height,
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "pixel_sha256": pixels,
-            }
-            if image_id not in self.skip:
-                row["row"] = len(images)
-                image_ids.append(image_id)
-                images.append(letterbox(image, shape))
-        if images:
-            write_shard(to_path(self.shards) / item["shard"], image_ids, images)
-        return rows
 
 
 def _join(source: Source, decoded: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
@@ -384,7 +282,9 @@ def _write_dataset(
     drawn = _split(records, config, plan.given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
     records = records.astype({"width_px": int, "height_px": int, "row": int})
-    records, digests = _store_by_split(work, records, config.size, executor)
+    records, digests = store_by_split(
+        records, work / DECODED, work / "shards", config.size, executor=executor
+    )
     write_parquet(work / "records.parquet", records[list(RECORD_COLUMNS)])
     height, width = letterbox_shape(config.size)
     manifest = DatasetManifest(
@@ -450,62 +350,6 @@ def _warnings(records: pd.DataFrame, plan: _Plan, task: Task) -> list[str]:
                 " finer group column may spread them"
             )
     return warnings
-
-
-def _store_by_split(
-    work: AnyPath, records: pd.DataFrame, size: int, executor: Executor
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Write the images of each split into shards of its own.
-
-    Returns:
-        The records with their new shards and rows, and the sha256 of every shard by name.
-    """
-    (work / "shards").mkdir()
-    stored, items = [], []
-    for split, rows in records.sort_values(["shard", "row"]).groupby("split"):
-        for number, start in enumerate(range(0, len(rows), _shard_rows(size))):
-            part = rows.iloc[start : start + _shard_rows(size)]
-            name = f"{split}-{number:05d}.arrow"
-            items.append(
-                {
-                    "name": name,
-                    **{column: part[column].tolist() for column in ("image_id", "shard", "row")},
-                }
-            )
-            stored.append(part.assign(shard=name, row=range(len(part))))
-    store = StoreShard(str(work / DECODED), str(work / "shards"), letterbox_shape(size))
-    digests = {row["name"]: row["sha256"] for row in executor.map(store, items)}
-    return pd.concat(stored).sort_values("image_id", ignore_index=True), dict(
-        sorted(digests.items())
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreShard:
-    """Writes one shard of a split from the decoded images.
-
-    Attributes:
-        decoded: the folder of the decoded shards.
-        shards: the folder to write to.
-        shape: (H, W) of the images, px.
-    """
-
-    decoded: str
-    shards: str
-    shape: tuple[int, int]
-
-    def __call__(self, item: Item) -> list[Row]:
-        """Write one shard and return its name and sha256.
-
-        The item holds the name of the shard, and the image_id, shard and row of its images.
-        """
-        opened = {
-            name: open_shard(to_path(self.decoded) / name, self.shape)
-            for name in set(item["shard"])
-        }
-        images = [opened[name][row] for name, row in zip(item["shard"], item["row"], strict=True)]
-        digest = write_shard(to_path(self.shards) / item["name"], item["image_id"], images)
-        return [{"name": item["name"], "sha256": digest}]
 
 
 def _split(

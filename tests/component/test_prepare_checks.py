@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
-from melanoma.data.prepare import DecodeChunk, PrepareConfig, prepare
+from melanoma.data.decoding import DecodeChunk
+from melanoma.data.prepare import PrepareConfig, prepare
 from melanoma.errors import DataError, LeakageError, UserError
 from melanoma.evaluation import evaluate
 from melanoma.executor import LocalExecutor
@@ -26,7 +27,7 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         pytest.fail("an image was read")
 
-    monkeypatch.setattr("melanoma.data.prepare._decode", decode)
+    monkeypatch.setattr("melanoma.data.prepare.decode_images", decode)
 
 
 def _splits(path: Path, names: Callable[[int], str]) -> Path:

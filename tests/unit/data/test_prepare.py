@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from melanoma.data.dataset import ImageDataset, open_prepared
-from melanoma.data.prepare import PrepareConfig, _shard_rows, prepare
+from melanoma.data.decoding import shard_rows
+from melanoma.data.prepare import PrepareConfig, prepare
 from melanoma.errors import DataError, LeakageError
 from melanoma.imaging.decode import decode_image
 from melanoma.imaging.letterbox import letterbox
@@ -123,8 +124,8 @@ def test_a_folder_named_like_an_image_is_none(source: Path, tmp_path: Path) -> N
 
 
 def test_large_images_lie_in_smaller_shards() -> None:
-    assert _shard_rows(256) == 512
-    assert _shard_rows(2048) * 2048 * 1536 * 3 <= 96 * 2**20
+    assert shard_rows(256) == 512
+    assert shard_rows(2048) * 2048 * 1536 * 3 <= 96 * 2**20
 
 
 def test_groups_hold_though_the_image_that_joins_them_is_left_out(
