@@ -95,7 +95,7 @@ def _prepare(args: argparse.Namespace) -> int:
     with counted("decoding") as progress:
         manifest = prepare(args.source, args.out, config, executor=RayExecutor(), progress=progress)
     left_out, notes = left_out_sentence(manifest.left_out, manifest.task), read_notes(args.out)
-    for line in notes:
+    for line in (*notes, *([left_out] if args.json and left_out else [])):
         say(line)
     pairs = ", known pairs" if manifest.num_known_pairs else ""
     lines = [
@@ -360,9 +360,11 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from melanoma.data.left_out import left_out_sentence
     from melanoma.evaluation import describe_evaluation, evaluate
+    from melanoma.task import task_of
     from ray_jobs.executor import RayExecutor
-    from ray_jobs.progress import counted
+    from ray_jobs.progress import counted, say
 
     with counted("predicting") as progress:
         report = evaluate(
@@ -375,6 +377,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             executor=RayExecutor(),
             progress=progress,
         )
+    if args.json and report["left_out"]:
+        say(left_out_sentence(report["left_out"], task_of(report["task"])))
     _print(args, report, describe_evaluation(report, args.out))
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
