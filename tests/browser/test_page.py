@@ -240,10 +240,10 @@ def test_a_wrong_key_and_a_bad_image_are_said_in_words(
 
 
 def test_a_service_that_is_away_is_said_in_words(page: Page, lesion: Path) -> None:
-    page.route("**/v1/predict*", lambda route: route.abort())
+    page.route("**/v1/*", lambda route: route.abort())
     page.set_input_files("#file", lesion)
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-    page.unroute("**/v1/predict*")
+    page.unroute("**/v1/*")
 
 
 def test_nothing_is_kept_in_the_browser(

@@ -211,7 +211,7 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
-        ({"files": {"image": b"\xff\xd8\xff"}}, 422, "no_image_field"),
+        ({"files": {"photo": b"\xff\xd8\xff"}}, 422, "no_image_field"),
         ({"files": {"other": ("", b"x")}, "data": {"image": "words"}}, 422, "no_image_field"),
         ({"json": {"image": "words"}}, 422, "no_image_field"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_request"),

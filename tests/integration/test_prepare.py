@@ -102,7 +102,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     monkeypatch.setattr("melanoma.data.decoding.DecodeChunk", Full)
     assert main(["data", "prepare", str(source), str(tmp_path / "out"), "--size", "64"]) == FAILED
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("melanoma: [Errno 28] No space left on device; once that is mended")
+    assert told.startswith("melanoma: [Errno 28] No space left on device. Correct that, then run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
