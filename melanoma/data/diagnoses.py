@@ -280,6 +280,9 @@ def _says_binary(values: pd.Series) -> bool:
     return bool(said) and said <= _BINARY_WORDS | {"indeterminate", "unknown"}
 
 
+_MELANOMA_OR_NOT = ("melanoma", "is_melanoma")
+
+
 def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
     """Return the error for tables of which none has a diagnosis."""
     for table in tables:
@@ -290,6 +293,13 @@ def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:
         ]
         if binary:
             return DataError(_refuse_binary(binary, table.name, task))
+        melanoma = [name for name in table.rows.columns if name in _MELANOMA_OR_NOT]
+        if melanoma:
+            return DataError(
+                f"{table.name} says only whether an image shows a melanoma ({melanoma[0]})."
+                " Write melanoma or other into a column dx, and pass --task with a JSON file that"
+                " names these two classes."
+            )
     columns = "; ".join(
         f"{table.name} has the columns {', '.join(table.header)}" for table in tables[:3]
     )

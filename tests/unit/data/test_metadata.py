@@ -106,7 +106,7 @@ def test_tables_that_contradict_each_other_are_named(
         ("image_id,age\nA,5\n", r"diagnosis column .*m\.csv has the columns image_id, age"),
         ("image_id,target\nA,1\nB,0\n", r"m\.csv has binary labels only \(target\)"),
         ("image_id,benign_malignant\nA,benign\n", "binary labels only"),
-        ("image_id,melanoma\nA,1.0\nB,0.0\n", "binary labels only"),
+        ("image_id,melanoma\nA,1.0\nB,0.0\n", r"only whether .* a melanoma \(melanoma\)"),
         ("image_id,outcome\nA,malignant\nB,benign\n", r"binary labels only \(outcome\)"),
         ("image_id,dx\n", "must have a row for every image"),
     ],
