@@ -264,8 +264,11 @@ def _profile() -> bytes:
 
 def _png_of_endless_pixels() -> bytes:
     squeeze = zlib.compressobj(9)
-    zeros = bytes(2**24)
-    return png(b"".join(squeeze.compress(zeros) for _ in range(600)) + squeeze.flush(), side=64)
+    # After a full flush a block no longer refers to earlier ones, so its bytes can be repeated.
+    first, block = (
+        squeeze.compress(bytes(2**24)) + squeeze.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
+    )
+    return png(first + block * 599 + squeeze.flush(), side=64)
 
 
 # WebP
