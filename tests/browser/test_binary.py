@@ -107,7 +107,7 @@ def test_the_page_names_the_two_classes(service: Service, lesion: Path) -> None:
         browser.close()
 
 
-def test_a_search_and_the_command_speak_of_two_classes(
+def test_the_command_speaks_of_two_classes(
     bundle: Path, lesion: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(bundle), str(lesion)]) == DONE

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
+
+pytestmark = pytest.mark.usefixtures("without_onnx")
 
 
 def _manifest(

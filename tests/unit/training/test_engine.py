@@ -86,7 +86,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 2), ("muon", 4)])
+@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 4)])
 def test_several_workers_end_like_one_with_the_whole_batch(
     optimizer: str,
     num_workers: int,
@@ -106,11 +106,12 @@ def test_several_workers_end_like_one_with_the_whole_batch(
     config = _config(tiny_config, f"optim.optimizer={optimizer}", *settings)
     one = _fit(prepared, config)
     out = tmp_path / "several.pt"
+    mp.set_forkserver_preload([__name__])  # so that torch is imported once for all workers
     mp.start_processes(
         _work,
         (num_workers, str(prepared.folder), config, _free_port(), str(out)),
         nprocs=num_workers,
-        start_method="spawn",
+        start_method="forkserver",
     )
     two = torch.load(out, weights_only=True)
     for name, value in one.model.state_dict().items():
