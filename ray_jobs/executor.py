@@ -37,6 +37,7 @@ from ray_jobs.cluster import (
     collect,
     connect,
     cpus_per_worker,
+    is_local,
     node_resources,
     wait_for_room,
 )
@@ -166,9 +167,25 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
     return best
 
 
+class LocalTrainer(TorchTrainer):
+    """A trainer for the cluster that this process starts, which has no dashboard.
+
+    Ray adds an actor that asks the dashboard whether the run's controller is alive, and frees its
+    resources otherwise. Without a dashboard it never gets an answer, and every run waits 12 s for
+    it to stop. The cluster ends with this process anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [
+            callback
+            for callback in super()._create_default_callbacks()  # type: ignore[misc]
+            if type(callback).__name__ != "PlacementGroupCleanerCallback"
+        ]
+
+
 def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
     storage_path, file_system = as_file_system(job.run_dir)
-    return TorchTrainer(
+    return (LocalTrainer if is_local() else TorchTrainer)(
         _train_worker,
         train_loop_config={"job": job, "num_threads": bundle.cpus},
         # Ray annotates this as the older class of the same name, which has no range of workers.

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.train.torch import TorchTrainer
 
 from melanoma.errors import DataError
 from melanoma.presets import preset
 from melanoma.training.job import TrainJob
 from ray_jobs import cluster
 from ray_jobs.cluster import Bundle, cpus_per_worker, gpus_per_trial, num_placeable, wait_for_room
-from ray_jobs.executor import worker_bundle
+from ray_jobs.executor import LocalTrainer, worker_bundle
 from ray_jobs.local_ray import INSECURE, allow_insecure_ray, safe_defaults
 
 HEAD = {"CPU": 4.0}
@@ -162,3 +163,14 @@ def test_a_token_that_is_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/somewhere/token")
     with safe_defaults():
         assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_local_run_does_not_wait_for_a_dashboard() -> None:
+    """If the first assertion fails, Ray has changed and `LocalTrainer` may go."""
+
+    def kinds(trainer: type[TorchTrainer]) -> set[str]:
+        made = trainer(lambda: None)._create_default_callbacks()  # type: ignore[attr-defined]
+        return {type(callback).__name__ for callback in made}
+
+    assert kinds(TorchTrainer) - kinds(LocalTrainer) == {"PlacementGroupCleanerCallback"}
+    assert kinds(LocalTrainer) < kinds(TorchTrainer)
