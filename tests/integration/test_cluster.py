@@ -279,7 +279,9 @@ def test_rays_own_command_submits_it_too(
     ) == (1, True), refused.stdout
 
 
-def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess.Popen[str], str]":
+def _prepare(
+    head: Head, source: str, out: str, *more: str, stdin: int = subprocess.DEVNULL
+) -> "tuple[subprocess.Popen[str], str]":
     """Submit a job and return the command that follows it, and the job."""
     command = [
         sys.executable,
@@ -287,8 +289,9 @@ def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess
         "ray_jobs.cli",
         "data",
         "prepare",
-        _at("source", bucket),
-        _at(out, bucket),
+        source,
+        out,
+        *more,
     ]
     process = subprocess.Popen(
         [*command, "--address", head.dashboard],
@@ -305,10 +308,13 @@ def _prepare(head: Head, bucket: str, out: str, stdin: int) -> "tuple[subprocess
     return process, next(line.split()[1] for line in process.stderr if line.startswith("job "))
 
 
-def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, dataset: str) -> None:
+def test_a_job_goes_on_when_nobody_is_there_to_ask(head: Head, bucket: str, source: Path) -> None:
     """Ctrl-C away from a terminal leaves the job alone and says how it can be followed and
     stopped."""
-    process, job = _prepare(head, bucket, "again", subprocess.DEVNULL)
+    small = to_path(_at("small", bucket))
+    assert isinstance(small, RemotePath)
+    publish(source, small)
+    process, job = _prepare(head, _at("small", bucket), _at("again", bucket), "--folds", "2")
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == FAILED
@@ -335,7 +341,9 @@ def test_ctrl_c_at_a_terminal_asks(
     answer: str, told: str, head: Head, bucket: str, dataset: str
 ) -> None:
     ours, theirs = pty.openpty()
-    process, job = _prepare(head, bucket, f"asked_{answer}", theirs)
+    process, job = _prepare(
+        head, _at("source", bucket), _at(f"asked_{answer}", bucket), stdin=theirs
+    )
     process.send_signal(signal.SIGINT)
     os.write(ours, f"{answer}\n".encode())
     _, said = process.communicate(timeout=60)

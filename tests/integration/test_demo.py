@@ -12,18 +12,20 @@ from PIL import Image
 
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import open_prepared
+from melanoma.data.phantom.layout import PhantomConfig, write_phantom
 
 pytestmark = pytest.mark.ray
 
 
-def test_it_goes_from_images_to_an_answer(phantom_source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "demo"
+def test_it_goes_from_images_to_an_answer(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "demo"
+    write_phantom(PhantomConfig(num_lesions=120), source)
     command = [
         sys.executable,
         "-m",
         "ray_jobs.demo",
         "--data",
-        str(phantom_source),
+        str(source),
         "--out",
         str(out),
     ]
@@ -44,7 +46,7 @@ def test_it_goes_from_images_to_an_answer(phantom_source: Path, tmp_path: Path) 
     assert records.loc[Path(asked).stem, "split"] == "test"
     with (
         Image.open(out / "overlay.png") as overlay,
-        Image.open(phantom_source / "images" / asked) as image,
+        Image.open(source / "images" / asked) as image,
     ):
         assert overlay.size == image.size
     assert (out / "evidence" / "report.html").is_file()

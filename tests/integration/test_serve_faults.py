@@ -124,25 +124,26 @@ def test_too_many_requests_are_refused_in_words_and_at_once(
 
 
 @pytest.mark.fault
-def test_a_new_bundle_is_rolled_out_under_load(
+def test_a_bad_and_a_good_bundle_are_rolled_out_under_load(
     deploy: Deployer, bundle_dir: Path, other_bundle: Path, image: bytes, record_property: Record
 ) -> None:
-    service = deploy(bundle_dir, Classifier=_replicas(2))
-    answers = _steadily(service, image, lambda: deploy(other_bundle, Classifier=_replicas(2)))
+    """The old one goes on serving until the good one does."""
+    old, new = (load_bundle(folder).manifest.version for folder in (bundle_dir, other_bundle))
+    service = deploy(bundle_dir, Classifier=_replicas(1))
+    after_the_bad_one: list[str] = []
+
+    def roll_out() -> None:
+        with pytest.raises(RuntimeError):
+            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(1))
+        after_the_bad_one.append(_ask(service, image).json()["model"]["version"])
+        deploy(other_bundle, Classifier=_replicas(1))
+
+    answers = _steadily(service, image, roll_out)
     assert set(_statuses(answers)) == {200}, _statuses(answers)
-    told = [
-        answer.json()["model"]["version"]
-        for answer in answers
-        if isinstance(answer, httpx.Response)
-    ]
-    assert set(told) == {
-        load_bundle(bundle_dir).manifest.version,
-        load_bundle(other_bundle).manifest.version,
-    }
-    assert (
-        _ask(service, image).json()["model"]["version"]
-        == load_bundle(other_bundle).manifest.version
-    )
+    assert after_the_bad_one == [old]
+    told = {a.json()["model"]["version"] for a in answers if isinstance(a, httpx.Response)}
+    assert told == {old, new}
+    assert _ask(service, image).json()["model"]["version"] == new
     record_property("lost", f"nothing of {len(answers)}")
 
 
@@ -182,25 +183,6 @@ def _classifiers() -> list[int]:
         if words.startswith("ray::ServeReplica:melanoma:Classifier"):
             found.append(process.pid)
     return sorted(found)
-
-
-@pytest.mark.fault
-def test_a_bad_bundle_is_rolled_out_under_load(
-    deploy: Deployer, bundle_dir: Path, other_bundle: Path, image: bytes, record_property: Record
-) -> None:
-    """The old one goes on serving."""
-    service = deploy(bundle_dir, Classifier=_replicas(1))
-
-    def roll_out() -> None:
-        with pytest.raises(RuntimeError):
-            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(1))
-
-    answers = _steadily(service, image, roll_out)
-    assert set(_statuses(answers)) == {200}, _statuses(answers)
-    assert {a.json()["model"]["version"] for a in answers if isinstance(a, httpx.Response)} == {
-        load_bundle(bundle_dir).manifest.version
-    }
-    record_property("lost", f"nothing of {len(answers)}")
 
 
 def test_missing_weights_are_not_ready_and_say_so(

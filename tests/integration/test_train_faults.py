@@ -44,7 +44,8 @@ def _goes_on(run: Run, undisturbed: Run, record: Record) -> None:
     record("lost", "nothing; the epoch under way again")
 
 
-@pytest.mark.parametrize("epochs", [pytest.param(0, marks=pytest.mark.drill), 2])
+@pytest.mark.drill
+@pytest.mark.parametrize("epochs", [0, 2])
 def test_a_training_driver_is_killed(
     epochs: int, run: Run, undisturbed: Run, record_property: Record
 ) -> None:
@@ -133,6 +134,7 @@ def _flip_one(checkpoint: AnyPath) -> None:
 def test_the_list_of_checkpoints_is_half_written(
     run: Run, undisturbed: Run, tmp_path: Path, record_property: Record
 ) -> None:
+    """A killed driver, too, has lost nothing but the epoch under way."""
     _damaged(
         _half, run, undisturbed, tmp_path / "log", record_property, "the run continues after epoch"
     )
