@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 
 from melanoma.bundle.manifest import MANIFEST
@@ -16,6 +17,7 @@ from melanoma.io.files import sha256_of
 from serve.api_keys import VARIABLE
 from serve.app import build_graph
 from serve.settings import AppArgs, deployment_options, read_config
+from tests.clusters import wait_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +87,5 @@ def local_serve(folder: Path) -> Iterator[Deployer]:
         yield Deployer(service, keys)
     finally:
         serve.shutdown()
+        # What comes next may need all CPUs, and Ray would wait for them silently.
+        wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
