@@ -15,6 +15,8 @@ import joblib
 import ray
 import ray.data
 import ray.exceptions
+from ray._private import ray_constants
+from ray.experimental import internal_kv
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from melanoma.errors import DataError
@@ -84,6 +86,14 @@ def connect(*, num_workers: int = 1) -> None:
 def is_local() -> bool:
     """Return whether this process starts its own local cluster, or has started it."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def has_dashboard() -> bool:
+    """Return whether the cluster has a dashboard. Those that `connect` starts have none."""
+    address = internal_kv._internal_kv_get(
+        ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD
+    )
+    return address is not None
 
 
 def wait_for_room(bundle: Bundle, num_workers: int) -> None:

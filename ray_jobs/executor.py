@@ -37,13 +37,14 @@ from ray_jobs.cluster import (
     collect,
     connect,
     cpus_per_worker,
-    is_local,
+    has_dashboard,
     node_resources,
     wait_for_room,
 )
 from ray_jobs.progress import say, training_progress
 
 MAX_FAILURES = 3  # of lost workers; an error that would occur again ends the run at once
+CLEANER = "PlacementGroupCleanerCallback"
 RESIZE_SECONDS = 30.0
 """Time between two checks for more workers. A resize loses the work of the current epoch."""
 
@@ -167,25 +168,24 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
     return best
 
 
-class LocalTrainer(TorchTrainer):
-    """A trainer for the cluster that this process starts, which has no dashboard.
+class Trainer(TorchTrainer):
+    """A trainer that also ends at once on a cluster without a dashboard.
 
-    Ray adds an actor that asks the dashboard whether the run's controller is alive, and frees its
-    resources otherwise. Without a dashboard it never gets an answer, and every run waits 12 s for
-    it to stop. The cluster ends with this process anyway.
+    Ray adds an actor that frees the resources of a run whose controller has died. It asks the
+    dashboard whether the controller is alive. Without a dashboard it gets no answer, and every run
+    would wait 12 s for it to stop.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [
-            callback
-            for callback in super()._create_default_callbacks()  # type: ignore[misc]
-            if type(callback).__name__ != "PlacementGroupCleanerCallback"
-        ]
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        if has_dashboard():
+            return callbacks
+        return [each for each in callbacks if type(each).__name__ != CLEANER]
 
 
 def _trainer(job: TrainJob, bundle: Bundle) -> TorchTrainer:
     storage_path, file_system = as_file_system(job.run_dir)
-    return (LocalTrainer if is_local() else TorchTrainer)(
+    return Trainer(
         _train_worker,
         train_loop_config={"job": job, "num_threads": bundle.cpus},
         # Ray annotates this as the older class of the same name, which has no range of workers.

@@ -95,6 +95,7 @@ _BINARY_WORDS = {word for name in (BENIGN, MALIGNANT) for word in (name, *SPELLI
 _NEVER_BOTH = {BENIGN: {"mel", "bcc", "scc"}, MALIGNANT: {"nv", "bkl", "df", "vasc"}}
 """Diagnoses that contradict a binary label. Actinic keratoses are found under either label."""
 _MELANOMA = re.compile(r"melanom|lentigo maligna")
+_MELANOMA_OR_NOT = ("melanoma", "is_melanoma")  # names of columns
 _NO_MELANOMA = re.compile(r"\b(non|not|no)[-_ ]*melanom")
 CONTRADICTION = "two labels that contradict each other"
 
@@ -278,9 +279,6 @@ def _binary_diagnosis(
 def _says_binary(values: pd.Series) -> bool:
     said = {value.casefold() for value in values if value}
     return bool(said) and said <= _BINARY_WORDS | {"indeterminate", "unknown"}
-
-
-_MELANOMA_OR_NOT = ("melanoma", "is_melanoma")
 
 
 def no_diagnosis(tables: Sequence[Table], task: Task) -> DataError:

@@ -13,7 +13,7 @@ from melanoma.presets import preset
 from melanoma.training.job import TrainJob
 from ray_jobs import cluster
 from ray_jobs.cluster import Bundle, cpus_per_worker, gpus_per_trial, num_placeable, wait_for_room
-from ray_jobs.executor import LocalTrainer, worker_bundle
+from ray_jobs.executor import CLEANER, Trainer, worker_bundle
 from ray_jobs.local_ray import INSECURE, allow_insecure_ray, safe_defaults
 
 HEAD = {"CPU": 4.0}
@@ -165,12 +165,16 @@ def test_a_token_that_is_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-def test_a_local_run_does_not_wait_for_a_dashboard() -> None:
-    """If the first assertion fails, Ray has changed and `LocalTrainer` may go."""
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_does_not_wait_for_a_dashboard_that_is_not_there(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the first assertion fails, Ray has changed and `Trainer` may go."""
+    monkeypatch.setattr("ray_jobs.executor.has_dashboard", lambda: there)
 
     def kinds(trainer: type[TorchTrainer]) -> set[str]:
         made = trainer(lambda: None)._create_default_callbacks()  # type: ignore[attr-defined]
         return {type(callback).__name__ for callback in made}
 
-    assert kinds(TorchTrainer) - kinds(LocalTrainer) == {"PlacementGroupCleanerCallback"}
-    assert kinds(LocalTrainer) < kinds(TorchTrainer)
+    assert CLEANER in kinds(TorchTrainer)
+    assert kinds(TorchTrainer) - kinds(Trainer) == (set() if there else {CLEANER})

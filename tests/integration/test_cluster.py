@@ -124,6 +124,19 @@ def trained_run(head: Head, bucket: str, dataset: str) -> str:
     return _at("runs/cpu", bucket)
 
 
+def test_a_head_has_a_dashboard(head: Head) -> None:
+    script = "import ray; from ray_jobs.cluster import has_dashboard; ray.init(); "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "print(has_dashboard())"],
+        env=os.environ | head.environment | {"RAY_ADDRESS": "auto"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 def test_a_data_set_is_refused_where_one_is(head: Head, bucket: str, dataset: str) -> None:
     done = _melanoma(head, "data", "prepare", _at("source", bucket), dataset)
     assert done.returncode == BAD_INPUT

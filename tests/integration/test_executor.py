@@ -17,6 +17,7 @@ from melanoma.io.files import sha256_of
 from melanoma.scoring import score
 from melanoma.training.job import TrainJob
 from melanoma.training.run import run_job
+from ray_jobs.cluster import has_dashboard
 from ray_jobs.executor import RayExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -54,6 +55,10 @@ def test_prepared_data_sets_are_the_same(source: Path, tmp_path: Path) -> None:
         )
         assert progress[-1] == (48, 48)
     assert _hashes(tmp_path / "local") == _hashes(tmp_path / "ray")
+
+
+def test_a_local_cluster_has_no_dashboard() -> None:
+    assert not has_dashboard()
 
 
 def test_trained_bundles_are_the_same(

@@ -129,14 +129,14 @@ def test_a_bad_and_a_good_bundle_are_rolled_out_under_load(
 ) -> None:
     """The old one goes on serving until the good one does."""
     old, new = (load_bundle(folder).manifest.version for folder in (bundle_dir, other_bundle))
-    service = deploy(bundle_dir, Classifier=_replicas(1))
+    service = deploy(bundle_dir, Classifier=_replicas(2))
     after_the_bad_one: list[str] = []
 
     def roll_out() -> None:
         with pytest.raises(RuntimeError):
-            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(1))
+            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(2))
         after_the_bad_one.append(_ask(service, image).json()["model"]["version"])
-        deploy(other_bundle, Classifier=_replicas(1))
+        deploy(other_bundle, Classifier=_replicas(2))
 
     answers = _steadily(service, image, roll_out)
     assert set(_statuses(answers)) == {200}, _statuses(answers)

@@ -86,7 +86,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 4)])
+@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 2), ("muon", 4)])
 def test_several_workers_end_like_one_with_the_whole_batch(
     optimizer: str,
     num_workers: int,
