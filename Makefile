@@ -22,8 +22,9 @@ serve: setup
 	@test -n "$(BUNDLE)" || { echo "usage: make serve BUNDLE=DIR" >&2; exit 2; }
 	$(BIN)/melanoma serve $(BUNDLE)
 
+# What needs a cluster mostly waits; a second process runs the rest beside it.
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -108,11 +108,13 @@ class Head:
     """A head that asks for a token.
 
     Attributes:
+        address: what a driver on this machine connects to.
         dashboard: its address for jobs and for Serve.
         serve_port: where a service may listen.
         environment: what whoever uses it needs around them.
     """
 
+    address: str
     dashboard: str
     serve_port: int
     environment: dict[str, str]
@@ -122,6 +124,8 @@ class Head:
 def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
     """Start a cluster of one node, as a pod would, with an environment of its own; it says it has
     GPUs, so that what asks for them is placed."""
+    from ray.util import get_node_ip_address  # unit tests start without Ray
+
     session = tempfile.mkdtemp(
         prefix="ray-"
     )  # short: the names of Ray's sockets must fit into 107 letters
@@ -164,6 +168,7 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
         )
     try:
         wait_for_http(f"http://127.0.0.1:{dashboard}/api/version", process)
-        yield Head(f"http://127.0.0.1:{dashboard}", serve_port, around)
+        address = f"{get_node_ip_address()}:{port}"
+        yield Head(address, f"http://127.0.0.1:{dashboard}", serve_port, around)
     finally:
         end(process)

@@ -181,6 +181,15 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what needs a cluster in one process, one after another, while another process of
+    `pytest -n 2` runs the rest."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Show every drill that ran: what was done to the system, what was lost by it, how soon it was
     back, how long it all took."""

@@ -128,7 +128,7 @@ def test_a_head_has_a_dashboard(head: Head) -> None:
     script = "import ray; from ray_jobs.cluster import has_dashboard; ray.init(); "
     done = subprocess.run(
         [sys.executable, "-c", script + "print(has_dashboard())"],
-        env=os.environ | head.environment | {"RAY_ADDRESS": "auto"},
+        env=os.environ | head.environment | {"RAY_ADDRESS": head.address},
         capture_output=True,
         text=True,
         check=False,
@@ -257,7 +257,7 @@ def test_what_cannot_be_submitted_is_told(
 
 
 def test_a_head_that_is_away_is_told() -> None:
-    away = Head("http://127.0.0.1:9", 0, {})
+    away = Head("", "http://127.0.0.1:9", 0, {})
     done = _melanoma(away, "data", "prepare", "/data/in", "/data/out")
     assert done.returncode == BAD_INPUT
     assert "http://127.0.0.1:9 does not answer" in done.stderr

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     f1_score,
     recall_score,
@@ -22,8 +23,10 @@ def _predictions(seed: int = 0, num: int = 300) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_metrics_are_those_of_scikit_learn(weighted: bool, tied: bool) -> None:
     labels, probabilities = _predictions()
+    probabilities = probabilities.round(1) if tied else probabilities
     weights = (
         np.random.default_rng(1).integers(0, 4, len(labels)).astype(float)
         if weighted
@@ -32,6 +35,9 @@ def test_metrics_are_those_of_scikit_learn(weighted: bool) -> None:
     decided = probabilities.argmax(axis=1)
     expected = {
         "auroc": roc_auc_score(
+            labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights
+        ),
+        "average_precision": average_precision_score(
             labels == MELANOMA_INDEX, probabilities[:, MELANOMA_INDEX], sample_weight=weights
         ),
         "target_recall_argmax": recall_score(
