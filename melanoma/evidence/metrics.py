@@ -48,8 +48,10 @@ class Predicted:
 
     @functools.cached_property
     def ranking(self) -> tuple[IntArray, IntArray]:
-        """The units from the highest score down, ``(N,)``, and the position after which each of the
-        T distinct scores ends, ``(T,)``."""
+        """The order from the highest score down, and where each distinct score ends in it.
+
+        ``(N,)`` unit indices and ``(T,)`` positions of the last unit of each score.
+        """
         order = np.argsort(-self.scores, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(self.scores[order])), len(order) - 1)
         return order, ends
@@ -96,8 +98,10 @@ def average_precision(units: Predicted, weights: FloatArray) -> float:
 
 
 def _referred(units: Predicted, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the weight of the targets and of the others at or above each distinct score, from the
-    highest down, ``(T,)`` each."""
+    """Return the weight of the targets and of the others at or above each score.
+
+    ``(T,)`` each, over the distinct scores from the highest down.
+    """
     order, ends = units.ranking
     is_target, ordered = units.is_target[order], weights[order]
     return np.cumsum(ordered * is_target)[ends], np.cumsum(ordered * ~is_target)[ends]
