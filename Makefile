@@ -24,7 +24,7 @@ serve: setup
 
 # What needs a cluster mostly waits; a second process runs the rest beside it.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.clusters import token_file
 
@@ -36,6 +37,9 @@ from tests.tasks import CLASSES
 if TYPE_CHECKING:  # unit tests start without Ray
     from tests.runs import Run
     from tests.serving import Service
+
+
+CLUSTER_TESTS = ("tests/browser/", "tests/integration/")
 
 
 @pytest.fixture(scope="session")
@@ -181,13 +185,17 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what needs a cluster in one process, one after another, while another process of
-    `pytest -n 2` runs the rest."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+class _TwoQueues(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps what needs a cluster in one process, one after another, and the rest by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "cluster" if path.startswith(CLUSTER_TESTS) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _TwoQueues:
+    """Let a second process of `pytest -n 2` run what needs no cluster meanwhile."""
+    return _TwoQueues(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
