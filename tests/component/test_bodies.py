@@ -75,7 +75,9 @@ def test_a_packed_body_is_bounded_when_it_is_unpacked(client: TestClient) -> Non
     )
 
 
-@pytest.mark.parametrize("data", [b"not packed", gzip.compress(b"x" * 999)[:-9], b""])
+@pytest.mark.parametrize(
+    "data", [b"not packed", gzip.compress(b"x" * 999)[:-9], b""], ids=["plain", "cut", "empty"]
+)
 def test_a_broken_packed_body_is_refused(client: TestClient, data: bytes) -> None:
     is_problem(
         client.post("/read", content=data, headers={"Content-Encoding": "gzip"}),
