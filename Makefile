@@ -22,7 +22,7 @@ serve: setup
 	@test -n "$(BUNDLE)" || { echo "usage: make serve BUNDLE=DIR" >&2; exit 2; }
 	$(BIN)/melanoma serve $(BUNDLE)
 
-# What needs a cluster mostly waits; a second process runs the rest beside it.
+# Two processes, because a test of a cluster waits much of the time.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
 

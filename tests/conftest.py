@@ -39,7 +39,14 @@ if TYPE_CHECKING:  # unit tests start without Ray
     from tests.serving import Service
 
 
-CLUSTER_TESTS = ("tests/browser/", "tests/integration/")
+BESIDE = (
+    "tests/component/",
+    "tests/integration/test_cluster.py",
+    "tests/integration/test_demo.py",
+    "tests/integration/test_train",
+    "tests/unit/",
+)
+"""What one process of `pytest -n 2` runs; the other runs the rest, which takes as long."""
 
 
 @pytest.fixture(scope="session")
@@ -186,15 +193,15 @@ def source(tmp_path: Path) -> Path:
 
 
 class _TwoQueues(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps what needs a cluster in one process, one after another, and the rest by file."""
+    """Runs tests one after another in two processes: each has one Ray cluster, and much of the time
+    it waits."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return "cluster" if path.startswith(CLUSTER_TESTS) else path
+        return "beside" if nodeid.startswith(BESIDE) else "cluster"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _TwoQueues:
-    """Let a second process of `pytest -n 2` run what needs no cluster meanwhile."""
+    """Share the tests between the processes of `pytest -n 2`."""
     return _TwoQueues(config, log)
 
 

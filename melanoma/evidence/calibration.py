@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.model_selection import GroupKFold
 
 from melanoma.arrays import FloatArray, IntArray
 from melanoma.evidence.metrics import negative_log_likelihood
@@ -63,6 +62,8 @@ def fit_calibrator(
         folds: number of folds of the comparison. With fewer than two groups, the identity is
             returned.
     """
+    from sklearn.model_selection import GroupKFold  # a second that no server needs
+
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:
         return Calibrator.identity(logits.shape[1])
