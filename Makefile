@@ -22,7 +22,7 @@ serve: setup
 	@test -n "$(BUNDLE)" || { echo "usage: make serve BUNDLE=DIR" >&2; exit 2; }
 	$(BIN)/melanoma serve $(BUNDLE)
 
-# Two processes, because a test of a cluster waits much of the time.
+# Two processes: a test of a cluster waits much of the time.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
 

@@ -39,14 +39,7 @@ if TYPE_CHECKING:  # unit tests start without Ray
     from tests.serving import Service
 
 
-BESIDE = (
-    "tests/component/",
-    "tests/integration/test_cluster.py",
-    "tests/integration/test_demo.py",
-    "tests/integration/test_train",
-    "tests/unit/",
-)
-"""What one process of `pytest -n 2` runs; the other runs the rest, which takes as long."""
+CLUSTER_TESTS = ("tests/browser/", "tests/integration/")
 
 
 @pytest.fixture(scope="session")
@@ -193,11 +186,13 @@ def source(tmp_path: Path) -> Path:
 
 
 class _TwoQueues(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs tests one after another in two processes: each has one Ray cluster, and much of the time
-    it waits."""
+    """Runs what needs a cluster in one process, one after another, and the rest in a second one.
+
+    Two clusters at once would take longer: a test that keeps a server busy would slow the other.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "beside" if nodeid.startswith(BESIDE) else "cluster"
+        return "cluster" if nodeid.startswith(CLUSTER_TESTS) else "beside"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _TwoQueues:
