@@ -22,9 +22,8 @@ serve: setup
 	@test -n "$(BUNDLE)" || { echo "usage: make serve BUNDLE=DIR" >&2; exit 2; }
 	$(BIN)/melanoma serve $(BUNDLE)
 
-# Two processes: a test of a cluster waits much of the time.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

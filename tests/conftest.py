@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.clusters import token_file
 
@@ -37,9 +36,6 @@ from tests.tasks import CLASSES
 if TYPE_CHECKING:  # unit tests start without Ray
     from tests.runs import Run
     from tests.serving import Service
-
-
-CLUSTER_TESTS = ("tests/browser/", "tests/integration/")
 
 
 @pytest.fixture(scope="session")
@@ -183,21 +179,6 @@ def source(tmp_path: Path) -> Path:
             )
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
-
-
-class _TwoQueues(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs what needs a cluster in one process, one after another, and the rest in a second one.
-
-    Two clusters at once would take longer: a test that keeps a server busy would slow the other.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "cluster" if nodeid.startswith(CLUSTER_TESTS) else "beside"
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _TwoQueues:
-    """Share the tests between the processes of `pytest -n 2`."""
-    return _TwoQueues(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
