@@ -62,7 +62,8 @@ def fit_calibrator(
         folds: number of folds of the comparison. With fewer than two groups, the identity is
             returned.
     """
-    from sklearn.model_selection import GroupKFold  # a second that no server needs
+    # Here, because the import takes a second and a server never fits.
+    from sklearn.model_selection import GroupKFold
 
     folds = min(folds, len(np.unique(groups)))
     if folds < 2:

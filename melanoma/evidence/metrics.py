@@ -53,8 +53,7 @@ class Predicted:
         ``(N,)`` unit indices and ``(T,)`` positions of the last unit of each score.
         """
         order = np.argsort(-self.scores, kind="stable")
-        ends = np.append(np.flatnonzero(np.diff(self.scores[order])), len(order) - 1)
-        return order, ends
+        return order, np.flatnonzero(np.diff(self.scores[order], append=-np.inf))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,8 +82,7 @@ def auroc(units: Predicted, weights: FloatArray) -> float:
     caught, false = _referred(units, weights)
     if not (caught[-1] and false[-1]):
         return float("nan")
-    area = np.sum(np.diff(false, prepend=0) * (caught + np.append(0, caught[:-1])) / 2)
-    return float(area / (caught[-1] * false[-1]))
+    return float(np.trapezoid(caught, false) / (caught[-1] * false[-1]))
 
 
 def average_precision(units: Predicted, weights: FloatArray) -> float:
@@ -92,19 +90,22 @@ def average_precision(units: Predicted, weights: FloatArray) -> float:
     caught, false = _referred(units, weights)
     if not caught[-1]:
         return float("nan")
-    gained = np.diff(caught, prepend=0)
-    precision = np.divide(caught, caught + false, out=np.zeros_like(caught), where=gained > 0)
+    gained, referred = np.diff(caught), (caught + false)[1:]
+    # A score of weight 0 gains nothing, and above it nothing may be referred yet.
+    precision = np.divide(caught[1:], referred, out=np.zeros_like(referred), where=referred > 0)
     return float(np.sum(gained * precision) / caught[-1])
 
 
 def _referred(units: Predicted, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the weight of the targets and of the others at or above each score.
 
-    ``(T,)`` each, over the distinct scores from the highest down.
+    ``(1 + T,)`` each: first 0, where nothing is referred, then the T distinct scores from the
+    highest down.
     """
     order, ends = units.ranking
     is_target, ordered = units.is_target[order], weights[order]
-    return np.cumsum(ordered * is_target)[ends], np.cumsum(ordered * ~is_target)[ends]
+    caught, false = np.cumsum(ordered * is_target)[ends], np.cumsum(ordered * ~is_target)[ends]
+    return np.append(0.0, caught), np.append(0.0, false)
 
 
 def specificity_at_sensitivity_90(units: Predicted, weights: FloatArray) -> float:

@@ -53,6 +53,15 @@ def test_metrics_are_those_of_scikit_learn(weighted: bool, tied: bool) -> None:
         ), name
 
 
+@pytest.mark.parametrize("name", ["auroc", "average_precision"])
+def test_areas_without_targets_or_images_are_undefined(name: str) -> None:
+    labels, probabilities = _predictions()
+    others = labels != MELANOMA_INDEX
+    for chosen in (others, np.zeros(len(labels), dtype=bool)):
+        units = Predicted(HAM, labels[chosen], probabilities[chosen])
+        assert np.isnan(METRICS[name].value(units, np.ones(len(units))))
+
+
 def test_specificity_at_sensitivity_is_the_best_over_all_thresholds() -> None:
     labels, probabilities = _predictions()
     scores, is_melanoma = probabilities[:, MELANOMA_INDEX], labels == MELANOMA_INDEX
