@@ -14,6 +14,7 @@ from melanoma.io.storage import AnyPath
 
 SPLITS = ("train", "calibration", "test")
 VALIDATION = "validation"
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _SPELLED = {
     **{name: name for name in (*SPLITS, VALIDATION)},
     **{
@@ -39,18 +40,19 @@ def draw_splits(
 ) -> pd.DataFrame:
     """Draw test, calibration and the folds of the rest by group.
 
-    Every part gets nearly the same share of every class. The method is iterative stratification
-    (Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011). It takes the
-    classes from the rarest to the commonest and the groups from the largest to the smallest, and
-    puts each group into the part that lacks the class most.
+    Every group falls into a part with a probability equal to the part's share, whatever its size,
+    its classes and the other groups, so that each part is a random sample of the groups. This is
+    systematic sampling (Madow and Madow, On the Theory of Systematic Sampling, 1944): the groups
+    stand in a row, similar ones side by side, and are dealt in equal steps from a random start.
+    Similar groups are therefore spread over the parts more evenly than by chance.
 
     Args:
         groups: N group names.
         labels: N class indices.
-        test_fraction: share of the images for test, in [0, 1).
+        test_fraction: share of the groups for test, in [0, 1).
         calibration_fraction: share for calibration, in [0, 1).
         num_folds: folds of the rest, at least 2.
-        seed: orders equal groups and breaks ties.
+        seed: orders equal groups and draws the start.
 
     Returns:
         N rows with `split` (train, calibration or test) and `fold` (-1 outside train).
@@ -98,26 +100,21 @@ def _assign(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
 
     Args:
         counts: ``(num_groups, C)`` images of each class.
-        shares: ``(num_parts,)`` share of the images that each part should get.
-        rng: orders equal groups and breaks ties.
+        shares: ``(num_parts,)`` share of the groups that each part should get; they sum to 1.
+        rng: orders equal groups and draws the start.
 
     Returns:
         The index of the part of each group, ``(num_groups,)``.
     """
-    totals = counts.sum(axis=0)
-    # (num_parts, C): the images of each class that each part still lacks.
-    missing = shares[:, None] * totals[None, :].astype(float)
-    parts = np.full(len(counts), -1)
+    # Groups of one class stand together, by their rarest one, and the largest come first.
+    rarity = np.argsort(np.argsort(counts.sum(axis=0), kind="stable"))
+    rarest = np.where(counts > 0, rarity, counts.shape[1]).min(axis=1)
     order = rng.permutation(len(counts))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    for label in np.argsort(totals):
-        for group in order[(counts[order, label] > 0) & (parts[order] < 0)]:
-            # lexsort sorts by its last key first: what is missing of this class, then of all
-            # classes, then at random. The part that lacks most comes last.
-            lack = np.lexsort((rng.random(len(shares)), missing.sum(axis=1), missing[:, label]))
-            chosen = next(part for part in lack[::-1] if shares[part] > 0)
-            parts[group] = chosen
-            missing[chosen] -= counts[group]
+    order = order[np.lexsort((-counts[order].sum(axis=1), rarest[order]))]
+    # Any run of steps of the golden ratio is spread evenly over [0, 1), which the parts share out.
+    at = (rng.random() + _GOLDEN_RATIO * np.arange(len(order))) % 1
+    parts = np.empty(len(counts), dtype=int)
+    parts[order] = np.searchsorted(np.cumsum(shares)[:-1], at, side="right")
     return parts
 
 
