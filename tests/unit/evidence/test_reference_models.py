@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from melanoma.data.records import read_source
+from melanoma.data.splits import draw_splits
+from melanoma.evidence.operating_point import choose_units
+from melanoma.evidence.reference_models import (
+    MARGIN,
+    Comparison,
+    compare_within_sources,
+    reference_scores,
+)
+from tests.tasks import HAM
+
+
+def _compare(
+    is_target: np.ndarray,
+    scores: np.ndarray,
+    *,
+    reference: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
+) -> Comparison:
+    blind = np.zeros(len(scores)) if reference is None else reference
+    named = np.full(len(scores), "A") if sources is None else sources
+    return compare_within_sources(is_target, scores, blind, named.tolist(), columns=("source",))
+
+
+def test_with_one_source_it_is_the_auroc() -> None:
+    rng = np.random.default_rng(0)
+    is_target, scores = rng.random(200) < 0.3, rng.random(200).round(1)
+    found = _compare(is_target, scores)
+    assert found.auroc == pytest.approx(roc_auc_score(is_target, scores))
+    assert (found.reference_auroc, found.num_sources) == (0.5, 1)
+    assert (found.num_target, found.num_other) == (is_target.sum(), (~is_target).sum())
+
+
+def test_only_pairs_of_one_source_count() -> None:
+    sources = np.array(["A", "A", "A", "B", "B", "C"])
+    is_target = np.array([True, False, False, True, False, True])
+    scores = np.array([0.5, 0.4, 0.6, 0.1, 0.9, 0.0])
+    found = _compare(is_target, scores, sources=sources)
+    assert found.auroc == pytest.approx((1 + 0) / 3)  # A: one of two pairs, B: none of one
+    assert found.num_sources == 2
+
+
+def test_no_pair_shows_nothing() -> None:
+    found = _compare(np.array([True, False]), np.array([1.0, 0.0]), sources=np.array(["A", "B"]))
+    assert not found.is_informative
+    assert (found.auroc, found.difference_low) == (0.5, -1)
+
+
+def test_a_handful_of_units_shows_nothing() -> None:
+    assert not _compare(np.array([True, False, False]), np.array([1.0, 0.0, 0.1])).is_informative
+
+
+def test_the_bound_keeps_its_confidence() -> None:
+    """Two scorers of the same true AUROC: the bound is above 0 in 5 % of repeats."""
+    rng, above = np.random.default_rng(0), 0
+    sources = np.repeat(["A", "B"], [300, 100])
+    is_target = rng.random(400) < np.where(sources == "A", 0.1, 0.4)
+    shared = rng.normal(size=(600, 400))
+    for row in shared:
+        ours, theirs = (1.2 * is_target + row + rng.normal(size=400) for _ in range(2))
+        above += _compare(is_target, ours, reference=theirs, sources=sources).difference_low > 0
+    assert above / 600 == pytest.approx(0.05, abs=0.03)
+
+
+def test_a_reference_model_sees_what_varies() -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "source": "one",
+            "sex": rng.choice(["male", "female", ""], 400),
+            "site": "",
+            "age": rng.integers(20, 80, 400),
+        }
+    ).astype({"age": float})
+    rows.loc[::7, "age"] = np.nan
+    is_target = (rows["age"] > 60).to_numpy()
+    scores = reference_scores(rows, is_target, rows)
+    assert roc_auc_score(is_target, scores) > 0.9
+    nothing = rows.assign(sex="", age=np.nan)
+    assert len(set(reference_scores(nothing, is_target, nothing))) == 1
+    unseen = rows.assign(source="two", sex="unknown")
+    assert np.isfinite(reference_scores(rows, is_target, unseen)).all()
+
+
+def test_on_ham10000_the_camera_is_not_informative_and_a_network_is(shared: Path) -> None:
+    """Twenty draws of splits and units. The audit's camera got its contract met here."""
+    records = read_source(shared / "data" / "ham10000", HAM).records
+    labels = records["dx"].map(HAM.classes.index).to_numpy()
+    is_target = HAM.is_target(labels)
+    groups = pd.factorize(records["lesion_id"])[0]
+    found: dict[str, list[bool]] = {"camera": [], "records": [], "network": []}
+    for seed in range(20):
+        drawn = draw_splits(
+            records["lesion_id"].tolist(),
+            labels.tolist(),
+            test_fraction=0.15,
+            calibration_fraction=0.15,
+            num_folds=5,
+            seed=seed,
+        )
+        train, validation = ((drawn["fold"] > 0).to_numpy(), (drawn["fold"] == 0).to_numpy())
+        rows, truth = records[validation], is_target[validation]
+        units = np.concatenate(choose_units(truth, groups[validation], seed=seed))
+        blind = reference_scores(records[train], is_target[train], rows)
+        rng = np.random.default_rng(seed)
+        part = rng.random(train.sum()) < 0.7
+        share = pd.Series(is_target[train]).groupby(records["source"][train].to_numpy()).mean()
+        scorers = {
+            "camera": rows["source"].map(share).to_numpy() + rng.normal(0, 0.02, len(rows)),
+            "records": reference_scores(records[train][part], is_target[train][part], rows),
+            "network": np.sqrt(2) * norm.ppf(0.8) * truth + rng.normal(size=len(rows)),
+        }
+        for name, scores in scorers.items():
+            compared = _compare(
+                truth[units],
+                scores[units],
+                reference=blind[units],
+                sources=rows["source"].to_numpy()[units],
+            )
+            found[name].append(compared.is_informative)
+    assert sum(found["camera"]) == 0
+    assert sum(found["records"]) <= 1
+    assert sum(found["network"]) >= 16
+    assert MARGIN > 0
