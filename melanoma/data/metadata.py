@@ -43,6 +43,8 @@ ALIASES = {
     "sex": ("sex", "gender"),
     "site": ("localization", "anatom_site_general_challenge", "anatom_site_general", "region"),
     "source": ("dataset", "attribution", "source", "hospital", "institution", "center", "centre"),
+    "dx_type": ("dx_type", "diagnosis_confirm_type", "biopsed", "biopsied"),
+    "skin_type": ("skin_type", "fitzpatrick_skin_type", "fitzpatrick", "fitspatrick"),
 }
 KEY, GIVEN, TABLE = "<image id>", "<image id as written>", "<table>"
 """Columns that this module adds to the columns of the tables."""

@@ -46,8 +46,8 @@ NOTES = "notes.txt"
 LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
 """A group with a larger share of the images and more images than this gets a warning."""
 RECORD_COLUMNS = (
-    "image_id", "lesion_id", "patient_id", "group", "label", "dx", "split", "fold", "age", "sex",
-    "site", "source", "width_px", "height_px", "sha256", "shard", "row",
+    "image_id", "lesion_id", "patient_id", "group", "label", "dx", "dx_type", "split", "fold",
+    "age", "sex", "site", "source", "skin_type", "width_px", "height_px", "sha256", "shard", "row",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from melanoma.data.groups import GROUP_COLUMNS, key_column
 from melanoma.data.image_files import ImageFiles, find_images
 from melanoma.data.metadata import ALIASES, GIVEN, KEY, TABLE, Metadata, read_metadata
 from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
+from melanoma.data.standards import reference_standard, skin_type
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, files_below
 from melanoma.task import Task
@@ -27,7 +28,7 @@ class Source:
 
     Attributes:
         records: a row for each metadata row, usable or not: image_id, lesion_id, patient_id, dx,
-            dx_given, label, age, sex, site, source, path.
+            dx_given, dx_type, label, age, sex, site, source, skin_type, path.
         rejections: every reason found so far.
         group_columns: those of patient_id and lesion_id that the metadata fill in for at least one
             image.
@@ -155,6 +156,8 @@ def _normalise(metadata: Metadata, task: Task) -> tuple[pd.DataFrame, tuple[str,
     records["age"] = pd.to_numeric(records["age"].str.replace(",", "."), errors="coerce").where(
         lambda age: age > 0
     )
+    records["dx_type"] = records["dx_type"].map(reference_standard)
+    records["skin_type"] = records["skin_type"].map(skin_type)
     diagnoses = read_diagnoses(rows, task)
     records["dx"] = [dx for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
