@@ -33,9 +33,10 @@ TITLE = "Melanoma triage: evaluation"
 _NOTE = (
     "Intervals are 95 %. Sensitivity and specificity at the bundle's threshold, and shares by"
     " likeliest class, have Clopper-Pearson intervals with the effective number of groups (Kish)."
-    " The others have bootstrap intervals over groups. Specificity at 90 % sensitivity chooses its"
-    " threshold on these same images. Calibration: negative log-likelihood {nll:.3f}, Brier score"
-    " {brier:.3f}, expected calibration error {ece:.3f}."
+    " AUROC has Newcombe's interval with the same numbers. The others have bootstrap intervals over"
+    " groups. Specificity at 90 % sensitivity chooses its threshold on these same images."
+    " Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration"
+    " error {ece:.3f}."
 )
 _OTHER_SPLITS = (
     "<b>The bundle was not trained on the splits of this data set.</b> Make sure that none of these"

@@ -17,8 +17,10 @@ from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
 from melanoma.evidence.metrics import (
     METRICS,
     Predicted,
+    auroc_interval,
     clopper_pearson,
     confusion,
+    effective_number,
     group_bootstrap,
 )
 from melanoma.evidence.operating_point import OperatingPoint, check_contract, choose_units, decide
@@ -158,20 +160,21 @@ def _numbers(level: _Level, threshold: float) -> dict[str, Any]:
             # Exact bounds hold even if all units are right; a bootstrap interval has no width then.
             counted, right = metric.share(units)
             numbers[name] = _proportion(right[counted], groups[counted])
+    auroc = METRICS["auroc"].value(units, np.ones(len(units)))
+    low, high = auroc_interval(
+        auroc,
+        effective_number(groups[is_target]),
+        effective_number(groups[~is_target]),
+    )
+    numbers["auroc"] = {"value": auroc, "low": low, "high": high}
     return numbers
 
 
 def _proportion(right: np.ndarray, groups: IntArray) -> dict[str, float]:
-    """Return a proportion with its Clopper-Pearson interval over groups.
-
-    The images of a group are treated as fully dependent. The number of units is then the effective
-    sample size (sum n)^2 / sum n^2 (Kish, Survey Sampling, 1965), where n is the size of a group.
-    It equals the number of groups if all have the same size.
-    """
+    """Return a proportion with its Clopper-Pearson interval over groups."""
     if len(right) == 0:
         return {"value": float("nan"), "low": 0.0, "high": 1.0}
-    sizes = np.unique(groups, return_counts=True)[1].astype(float)
-    num, value = float(sizes.sum() ** 2 / (sizes**2).sum()), float(right.mean())
+    num, value = effective_number(groups), float(right.mean())
     low, high = clopper_pearson(value * num, num)
     return {"value": value, "low": low, "high": high}
 

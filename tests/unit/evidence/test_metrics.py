@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -10,7 +10,14 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from melanoma.evidence.metrics import METRICS, Predicted, clopper_pearson, group_bootstrap
+from melanoma.evidence.metrics import (
+    METRICS,
+    Predicted,
+    auroc_interval,
+    clopper_pearson,
+    effective_number,
+    group_bootstrap,
+)
 from tests.tasks import HAM, MELANOMA_INDEX
 
 
@@ -126,3 +133,49 @@ def test_the_bootstrap_covers_what_it_says() -> None:
         f" in\n{lines}"
     )
     assert min(coverage.values()) >= 0.88, coverage
+
+
+def _auroc_misses(auroc: float, num_target: int, num_other: int, *, repeats: int) -> float:
+    """Return the share of simulated data sets whose 95 % interval leaves the true AUROC out."""
+    rng = np.random.default_rng(0)
+    distance = np.sqrt(2) * norm.ppf(auroc)
+    missed = 0
+    for _ in range(repeats):
+        targets, others = rng.normal(distance, size=num_target), rng.normal(size=num_other)
+        found = np.searchsorted(np.sort(others), targets).mean() / num_other
+        low, high = auroc_interval(float(found), num_target, num_other)
+        missed += not low <= auroc <= high
+    return missed / repeats
+
+
+@pytest.mark.parametrize("auroc", [0.75, 0.95, 0.995])
+def test_the_interval_of_an_auroc_covers_it_from_ten_targets_on(auroc: float) -> None:
+    assert _auroc_misses(auroc, 10, 100, repeats=300) <= 0.07
+
+
+@pytest.mark.drill
+def test_the_interval_of_an_auroc_covers_it_over_a_grid() -> None:
+    lines = []
+    for num_target, num_other in ((10, 30), (10, 1000), (15, 150), (30, 300), (89, 990)):
+        for auroc in (0.6, 0.75, 0.86, 0.95, 0.98, 0.995, 0.999):
+            missed = _auroc_misses(auroc, num_target, num_other, repeats=1500)
+            lines.append(
+                f"  {num_target:3} targets, {num_other:4} others, {auroc}: {1 - missed:.1%}"
+            )
+            assert missed <= 0.07, lines[-1]
+    print("\nAUROC interval, nominal 95 %; the true value was covered in\n" + "\n".join(lines))
+
+
+def test_an_auroc_of_one_has_an_interval_and_few_targets_have_none() -> None:
+    low, high = auroc_interval(1.0, 20, 200)
+    assert 0.8 < low < 0.99
+    assert high == pytest.approx(1)
+    mirrored = auroc_interval(0.0, 20, 200)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
+    assert np.isnan(auroc_interval(0.9, 9, 200)).all()
+
+
+def test_units_of_a_group_are_worth_one() -> None:
+    assert effective_number(np.array([0, 0, 1, 1])) == 2
+    assert effective_number(np.array([0, 0, 1])) == pytest.approx(9 / 5)
+    assert effective_number(np.array([], dtype=int)) == 0
