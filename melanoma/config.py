@@ -266,17 +266,23 @@ class LossConfig(_Config):
         tau: class weights are ``n_c ** -tau``, in [0, 1]; 0.5 is the square root of the inverse
             frequency.
         target_factor: further factor on the weights of the targets, in [1, 8].
+        source_offset: how much of what a source alone says about the class is taken from the
+            network, in [0, 1]; 0 is off, and without several sources it changes nothing.
     """
 
     gamma: float = 0.0
     tau: float = 0.5
     target_factor: float = 1.0
+    source_offset: float = 0.0
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
         _require(0 <= self.tau <= 1, "loss.tau", "in [0, 1]", self.tau)
         _require(
             1 <= self.target_factor <= 8, "loss.target_factor", "in [1, 8]", self.target_factor
+        )
+        _require(
+            0 <= self.source_offset <= 1, "loss.source_offset", "in [0, 1]", self.source_offset
         )
 
 
@@ -367,7 +373,8 @@ class TrainConfig(_Config):
         optim: the optimiser and its schedule.
         seed: with the epoch and the image_id the only source of randomness.
         target_sensitivity: the sensitivity of the targets that the contract promises, in (0, 1).
-        min_specificity: the specificity whose lower bound a met contract must reach, in [0, 1).
+        accesses: number of networks that will be calibrated on the data set's calibration split,
+            declared before the first of them; 0 leaves it open.
     """
 
     data: DataConfig = DataConfig()
@@ -377,7 +384,7 @@ class TrainConfig(_Config):
     optim: OptimConfig = OptimConfig()
     seed: int = 0
     target_sensitivity: float = 0.9
-    min_specificity: float = 0.5
+    accesses: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
@@ -387,6 +394,4 @@ class TrainConfig(_Config):
             "in (0, 1)",
             self.target_sensitivity,
         )
-        _require(
-            0 <= self.min_specificity < 1, "min_specificity", "in [0, 1)", self.min_specificity
-        )
+        _require(self.accesses >= 0, "accesses", "at least 0", self.accesses)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.bundle.bundle import Bundle, library_versions, load_bundle
+from melanoma.bundle.known_images import is_known
 from melanoma.bundle.predictor import Prediction, Predictor
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.data.external import EXTERNAL, read_external
@@ -20,9 +22,12 @@ from melanoma.data.names import shown
 from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.evidence.metrics import title_of
-from melanoma.evidence.report import Evaluated, write_report
+from melanoma.evidence.report import RECORDED, Evaluated, write_report
+from melanoma.evidence.sections import LEVELS, is_metric, overlap_sentence
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
+from melanoma.imaging.fingerprint import fingerprint
+from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, is_address, to_path
 from melanoma.task import Task, task_of
@@ -39,6 +44,7 @@ def evaluate(
     split: str | None = None,
     num_workers: int = 1,
     skip_bad: bool = False,
+    known: str | AnyPath | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -59,6 +65,8 @@ def evaluate(
         num_workers: number of workers that score.
         skip_bad: leave out bad rows and images of a SOURCE folder, and report them, instead of
             refusing them.
+        known: the prepared data set that the bundle was trained on. Reference models are fitted to
+            its records; None fits them to a prepared data set's own train split.
         executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
@@ -86,6 +94,9 @@ def evaluate(
     else:
         name, external = split or "test", None
         rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest.population
+    learned = prepared if known is None else open_prepared(to_path(known))
+    if learned is not None and learned.task != bundle.task:
+        learned = None
     executor.start(num_workers)  # An unreachable cluster must not cost an access.
     with new_folder(out, replace_if="report.json") as work:
         accesses: list[dict[str, Any]] = []
@@ -108,21 +119,44 @@ def evaluate(
         if predictions.empty:
             said = left_out_sentence(left_out, bundle.task)
             raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
+        if (predictions["decision"] == "cannot_assess").all():
+            raise DataError(
+                "DATA must hold images like those that the bundle was trained on; it can assess"
+                f" none of {len(predictions)}. Evaluate dermoscopic images, upright and in colour."
+            )
         same_data = (
             prepared is not None and prepared.manifest.split_hash == bundle.manifest.split_hash
         )
+        seen = _known(bundle, predictions, rows) if not same_data else frozenset()
         evaluated = Evaluated(
             task=bundle.task,
             operating_point=bundle.operating_point,
             **_identity(bundle),
-            predictions=predictions,
+            predictions=predictions.drop(columns="fingerprint"),
             split=name,
             population=f"{population}, {name}",
             accesses=accesses,
             same_splits=same_data,
             left_out=left_out,
+            train=None if learned is None else learned.rows("train"),
+            known=seen,
+            data_hash=_data_hash(rows),
+            split_hash="" if prepared is None else prepared.manifest.split_hash,
+            versions=library_versions(),
         )
         return write_report(evaluated, work)
+
+
+def _known(bundle: Bundle, predictions: pd.DataFrame, rows: pd.DataFrame) -> frozenset[str]:
+    """Return the ids of the images that the bundle was trained or calibrated on."""
+    hashes = rows.set_index("image_id")["sha256"]
+    asked = predictions.assign(sha256=predictions["image_id"].map(hashes))
+    return frozenset(predictions.loc[is_known(bundle.known_images, asked), "image_id"])
+
+
+def _data_hash(rows: pd.DataFrame) -> str:
+    """Return a hash of the images that were evaluated."""
+    return hashlib.sha256("\n".join(sorted(rows["sha256"])).encode()).hexdigest()
 
 
 def _identity(bundle: Bundle) -> dict[str, str]:
@@ -185,7 +219,8 @@ def _predict(
     score = ScoreRows(str(bundle_dir.resolve()), str(data_dir.resolve()), rows)
     found = executor.map(score, chunks, num_workers=num_workers, progress=progress, total=len(rows))
     scored = pd.DataFrame(found).sort_values("position").set_index("position")
-    return rows[["image_id", "lesion_id", "group", "split", "label"]].join(scored)
+    kept = ["image_id", "lesion_id", "group", "split", "label", *RECORDED]
+    return rows[kept].join(scored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +255,16 @@ class ScoreRows:
     def __call__(self, item: Item) -> list[Row]:
         """Score the rows from start up to stop."""
         positions = range(item["start"], item["stop"])
-        rows = judge(self._predictor, [self._image(position) for position in positions])
+        images = [self._image(position) for position in positions]
+        rows = judge(self._predictor, images)
         return [
-            {"position": position, **row} for position, row in zip(positions, rows, strict=True)
+            {
+                "position": position,
+                "fingerprint": fingerprint(image) if isinstance(image, np.ndarray) else b"",
+                "ita": skin_tone(image) if isinstance(image, np.ndarray) else float("nan"),
+                **row,
+            }
+            for position, image, row in zip(positions, images, rows, strict=True)
         ]
 
     def _image(self, position: int) -> np.ndarray | tuple[str, str]:
@@ -279,6 +321,8 @@ def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
     logits, probabilities, decision, why = nothing, nothing, "cannot_assess", ("", "")
     if isinstance(judged, Prediction):
         logits, probabilities, decision = judged.logits, judged.probabilities, judged.decision
+        # The image was judged; the detail tells why it got no decision.
+        why = ("", ", ".join(judged.warnings) if decision == "cannot_assess" else "")
     else:
         why = judged
     return {
@@ -292,25 +336,24 @@ def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
 
 def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
     """Return the evaluation as a table for people."""
+    levels = [level for level in LEVELS if level in report]
+    image = report["image"]
+    lesions = f", {report['lesion']['num']} lesions" if "lesion" in report else ""
     lines = [
-        (
-            f"{report['population']}: {report['image']['num']} images, {report['lesion']['num']}"
-            " lesions"
-        ),
+        f"{report['population']}: {image['num']} images{lesions}, {image['num_groups']} groups",
         "",
+        f"{'':36}{''.join(f'{LEVELS[level]:>26}' for level in levels)}",
     ]
-    lines.append(f"{'':36}{'per image':>26}{'per lesion':>26}")
-    for name in (
-        key
-        for key, value in report["image"].items()
-        if isinstance(value, dict) and "value" in value
-    ):
-        cells = [_cell(report[level][name]) for level in ("image", "lesion")]
-        lines.append(f"{title_of(name):36}{cells[0]:>26}{cells[1]:>26}")
+    for name in (key for key, value in image.items() if is_metric(value)):
+        cells = [_cell(report[level][name]) for level in levels]
+        lines.append(f"{title_of(name):36}{''.join(f'{cell:>26}' for cell in cells)}")
     lines += [
+        f"{'AUROC within sources':36}{_cell(report['within_source']):>26}",
         "",
         f"contract here: {report['contract']['status']}. {report['contract']['sentence']}",
     ]
+    if report["flow"]["known_to_the_bundle"]:
+        lines.append(overlap_sentence(report))
     if report["accesses"]:
         lines.append(
             f"this {report['split']} split has been opened {len(report['accesses'])} time(s)"

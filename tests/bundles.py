@@ -9,12 +9,16 @@ import numpy as np
 
 from melanoma.bundle.drift import FeatureReference
 from melanoma.bundle.manifest import TORCH, WEIGHTS, BundleManifest, CpuBackend
+from melanoma.bundle.usual_images import every_image
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import Promise, select_operating_point
+from melanoma.evidence.reference_models import CONFIDENCE, Comparison
 from melanoma.imaging.letterbox import Preprocess
 from serve.described import Described
 from tests.tasks import HAM
+
+INFORMATIVE = Comparison(0.85, 0.65, 0.1, CONFIDENCE, ("source", "age"), 2, 100, 500)
 
 
 def sign(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -25,20 +29,22 @@ def sign(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def made_up_manifest(**changes: Any) -> BundleManifest:
     """Return the manifest of a bundle that nobody trained; its contract is met."""
-    promise = Promise(HAM.targets, 0.9, 0.5, population="made up")
+    promise = Promise(HAM.targets, 0.9, INFORMATIVE, "one image per lesion", "made up")
     manifest = BundleManifest(
         task=HAM,
         architecture=ModelConfig(),
         preprocessing=Preprocess((96, 128), DataConfig()),
         calibrator=Calibrator.identity(HAM.num_classes),
         operating_point=select_operating_point(np.full(60, 0.9), np.full(60, 0.1), promise),
+        reference_models=(INFORMATIVE,),
         features=FeatureReference((0.0,), (1.0,), 1.0),
+        usual_images=every_image(),
         cpu_backend=CpuBackend(TORCH),
         group_columns=("lesion_id",),
         split_hash="0" * 64,
         training_config=TrainConfig(),
         best_epoch=1,
-        validation={"auroc": 0.9},
+        validation={"auroc": 0.9, "within_source_auroc": 0.9},
         versions={},
         files={WEIGHTS: "0" * 64},
     )

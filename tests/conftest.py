@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; one Ray cluster and one small trained bundle a session."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def phantom_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "source"
-    write_phantom(PhantomConfig(num_lesions=480, seed=3), out)
+    write_phantom(PhantomConfig(num_lesions=480, seed=3, melanomas=0.3), out)
     return out
 
 
@@ -74,7 +75,6 @@ def tiny_config() -> TrainConfig:
         optim=OptimConfig(
             optimizer="muon", epochs=10, batch_size=16, lr=3e-3, warmup_epochs=0.5, ema_decay=0.9
         ),
-        min_specificity=0.02,
     )
 
 
@@ -103,7 +103,15 @@ def bundle_dir(
 
     folder = tmp_path_factory.mktemp("run") / "bundle"
     folder.mkdir()
-    packed = pack(trained, tiny_config, prepared, folder, best_epoch=tiny_config.optim.epochs)
+    # A copy without a log, and a registry of its own: this is the first access.
+    assert isinstance(prepared.folder, Path)
+    ignored = shutil.ignore_patterns("*.jsonl")
+    data = open_prepared(
+        Path(shutil.copytree(prepared.folder, folder.parent / "dataset", ignore=ignored))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder.parent / "state"))
+        packed = pack(trained, tiny_config, data, folder, best_epoch=tiny_config.optim.epochs)
     assert packed.operating_point.contract.status == "met", (
         packed.operating_point,
         packed.validation,
@@ -179,6 +187,16 @@ def source(tmp_path: Path) -> Path:
             )
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
+
+
+@pytest.fixture
+def drawn_source(source: Path, tmp_path: Path) -> Path:
+    """The same folder with phantoms in place of noise, which no bundle would assess."""
+    write_phantom(PhantomConfig(num_lesions=48, seed=77), tmp_path / "phantom")
+    drawn = sorted((tmp_path / "phantom" / "images").iterdir())
+    for target, image in zip(sorted((source / "images").iterdir()), drawn, strict=False):
+        shutil.copy(image, target)
+    return source
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:

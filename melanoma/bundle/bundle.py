@@ -26,6 +26,7 @@ from melanoma.bundle.backend import OnnxFeatures
 from melanoma.bundle.manifest import (
     CALIBRATION,
     FEATURES,
+    KNOWN_IMAGES,
     MANIFEST,
     MAX_BYTES,
     MODEL_CARD,
@@ -37,7 +38,12 @@ from melanoma.bundle.manifest import (
 )
 from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
-from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
+from melanoma.evidence.operating_point import (
+    OperatingPoint,
+    Promise,
+    select_operating_point,
+    unit_of,
+)
 from melanoma.explain.methods import Subject
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.cache import local_folder
@@ -58,12 +64,14 @@ class Bundle:
         features_onnx: the ONNX file that computes the feature maps on a CPU, or None if torch
             computes them.
         model_card: the text of MODEL_CARD.md.
+        known_images: the content of the file that recognises the images it was made from.
     """
 
     manifest: BundleManifest
     model: nn.Module
     features_onnx: Path | None
     model_card: str
+    known_images: bytes
 
     @property
     def task(self) -> Task:
@@ -101,11 +109,13 @@ class Extras:
             without ids.
         features_onnx: the exported network if ONNX Runtime computes its features, else None.
         model_card: the text of MODEL_CARD.md.
+        known_images: hashes of the images it was trained and calibrated on.
     """
 
     calibration_rows: pd.DataFrame
     features_onnx: bytes | None
     model_card: str
+    known_images: bytes
 
 
 def save_bundle(
@@ -130,12 +140,11 @@ def write_bundle(
     work: Path, draft: BundleManifest, model: nn.Module, extras: Extras
 ) -> BundleManifest:
     """Write the files of a bundle into a folder of this node; arguments as in `save_bundle`."""
-    write_bytes(
-        work / WEIGHTS, save_tensors({k: v.contiguous() for k, v in model.state_dict().items()})
-    )
+    write_bytes(work / WEIGHTS, weights_of(model))
     rows = extras.calibration_rows[["label", "score"]].sort_values(["label", "score"])
     rows.to_parquet(work / CALIBRATION, index=False)
     write_text(work / MODEL_CARD, extras.model_card)
+    write_bytes(work / KNOWN_IMAGES, extras.known_images)
     if extras.features_onnx is not None:
         write_bytes(work / FEATURES, extras.features_onnx)
     manifest = dataclasses.replace(
@@ -145,6 +154,11 @@ def write_bundle(
     ).with_version()
     write_json(work / MANIFEST, to_plain(manifest))
     return manifest
+
+
+def weights_of(model: nn.Module) -> bytes:
+    """Return the content of the weights file of a network."""
+    return save_tensors({k: v.contiguous() for k, v in model.state_dict().items()})
 
 
 def library_versions() -> dict[str, str]:
@@ -207,7 +221,8 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
     """
     folder, manifest = _fetch(to_path(path), manifest_sha256)
     content = {
-        name: _content(folder, name, manifest) for name in (WEIGHTS, CALIBRATION, MODEL_CARD)
+        name: _content(folder, name, manifest)
+        for name in (WEIGHTS, CALIBRATION, MODEL_CARD, KNOWN_IMAGES)
     }
     has_onnx = manifest.cpu_backend.name == ONNX_RUNTIME
     if has_onnx:
@@ -238,6 +253,7 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         model.to(memory_format=torch.channels_last),
         folder / FEATURES if has_onnx else None,
         content[MODEL_CARD].decode(),
+        content[KNOWN_IMAGES],
     )
 
 
@@ -300,12 +316,21 @@ def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
     """Return whether the scores give the recorded threshold and contract when recomputed."""
     rows, recorded = pd.read_parquet(io.BytesIO(calibration)), manifest.operating_point
     contract, is_target = recorded.contract, rows["label"].isin(manifest.task.targets)
+    promise = Promise(
+        contract.targets,
+        contract.target_sensitivity,
+        manifest.hardest_reference,
+        unit_of(manifest.group_columns),
+        contract.population,
+        access=contract.access,
+        accesses_declared=contract.accesses_declared,
+        basis=contract.basis,
+        num_target_unassessed=contract.num_target_unassessed,
+        target_share=contract.target_share,
+        confidence=contract.confidence,
+    )
     again = select_operating_point(
-        rows.loc[is_target, "score"].to_numpy(),
-        rows.loc[~is_target, "score"].to_numpy(),
-        Promise(
-            **{field.name: getattr(contract, field.name) for field in dataclasses.fields(Promise)}
-        ),
+        rows.loc[is_target, "score"].to_numpy(), rows.loc[~is_target, "score"].to_numpy(), promise
     )
     pairs = zip(dataclasses.astuple(again.contract), dataclasses.astuple(contract), strict=True)
     return math.isclose(again.threshold, recorded.threshold, abs_tol=1e-12) and all(

@@ -7,22 +7,31 @@ from typing import Any, Literal
 
 from melanoma.bundle.drift import FeatureReference
 from melanoma.bundle.probes import Probe
+from melanoma.bundle.usual_images import UsualImages
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.errors import BundleError
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
+from melanoma.evidence.reference_models import Comparison
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-bundle", 2
-MANIFEST, WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES = (
+KIND, FORMAT_VERSION = "melanoma-bundle", 3
+MANIFEST, WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
     "manifest.json", "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
+    "known_images.parquet",
 )  # fmt: skip
 ONNX_RUNTIME: Literal["onnxruntime"] = "onnxruntime"
 TORCH: Literal["torch"] = "torch"
-MAX_BYTES = {WEIGHTS: 4 * 2**30, CALIBRATION: 2**30, MODEL_CARD: 2**20, FEATURES: 4 * 2**30}
+MAX_BYTES = {
+    WEIGHTS: 4 * 2**30,
+    CALIBRATION: 2**30,
+    MODEL_CARD: 2**20,
+    FEATURES: 4 * 2**30,
+    KNOWN_IMAGES: 2**30,
+}
 """Every file that a bundle may hold besides its manifest, and its largest size, bytes."""
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _REMEDY = "Take the bundle from its source again."
@@ -57,7 +66,9 @@ class BundleManifest(Strict):
         preprocessing: from stored images to the network's input.
         calibrator: from logits to probabilities.
         operating_point: threshold and contract.
+        reference_models: the network beside models that see no image, on the validation fold.
         features: statistics of the validation images, to measure the drift of served images.
+        usual_images: which images are assessed; others get cannot_assess.
         cpu_backend: the library that computes feature maps on a CPU.
         group_columns: columns of the metadata; images that share a value were kept in one split.
         split_hash: sha256 of the data set's splits.
@@ -78,7 +89,9 @@ class BundleManifest(Strict):
     preprocessing: Preprocess
     calibrator: Calibrator
     operating_point: OperatingPoint
+    reference_models: tuple[Comparison, ...]
     features: FeatureReference
+    usual_images: UsualImages
     cpu_backend: CpuBackend
     group_columns: tuple[str, ...]
     split_hash: str
@@ -91,7 +104,12 @@ class BundleManifest(Strict):
     version: str = ""
     name: str = "melanoma"
     kind: Literal["melanoma-bundle"] = "melanoma-bundle"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
+
+    @property
+    def hardest_reference(self) -> Comparison:
+        """The comparison in which the network leads least; it decides the contract."""
+        return min(self.reference_models, key=lambda comparison: comparison.difference_low)
 
     @property
     def weights_sha256(self) -> str:

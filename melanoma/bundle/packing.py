@@ -1,11 +1,12 @@
 """From a trained network to a bundle with its contract, in the only order that keeps it valid.
 
-The validation fold has chosen the epoch. Here it also fits the calibrator. Only then is the
-calibration split opened, once.
+The validation fold has chosen the epoch. Here it also fits the calibrator and decides whether the
+network is informative. Only then is the calibration split opened, once; it places the threshold and
+decides nothing else.
 """
 
-import dataclasses
-import json
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from melanoma.arrays import FloatArray
+from melanoma.arrays import FloatArray, IntArray, Uint8Array
 from melanoma.bundle.backend import OnnxFeatures, export_features
-from melanoma.bundle.bundle import Extras, library_versions, write_bundle
+from melanoma.bundle.bundle import Extras, library_versions, weights_of, write_bundle
 from melanoma.bundle.drift import FeatureReference, fit_reference, pooled
+from melanoma.bundle.known_images import known_images
 from melanoma.bundle.manifest import ONNX_RUNTIME, TORCH, BundleManifest, CpuBackend
-from melanoma.config import DISCLAIMER, TrainConfig
+from melanoma.bundle.model_card import model_card
+from melanoma.bundle.usual_images import UsualImages, fit_usual
+from melanoma.config import TrainConfig
+from melanoma.data.accesses import calibration_access, declared_accesses
 from melanoma.data.dataset import ImageDataset, PreparedData
+from melanoma.errors import DataError
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.metrics import validation_scores
 from melanoma.evidence.operating_point import (
@@ -27,7 +33,10 @@ from melanoma.evidence.operating_point import (
     choose_units,
     is_referred,
     select_operating_point,
+    unit_of,
 )
+from melanoma.evidence.reference_models import Comparison, compare_with_references
+from melanoma.imaging.descriptors import descriptors
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.task import Task
 from melanoma.training.engine import predict
@@ -35,6 +44,7 @@ from melanoma.training.networks import features
 
 MAX_DIFFERENCE = 1e-4
 MAX_REFERENCE_IMAGES, _BATCH = 1024, 64
+"""The validation images that describe the features, and the training images that are usual."""
 
 
 def pack(
@@ -53,13 +63,19 @@ def pack(
         DataError: if the data set has no calibration split, or if that split holds no target.
     """
     task, preprocess, tta = data.task, Preprocess(data.stored_shape, config.data), config.data.tta
-    rows = data.rows("train", fold=config.data.validation_fold)
-    validation = predict(model, ImageDataset(data, rows), preprocess, tta=tta)
-    calibrator = fit_calibrator(validation.logits, validation.labels, group_codes(rows))
-    reference = reference_of(model, ImageDataset(data, rows), preprocess, seed=config.seed)
+    on_fold = data.rows("train", fold=config.data.validation_fold)
+    validation = predict(model, ImageDataset(data, on_fold), preprocess, tta=tta)
+    calibrator = fit_calibrator(validation.logits, validation.labels, group_codes(on_fold))
+    reference = reference_of(model, ImageDataset(data, on_fold), preprocess, seed=config.seed)
+    usual = _usual_images(data, config)
     onnx = _export(model, (config.data.input_height, config.data.input_width))
-    num_accesses = len(data.log_access("calibration", {"by": "train", "best_epoch": best_epoch}))
-    rows = data.rows("calibration")
+    comparisons = compare_on_validation(
+        data, config, calibrator(validation.logits), validation.labels
+    )
+    declared = declared_accesses(data, config.accesses)
+    network = (weights_of(model), repr((preprocess, calibrator, config)).encode())
+    access = calibration_access(data, _hash_of(network), declared=declared)
+    rows, num_target_unassessed = _assessed(data, usual)
     calibration = predict(model, ImageDataset(data, rows), preprocess, tta=tta)
     probabilities = calibrator(calibration.logits)
     scores, is_target = task.target_scores(probabilities), task.is_target(calibration.labels)
@@ -70,8 +86,13 @@ def pack(
         Promise(
             task.targets,
             config.target_sensitivity,
-            config.min_specificity,
-            population=f"{data.manifest.population}, calibration split",
+            min(comparisons, key=lambda comparison: comparison.difference_low),
+            unit_of(data.manifest.group_columns),
+            data.manifest.population,
+            access=access,
+            accesses_declared=declared,
+            num_target_unassessed=num_target_unassessed,
+            target_share=float(task.is_target(validation.labels).mean()),
         ),
     )
     chosen = np.concatenate([targets, others])
@@ -88,22 +109,102 @@ def pack(
         preprocessing=preprocess,
         calibrator=calibrator,
         operating_point=point,
+        reference_models=comparisons,
         features=reference,
+        usual_images=usual,
         cpu_backend=cpu_backend,
         group_columns=data.manifest.group_columns,
         split_hash=data.manifest.split_hash,
         training_config=config,
         best_epoch=best_epoch,
-        validation=validation_scores(task, validation.labels, validation.logits),
+        validation=_finite(
+            validation_scores(
+                task, validation.labels, validation.logits, on_fold["source"].tolist()
+            )
+        ),
         versions=library_versions(),
     )
     labels = [task.classes[label] for label in calibration.labels[chosen]]
     extras = Extras(
         calibration_rows=pd.DataFrame({"label": labels, "score": scores[chosen]}),
         features_onnx=onnx if cpu_backend.name == ONNX_RUNTIME else None,
-        model_card=_model_card(draft, data, num_accesses=num_accesses),
+        model_card=model_card(draft, data),
+        known_images=known_images(data),
     )
     return write_bundle(work, draft, model, extras)
+
+
+def compare_on_validation(
+    data: PreparedData, config: TrainConfig, probabilities: FloatArray, labels: IntArray
+) -> tuple[Comparison, ...]:
+    """Compare the network with models that see no image, on units of the validation fold.
+
+    Args:
+        data: the data set.
+        config: the settings of the run.
+        probabilities: ``(N, C)``, calibrated, of the images of the validation fold.
+        labels: ``(N,)`` class indices of them.
+    """
+    task, fold = data.task, config.data.validation_fold
+    rows, train = data.rows("train", fold=fold), data.rows("train", without_fold=fold)
+    is_target = task.is_target(labels)
+    chosen = np.concatenate(choose_units(is_target, group_codes(rows), seed=config.seed))
+    return compare_with_references(
+        is_target[chosen],
+        task.target_scores(probabilities)[chosen],
+        rows.iloc[chosen],
+        train,
+        task.is_target(train["label"].to_numpy()),
+    )
+
+
+def _hash_of(parts: tuple[bytes, ...]) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores that are defined; JSON has no NaN."""
+    return {name: value for name, value in scores.items() if np.isfinite(value)}
+
+
+def _assessed(data: PreparedData, usual: UsualImages) -> tuple[pd.DataFrame, int]:
+    """Return the calibration rows that the bundle assesses.
+
+    Returns:
+        The rows, and the number of groups that hold targets, but none that is assessed.
+
+    Raises:
+        DataError: if no target is assessed.
+    """
+    rows = data.rows("calibration")
+    unusual = usual.are_unusual(all_images(ImageDataset(data, rows)))
+    is_target = data.task.is_target(rows["label"].to_numpy())
+    groups, assessed = (
+        set(rows.loc[chosen, "group"]) for chosen in (is_target, is_target & ~unusual)
+    )
+    if not assessed:
+        raise DataError(
+            f"The calibration split must hold {data.task.noun[1]} like those of the train split;"
+            f" all {len(groups)} differ in light, colour or sharpness. Draw the splits at random,"
+            " or leave --splits out."
+        )
+    return rows[~unusual], len(groups - assessed)
+
+
+def _usual_images(data: PreparedData, config: TrainConfig) -> UsualImages:
+    """Describe the training images, with a limit that the validation fold sets."""
+    fold = config.data.validation_fold
+    found = []
+    for rows in (data.rows("train", without_fold=fold), data.rows("train", fold=fold)):
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        some = ImageDataset(data, rows.iloc[np.sort(order[:MAX_REFERENCE_IMAGES])])
+        found.append(np.stack([descriptors(image) for image in all_images(some)]))
+    return fit_usual(*found)
+
+
+def all_images(dataset: ImageDataset) -> Iterator[Uint8Array]:
+    """Return the stored images of a data set one by one."""
+    return (dataset.images([position])[0].numpy() for position in range(len(dataset)))
 
 
 def reference_of(
@@ -169,37 +270,3 @@ def compare_backend(
 def group_codes(rows: pd.DataFrame) -> np.ndarray:
     """Return the groups of N records as integers, ``(N,)``."""
     return np.asarray(pd.factorize(rows["group"], sort=True)[0])
-
-
-def _model_card(draft: BundleManifest, data: PreparedData, *, num_accesses: int) -> str:
-    config, task, manifest = draft.training_config, draft.task, data.manifest
-    counts = ", ".join(
-        f"{split}: {sum(by_class.values())} ({manifest.num_targets(split)} {task.target_name})"
-        for split, by_class in sorted(manifest.counts.items())
-    )
-    contract = draft.operating_point.contract
-    return f"""# Model card
-
-**{DISCLAIMER}**
-
-- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px,
-  averaged over {config.data.tta} mirrored copies.
-- Classes ({task.name}): {", ".join(task.classes)}. Targets: {", ".join(task.targets)}.
-- Data: {manifest.population}, grouped by {", ".join(manifest.group_columns)}.
-  Images by split: {counts}. Split hash: `{manifest.split_hash[:16]}`.
-- Chosen on validation fold {config.data.validation_fold}: epoch {draft.best_epoch} of
-  {config.optim.epochs}. AUROC of the targets there: {draft.validation["auroc"]:.3f}, which is
-  optimistic because it chose the epoch.
-- Feature maps on a CPU: {json.dumps(dataclasses.asdict(draft.cpu_backend))}.
-- Contract: **{contract.status}**. {contract.sentence(task)}
-  This was access number {num_accesses} to this calibration split. Choosing among runs by their
-  contracts weakens the promise.
-- Not evaluated: other clinics, cameras, skin tones and age groups. The threshold is not valid for
-  them without new calibration.
-
-Training settings:
-
-```json
-{json.dumps(dataclasses.asdict(config), indent=2)}
-```
-"""

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.arrays import BoolArray, FloatArray, Uint8Array
 from melanoma.bundle.backend import OnnxFeatures
 from melanoma.bundle.bundle import Bundle
 from melanoma.bundle.probes import replay_probes
@@ -26,6 +26,8 @@ Image = str | AnyPath | PIL.Image.Image | Uint8Array
 """An image file, or an image in memory."""
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
+OTHER_CANCER = "other_cancer_likely"
+UNUSUAL = "unusual_image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Predictor:
             else:
                 logits, heatmaps = average_logits(self._model, feature_maps), None
         distances = self.bundle.manifest.features.distance(feature_maps[0])
-        return self.interpret(logits.float().cpu().numpy(), distances, heatmaps)
+        unusual = self.bundle.manifest.usual_images.are_unusual(stored)
+        return self.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
 
     def _stored(self, image: Image) -> Uint8Array:
         """Return an image as a prepared data set stores it; an array of that shape is not changed.
@@ -139,13 +142,18 @@ class Predictor:
         return preprocess.stored(decoded)
 
     def interpret(
-        self, logits: FloatArray, distances: FloatArray, heatmaps: FloatArray | None = None
+        self,
+        logits: FloatArray,
+        distances: FloatArray,
+        unusual: BoolArray,
+        heatmaps: FloatArray | None = None,
     ) -> list[Prediction]:
         """Turn logits into predictions with calibrated probabilities and decisions.
 
         Args:
             logits: ``(N, C)``.
             distances: ``(N,)``, the feature distances.
+            unusual: ``(N,)``, which images are not assessed.
             heatmaps: ``(N, h, w)``, or None if not requested.
 
         Raises:
@@ -157,9 +165,7 @@ class Predictor:
                 " broken. Run `melanoma bundle verify`."
             )
         probabilities = self.bundle.manifest.calibrator(logits)
-        decided = [
-            self._decide(float(score)) for score in self.bundle.task.target_scores(probabilities)
-        ]
+        decided = [self._decide(*pair) for pair in zip(probabilities, unusual, strict=True)]
         return [
             Prediction(
                 logits[i],
@@ -171,10 +177,15 @@ class Predictor:
             for i in range(len(logits))
         ]
 
-    def _decide(self, probability: float) -> tuple[Decision, tuple[str, ...]]:
-        point = self.bundle.operating_point
-        if point.contract.status == "met":
-            return decide(probability, point.threshold), ()
-        if self._allow_uncontracted:
-            return decide(probability, point.threshold), (UNCONTRACTED,)
-        return "cannot_assess", (NO_CONTRACT,)
+    def _decide(self, probabilities: FloatArray, unusual: bool) -> tuple[Decision, tuple[str, ...]]:
+        point, task = self.bundle.operating_point, self.bundle.task
+        if point.contract.status != "met" and not self._allow_uncontracted:
+            return "cannot_assess", (NO_CONTRACT, *((UNUSUAL,) if unusual else ()))
+        warnings = () if point.contract.status == "met" else (UNCONTRACTED,)
+        if unusual:
+            return "cannot_assess", (*warnings, UNUSUAL)
+        decision = decide(float(task.target_scores(probabilities[None])[0]), point.threshold)
+        likeliest = task.classes[int(probabilities.argmax())]
+        if decision == "no_referral" and likeliest in task.malignant:
+            warnings = (*warnings, OTHER_CANCER)
+        return decision, warnings

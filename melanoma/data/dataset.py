@@ -209,6 +209,7 @@ class ImageDataset:
     def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
         self.image_ids: list[str] = rows["image_id"].tolist()
         self.groups: list[str] = rows["group"].tolist()
+        self.sources: list[str] = rows["source"].tolist()
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
         self._shards: dict[str, Uint8Array] = {

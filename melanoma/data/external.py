@@ -89,8 +89,11 @@ def read_external(
         raise DataError(f"SOURCE must hold at least one usable image; {folder} has none. {said}")
     keys = [rows[key_column(column)].tolist() for column in columns]
     # A copy under another name belongs to the group of the original.
-    keys.append([_digest(path) for path in rows["path"]])
-    grouped = rows.assign(group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL)
+    digests = [_digest(path) for path in rows["path"]]
+    keys.append(digests)
+    grouped = rows.assign(
+        group=join_groups(rows["image_id"].tolist(), keys), split=EXTERNAL, sha256=digests
+    )
     return dataclasses.replace(external, rows=grouped)
 
 

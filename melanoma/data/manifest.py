@@ -11,7 +11,7 @@ from melanoma.io.storage import AnyPath, is_plain_name, is_sha256
 from melanoma.io.typed import Strict, from_json
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-dataset", 2
+KIND, FORMAT_VERSION = "melanoma-dataset", 3
 MANIFEST = "manifest.json"
 _REMEDY = "Prepare the data set again."
 
@@ -58,7 +58,7 @@ class DatasetManifest(Strict):
     split_hash: str
     shards: dict[str, str]
     kind: Literal["melanoma-dataset"] = "melanoma-dataset"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
 
     @property
     def stored_shape(self) -> tuple[int, int]:

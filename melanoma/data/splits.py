@@ -43,7 +43,8 @@ def draw_splits(
     Every group falls into a part with a probability equal to the part's share, whatever its size,
     its classes and the other groups, so that each part is a random sample of the groups. This is
     systematic sampling (Madow and Madow, On the Theory of Systematic Sampling, 1944): the groups
-    stand in a row, similar ones side by side, and are dealt in equal steps from a random start.
+    stand in a row, similar ones side by side, and are dealt in steps of the golden ratio from a
+    random start.
     Similar groups are therefore spread over the parts more evenly than by chance.
 
     Args:

@@ -17,8 +17,9 @@ from melanoma.io.typed import Strict
 
 Form = Literal["identity", "temperature", "temperature_bias"]
 FORMS: tuple[Form, ...] = ("identity", "temperature", "temperature_bias")
-# Keeps the bias of a class without validation images finite; too weak to affect the other classes.
-RIDGE = 1e-3
+# A normal prior with a standard deviation of 3 on each bias. It keeps the bias of a class without
+# validation images finite, and one image outweighs it.
+RIDGE = 1 / (2 * 3**2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
         return Calibrator.identity(num_classes)
     has_bias = form == "temperature_bias"
     logits = logits.astype(np.float64)
-    target = np.eye(num_classes)[labels]
+    target, ridge = np.eye(num_classes)[labels], RIDGE / len(labels)
 
     def loss_and_gradient(parameters: FloatArray) -> tuple[float, FloatArray]:
         # The first parameter is -log(temperature), which needs no bound.
@@ -91,9 +92,9 @@ def _fit(logits: FloatArray, labels: IntArray, form: Form) -> Calibrator:
         log_p = log_softmax(scaled, axis=1)
         error = (np.exp(log_p) - target) / len(labels)
         gradient = np.concatenate(
-            [[(error * (scaled - bias)).sum()], error.sum(axis=0) + 2 * RIDGE * bias]
+            [[(error * (scaled - bias)).sum()], error.sum(axis=0) + 2 * ridge * bias]
         )
-        loss = -(log_p * target).sum() / len(labels) + RIDGE * (bias**2).sum()
+        loss = -(log_p * target).sum() / len(labels) + ridge * (bias**2).sum()
         return float(loss), gradient if has_bias else gradient[:1]
 
     start = np.zeros(1 + (num_classes if has_bias else 0))

@@ -24,25 +24,25 @@ from reportlab.platypus import (
 from melanoma.config import DISCLAIMER
 from melanoma.data.external import EXTERNAL
 from melanoma.data.left_out import left_out_sentence
-from melanoma.evidence.metrics import title_of
 from melanoma.evidence.page import html_table, image, page
 from melanoma.evidence.plots import ACCENT, INK
+from melanoma.evidence.sections import Section, overlap_sentence, sections
 from melanoma.task import task_of
 
 TITLE = "Melanoma triage: evaluation"
 _NOTE = (
-    "Intervals are 95 %. Sensitivity and specificity at the bundle's threshold, and shares by"
-    " likeliest class, have Clopper-Pearson intervals with the effective number of groups (Kish)."
-    " AUROC has Newcombe's interval with the same numbers. The others have bootstrap intervals over"
-    " groups. Specificity at 90 % sensitivity chooses its threshold on these same images."
-    " Calibration: negative log-likelihood {nll:.3f}, Brier score {brier:.3f}, expected calibration"
-    " error {ece:.3f}."
+    "Intervals are 95 %. Proportions at the bundle's threshold, and shares by likeliest class, have"
+    " Clopper-Pearson intervals with the effective number of groups (Kish). AUROC has Newcombe's"
+    " interval with the same numbers, and none with fewer than 10 of them. The others have"
+    " bootstrap intervals over groups. Specificity at 90 % sensitivity chooses its threshold on"
+    " these same images."
 )
 _OTHER_SPLITS = (
     "<b>The bundle was not trained on the splits of this data set.</b> Make sure that none of these"
     " images were used to train it."
 )
 _WIDTH = A4[0] - 36 * mm
+_KEPT_ROWS = 15
 _TEXT = ParagraphStyle(
     "text",
     fontName="Helvetica",
@@ -70,10 +70,7 @@ class _Shown:
     heading: str
     summary: str
     verdict: list[str]
-    # The name of a metric, then its value and interval for images and for lesions.
-    rows: list[tuple[str, list[tuple[str, str]]]]
-    note: str
-    accesses: list[list[str]]
+    sections: list[Section]
 
 
 def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> str:
@@ -86,22 +83,21 @@ def evaluation_page(report: Mapping[str, Any], plots: Mapping[str, bytes], promi
     """
     shown = _shown(report, promise)
     figures = "".join(image(_title(name), data) for name, data in plots.items())
-    accesses = (
-        f"<h2>Accesses to this split</h2>{html_table(_ACCESS_COLUMNS, shown.accesses)}"
-        if shown.accesses
-        else ""
-    )
-    rows = [
-        [name, *(f"{value} <small>{interval}</small>" for value, interval in cells)]
-        for name, cells in shown.rows
-    ]
+    first, *rest = [_as_html(section) for section in shown.sections]
     body = f"""<h1>{shown.heading}</h1>
 <p>{shown.summary}</p>
 <p class="verdict">{"<br>".join(shown.verdict)}</p>
-{html_table(_COLUMNS, rows)}
-<p><small>{shown.note}</small></p>
-{figures}{accesses}"""
+{first}
+<p><small>{_NOTE}</small></p>
+{figures}
+{"".join(rest)}"""
     return page(TITLE, body)
+
+
+def _as_html(section: Section) -> str:
+    title = f"<h2>{section.title}</h2>" if section.title else ""
+    note = f"<p><small>{section.note}</small></p>" if section.note else ""
+    return f'{title}<div class="wide">{html_table(section.columns, section.rows)}</div>{note}'
 
 
 def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promise: str) -> bytes:
@@ -122,81 +118,69 @@ def evaluation_pdf(report: Mapping[str, Any], plots: Mapping[str, bytes], promis
         for data in plots.values()
     ]
     pairs = [images[start : start + 2] for start in range(0, len(images), 2)]
-    rows = [
-        [name, *(f"<b>{value}</b> {interval}" for value, interval in cells)]
-        for name, cells in shown.rows
-    ]
+    pairs[-1] += [""] * (2 - len(pairs[-1]))
+    first, *rest = shown.sections
     parts: list[Flowable] = [
         Paragraph(shown.heading, _HEAD),
         Paragraph(shown.summary, _TEXT),
         *(Paragraph(sentence, _VERDICT) for sentence in shown.verdict),
         Spacer(1, 3 * mm),
-        _table([_COLUMNS, *rows], [0.36, 0.32, 0.32]),
+        _table(first),
         Spacer(1, 2 * mm),
-        Paragraph(shown.note, _SMALL),
+        Paragraph(_NOTE, _SMALL),
         Table(pairs, colWidths=[_WIDTH / 2] * 2, style=[("LEFTPADDING", (0, 0), (-1, -1), 0)]),
     ]
-    if shown.accesses:
-        parts.append(
-            KeepTogether(
-                [
-                    Paragraph("Accesses to this split", _HEAD2),
-                    _table([_ACCESS_COLUMNS, *shown.accesses], [0.4, 0.4, 0.2]),
-                ]
-            )
-        )
+    for section in rest:
+        parts += _as_flowables(section)
     document.build(parts, onFirstPage=_foot, onLaterPages=_foot)
     return buffer.getvalue()
 
 
-_COLUMNS = ["", "per image", "per lesion"]
-_ACCESS_COLUMNS = ["time", "bundle", "images"]
+def _as_flowables(section: Section) -> list[Flowable]:
+    parts: list[Flowable] = [Paragraph(section.title, _HEAD2), _table(section)]
+    if section.note:
+        parts += [Spacer(1, 1 * mm), Paragraph(_for_pdf(section.note), _SMALL)]
+    # A table of a few rows is not split between pages.
+    return [KeepTogether(parts)] if len(section.rows) <= _KEPT_ROWS else parts
 
 
 def _shown(report: Mapping[str, Any], promise: str) -> _Shown:
-    contract, images, lesions = report["contract"], report["image"], report["lesion"]
+    contract, images = report["contract"], report["image"]
     nouns = html.escape(report["task"]["noun"][1])
-    names = [name for name, value in images.items() if isinstance(value, dict)]
     verdict = [
         f"<b>Contract here: {contract['status']}.</b> {html.escape(contract['sentence'])}",
         html.escape(promise),
     ]
-    if not report["same_splits_as_training"]:
+    if report["flow"]["known_to_the_bundle"]:
+        verdict.append(f"<b>{overlap_sentence(report)}</b>")
+    if not report["same_splits_as_training"] and report["split"] != EXTERNAL:
         verdict.append(_OTHER_SPLITS)
     if report["left_out"]:
         when = "" if report["split"] == EXTERNAL else "When the data set was prepared: "
         sentence = left_out_sentence(report["left_out"], task_of(report["task"]))
         verdict.append(f"<b>{when}{html.escape(sentence)}</b>")
+    lesions = f" of {report['lesion']['num']} lesions" if "lesion" in report else ""
     return _Shown(
         heading=html.escape(report["population"]),
         summary=(
-            f"{images['num']} images of {lesions['num']} lesions; {images['num_target']} images of"
-            f" {lesions['num_target']} {nouns}. Bundle {report['bundle']['version']}, threshold"
-            f" {report['bundle']['threshold']:.4f}."
+            f"{images['num']} images{lesions} in {images['num_groups']} groups;"
+            f" {images['num_target']} images of {nouns}. Bundle {report['bundle']['version']},"
+            f" threshold {report['bundle']['threshold']:.4f}."
         ),
         verdict=verdict,
-        rows=[(title_of(name), [_cell(images[name]), _cell(lesions[name])]) for name in names],
-        note=_NOTE.format(**report["calibration"]),
-        accesses=[
-            [html.escape(str(access.get(key, ""))) for key in ("time", "bundle_version", "num")]
-            for access in report["accesses"]
-        ],
+        sections=sections(report),
     )
-
-
-def _cell(metric: Mapping[str, float | None]) -> tuple[str, str]:
-    """Return a value and its interval as text."""
-    if metric["value"] is None or metric["low"] is None or metric["high"] is None:
-        return "undefined here", ""
-    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
 def _title(name: str) -> str:
     return name.removesuffix(".png").replace("_", " ")
 
 
-def _table(rows: list[list[str]], shares: list[float]) -> Table:
-    cells = [[Paragraph(cell, _TEXT) for cell in row] for row in rows]
+def _table(section: Section) -> Table:
+    cells = [
+        [Paragraph(_for_pdf(cell), _TEXT) for cell in row]
+        for row in (section.columns, *section.rows)
+    ]
     style = TableStyle(
         [
             ("LINEBELOW", (0, 0), (-1, -1), 0.4, HexColor("#e4e7eb")),
@@ -207,7 +191,17 @@ def _table(rows: list[list[str]], shares: list[float]) -> Table:
             ("BOTTOMPADDING", (0, 0), (-1, -1), 0),
         ]
     )
-    return Table(cells, colWidths=[share * _WIDTH for share in shares], style=style, repeatRows=1)
+    num = len(section.columns)
+    first = max(0.25, 1 / num)
+    widths = [first * _WIDTH, *([(1 - first) / (num - 1) * _WIDTH] * (num - 1))]
+    return Table(cells, colWidths=widths, style=style, repeatRows=1)
+
+
+def _for_pdf(text: str) -> str:
+    """Return text with the tag that reportlab has for small print."""
+    return text.replace("<small>", '<font size="7.5" color="#52606d">').replace(
+        "</small>", "</font>"
+    )
 
 
 def _foot(canvas: Any, document: Any) -> None:

@@ -6,7 +6,7 @@ of where a threshold comes from.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import brentq
@@ -210,18 +210,44 @@ def title_of(name: str) -> str:
     return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
-def validation_scores(task: Task, labels: IntArray, logits: FloatArray) -> dict[str, float]:
+def validation_scores(
+    task: Task, labels: IntArray, logits: FloatArray, sources: Sequence[str]
+) -> dict[str, float]:
     """Return the scores that a training run logs after each epoch, without intervals.
 
     Args:
         task: what the classes mean.
         labels: ``(N,)`` class indices.
         logits: ``(N, C)``, not calibrated.
+        sources: the source of each of the N images.
     """
     units = Predicted(task, labels, softmax(logits.astype(np.float64), axis=1))
     names = ("auroc", "specificity_at_sensitivity_90", "macro_f1", "balanced_accuracy")
     scores = {name: METRICS[name].value(units, np.ones(len(units))) for name in names}
-    return {**scores, "nll": negative_log_likelihood(labels, units.probabilities)}
+    return {
+        **scores,
+        "within_source_auroc": auroc_within(units, sources),
+        "nll": negative_log_likelihood(labels, units.probabilities),
+    }
+
+
+def auroc_within(units: Predicted, sources: Sequence[str]) -> float:
+    """Return the AUROC over pairs of units of the same source; NaN without such a pair.
+
+    It is the mean of the sources' AUROCs, weighted by their pairs of a target and another unit.
+
+    Args:
+        units: N units.
+        sources: the source of each.
+    """
+    names = np.asarray(sources, dtype=str)
+    found, pairs = 0.0, 0.0
+    for name in np.unique(names):
+        weights = (names == name).astype(np.float64)
+        num = weights[units.is_target].sum() * weights[~units.is_target].sum()
+        if num:
+            found, pairs = found + num * auroc(units, weights), pairs + num
+    return float(found / pairs) if pairs else float("nan")
 
 
 def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> float:
@@ -284,7 +310,11 @@ def effective_number(groups: IntArray) -> float:
 
 
 def auroc_interval(
-    auroc: float, num_target: float, num_other: float, *, confidence: float = 0.95
+    auroc: float,
+    num_target: float | FloatArray,
+    num_other: float | FloatArray,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Return the two-sided score interval of an AUROC.
 
@@ -295,21 +325,24 @@ def auroc_interval(
 
     Args:
         auroc: the estimate, in [0, 1].
-        num_target: number of independent target units; may be fractional.
-        num_other: number of other independent units; may be fractional too.
+        num_target: number of independent target units; may be fractional. For an AUROC within
+            strata, which weights each by its pairs, the number in each of K strata, ``(K,)``.
+        num_other: number of other independent units, likewise.
         confidence: in (0, 1).
 
     Returns:
         (low, high), or NaN for both with fewer than `MIN_TARGETS` targets or others.
     """
-    if not (min(num_target, num_other) >= MIN_TARGETS and np.isfinite(auroc)):
+    targets, others = np.atleast_1d(num_target), np.atleast_1d(num_other)
+    if not (min(targets.sum(), others.sum()) >= MIN_TARGETS and np.isfinite(auroc)):
         return float("nan"), float("nan")
     z = float(norm.ppf((1 + confidence) / 2))
-    more = (num_target + num_other) / 2 - 1
+    more, pairs = (targets + others) / 2 - 1, targets * others
 
     def deviation(at: float) -> float:
         spread = 1 + more * (1 - at) / (2 - at) + more * at / (1 + at)
-        return z * float(np.sqrt(at * (1 - at) * spread / (num_target * num_other)))
+        # The weight of a stratum is its share of the pairs, and its variance falls with them.
+        return z * float(np.sqrt(at * (1 - at) * (pairs * spread).sum()) / pairs.sum())
 
     # At 0 and 1 the variance is 0, so that the ends themselves would pass for bounds.
     tiny = 1e-9

@@ -17,6 +17,7 @@ from melanoma.errors import SettingError
 from melanoma.evidence.metrics import Predicted, specificity_at_sensitivity
 from melanoma.evidence.operating_point import choose_units
 
+WITHIN_SOURCE = ",within=source"
 MIN_SENSITIVITY = 0.8  # of partial_auroc, as in the score of the ISIC 2024 challenge
 
 
@@ -28,26 +29,39 @@ class FoldScores:
         is_target: ``(N,)``, one entry for each unit.
         scores: ``(N,)``, larger is likelier a target.
         groups: ``(N,)``, the groups that the bootstrap draws; each is in one fold only.
+        sources: ``(N,)``, the source of each unit.
     """
 
     is_target: BoolArray
     scores: FloatArray
     groups: NDArray[np.str_]
+    sources: NDArray[np.str_]
+
+    def where(self, chosen: BoolArray) -> "FoldScores":
+        """Return the scores of some of the units."""
+        return FoldScores(
+            self.is_target[chosen], self.scores[chosen], self.groups[chosen], self.sources[chosen]
+        )
 
 
-def choose_fold_scores(units: Predicted, groups: NDArray[np.str_], *, seed: int = 0) -> FoldScores:
+def choose_fold_scores(
+    units: Predicted, groups: NDArray[np.str_], sources: NDArray[np.str_], *, seed: int = 0
+) -> FoldScores:
     """Return the scores of one random target image and one other image of each group.
 
     Args:
         units: the predictions of one fold.
         groups: ``(N,)``, the group of each image.
+        sources: ``(N,)``, the source of each image.
         seed: seed of the draw.
     """
     targets, others = choose_units(
         units.is_target, np.unique(groups, return_inverse=True)[1], seed=seed
     )
     chosen = np.concatenate([targets, others])
-    return FoldScores(units.is_target[chosen], units.scores[chosen], groups[chosen])
+    return FoldScores(
+        units.is_target[chosen], units.scores[chosen], groups[chosen], sources[chosen]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +71,14 @@ class Objective:
     Attributes:
         kind: melanoma_recall, specificity, auroc or partial_auroc.
         at: the fixed specificity or sensitivity, in (0, 1); None for the areas.
+        within_source: whether only units of the same source are compared, so that nothing is gained
+            by recognising a camera. Each source has its own threshold; sources are pooled like
+            folds.
     """
 
     kind: str
     at: float | None = None
+    within_source: bool = False
 
     @staticmethod
     def parse(text: str) -> "Objective":
@@ -68,12 +86,14 @@ class Objective:
 
         Args:
             text: ``melanoma_recall@specificity=S`` or ``specificity@sensitivity=S`` with S in
-                (0, 1), ``auroc`` or ``partial_auroc``.
+                (0, 1), ``auroc`` or ``partial_auroc``; with ``,within=source`` behind it, within
+                sources.
 
         Raises:
             SettingError: if it is none of these.
         """
-        kind, _, condition = text.partition("@")
+        whole = text.removesuffix(WITHIN_SOURCE)
+        kind, _, condition = whole.partition("@")
         name, _, number = condition.partition("=")
         try:
             at = float(number) if number else None
@@ -83,12 +103,14 @@ class Objective:
         if known is None or not known.takes(name, at):
             forms = ", ".join(f"{kind}{known.condition}" for kind, known in _KINDS.items())
             raise SettingError(
-                f"The objective must be one of {forms}, with S in (0, 1); it is {text}."
+                f"The objective must be one of {forms}, with S in (0, 1), and may end in"
+                f" {WITHIN_SOURCE}; it is {text}."
             )
-        return Objective(kind, at)
+        return Objective(kind, at, whole != text)
 
     def __str__(self) -> str:
-        return self.kind if self.at is None else f"{self.kind}@{_KINDS[self.kind].held}={self.at:g}"
+        condition = "" if self.at is None else f"@{_KINDS[self.kind].held}={self.at:g}"
+        return f"{self.kind}{condition}{WITHIN_SOURCE if self.within_source else ''}"
 
     def of_fold(self, fold: FoldScores, weights: FloatArray) -> tuple[float, float]:
         """Return the value of one fold and its weight among the folds.
@@ -100,14 +122,20 @@ class Objective:
         Returns:
             The value in [0, 1] and its weight; both are 0 if the value is undefined.
         """
+        if not self.within_source:
+            return self._of_units(fold, weights)
+        masks = [fold.sources == source for source in np.unique(fold.sources)]
+        return _pooled([self._of_units(fold.where(mask), weights[mask]) for mask in masks])
+
+    def _of_units(self, units: FoldScores, weights: FloatArray) -> tuple[float, float]:
         targets, others = (
-            float(weights[fold.is_target].sum()),
-            float(weights[~fold.is_target].sum()),
+            float(weights[units.is_target].sum()),
+            float(weights[~units.is_target].sum()),
         )
         if targets == 0 or others == 0:
             return 0.0, 0.0
         kind = _KINDS[self.kind]
-        return kind.value(fold, weights, self.at or 0.0), kind.weight(targets, others)
+        return kind.value(units, weights, self.at or 0.0), kind.weight(targets, others)
 
     def score(self, folds: Sequence[FoldScores]) -> float:
         """Return the value over all folds, in [0, 1]; NaN if no fold holds targets and others."""
@@ -115,9 +143,16 @@ class Objective:
 
     def score_weighted(self, folds: Sequence[FoldScores], weights: Sequence[FloatArray]) -> float:
         """Return the value over all folds with a weight for every unit, ``(N,)`` for each fold."""
-        parts = [self.of_fold(fold, weight) for fold, weight in zip(folds, weights, strict=True)]
-        total = sum(weight for _, weight in parts)
-        return sum(value * weight for value, weight in parts) / total if total else float("nan")
+        value, total = _pooled(
+            [self.of_fold(fold, weight) for fold, weight in zip(folds, weights, strict=True)]
+        )
+        return value if total else float("nan")
+
+
+def _pooled(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the weighted mean of some values and the sum of their weights; both may be 0."""
+    total = sum(weight for _, weight in parts)
+    return (sum(value * weight for value, weight in parts) / total if total else 0.0), total
 
 
 def _partial_auroc(fold: FoldScores, weights: FloatArray, at: float) -> float:
@@ -216,7 +251,8 @@ def paired_difference(
 ) -> Difference:
     """Return the difference between two settings over the same seeds and folds.
 
-    The percentile interval draws groups within each fold, the same groups for both settings.
+    The percentile interval draws groups within each fold, the same groups for both settings, and
+    seeds: a setting is more than the networks that some seeds made of it.
 
     Args:
         objective: the number to compare.
@@ -245,15 +281,14 @@ def paired_difference(
     members = [np.unique(fold.groups, return_inverse=True)[1] for fold in ours[0]]
 
     def mean_difference(weights: Sequence[FloatArray]) -> float:
-        pairs = zip(ours, theirs, strict=True)
-        return float(
-            np.mean(
-                [
-                    objective.score_weighted(a, weights) - objective.score_weighted(b, weights)
-                    for a, b in pairs
-                ]
-            )
-        )
+        drawn = np.bincount(rng.integers(0, len(ours), len(ours)), minlength=len(ours))
+        pairs = zip(ours, theirs, drawn, strict=True)
+        differences = [
+            times * (objective.score_weighted(a, weights) - objective.score_weighted(b, weights))
+            for a, b, times in pairs
+            if times
+        ]
+        return float(np.sum(differences) / len(ours))
 
     drawn = []
     for _ in range(num_draws):

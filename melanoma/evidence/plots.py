@@ -1,6 +1,6 @@
 """The plots of an evaluation. Knows numbers, but not bundles or files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
-from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.metrics import clopper_pearson, effective_number
 from melanoma.evidence.operating_point import is_referred
 
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"
@@ -90,14 +90,18 @@ def plot_precision_recall(
     return figure
 
 
-def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> Figure:
+def plot_reliability(
+    is_target: BoolArray, scores: FloatArray, groups: IntArray, *, noun: str
+) -> Figure:
     """Draw the reliability diagram of the targets.
 
-    Ten bins of equal width show their Clopper-Pearson intervals and numbers of images.
+    Ten bins of equal width show their numbers of units, and Clopper-Pearson intervals with the
+    effective number of groups.
 
     Args:
         is_target: ``(N,)``.
         scores: ``(N,)``, probabilities of the targets.
+        groups: ``(N,)`` integers, the group of each unit.
         noun: what a target is called.
     """
     figure, axes = new_axes(
@@ -109,7 +113,8 @@ def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> 
     bins = np.minimum((scores * 10).astype(int), 9)
     for index in np.unique(bins):
         chosen = bins == index
-        low, high = clopper_pearson(int(is_target[chosen].sum()), int(chosen.sum()))
+        num = effective_number(groups[chosen])
+        low, high = clopper_pearson(float(is_target[chosen].mean()) * num, num)
         axes.plot([scores[chosen].mean()] * 2, [low, high], color=MUTED, lw=1.4)
         axes.plot(scores[chosen].mean(), is_target[chosen].mean(), "o", color=INK, ms=6)
         axes.annotate(
@@ -121,6 +126,32 @@ def plot_reliability(is_target: BoolArray, scores: FloatArray, *, noun: str) -> 
             color=INK,
         )
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
+    return figure
+
+
+def plot_decision_curve(
+    rows: Sequence[Mapping[str, float]], threshold: float, *, noun: str
+) -> Figure:
+    """Draw the net benefit of referring by the network, of referring all, and of referring no one.
+
+    Args:
+        rows: threshold, network and refer_all.
+        threshold: the bundle's threshold.
+        noun: what a target is called.
+    """
+    figure, axes = new_axes(
+        f"{noun.capitalize()}: decision curve", "threshold probability", "net benefit"
+    )
+    x = [row["threshold"] for row in rows]
+    axes.plot(x, [row["refer_all"] for row in rows], color=MUTED, lw=1.4, label="refer all")
+    axes.axhline(0, color=MUTED, lw=1, ls=":", label="refer no one")
+    network = [row["network"] for row in rows]
+    axes.plot(x, network, color=INK, lw=1.8, label="refer by the network")
+    if x[0] <= threshold <= x[-1]:
+        axes.axvline(threshold, color=ACCENT, lw=1, label="the bundle's threshold")
+    top = max(*network, 0.01)
+    axes.set(xlim=(0, x[-1]), ylim=(-0.3 * top, 1.15 * top))
+    axes.legend(frameon=False, loc="upper right", fontsize=9)
     return figure
 
 

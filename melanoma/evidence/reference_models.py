@@ -12,16 +12,13 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 
 from melanoma.arrays import BoolArray, FloatArray
-from melanoma.evidence.operating_point import CONFIDENCE
+from melanoma.evidence.metrics import MIN_TARGETS, auroc_interval
 from melanoma.io.typed import Strict
 
+CONFIDENCE = 0.95
+"""One-sided, of a contract and of the comparison that it needs."""
 MARGIN = 0.02
 """Least difference that counts: another model of the same records differs by less."""
 SOURCE = "source"
@@ -32,7 +29,7 @@ CATEGORIES, AGE = (SOURCE, "sex", "site"), "age"
 def reference_scores(train: pd.DataFrame, is_target: BoolArray, rows: pd.DataFrame) -> FloatArray:
     """Return the scores of a model that sees no image: a logistic regression on the records.
 
-    It sees source, sex, site and age, as far as they vary in the training rows.
+    It sees the `known_columns` of the training rows.
 
     Args:
         train: records to fit it to.
@@ -42,21 +39,64 @@ def reference_scores(train: pd.DataFrame, is_target: BoolArray, rows: pd.DataFra
     Returns:
         ``(N,)`` in [0, 1]. All are equal if there is nothing to fit.
     """
-    categories = [name for name in CATEGORIES if train[name].nunique(dropna=True) > 1]
+    known = known_columns(train)
+    if not known or is_target.all() or not is_target.any():
+        return np.full(len(rows), float(np.mean(is_target)) if len(is_target) else 0.0)
+    # A server reads bundles and fits nothing; the import takes a second.
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, SplineTransformer
+
+    categories = [name for name in known if name != AGE]
     steps: list[tuple[str, object, list[str]]] = []
     if categories:
         steps.append(("categories", OneHotEncoder(handle_unknown="ignore"), categories))
-    if train[AGE].nunique(dropna=True) > 1:
+    if AGE in known:
         age = make_pipeline(
             SimpleImputer(strategy="median", add_indicator=True), SplineTransformer(n_knots=4)
         )
         steps.append((AGE, age, [AGE]))
-    if not steps or is_target.all() or not is_target.any():
-        return np.full(len(rows), float(np.mean(is_target)) if len(is_target) else 0.0)
     model = make_pipeline(ColumnTransformer(steps), LogisticRegression(max_iter=1000))
     model.fit(train, is_target)
     scores: FloatArray = model.predict_proba(rows)[:, 1]
     return scores
+
+
+def known_columns(train: pd.DataFrame) -> tuple[str, ...]:
+    """Return the columns that a reference model can use: those that vary among some records."""
+    return tuple(name for name in (*CATEGORIES, AGE) if train[name].nunique(dropna=True) > 1)
+
+
+def compare_with_references(
+    is_target: BoolArray,
+    scores: FloatArray,
+    rows: pd.DataFrame,
+    train: pd.DataFrame,
+    trained_target: BoolArray,
+) -> tuple["Comparison", ...]:
+    """Compare a network with models that see no image, within sources.
+
+    The first knows the source alone, so that it ranks within a source at random. The second also
+    knows age, sex and site, as far as they vary.
+
+    Args:
+        is_target: ``(N,)`` of independent units.
+        scores: ``(N,)`` of the network.
+        rows: the N records.
+        train: records to fit the reference model to.
+        trained_target: ``(len(train),)``.
+    """
+    sources = rows[SOURCE].tolist()
+    blind = compare_within_sources(
+        is_target, scores, np.zeros(len(rows)), sources, columns=(SOURCE,)
+    )
+    known = known_columns(train)
+    if set(known) <= {SOURCE}:
+        return (blind,)
+    reference = reference_scores(train, trained_target, rows)
+    return blind, compare_within_sources(is_target, scores, reference, sources, columns=known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +154,8 @@ def compare_within_sources(
         confidence: of the lower bound, in (0, 1).
 
     Returns:
-        The comparison. Without a source that holds both, both AUROCs are 0.5 and the bound is -1.
+        The comparison. Without a source that holds both, both AUROCs are 0.5. With fewer than
+        `MIN_TARGETS` targets or others in such sources nothing is shown, and the bound is -1.
     """
     both = np.stack([scores, reference]).astype(np.float64)
     aurocs, pairs, variances, targets, others = [], [], [], 0, 0
@@ -138,6 +179,8 @@ def compare_within_sources(
     network, blind = (float(value) for value in weights @ np.array(aurocs))
     deviation = float(np.sqrt(weights**2 @ np.array(variances)))
     low = network - blind - NormalDist().inv_cdf(confidence) * deviation
+    if min(targets, others) < MIN_TARGETS:
+        low = -1.0
     return Comparison(network, blind, low, confidence, columns, len(pairs), targets, others)
 
 
@@ -161,3 +204,19 @@ def _placements(of_target: FloatArray, of_other: FloatArray) -> tuple[FloatArray
 def _variance_of_mean(values: FloatArray) -> float:
     # One unit does not show the spread: take the largest that values in [-1, 1] can have.
     return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 1.0
+
+
+def within_source_auroc(
+    is_target: BoolArray, scores: FloatArray, sources: Sequence[str]
+) -> dict[str, float]:
+    """Return the AUROC among units of the same source, with its two-sided 95 % interval.
+
+    The interval is NaN where `auroc_interval` has none.
+    """
+    found = compare_within_sources(is_target, scores, np.zeros(len(scores)), sources, columns=())
+    if not found.num_sources:
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    counts = pd.crosstab(np.asarray(sources, dtype=str), is_target)
+    both = counts[(counts > 0).all(axis=1)]
+    low, high = auroc_interval(found.auroc, both[True].to_numpy(), both[False].to_numpy())
+    return {"value": found.auroc, "low": low, "high": high, "num_sources": found.num_sources}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
-from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, Predictor
+from melanoma.bundle.packing import all_images
+from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, UNUSUAL, Predictor
 from melanoma.bundle.probes import probe_images
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import BundleError
@@ -62,13 +63,13 @@ def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
         (lambda m: m.pop("operating_point"), "damaged at operating_point"),
         (lambda m: m["task"]["classes"].pop(), "about the classes|a number for each of 6 classes"),
         (lambda m: m["task"].update(targets=["wart"]), "targets of a task"),
-        (lambda m: m.update(format_version=99), "format version of the bundle must be 2; it is 99"),
+        (lambda m: m.update(format_version=99), "format version of the bundle must be 3; it is 99"),
         (
             lambda m: m["operating_point"].update(threshold=0.9),
             "must follow from calibration.parquet",
         ),
         (
-            lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.99),
+            lambda m: m["operating_point"]["contract"].update(specificity_low=0.99),
             "must follow from calibration.parquet",
         ),
         (
@@ -127,11 +128,16 @@ def test_the_calibration_table_leads_back_to_nobody(bundle_dir: Path) -> None:
 
 
 def test_the_contract_counts_one_image_a_group(bundle_dir: Path, prepared: PreparedData) -> None:
-    contract = load_bundle(bundle_dir).operating_point.contract
-    calibration = prepared.rows("calibration")
+    manifest = load_bundle(bundle_dir).manifest
+    contract, calibration = manifest.operating_point.contract, prepared.rows("calibration")
+    unusual = manifest.usual_images.are_unusual(all_images(ImageDataset(prepared, calibration)))
+    assert unusual.any()
+    everything, calibration = calibration, calibration[~unusual]
+    in_all = everything.loc[everything["dx"] == "mel", "group"].nunique()
+    assert contract.num_target + contract.num_target_unassessed == in_all
     assert contract.num_target == calibration.loc[calibration["dx"] == "mel", "group"].nunique()
     assert contract.num_other == calibration.loc[calibration["dx"] != "mel", "group"].nunique()
-    assert contract.population == "phantom, calibration split"
+    assert (contract.population, contract.unit) == ("phantom", "one image per patient")
 
 
 def test_batches_do_not_change_an_answer(bundle_dir: Path, prepared: PreparedData) -> None:
@@ -155,7 +161,9 @@ def test_explaining_does_not_change_an_answer(bundle_dir: Path) -> None:
         assert b.heatmap.min() >= 0
 
 
-def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
+def test_without_a_met_contract_nothing_is_decided(
+    bundle_dir: Path, prepared: PreparedData
+) -> None:
     import dataclasses
 
     bundle = load_bundle(bundle_dir)
@@ -166,24 +174,35 @@ def test_without_a_met_contract_nothing_is_decided(bundle_dir: Path) -> None:
     bundle = dataclasses.replace(
         bundle, manifest=dataclasses.replace(bundle.manifest, operating_point=unmet)
     )
-    images = probe_images(bundle.preprocess.stored_shape)
+    calibration = ImageDataset(prepared, prepared.rows("calibration"))
+    usual = ~bundle.manifest.usual_images.are_unusual(all_images(calibration))
+    images = [calibration.images([place])[0].numpy() for place in np.flatnonzero(usual)[:5]]
     assert {(p.decision, p.warnings) for p in Predictor(bundle).predict(images)} == {
         ("cannot_assess", (NO_CONTRACT,))
     }
     allowed = Predictor(bundle, allow_uncontracted=True).predict(images)
-    assert all(p.warnings == (UNCONTRACTED,) and p.decision != "cannot_assess" for p in allowed)
+    assert all(p.warnings[0] == UNCONTRACTED and p.decision != "cannot_assess" for p in allowed)
+
+
+def test_an_unusual_image_is_not_assessed(bundle_dir: Path) -> None:
+    predictor = Predictor(load_bundle(bundle_dir))
+    noise = probe_images(predictor.bundle.preprocess.stored_shape)
+    assert {(p.decision, p.warnings) for p in predictor.predict(noise)} == {
+        ("cannot_assess", (UNUSUAL,))
+    }
 
 
 def test_a_broken_network_gives_no_answer(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
     with pytest.raises(FloatingPointError):
-        predictor.interpret(np.full((1, 7), np.nan), np.ones(1))
+        predictor.interpret(np.full((1, 7), np.nan), np.ones(1), np.zeros(1, dtype=bool))
 
 
 def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir))
     logits = torch.linspace(-4, 4, 41)[:, None] * torch.eye(7)[MELANOMA_INDEX][None]
-    for prediction in predictor.interpret(logits.numpy(), np.ones(len(logits))):
+    usual = np.zeros(len(logits), dtype=bool)
+    for prediction in predictor.interpret(logits.numpy(), np.ones(len(logits)), usual):
         expected = (
             "refer"
             if prediction.probabilities[MELANOMA_INDEX]
@@ -220,10 +239,10 @@ def test_a_contract_is_recomputed_to_rounding(copied: Path) -> None:
     _edit(
         copied,
         lambda m: m["operating_point"]["contract"].update(
-            sensitivity_low=m["operating_point"]["contract"]["sensitivity_low"] * (1 + 1e-13)
+            specificity_low=m["operating_point"]["contract"]["specificity_low"] * (1 + 1e-13)
         ),
     )
     load_bundle(copied)
-    _edit(copied, lambda m: m["operating_point"]["contract"].update(sensitivity_low=0.95))
+    _edit(copied, lambda m: m["operating_point"]["contract"].update(specificity_low=0.95))
     with pytest.raises(BundleError, match="must follow"):
         load_bundle(copied)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,72 @@ def test_validation_moves_the_calibrator_and_test_moves_nothing(
         _manifest(trained, tiny_config, test, tmp_path / "test")["operating_point"]
         == plain["operating_point"]
     )
+
+
+def test_a_network_that_knows_nothing_on_validation_promises_nothing(
+    trained: torch.nn.Module, tiny_config: TrainConfig, prepared: PreparedData, tmp_path: Path
+) -> None:
+    """However well it does on the calibration split."""
+    validation = _shuffle_labels(
+        prepared, (prepared.records["split"] == "train") & (prepared.records["fold"] == 0)
+    )
+    manifest = _manifest(trained, tiny_config, validation, tmp_path / "bundle")
+    contract = manifest["operating_point"]["contract"]
+    assert (contract["status"], contract["reason"]) == ("unmet", "uninformative")
+    assert contract["difference_low"] == min(
+        found["difference_low"] for found in manifest["reference_models"]
+    )
+
+
+def test_the_access_is_logged_before_calibration_is_read(
+    trained: torch.nn.Module,
+    tiny_config: TrainConfig,
+    prepared: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = PreparedData.rows
+
+    def crash(self: PreparedData, split: str, **folds: int) -> pd.DataFrame:
+        if split == "calibration":
+            raise OSError("the disk is gone")
+        return rows(self, split, **folds)
+
+    before = len(prepared.accesses("calibration"))
+    monkeypatch.setattr(PreparedData, "rows", crash)
+    with pytest.raises(OSError, match="gone"):
+        _manifest(trained, tiny_config, prepared, tmp_path / "bundle")
+    assert len(prepared.accesses("calibration")) == before + 1
+
+
+def test_the_same_network_keeps_its_number(
+    trained: torch.nn.Module, tiny_config: TrainConfig, prepared: PreparedData, tmp_path: Path
+) -> None:
+    numbers = [
+        _manifest(trained, tiny_config, prepared, tmp_path / name)["operating_point"]["contract"][
+            "access"
+        ]
+        for name in ("once", "twice")
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def test_the_card_holds_the_figures_of_the_manifest(
+    bundle_dir: Path, prepared: PreparedData
+) -> None:
+    manifest = json.loads((bundle_dir / "manifest.json").read_text())
+    card = (bundle_dir / "MODEL_CARD.md").read_text()
+    contract = manifest["operating_point"]["contract"]
+    for line in (
+        f"| number of this network on the calibration split | {contract['access']} |",
+        f"| targets, others | {contract['num_target']}, {contract['num_other']} |",
+        f"| misses allowed | {contract['misses_allowed']} |",
+        f"| expected sensitivity | {contract['sensitivity_expected']:.3f} |",
+        f"AUROC of the targets is {manifest['validation']['auroc']:.3f}",
+        f"| {len(prepared.rows('train'))} | {prepared.manifest.num_targets('train')} |",
+        *(f"| {each['difference_low']:+.3f} |" for each in manifest["reference_models"]),
+    ):
+        assert line in card, line
+    items = [line for line in card.splitlines() if re.match(r"\| \d+ ", line)]
+    assert len(items) == 27
+    assert sum("not done" in line for line in items) > 5

@@ -10,11 +10,12 @@ from melanoma.data.records import read_source
 from melanoma.data.splits import draw_splits
 from melanoma.evidence.operating_point import choose_units
 from melanoma.evidence.reference_models import (
-    MARGIN,
     Comparison,
     compare_within_sources,
     reference_scores,
+    within_source_auroc,
 )
+from tests.figures import keep_if_asked
 from tests.tasks import HAM
 
 
@@ -68,6 +69,47 @@ def test_the_bound_keeps_its_confidence() -> None:
         ours, theirs = (1.2 * is_target + row + rng.normal(size=400) for _ in range(2))
         above += _compare(is_target, ours, reference=theirs, sources=sources).difference_low > 0
     assert above / 600 == pytest.approx(0.05, abs=0.03)
+
+
+def _covered(num_target: int, num_other: int, auroc: float, *, repeats: int) -> float:
+    """Return how often the interval of the AUROC within three sources holds the true value."""
+    rng, distance, held = np.random.default_rng(0), np.sqrt(2) * norm.ppf(auroc), 0
+    is_target = np.arange(num_target + num_other) < num_target
+    for _ in range(repeats):
+        # Most others come from a source with few targets, and every source shifts the scores.
+        of_target = rng.choice(3, num_target, p=[0.1, 0.45, 0.45])
+        of_other = rng.choice(3, num_other, p=[0.55, 0.22, 0.23])
+        sources = np.concatenate([of_target, of_other])
+        scores = rng.normal(size=len(sources)) + distance * is_target + sources
+        found = within_source_auroc(is_target, scores, sources.astype(str).tolist())
+        held += found["low"] <= auroc <= found["high"]
+    return held / repeats
+
+
+@pytest.mark.parametrize("auroc", [0.8, 0.95])
+def test_the_interval_within_sources_covers_the_truth(auroc: float) -> None:
+    assert _covered(15, 150, auroc, repeats=300) >= 0.92
+
+
+@pytest.mark.drill
+def test_the_interval_within_sources_covers_the_truth_over_a_grid() -> None:
+    rows = []
+    for num_target, num_other in ((10, 100), (15, 150), (30, 300), (89, 990)):
+        row = {"melanomas, others, in three sources": f"{num_target}, {num_other}"}
+        for auroc in (0.7, 0.8, 0.9, 0.95, 0.98):
+            covered = _covered(num_target, num_other, auroc, repeats=1500)
+            row[f"AUROC {auroc}"] = f"{covered:.1%}"
+            assert covered >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / 1500), (num_target, auroc)
+        rows.append(row)
+    keep_if_asked("auroc-within", rows)
+
+
+def test_fewer_than_ten_targets_show_nothing() -> None:
+    """Even where each ranks right: one in six such draws does by chance."""
+    is_target, sources = np.array([True, True, False, False]), np.full(4, "A")
+    scores = np.array([0.9, 0.8, 0.2, 0.1])
+    assert not _compare(is_target, scores, sources=sources).is_informative
+    assert np.isnan(within_source_auroc(is_target, scores, sources.tolist())["low"])
 
 
 def test_a_reference_model_sees_what_varies() -> None:
@@ -129,4 +171,3 @@ def test_on_ham10000_the_camera_is_not_informative_and_a_network_is(shared: Path
     assert sum(found["camera"]) == 0
     assert sum(found["records"]) <= 1
     assert sum(found["network"]) >= 16
-    assert MARGIN > 0

@@ -37,7 +37,10 @@ def _table(rows: list[tuple[str, str, int, float]]) -> pd.DataFrame:
     )
     named = {f"probability_{name}": probabilities[:, index] for index, name in enumerate(CLASSES)}
     image_ids = [f"I{number:03d}" for number in range(len(rows))]
-    return table.drop(columns="melanoma").assign(image_id=image_ids, split="test", **named)
+    known = {"source": "a", "dx_type": "histology", "sex": "male", "age": 40.0, "site": "back"}
+    return table.drop(columns="melanoma").assign(
+        image_id=image_ids, split="test", skin_type="", ita=30.0, decision="refer", **known, **named
+    )
 
 
 def _evaluated(bundle: Bundle, table: pd.DataFrame, **values: Any) -> Evaluated:
@@ -159,3 +162,99 @@ def test_what_was_left_out_is_in_every_artefact(split: str, bundle: Bundle, tmp_
         for page in pypdfium2.PdfDocument(tmp_path / "report.pdf")
     )
     assert "7 images were left out" in " ".join(text.split())
+
+
+def _mixed() -> pd.DataFrame:
+    """Return 60 melanomas and 240 nevi of two sources, the second of which has few melanomas."""
+    rng = np.random.default_rng(0)
+    is_target = np.arange(300) < 60
+    source = np.where(rng.random(300) < np.where(is_target, 0.1, 0.6), "b", "a")
+    scores = np.clip(0.3 + 0.4 * is_target - 0.2 * (source == "b") + rng.normal(0, 0.2, 300), 0, 1)
+    labels = np.where(is_target, MELANOMA_INDEX, NEVUS)
+    rows = [(f"L{i}", f"L{i}", int(labels[i]), float(scores[i])) for i in range(300)]
+    return _table(rows).assign(source=source, dx_type=np.where(source == "b", "follow_up", ""))
+
+
+def test_the_network_stands_beside_models_that_see_no_image(bundle: Bundle, tmp_path: Path) -> None:
+    table = _mixed()
+    evaluated = _evaluated(
+        bundle, table, split="test", population="some", same_splits=True, train=table
+    )
+    report = write_report(evaluated, tmp_path)
+    (found,) = report["reference_models"]  # nothing but the source differs
+    assert found["columns"] == ["source"]
+    assert found["within_source"]["reference_auroc"] == pytest.approx(0.5)
+    assert found["pooled"]["reference_auroc"] > 0.65
+    assert found["within_source"]["auroc"] == pytest.approx(report["within_source"]["value"])
+    assert found["pooled"]["auroc"] == pytest.approx(report["contract_unit"]["auroc"]["value"])
+    lead = found["pooled"]["difference"]
+    assert lead["low"] < lead["value"] < lead["high"]
+    assert set(report["by_source"]) == {"a", "b"}
+    assert set(report["by_reference_standard"]) == {"follow_up", "unknown"}
+    assert report["by_source"]["b"]["few_targets"]
+    page = (tmp_path / "report.html").read_text()
+    for title in ("By source", "Beside models", "Referred by class", "At other prevalences"):
+        assert title in page, title
+    text = " ".join(
+        page.get_textpage().get_text_range()
+        for page in pypdfium2.PdfDocument(tmp_path / "report.pdf")
+    )
+    for title in ("By reference standard", "too few", "Where the numbers come from"):
+        assert title in " ".join(text.split()), title
+
+
+def test_missed_melanomas_are_named_and_the_table_adds_up(bundle: Bundle, tmp_path: Path) -> None:
+    table = _mixed()
+    report = _report(bundle, table, tmp_path)
+    missed = table[(table["label"] == MELANOMA_INDEX) & (table["probability_mel"] < 0.5)]
+    assert {row["image_id"] for row in report["missed_targets"]} == set(missed["image_id"])
+    counts = report["contract_unit"]["table"]
+    assert counts["missed_target"] == len(missed)
+    assert sum(counts.values()) == 300 == report["contract_unit"]["num_groups"]
+    assert report["by_class"]["mel"]["referred"] == counts["referred_target"]
+    (row, *_) = report["at_prevalence"]
+    value = row["positive_predictive_value"]
+    assert value["low"] < value["value"] < value["high"]
+
+
+def test_images_that_the_bundle_knows_are_not_counted(bundle: Bundle, tmp_path: Path) -> None:
+    table = _mixed()
+    known = frozenset(table["image_id"][:30])
+    evaluated = _evaluated(
+        bundle, table, split="external", population="some", same_splits=False, known=known
+    )
+    report = write_report(evaluated, tmp_path)
+    is_known = table["group"].isin(set(table["group"][:30])).to_numpy()
+    assert report["flow"] == {
+        "images": 300,
+        "known_to_the_bundle": is_known.sum(),
+        "cannot_assess": 0,
+        "numbers_rest_on_known": False,
+        "judged": 300 - is_known.sum(),
+        "left_out": 0,
+    }
+    is_target = (table["label"] == MELANOMA_INDEX).to_numpy()
+    assert report["contract"]["num_target"] == table["group"][is_target & ~is_known].nunique()
+    assert report["contract"]["status"] != "none"
+    everything = dataclasses.replace(evaluated, known=frozenset(table["image_id"]))
+    assert write_report(everything, tmp_path)["contract"]["status"] == "none"
+
+
+def test_images_that_are_not_assessed_are_counted_apart(bundle: Bundle, tmp_path: Path) -> None:
+    table = _mixed()
+    is_target = (table["label"] == MELANOMA_INDEX).to_numpy()
+    refused = np.zeros(len(table), dtype=bool)
+    refused[np.flatnonzero(is_target)[:3]] = refused[np.flatnonzero(~is_target)[:20]] = True
+    table.loc[refused, "decision"] = "cannot_assess"
+    report = _report(bundle, table, tmp_path)
+    assert (report["flow"]["images"], report["flow"]["cannot_assess"]) == (300, 23)
+    assert (report["image"]["num"], report["image"]["num_target"]) == (277, is_target.sum() - 3)
+    cell = report["cannot_assess"]["mel"]
+    assert (cell["num"], cell["refused"]) == (is_target.sum(), 3)
+    assert "Answered with cannot_assess" in (tmp_path / "report.html").read_text()
+
+
+def test_without_lesion_ids_there_is_no_lesion_level(bundle: Bundle, tmp_path: Path) -> None:
+    report = _report(bundle, _mixed().assign(lesion_id=""), tmp_path)
+    assert "lesion" not in report
+    assert "per lesion" not in (tmp_path / "report.html").read_text()

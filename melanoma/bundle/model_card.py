@@ -1,0 +1,221 @@
+"""Writes MODEL_CARD.md from the data set and the manifest of a bundle: no figure is typed in.
+
+The checklist is TRIPOD+AI (Collins et al., BMJ 2024). What was not done is said to be not done.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+import pandas as pd
+
+from melanoma.bundle.manifest import BundleManifest
+from melanoma.config import DISCLAIMER
+from melanoma.data.dataset import PreparedData
+from melanoma.data.splits import SPLITS
+from melanoma.evidence.reference_models import Comparison
+
+_NOT_DONE = "**not done**"
+_REPORT = "the report of `melanoma evaluate`"
+_TRIPOD = (
+    ("1 Title", "this card"),
+    ("2 Abstract", "the section Summary"),
+    ("3 Background", "docs/concepts.md; health inequalities: " + _NOT_DONE),
+    ("4 Objectives", "the section Use"),
+    ("5 Data", "the section Data; dates of collection: " + _NOT_DONE),
+    ("6 Participants", "as the data set's publisher states; eligibility of its own: " + _NOT_DONE),
+    ("7 Data preparation", "docs/data.md; what was left out: the section Data"),
+    ("8 Outcome", "the section Data, by reference standard; blinding: " + _NOT_DONE),
+    ("9 Predictors", "one image; age, sex and site are not used by the network"),
+    ("10 Sample size", "the section Contract; power: " + _REPORT),
+    ("11 Missing data", "images without a diagnosis are left out and counted"),
+    ("12 Analytical methods", "docs/concepts.md and docs/training.md; the settings below"),
+    ("13 Class imbalance", "class weights of the loss; the calibrator"),
+    ("14 Fairness", "subgroups: " + _REPORT + "; measures against unfairness: " + _NOT_DONE),
+    ("15 Model output", "a calibrated probability of each class, and a decision at the threshold"),
+    ("16 Training versus evaluation", "groups never cross a split; the section Data"),
+    ("17 Ethical approval", "that of the data set's publisher; of its own: " + _NOT_DONE),
+    ("18 Open science", "code is open; protocol and registration: " + _NOT_DONE),
+    ("19 Patient and public involvement", _NOT_DONE),
+    ("20 Participants", "the section Data; subgroups: " + _REPORT),
+    ("21 Model development", "the section Data, images and targets of each split"),
+    ("22 Model specification", "the bundle itself; the settings below"),
+    ("23 Model performance", "the section Contract; with intervals, by source: " + _REPORT),
+    ("24 Model updating", _NOT_DONE),
+    ("25 Interpretation", "the section Limits"),
+    ("26 Limitations", "the section Limits"),
+    (
+        "27 Usability",
+        "unusual images get cannot_assess, docs/concepts.md; a study with users: " + _NOT_DONE,
+    ),
+)
+_STARD = (
+    ("Study design", "retrospective, on published images; registration and protocol: " + _NOT_DONE),
+    ("Participants", "as the publisher found them; consecutive or random series: " + _NOT_DONE),
+    ("Data sources, annotation, exclusions", "the section Data; docs/data.md"),
+    ("Partitions and their independence", "groups never cross a split; the section Data"),
+    ("Index test, version, input", "the bundle itself; the settings below"),
+    ("Cut-off, fixed beforehand", "the section Contract: calibration alone placed it"),
+    ("Reference standard", "the section Data; readers, blinding, time to biopsy: " + _NOT_DONE),
+    ("Indeterminate results", "cannot_assess; the section Contract and " + _REPORT),
+    ("Sample size", "the section Contract; power: " + _REPORT),
+    ("Accuracy with intervals, 2 x 2 table", _REPORT),
+    ("Variability, subgroups, shift", _REPORT + "; docs/evaluation.md"),
+    ("Bias and fairness", "subgroups: " + _REPORT + "; tested on persons: " + _NOT_DONE),
+    ("Readers with and without the test", _NOT_DONE),
+    ("Adverse events of test or standard", _NOT_DONE),
+    ("Code and data", "code is open; the data as their publisher allows"),
+    ("Funding, commercial interests", "**not stated**"),
+)
+
+
+def model_card(draft: BundleManifest, data: PreparedData) -> str:
+    """Return the text of the card.
+
+    Args:
+        draft: the manifest of the bundle, without files and version.
+        data: the data set on which it was trained.
+    """
+    config, task = draft.training_config, draft.task
+    contract = draft.operating_point.contract
+    settings = json.dumps(dataclasses.asdict(config), indent=2)
+    return f"""# Model card
+
+**{DISCLAIMER}**
+
+## Summary
+
+{contract.sentence(task)} Contract: **{contract.status}**.
+
+## Use
+
+- For research on triage of {task.noun[1]} in dermoscopic images, by people who know the limits of
+  such networks. Not for care of patients, not for self-examination.
+- Output: {", ".join(task.classes)} ({task.name}); {", ".join(task.targets)} must be referred.
+  {_others(draft)}
+- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px,
+  averaged over {config.data.tta} mirrored copies. Feature maps on a CPU:
+  {draft.cpu_backend.name}, {draft.cpu_backend.num_other_decisions} other decisions on
+  {draft.cpu_backend.num_images} images.
+
+## Data
+
+{data.manifest.population}, grouped by {", ".join(draft.group_columns)}. Split hash
+`{draft.split_hash[:16]}`.
+
+{_counts(data)}
+
+Left out: {_left_out(data)}.
+
+Reference standards, images of each:
+
+{_standards(data)}
+
+Licences of the data and of the start weights: **not stated**; those of their publishers hold for
+the bundle too. HAM10000 and many weights are not for commercial use.
+
+## Choice of the network
+
+Epoch {draft.best_epoch} of {config.optim.epochs} was chosen on validation fold
+{config.data.validation_fold}, where the AUROC of the targets is {draft.validation["auroc"]:.3f}.
+That is optimistic, because it chose the epoch. The comparison below is on the same fold.
+
+{_comparisons(draft.reference_models)}
+
+## Contract
+
+| | |
+|---|---|
+| status | {contract.status}{f", {contract.reason}" if contract.reason else ""} |
+| promised sensitivity, confidence | {contract.target_sensitivity}, {contract.confidence} |
+| number of this network on the calibration split | {contract.access} |
+| error that it may spend | {contract.error:.4f} |
+| unit | {contract.unit} |
+| targets, others | {contract.num_target}, {contract.num_other} |
+| further targets that got cannot_assess | {contract.num_target_unassessed} |
+| misses allowed | {contract.misses_allowed} |
+| expected sensitivity | {contract.sensitivity_expected:.3f} |
+| specificity, one-sided lower bound | {contract.specificity:.3f}, {contract.specificity_low:.3f} |
+
+## Limits
+
+- The promise holds for images like those of the calibration split. Other clinics, cameras, skin
+  tones and age groups were not looked at; the threshold is not valid for them without new
+  calibration.
+- A heatmap shows where the network looked. It does not show where disease is.
+- Probabilities are for a share of {contract.target_share:.1%} of {task.noun[1]}, that of the images
+  that the calibrator was fitted to.
+
+## TRIPOD+AI
+
+| item | where |
+|---|---|
+{_rows(_TRIPOD)}
+
+## STARD-AI
+
+What a report of diagnostic accuracy by software must tell (Sounderajah et al., Nature Medicine,
+2025), by theme:
+
+| theme | where |
+|---|---|
+{_rows(_STARD)}
+
+## Training settings
+
+```json
+{settings}
+```
+"""
+
+
+def _rows(pairs: Iterable[tuple[object, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in pairs)
+
+
+def _others(draft: BundleManifest) -> str:
+    malignant = ", ".join(draft.task.malignant)
+    return f"Not looked for, although malignant: {malignant}." if malignant else ""
+
+
+def _counts(data: PreparedData) -> str:
+    manifest, nouns = data.manifest, data.task.noun[1]
+    rows = [
+        (split, sum(manifest.counts[split].values()), manifest.num_targets(split))
+        for split in SPLITS
+        if split in manifest.counts
+    ]
+    return f"| split | images | of them {nouns} |\n|---|---|---|\n{_rows(rows)}"
+
+
+def _left_out(data: PreparedData) -> str:
+    counts = {reason: sum(by.values()) for reason, by in data.manifest.left_out.items()}
+    return ", ".join(f"{num} {reason}" for reason, num in counts.items()) or "nothing"
+
+
+def _standards(data: PreparedData) -> str:
+    records = data.records
+    named = records["dx_type"].replace("", "not recorded")
+    table = pd.crosstab(named, records["dx"].isin(data.task.targets))
+    rows = [
+        (name, int(counts.get(True, 0)), int(counts.get(False, 0)))
+        for name, counts in table.iterrows()
+    ]
+    return f"| standard | {data.task.noun[1]} | others |\n|---|---|---|\n{_rows(rows)}"
+
+
+def _comparisons(found: Iterable[Comparison]) -> str:
+    rows = [
+        (
+            " + ".join(each.columns),
+            f"{each.auroc:.3f}",
+            f"{each.reference_auroc:.3f}",
+            f"{each.difference_low:+.3f}",
+        )
+        for each in found
+    ]
+    head = "| a model that knows | AUROC, network | AUROC, model | difference, at least |"
+    return (
+        "Beside models that see no image, among images of the same source of that fold:\n\n"
+        f"{head}\n|---|---|---|---|\n{_rows(rows)}"
+    )

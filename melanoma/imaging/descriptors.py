@@ -1,0 +1,72 @@
+"""Light, colour and sharpness of an image as numbers, without any network.
+
+They tell a skin photograph taken through a dermatoscope from other pictures, and a usable one from
+a blurred or badly exposed one. Knows nothing of what is usual.
+"""
+
+import numpy as np
+from PIL import Image
+
+from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.imaging.letterbox import PADDING_RGB
+
+WIDTH, HEIGHT = 64, 48
+SCALES, NUM_DESCRIPTORS = 3, 21
+DARK, BRIGHT = 0.1, 0.95
+_TINY = 1e-5
+
+
+def descriptors(stored: Uint8Array) -> FloatArray:
+    """Return the descriptors of a stored image.
+
+    They are taken at 64 x 48 px, so that the resolution of the camera matters little.
+
+    Args:
+        stored: ``(H, W, 3)`` uint8; its padding is left out.
+
+    Returns:
+        ``(K,)`` float64: mean and standard deviation of each colour; the energy of a Laplacian at
+        three scales (log); three quantiles of the brightness; mean and standard deviation of the
+        saturation and of red minus blue; shares of dark and of bright pixels; the variances along
+        the principal colours (log).
+    """
+    small = Image.fromarray(without_padding(stored)).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+    pixels = np.asarray(small, dtype=np.float64) / 255
+    flat, grey = pixels.reshape(-1, 3), pixels.mean(axis=2)
+    saturation = flat.max(axis=1) - flat.min(axis=1)
+    warmth = flat[:, 0] - flat[:, 2]
+    variances = np.linalg.eigvalsh(np.cov(flat.T))
+    return np.array(
+        [
+            *flat.mean(axis=0),
+            *flat.std(axis=0),
+            *_sharpness(grey),
+            *np.quantile(grey, [0.05, 0.5, 0.95]),
+            *(saturation.mean(), saturation.std()),
+            *(warmth.mean(), warmth.std()),
+            *((grey < DARK).mean(), (grey > BRIGHT).mean()),
+            *np.log(np.maximum(variances, 0.0) + _TINY),
+        ]
+    )
+
+
+def _sharpness(grey: FloatArray) -> list[float]:
+    """Return the log variance of the Laplacian at full, half and quarter size."""
+    found = []
+    for _ in range(SCALES):
+        laplacian = (
+            4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2]
+        ) - grey[1:-1, 2:]
+        found.append(float(np.log(laplacian.var() + _TINY / 100)))
+        height, width = grey.shape
+        grey = grey.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    return found
+
+
+def without_padding(stored: Uint8Array) -> Uint8Array:
+    """Return the part of a stored image inside the padding of the letterbox."""
+    content = (stored != np.array(PADDING_RGB, np.uint8)).any(axis=2)
+    rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
+    if not len(rows):
+        return stored
+    return stored[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
