@@ -346,11 +346,12 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     )
     tune.add_argument(
         "--objective",
-        default="melanoma_recall@specificity=0.8",
         metavar="NAME",
         help=(
             "out-of-fold metric to maximise: melanoma_recall@specificity=S,"
-            " specificity@sensitivity=S, auroc or partial_auroc (default %(default)s)"
+            " specificity@sensitivity=S, auroc or partial_auroc; ,within=source behind it compares"
+            " images of the same source only (default melanoma_recall@specificity=0.8, within"
+            " sources where several have targets)"
         ),
     )
     tune.add_argument(
@@ -427,6 +428,15 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         action="store_true",
         help="leave out bad rows of a folder of images and list them in the report",
     )
+    evaluate.add_argument(
+        "--known",
+        type=path,
+        metavar="DATASET",
+        help=(
+            "prepared data set that the bundle was trained on; its records show what a model that"
+            " sees no image reaches on DATA"
+        ),
+    )
     _add_address(evaluate)
 
 
@@ -463,6 +473,16 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "--require-contract",
         action="store_true",
         help="exit with code 1 if the bundle's contract is not met",
+    )
+    command.add_argument(
+        "--accesses",
+        type=_positive,
+        metavar="N",
+        help=(
+            "declare, before the first, how many networks will be calibrated on this data set; each"
+            " may then be wrong about its promise with a probability of 0.05 / N (default: the k-th"
+            " with 0.05 / (k (k + 1)))"
+        ),
     )
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(

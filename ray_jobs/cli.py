@@ -190,7 +190,8 @@ def _config_of(args: argparse.Namespace) -> "TrainConfig":
     config = preset(args.preset)
     if args.set_file:
         config = type(config).from_dict(_settings(args.set_file))
-    return config.with_overrides(args.set)
+    declared = [f"accesses={args.accesses}"] if getattr(args, "accesses", None) else []
+    return config.with_overrides([*args.set, *declared])
 
 
 def _settings(path: "AnyPath") -> dict[str, Any]:
@@ -226,10 +227,12 @@ def _train(args: argparse.Namespace) -> int:
     )
     result = run_job(job, RayExecutor())
     validation = result.validation
+    within = validation.get("within_source_auroc", float("nan"))
     text = (
-        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, specificity"
-        f" at 90 % sensitivity {validation['specificity_at_sensitivity_90']:.3f} (optimistic,"
-        " because they chose the epoch)\ncontract"
+        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, within"
+        f" sources {within:.3f}, specificity at 90 % sensitivity"
+        f" {validation['specificity_at_sensitivity_90']:.3f} (with the mirrored copies of"
+        " prediction; optimistic, because they chose the epoch)\ncontract"
         f" {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
     )
     _print(args, result.as_dict(), text)
@@ -247,7 +250,7 @@ def _tune(args: argparse.Namespace) -> int:
     from melanoma.io.files import locked
     from melanoma.training.run import RESULT, check_data, check_network
     from ray_jobs.progress import say
-    from tune.pipeline import check_verdict, claim_search, describe_search
+    from tune.pipeline import check_verdict, claim_search, describe_search, usual_objective
     from tune.search import SearchPlan
     from tune.space import SearchSpace
 
@@ -261,7 +264,7 @@ def _tune(args: argparse.Namespace) -> int:
         config,
         args.weights,
         SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also),
-        Objective.parse(args.objective),
+        Objective.parse(args.objective) if args.objective else usual_objective(data),
         args.trials,
         args.searcher,
     )
@@ -374,6 +377,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             split=args.split,
             num_workers=args.workers,
             skip_bad=args.skip_bad,
+            known=args.known,
             executor=RayExecutor(),
             progress=progress,
         )

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from melanoma.data.dataset import open_prepared
 from melanoma.data.records import read_source
 from ray_jobs.progress import say
@@ -59,7 +61,7 @@ def main() -> int:
         return 2
     source, bundle = _train(args.data, args.out)
     stay = sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
-    image, dx = _unseen_image(source, args.out / "dataset")
+    image, dx = _unseen_image(source, args.out / "dataset", args.out / "evidence")
     with _serving(bundle) as (server, address):
         answer = _ask(address, image)
         _save(answer, args.out)
@@ -121,10 +123,16 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
     return source, bundle
 
 
-def _unseen_image(source: Path, prepared: Path) -> tuple[Path, str]:
-    """Return an image of the test split, of a target class if there is one, and its label."""
+def _unseen_image(source: Path, prepared: Path, evidence: Path) -> tuple[Path, str]:
+    """Return an image of the test split and its label.
+
+    It is one that the bundle assesses, of a target class if there is one.
+    """
     data = open_prepared(prepared)
+    decisions = pd.read_parquet(evidence / "predictions.parquet").set_index("image_id")["decision"]
     test = data.rows("test")
+    assessed = (test["image_id"].map(decisions) != "cannot_assess").to_numpy()
+    test = test[assessed] if assessed.any() else test
     row = test.sort_values("dx", key=lambda dx: ~dx.isin(data.task.targets), kind="stable").iloc[0]
     paths = read_source(source, data.task).records.set_index("image_id")["path"]
     return Path(paths[row["image_id"]]), str(row["dx"])

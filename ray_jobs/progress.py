@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -112,9 +113,12 @@ def _text(path: AnyPath) -> str:
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:
+    within = row["within_source_auroc"]
+    # One source alone needs no second number.
+    also = "" if math.isclose(within, row["auroc"]) else f" ({within:.3f} within sources)"
     return (
         f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.3f}, validation AUROC"
-        f" {row['auroc']:.3f}, specificity at 90 % sensitivity"
+        f" {row['auroc']:.3f}{also}, specificity at 90 % sensitivity"
         f" {row['specificity_at_sensitivity_90']:.3f}, macro-F1 {row['macro_f1']:.3f},"
         f" {row['train_seconds'] + row['validation_seconds']:.0f} s"
     )

@@ -27,8 +27,6 @@ SETTINGS = [
     "data.input_width=64",
     "--set",
     "optim.batch_size=16",
-    "--set",
-    "min_specificity=0",
 ]
 
 

@@ -25,12 +25,13 @@ from melanoma.imaging.letterbox import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.task import Task
 from melanoma.training.distributed import World
-from melanoma.training.losses import class_weights_from_counts, focal_terms
+from melanoma.training.losses import class_weights_from_counts, focal_terms, source_offsets
 from melanoma.training.muon import Muon
 from melanoma.training.networks import freeze, parameter_groups, train_mode, tta_logits
 from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
 
-SELECTION = "auroc"
+SELECTION = "within_source_auroc"
+"""What chooses the epoch. Among sources, recognising the camera would be rewarded."""
 PREDICT_BATCH = 64
 
 
@@ -170,7 +171,8 @@ class Training:
         train: images that the network learns from.
         validation: images on which the epoch is chosen.
         preprocess: from stored images to network input.
-        class_weights: ``(C,)``.
+        weights: ``(N,)``, of the losses of the N training images: their class weights.
+        offsets: ``(N, C)``, added to the logits of the N training images while training.
         task: what the classes mean.
         world: the processes that share the run.
         on_step: called with (epoch, step, num_steps, loss) on every rank; epoch and step count
@@ -181,7 +183,8 @@ class Training:
     train: ImageDataset
     validation: ImageDataset
     preprocess: Preprocess
-    class_weights: Tensor
+    weights: Tensor
+    offsets: Tensor
     task: Task
     world: World = dataclasses.field(default_factory=World)
     on_step: Callable[[int, int, int, float], None] | None = None
@@ -207,17 +210,24 @@ class Training:
         """
         fold, loss = config.data.validation_fold, config.loss
         rows = data.rows("train", without_fold=fold)
+        labels = torch.tensor(rows["label"].to_numpy())
         counts = [int((rows["label"] == label).sum()) for label in range(data.task.num_classes)]
         return Training(
             config=config,
             train=ImageDataset(data, rows),
             validation=ImageDataset(data, data.rows("train", fold=fold)),
             preprocess=Preprocess(data.stored_shape, config.data),
-            class_weights=class_weights_from_counts(
+            weights=class_weights_from_counts(
                 counts,
                 tau=loss.tau,
                 target_factor=loss.target_factor,
                 targets=data.task.target_indices,
+            )[labels],
+            offsets=source_offsets(
+                rows["label"].tolist(),
+                rows["source"].tolist(),
+                num_classes=data.task.num_classes,
+                strength=loss.source_offset,
             ),
             task=data.task,
             world=world or World(),
@@ -274,7 +284,12 @@ def fit(
                 "epoch": state.epoch,
                 "loss": loss,
                 "workers": training.world.size,
-                **validation_scores(training.task, predictions.labels, predictions.logits),
+                **validation_scores(
+                    training.task,
+                    predictions.labels,
+                    predictions.logits,
+                    training.validation.sources,
+                ),
                 "train_seconds": round(trained - started, 2),
                 "validation_seconds": round(time.monotonic() - trained, 2),
             }
@@ -291,7 +306,6 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     layers = depth_layers(model)
     keys = image_keys(training.train.image_ids)
     draws = uniform_draws(keys, seed=config.seed, epoch=state.epoch, num=NUM_DRAWS + len(layers))
-    weights = training.class_weights.to(device)
     size = input_size(config, state.epoch)
     train_mode(model)
     total = torch.zeros(2, dtype=torch.float64)
@@ -304,7 +318,14 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
         target = training.train.labels[mine].to(device)
         number = state.epoch * num_steps + step
         loss_sum, weight_sum = _step(
-            training, model, state, inputs, target=target, weights=weights, step=number
+            training,
+            model,
+            state,
+            inputs,
+            target=target,
+            offsets=training.offsets[mine].to(device),
+            weights=training.weights[mine].to(device),
+            step=number,
         )
         total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
         if training.on_step is not None:
@@ -325,6 +346,7 @@ def _step(
     inputs: Tensor,
     *,
     target: Tensor,
+    offsets: Tensor,
     weights: Tensor,
     step: int,
 ) -> tuple[float, float]:
@@ -345,7 +367,7 @@ def _step(
     with autocast(inputs.device):
         logits = model(inputs)
     loss_sum, weight_sum = focal_terms(
-        logits.float(), target, class_weights=weights, gamma=training.config.loss.gamma
+        logits.float() + offsets, target, weights=weights, gamma=training.config.loss.gamma
     )
     # DDP averages the gradients over ranks. Multiplied by the world size and divided by the weight
     # sum of the whole batch, that average is the gradient of the batch's weighted mean loss.

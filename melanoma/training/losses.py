@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +11,7 @@ from melanoma.config import check_gamma
 
 
 def focal_terms(
-    logits: Tensor, target: Tensor, *, class_weights: Tensor, gamma: float
+    logits: Tensor, target: Tensor, *, weights: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of the focal losses and the sum of the weights.
 
@@ -21,7 +22,7 @@ def focal_terms(
     Args:
         logits: ``(N, C)``.
         target: ``(N,)`` class indices.
-        class_weights: ``(C,)``, positive.
+        weights: ``(N,)``, positive: the class weights of the targets, or others.
         gamma: 0 or in [1, 5].
 
     Returns:
@@ -32,7 +33,6 @@ def focal_terms(
     """
     check_gamma(gamma)
     log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)
-    weights = class_weights[target]
     losses = -log_p
     if gamma > 0:
         # expm1 keeps the digits of 1 - p near p = 1. Rounding could make it negative, hence the
@@ -71,3 +71,34 @@ def class_weights_from_counts(
     weights = torch.where(numbers > 0, numbers.clamp(min=1) ** -tau, 0.0)
     weights[list(targets)] *= target_factor
     return (weights * numbers.sum() / (weights * numbers).sum()).float()
+
+
+def source_offsets(
+    labels: Sequence[int], sources: Sequence[str], *, num_classes: int, strength: float
+) -> Tensor:
+    """Return what the source of each training image alone says about its class, as logits.
+
+    Added to the logits while training, they take over what a camera or clinic says, so that the
+    network learns what the image says beyond it (Clark, Yatskar, Zettlemoyer, Don't Take the Easy
+    Way Out, 2019, the bias product). They are left out when the network predicts.
+
+    Args:
+        labels: class indices of N images.
+        sources: their sources.
+        num_classes: C.
+        strength: factor on the offsets, in [0, 1]; 0 is off.
+
+    Returns:
+        ``(N, C)`` float32, ``strength * (log P(class | source) - log P(class))``. It is 0 if all
+        images have one source. Each source counts one more image of average mix, so that a class
+        that it lacks is not impossible.
+    """
+    names, index = np.unique(np.asarray(sources, dtype=str), return_inverse=True)
+    counts = np.zeros((len(names), num_classes))
+    np.add.at(counts, (index, np.asarray(labels)), 1)
+    share = counts.sum(axis=0) / counts.sum()
+    of_source = (counts + share) / (counts.sum(axis=1, keepdims=True) + 1)
+    occurs = share > 0
+    offsets = np.zeros_like(counts)
+    offsets[:, occurs] = strength * (np.log(of_source[:, occurs]) - np.log(share[occurs]))
+    return torch.from_numpy(offsets[index].astype(np.float32))

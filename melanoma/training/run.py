@@ -14,6 +14,7 @@ import torch
 from melanoma.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
+from melanoma.data.accesses import declared_accesses
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.evidence.operating_point import Contract
@@ -181,8 +182,9 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     """Check, before hours of training, that the data have the folds and the images for them.
 
     Raises:
-        DataError: if the validation fold or the calibration split has no targets, or if the batch
-            size does not fit the number of training images and workers.
+        DataError: if the validation fold or the calibration split has no targets, if the batch size
+            does not fit the number of training images and workers, or if another number of accesses
+            to calibration was declared before.
     """
     fold, batch_size, nouns = (
         job.config.data.validation_fold,
@@ -194,6 +196,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
             f"Validation fold {fold} must hold {nouns}; it has none. Choose another"
             " data.validation_fold, or prepare the data set with fewer folds."
         )
+    declared_accesses(data, job.config.accesses)
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(

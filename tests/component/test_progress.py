@@ -15,6 +15,7 @@ def _row(epoch: int) -> str:
     numbers = (
         "loss",
         "auroc",
+        "within_source_auroc",
         "specificity_at_sensitivity_90",
         "macro_f1",
         "train_seconds",

@@ -23,8 +23,6 @@ SETTINGS = [
     "--set",
     "data.input_width=128",
     "--set",
-    "min_specificity=0",
-    "--set",
     "optim.batch_size=16",
     "--set",
     "optim.optimizer=adamw",

@@ -24,10 +24,12 @@ def _spoil(source: Path) -> None:
 
 
 def test_images_that_the_server_refuses_are_refused_without_a_report(
-    bundle_dir: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle_dir: Path, drawn_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _spoil(source)
-    assert main(["evaluate", str(bundle_dir), str(source), str(tmp_path / "out")]) == BAD_INPUT
+    _spoil(drawn_source)
+    assert (
+        main(["evaluate", str(bundle_dir), str(drawn_source), str(tmp_path / "out")]) == BAD_INPUT
+    )
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "3 are not: 2 blank_image (2 mel); 1 image_unreadable (1 nv)" in told
     assert "pass --skip-bad" in told
@@ -35,12 +37,14 @@ def test_images_that_the_server_refuses_are_refused_without_a_report(
 
 
 def test_what_is_left_out_is_said_everywhere(
-    bundle_dir: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle_dir: Path, drawn_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _spoil(source)
-    (source / "images" / "IMG_004_0.jpg").unlink()
+    _spoil(drawn_source)
+    (drawn_source / "images" / "IMG_004_0.jpg").unlink()
     out = tmp_path / "out"
-    assert main(["evaluate", str(bundle_dir), str(source), str(out), "--skip-bad", "--json"]) in (
+    assert main(
+        ["evaluate", str(bundle_dir), str(drawn_source), str(out), "--skip-bad", "--json"]
+    ) in (
         DONE,
         1,
     )

@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
@@ -26,7 +28,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Run) -> None:
     ]
     assert 1 <= len(kept) <= 2  # the best and the last
     best = json.loads((folder / "result.json").read_text())["best_epoch"]
-    assert best == max(undisturbed.history(), key=lambda row: row["auroc"])["epoch"]
+    assert best == max(undisturbed.history(), key=lambda row: row["within_source_auroc"])["epoch"]
 
 
 def test_a_finished_run_is_only_reported(
@@ -36,7 +38,8 @@ def test_a_finished_run_is_only_reported(
     assert main(["train", str(prepared.folder), str(undisturbed.out), *SETTINGS, "--json"]) == DONE
     out, err = capsys.readouterr()
     assert "is already finished" in err
-    assert json.loads(out)["contract"]["status"] == "met"
+    kept = json.loads((undisturbed.folder / "result.json").read_text())
+    assert json.loads(out)["contract"] == kept["contract"]
     assert (undisturbed.folder / "bundle" / "manifest.json").stat().st_mtime == before
 
 
@@ -87,11 +90,14 @@ def test_evidence_is_written_and_follows_from_the_predictions(
         "roc.png",
         "precision_recall.png",
         "reliability.png",
+        "decision_curve.png",
         "confusion.png",
     } == {path.name for path in out.iterdir()}
     table = pd.read_parquet(out / "predictions.parquet")
     test = prepared.rows("test")
     assert table["image_id"].tolist() == test["image_id"].tolist()
+    assessed = (table["decision"] != "cannot_assess").to_numpy()
+    table, test = table[assessed], test[assessed]
     probabilities = table[
         [name for name in table.columns if name.startswith("probability_")]
     ].to_numpy()
@@ -100,6 +106,7 @@ def test_evidence_is_written_and_follows_from_the_predictions(
         value = report["image"][name]
         assert value["value"] == pytest.approx(metric.value(units, np.ones(len(table))))
         assert value["low"] <= value["value"] <= value["high"]
+    assert report["reference_models"][-1]["columns"]
     assert report["image"]["num"] == len(test)
     assert report["lesion"]["num"] == test["lesion_id"].nunique()
     assert sum(map(sum, report["confusion"])) == len(test)
@@ -107,48 +114,62 @@ def test_evidence_is_written_and_follows_from_the_predictions(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_folder_of_images_is_scored_as_external_data(
-    undisturbed: Run, source: Path, tmp_path: Path
+    undisturbed: Run, drawn_source: Path, tmp_path: Path
 ) -> None:
     from melanoma.evaluation import evaluate
 
-    report = evaluate(undisturbed.folder / "bundle", source, tmp_path / "evidence")
-    assert (report["split"], report["image"]["num"], report["accesses"]) == ("external", 48, [])
+    report = evaluate(undisturbed.folder / "bundle", drawn_source, tmp_path / "evidence")
+    assert (report["split"], report["flow"]["images"], report["accesses"]) == ("external", 48, [])
     assert not report["same_splits_as_training"]
-    (source / "images" / "IMG_001_0.jpg").write_bytes(
-        (source / "images" / "IMG_009_0.jpg").read_bytes()
+    (drawn_source / "images" / "IMG_001_0.jpg").write_bytes(
+        (drawn_source / "images" / "IMG_009_0.jpg").read_bytes()
     )
-    evaluate(undisturbed.folder / "bundle", source, tmp_path / "copied")
+    evaluate(undisturbed.folder / "bundle", drawn_source, tmp_path / "copied")
     group = pd.read_parquet(tmp_path / "copied" / "predictions.parquet").set_index("image_id")[
         "group"
     ]
     assert group["IMG_001_0"] == group["IMG_009_0"]
-    (source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (drawn_source / "images" / "IMG_003_0.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match="IMG_003_0"):
-        evaluate(undisturbed.folder / "bundle", source, tmp_path / "again")
+        evaluate(undisturbed.folder / "bundle", drawn_source, tmp_path / "again")
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_images_a_bundle_came_from_cannot_judge_it(
-    undisturbed: Run, source: Path, tmp_path: Path
+    prepared: PreparedData, undisturbed: Run, phantom_source: Path, tmp_path: Path
 ) -> None:
+    """Whatever the folder is called, and although every file was written again."""
     from melanoma.evaluation import evaluate
 
-    own = source.rename(tmp_path / "phantom")  # the name of the data the bundle was trained on
-    assert (
-        evaluate(undisturbed.folder / "bundle", own, tmp_path / "evidence")["contract"]["status"]
-        == "none"
-    )
+    copy = tmp_path / "another clinic"
+    (copy / "images").mkdir(parents=True)
+    shutil.copy(phantom_source / "metadata.csv", copy)
+    for path in (phantom_source / "images").iterdir():
+        Image.open(path).save(copy / "images" / path.name, quality=60)
+    report = evaluate(undisturbed.folder / "bundle", copy, tmp_path / "evidence")
+    known = len(prepared.rows("train")) + len(prepared.rows("calibration"))
+    assert report["flow"]["known_to_the_bundle"] == known
+    judged = report["flow"]["judged"] + report["flow"]["cannot_assess"]
+    assert judged == len(prepared.rows("test"))
+    table = pd.read_csv(copy / "metadata.csv")
+    unseen = table["image_id"].isin(prepared.rows("test")["image_id"])
+    table[~unseen].to_csv(copy / "metadata.csv", index=False)
+    for name in table["image_id"][unseen]:
+        (copy / "images" / f"{name}.jpg").unlink()
+    alone = evaluate(undisturbed.folder / "bundle", copy, tmp_path / "alone")
+    assert alone["contract"]["status"] == "none"
+    page = (tmp_path / "alone" / "report.html").read_text()
+    assert f"{known} of {known} images are of lesions or patients" in page
+    assert "they prove nothing" in page
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_calibration_cannot_confirm_its_own_contract(
-    prepared: PreparedData, undisturbed: Run, tmp_path: Path
+    prepared: PreparedData, bundle_dir: Path, tmp_path: Path
 ) -> None:
     from melanoma.evaluation import evaluate
 
-    report = evaluate(
-        undisturbed.folder / "bundle", prepared.folder, tmp_path / "evidence", split="calibration"
-    )
+    report = evaluate(bundle_dir, prepared.folder, tmp_path / "evidence", split="calibration")
     assert report["contract"]["bundle_status"] == "met"
     assert report["contract"]["status"] == "none"
     assert "No verdict" in report["contract"]["sentence"]
@@ -156,12 +177,12 @@ def test_calibration_cannot_confirm_its_own_contract(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_data_without_melanomas_are_described_too(
-    undisturbed: Run, source: Path, tmp_path: Path
+    undisturbed: Run, drawn_source: Path, tmp_path: Path
 ) -> None:
     from melanoma.evaluation import describe_evaluation, evaluate
 
-    table = pd.read_csv(source / "metadata.csv")
-    table.assign(dx="nv").to_csv(source / "metadata.csv", index=False)
-    report = evaluate(undisturbed.folder / "bundle", source, tmp_path / "evidence")
+    table = pd.read_csv(drawn_source / "metadata.csv")
+    table.assign(dx="nv").to_csv(drawn_source / "metadata.csv", index=False)
+    report = evaluate(undisturbed.folder / "bundle", drawn_source, tmp_path / "evidence")
     assert report["image"]["auroc"]["value"] is None
     assert "undefined here" in describe_evaluation(report, tmp_path)

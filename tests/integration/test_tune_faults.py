@@ -27,8 +27,6 @@ SETTINGS = [
     "data.input_height=48",
     "--set",
     "data.input_width=64",
-    "--set",
-    "min_specificity=0",
     "--trials",
     "12",
     "--name",

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from melanoma.errors import SettingError
-from melanoma.training.losses import class_weights_from_counts, focal_terms
+from melanoma.training.losses import class_weights_from_counts, focal_terms, source_offsets
 from tests.tasks import CLASSES, MELANOMA_INDEX
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
@@ -17,7 +17,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _mean(logits: torch.Tensor, target: torch.Tensor, gamma: float) -> torch.Tensor:
-    loss_sum, weight_sum = focal_terms(logits, target, class_weights=WEIGHTS, gamma=gamma)
+    loss_sum, weight_sum = focal_terms(logits, target, weights=WEIGHTS[target], gamma=gamma)
     return loss_sum / weight_sum
 
 
@@ -54,7 +54,7 @@ def test_value_and_gradient_stay_finite_at_certainty(gamma: float, margin: float
 def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
     logits, target = _batch()
     halves = [
-        focal_terms(logits[part], target[part], class_weights=WEIGHTS, gamma=2)
+        focal_terms(logits[part], target[part], weights=WEIGHTS[target[part]], gamma=2)
         for part in (slice(0, 20), slice(20, 64))
     ]
     joined = sum(loss for loss, _ in halves) / sum(weight for _, weight in halves)
@@ -78,3 +78,20 @@ def test_class_weights_follow_the_counts() -> None:
     )
     assert weights[CLASSES.index("vasc")] == 0
     assert (weights * torch.tensor(counts)).sum() / sum(counts) == pytest.approx(1, rel=1e-5)
+
+
+def test_offsets_are_what_the_source_says() -> None:
+    """A network that adds nothing to them already predicts each source's own mix."""
+    labels, sources = [0, 0, 0, 1, 1, 1, 1, 1], ["a"] * 4 + ["b"] * 4
+    offsets = source_offsets(labels, sources, num_classes=2, strength=1.0)
+    share = torch.tensor([3 / 8, 5 / 8])
+    found = torch.softmax(offsets + share.log(), dim=1)
+    expected_a = (torch.tensor([3.0, 1.0]) + share) / 5
+    torch.testing.assert_close(found[0], expected_a)
+    torch.testing.assert_close(found[4], (torch.tensor([0.0, 4.0]) + share) / 5)
+    half = source_offsets(labels, sources, num_classes=2, strength=0.5)
+    torch.testing.assert_close(half, offsets / 2)
+
+
+def test_one_source_has_no_offsets() -> None:
+    assert source_offsets([0, 1, 1], ["", "", ""], num_classes=3, strength=1.0).abs().max() < 1e-6
