@@ -43,7 +43,7 @@ class Arm:
 
     Attributes:
         by_seed: the objective of each seed over all folds.
-        by_fold: the objective of each fold, averaged over seeds; its spread is between patients.
+        by_fold: the objective of each fold, averaged over seeds; its spread is between groups.
         runs: for each seed, the scores of all folds.
     """
 
@@ -181,11 +181,13 @@ def _scores(task: Task, table: pd.DataFrame) -> FoldScores:
     ordered = table.sort_values("image_id")
     probabilities = ordered[[f"probability_{name}" for name in task.classes]].to_numpy()
     units = Predicted(task, ordered["label"].to_numpy(), probabilities)
-    return choose_fold_scores(units, ordered["group"].to_numpy(dtype=str))
+    groups, sources = (ordered[name].to_numpy(dtype=str) for name in ("group", "source"))
+    return choose_fold_scores(units, groups, sources)
 
 
 def verdict(difference: Difference) -> str:
     """Return in words what a comparison on test shows."""
     if not difference.shown:
         return "No difference shown"
-    return "The winner is better" if difference.low > 0 else "The winner is worse"
+    better = "better" if difference.low > 0 else "worse"
+    return f"The winner's network is {better} than the base's"

@@ -17,6 +17,7 @@ from melanoma.bundle.manifest import MANIFEST, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
+from melanoma.evidence.out_of_fold import Objective
 from melanoma.io.files import (
     claim_folder,
     new_folder,
@@ -52,6 +53,18 @@ def check_verdict(data: PreparedData) -> None:
             f"The test split must hold {nouns} and others for a verdict; {num_target} of its"
             f" {len(rows)} images are {nouns}. Prepare the data set with a larger test fraction."
         )
+
+
+def usual_objective(data: PreparedData) -> Objective:
+    """Return the objective of a search for which none is named.
+
+    It is the recall of the targets at a specificity of 0.8, within sources if more than one source
+    of the training split holds both targets and others.
+    """
+    rows = data.rows("train")
+    is_target = rows["dx"].isin(data.task.targets)
+    kinds = is_target.groupby(rows["source"]).nunique()
+    return Objective("melanoma_recall", 0.8, within_source=int((kinds == 2).sum()) > 1)
 
 
 def claim_search(plan: SearchPlan, *, content: str) -> dict[str, Any] | None:

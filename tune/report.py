@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
-from melanoma.evidence.out_of_fold import FoldScores, Objective
+from melanoma.evidence.out_of_fold import WITHIN_SOURCE, FoldScores, Objective
 from melanoma.evidence.page import html_table, image, page, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.io.files import write_text
@@ -86,7 +86,8 @@ def _body(findings: Findings, figures: str) -> str:
     columns = ["", "loss", f"mean over seeds {each}", f"mean over folds {each}"]
     return f"""<h1>Search for {html.escape(result["objective"])}</h1>
 <p class="verdict"><b>{result["verdict"]}</b> on test: winner minus base {_interval(test)}, one
-network of each. The interval is over patients, not over runs.<br>
+network of each. The interval is over groups of images, not over runs: other networks of the same
+settings may differ more.<br>
 Out of fold, {len(inside["by_seed"])} new seeds on the same folds: {_interval(inside)}.
 This number is optimistic, because the winner was chosen on these folds; test had no part in the
 choice. {_accesses(result)}</p>{same}
@@ -95,14 +96,19 @@ choice. {_accesses(result)}</p>{same}
 {html_table(columns, rows)}
 <p>{_focal_against_plain(trials)}</p>
 <p><small>One image per group and one threshold per fold; folds are pooled by their number of units.
-Intervals are 95 %, paired, with groups drawn with replacement. The spread over folds is between
-patients; the spread over seeds is between runs.</small></p>
+Intervals are 95 %, paired, with groups and seeds drawn with replacement. The spread over folds is
+between groups of images; the spread over seeds is between runs.{_within(result)}</small></p>
 <p>{len(trials)} trials: {counts}. They trained {result["epochs_of_search"]} epochs;
 {findings.full_epochs} without pruning. The comparison trained
 {result["epochs_of_comparison"]} more.</p>
 {f"<h2>Failed</h2><ul>{failures}</ul>" if failures else ""}
 {figures}
 <h2>Trials</h2>{_trials_table(findings)}"""
+
+
+def _within(result: dict[str, Any]) -> str:
+    within = result["objective"].endswith(WITHIN_SOURCE)
+    return " Each source has its own threshold as well." if within else ""
 
 
 def _loss(loss: dict[str, float]) -> str:
@@ -174,8 +180,13 @@ def _plot_recall(findings: Findings) -> Figure:
         "Out of fold, one image per group", "specificity", "recall of the targets"
     )
 
+    within = findings.result["objective"].endswith(WITHIN_SOURCE)
+
     def curve(folds: Sequence[FoldScores]) -> list[float]:
-        return [Objective("melanoma_recall", float(at)).score(folds) for at in SPECIFICITIES]
+        return [
+            Objective("melanoma_recall", float(at), within_source=within).score(folds)
+            for at in SPECIFICITIES
+        ]
 
     for folds in findings.finished:
         axes.plot(SPECIFICITIES, curve(folds), color="#d5dbe1", lw=1, zorder=1)

@@ -180,14 +180,15 @@ def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
     units = Predicted(task, table["label"].to_numpy(), softmax(logits, axis=1))
     # The units are drawn with the seed of the study, not of the setting, so that every setting is
     # judged on the same images.
-    return choose_fold_scores(units, table["group"].to_numpy(dtype=str), seed=study.base.seed)
+    groups, sources = (table[name].to_numpy(dtype=str) for name in ("group", "source"))
+    return choose_fold_scores(units, groups, sources, seed=study.base.seed)
 
 
 def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFrame:
     """Return the out-of-fold predictions of a setting on one fold, trained if necessary.
 
     Returns:
-        Columns image_id, group, label and one logit for each class.
+        Columns image_id, group, source, label and one logit for each class.
 
     Raises:
         FloatingPointError: if the loss does not stay finite.
@@ -302,6 +303,7 @@ def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
         {
             "image_id": predictions.image_ids,
             "group": training.validation.groups,
+            "source": training.validation.sources,
             "label": predictions.labels,
             **logits,
         }

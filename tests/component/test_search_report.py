@@ -20,7 +20,10 @@ def _folds(seed: int) -> list[FoldScores]:
     rng = np.random.default_rng(seed)
     is_melanoma = rng.random(80) < 0.3
     groups = np.array([f"g{number}" for number in range(80)])
-    return [FoldScores(is_melanoma, rng.normal(size=80) + is_melanoma, groups) for _ in range(3)]
+    return [
+        FoldScores(is_melanoma, rng.normal(size=80) + is_melanoma, groups, np.full(80, "a"))
+        for _ in range(3)
+    ]
 
 
 def _trials() -> pd.DataFrame:
@@ -104,8 +107,8 @@ def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.01, 0.1, "The winner is better"),
-        (-0.1, -0.01, "The winner is worse"),
+        (0.01, 0.1, "The winner's network is better than the base's"),
+        (-0.1, -0.01, "The winner's network is worse than the base's"),
         (-0.01, 0.1, "No difference shown"),
     ],
 )
