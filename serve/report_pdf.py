@@ -18,6 +18,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
 
+from melanoma.evidence.prevalence import PREVALENCES, per_thousand, shifted
 from melanoma.explain.methods import DEFAULT_METHOD, METHODS
 from melanoma.task import Task
 from serve.openapi import PAGE
@@ -70,7 +71,8 @@ def report_pdf(
         line = _WORDS["warnings"].get(warning, warning).replace("{noun}", noun)
         top = _write(canvas, html.escape(line), _TEXT, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)
-    top = _bars(canvas, answer, task, top) - _GAP
+    top = _bars(canvas, answer, task, top) - 3 * mm
+    top = _write(canvas, _meaning(answer, task, score), _SMALL, top) - 3 * mm
     _write(
         canvas,
         f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights"
@@ -88,6 +90,31 @@ def report_pdf(
     canvas.showPage()
     canvas.save()
     return buffer.getvalue()
+
+
+def _meaning(answer: PredictResponse, task: Task, score: float) -> str:
+    """Return what the probability and the decision mean at some prevalences."""
+    contract, (one, many) = answer.contract, task.noun
+    mix = contract.target_share
+    lines = [f"The probabilities are for data of which {mix:.0%} are {many}."]
+    if answer.decision == "cannot_assess":
+        return lines[0]
+    lines.append(f"Where other shares of the lesions are {many}:")
+    for prevalence in PREVALENCES:
+        at = shifted(score, calibrated_at=mix, prevalence=prevalence)
+        line = f"{prevalence:.0%} {many}: the probability of {one} is {at:.1%}"
+        if contract.status == "met":
+            counted = per_thousand(
+                prevalence,
+                sensitivity=contract.target_sensitivity,
+                specificity=contract.specificity,
+            )
+            line += (
+                f"; of 1000 lesions about {counted.referred:.0f} are referred, and at most"
+                f" {counted.missed:.1f} {many} are not"
+            )
+        lines.append(f"{line}.")
+    return "<br/>".join(lines)
 
 
 def _write(canvas: Canvas, text: str, style: ParagraphStyle, top: float) -> float:

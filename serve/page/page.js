@@ -167,14 +167,29 @@ function explainPrevalence() {
   find("prevalence").setAttribute("aria-valuetext", percent(share, 1));
   if (!state.answer) return;
   const [one, many] = state.model.task.noun;
-  const { sensitivity, specificity } = state.answer.contract;
+  const { status, target_sensitivity: sensitivity, specificity, target_share: mix } = state.answer.contract;
+  explainShift(share, mix);
+  if (status !== "met") {
+    find("meaning").textContent = `Nothing is promised, so the number of missed ${many} cannot be bounded.`;
+    return;
+  }
+  // Counts with the promised sensitivity: the one on the calibration data was put there by the threshold.
   const [sick, well] = [1000 * share, 1000 * (1 - share)];
   const [found, alarms] = [sick * sensitivity, well * (1 - specificity)];
   const [missed, cleared] = [sick - found, well - alarms];
   const whole = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
   find("meaning").textContent = state.answer.decision === "refer"
-    ? `Of 1000 such lesions about ${whole(found + alarms)} are referred, ${whole(found)} of them ${many}: a referral means ${one} in ${percent(found / (found + alarms), 1)}.`
-    : `Of 1000 such lesions about ${whole(missed + cleared)} are not referred, ${whole(missed)} of them ${many}: no referral still means ${one} in ${percent(missed / (missed + cleared), 2)}.`;
+    ? `Of 1000 such lesions about ${whole(found + alarms)} are referred, at least ${whole(found)} of them ${many}: a referral means ${one} in about ${percent(found / (found + alarms), 1)}.`
+    : `Of 1000 such lesions about ${whole(missed + cleared)} are not referred, at most ${whole(missed)} of them ${many}: no referral still means ${one} in up to ${percent(missed / (missed + cleared), 2)}.`;
+}
+
+// The odds of a calibrated probability change with the prior odds (Saerens et al., 2002).
+function explainShift(share, calibratedAt) {
+  const { targets, noun } = state.model.task;
+  const score = targets.reduce((sum, name) => sum + state.answer.probabilities[name], 0);
+  const [target, other] = [score * share / calibratedAt, (1 - score) * (1 - share) / (1 - calibratedAt)];
+  find("shifted").textContent =
+    `The probabilities above are for data of which ${percent(calibratedAt, 0)} are ${noun[1]}. In this clinic ${noun[0]} would be ${percent(target / (target + other), 1)}.`;
 }
 
 async function drawMap() {

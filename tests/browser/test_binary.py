@@ -27,7 +27,6 @@ SETTINGS = [
     "--set=optim.lr=0.003",
     "--set=optim.ema_decay=0.9",
     "--set=optim.epochs=4",
-    "--set=min_specificity=0",
 ]
 
 

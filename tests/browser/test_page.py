@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from melanoma.evidence.prevalence import per_thousand, shifted
 from tests.serving import Service
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
@@ -115,7 +117,8 @@ def test_a_person_reads_one_lesion(page: Page, service: Service, lesion: Path) -
 def test_the_slider_explains_a_referral_and_never_moves_the_decision(
     page: Page, service: Service, lesion: Path
 ) -> None:
-    contract = _answer(service, lesion.read_bytes())["contract"]
+    answer: Any = _answer(service, lesion.read_bytes())
+    contract = answer["contract"]
     _read(page, service, lesion)
     before = page.locator("#decision").inner_text()
     told = set()
@@ -125,15 +128,25 @@ def test_the_slider_explains_a_referral_and_never_moves_the_decision(
         prevalence = 0.001 if key == "Home" else 0.5
         text = page.locator("#meaning").inner_text()
         told.add(text)
-        found = prevalence * contract["sensitivity"]  # type: ignore[index]
-        alarms = (1 - prevalence) * (1 - contract["specificity"])  # type: ignore[index]
-        missed, cleared = prevalence - found, 1 - prevalence - alarms
+        counted = per_thousand(
+            prevalence,
+            sensitivity=contract["target_sensitivity"],
+            specificity=contract["specificity"],
+        )
         expected = (
-            f"a referral means melanoma in {100 * found / (found + alarms):.1f} %"
+            f"a referral means melanoma in about {100 * counted.target_if_referred:.1f} %"
             if "are referred" in text
-            else f"no referral still means melanoma in {100 * missed / (missed + cleared):.2f} %"
+            else f"at most {counted.missed:.1f} of them"
+            if prevalence < 0.01
+            else f"in up to {100 * counted.target_if_not_referred:.2f} %"
         )
         assert expected in text
+        at = shifted(
+            answer["probabilities"]["mel"],
+            calibrated_at=contract["target_share"],
+            prevalence=prevalence,
+        )
+        expect(page.locator("#shifted")).to_contain_text(f"would be {100 * at:.1f} %")
         assert page.locator("#decision").inner_text() == before
     assert len(told) == 2
 
@@ -328,12 +341,13 @@ def test_a_network_without_a_contract_gives_no_verdict(
 
     def unmet(body: dict[str, object]) -> None:
         if "decision" in body:
-            body.update(decision="cannot_assess", warnings=["contract_not_met"])
+            body.update(decision="cannot_assess", warnings=["contract_not_met", "unusual_image"])
 
     page.route("**/v1/predict*", _with_contract(unmet))
     _read(page, service, lesion)
     expect(page.locator("#verdict")).to_have_text("Cannot assess")
     expect(page.locator("#warnings")).to_contain_text("contract of this network is not met")
+    expect(page.locator("#warnings")).to_contain_text("Take the image again")
     expect(page.locator("#because")).to_have_text(
         ""
     )  # which side of the threshold it lies on would be a decision
