@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo serve test test-unit drill check docs bench format lock manifests
+.PHONY: setup demo serve test test-unit drill check docs bench bench-gpu format lock manifests
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.training_speed
 	$(BIN)/python -m benchmarks.grad_cam_cost
 	$(BIN)/python -m benchmarks.hostile_images
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.training_speed --gpu
+	$(BIN)/python -m benchmarks.grad_cam_cost --gpu
 
 check: setup
 	$(BIN)/ruff format --check .

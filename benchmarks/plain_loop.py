@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
     started = time.monotonic()
     for epoch in _fit(model, learned, preprocess, args.epochs, args.batch_size, args.lr):
         seen = predict(model, validation, preprocess, tta=2)
-        scores = validation_scores(data.task, seen.labels, seen.logits)
+        scores = validation_scores(data.task, seen.labels, seen.logits, validation.sources)
         print(f"epoch {epoch}: {scores}, {time.monotonic() - started:.0f} s", flush=True)
     rows = data.rows("test")
     data.log_access("test", {"bundle_version": "plain loop", "num": len(rows)})

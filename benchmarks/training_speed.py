@@ -4,7 +4,7 @@ The plain loop uses AdamW, random flips and weighted cross-entropy, and nothing 
 the same image size, adds rotation, zoom, colour jitter, Muon or AdamW, the moving average and
 gradient clipping. The images are random, because only the time is measured.
 
-    python -m benchmarks.training_speed
+    python -m benchmarks.training_speed [--gpu]
 """
 
 import argparse
@@ -20,8 +20,8 @@ from melanoma.config import TrainConfig
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
-from melanoma.training.engine import Training, start_state, train_one_epoch
-from melanoma.training.networks import build_model
+from melanoma.training.engine import Training, autocast, start_state, train_one_epoch
+from melanoma.training.networks import build_model, start_model
 
 TASK = TASKS[DEFAULT_TASK]
 BATCH, STEPS, REPEATS = 32, 12, 5
@@ -43,37 +43,44 @@ class _Images:
         return self._images[indices]
 
 
-def plain_epoch(model: nn.Module, images: _Images) -> Callable[[], None]:
+def plain_epoch(model: nn.Module, images: _Images, device: torch.device) -> Callable[[], None]:
     """Return a function that runs one epoch of the plain loop, on images resized in advance."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     small = F.interpolate(
         images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE
     )
-    weights = torch.ones(TASK.num_classes)
+    weights = torch.ones(TASK.num_classes, device=device)
 
     def run() -> None:
         model.train()
         for batch in torch.randperm(len(images)).split(BATCH):
-            inputs = small[batch]
+            inputs = small[batch].to(device)
             if torch.rand(()) < 0.5:
                 inputs = inputs.flip(3)
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs), images.labels[batch], weight=weights).backward()
+            with autocast(device):
+                logits = model(inputs)
+            labels = images.labels[batch].to(device)
+            F.cross_entropy(logits.float(), labels, weight=weights).backward()
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
 
-def our_epoch(config: TrainConfig, images: _Images) -> Callable[[], None]:
+def our_epoch(config: TrainConfig, images: _Images, device: torch.device) -> Callable[[], None]:
     """Return a function that runs one epoch of the engine."""
-    model = build_model(config.model, TASK.num_classes).to(memory_format=torch.channels_last)
+    model = start_model(config.model, TASK.num_classes, weights="none", seed=0, device=device)
     state = start_state(model, config)
     training = Training(
         config,
         images,
         images,
         Preprocess(STORED_SHAPE, config.data),
-        torch.ones(TASK.num_classes),
+        torch.ones(len(images.labels)),
+        torch.zeros(len(images.labels), TASK.num_classes),
         TASK,
     )  # type: ignore[arg-type]
     return lambda: _discard(train_one_epoch(training, model, state))
@@ -106,11 +113,15 @@ def main() -> None:
     parser.add_argument(
         "--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"]
     )
+    parser.add_argument("--gpu", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if args.gpu else "cpu")
+    where = torch.cuda.get_device_name() if args.gpu else f"{torch.get_num_threads()} threads"
     print(
-        f"{torch.get_num_threads()} threads, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of"
+        f"{where}, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of"
         f" {REPEATS} epochs of {STEPS} steps"
     )
-    for backbone in parser.parse_args().backbones:
+    for backbone in args.backbones:
         torch.manual_seed(0)
         optimizer = "muon" if backbone.startswith("convnext") else "adamw"
         config = cpu().with_overrides(
@@ -124,8 +135,8 @@ def main() -> None:
         images = _Images()
         rates = measure(
             {
-                "plain": plain_epoch(build_model(config.model, TASK.num_classes), images),
-                "ours": our_epoch(config, images),
+                "plain": plain_epoch(build_model(config.model, TASK.num_classes), images, device),
+                "ours": our_epoch(config, images, device),
             }
         )
         plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
