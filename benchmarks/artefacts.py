@@ -22,7 +22,7 @@ from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.packing import group_codes
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.dataset import ImageDataset, open_prepared
-from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.intervals import clopper_pearson
 from melanoma.evidence.operating_point import choose_units
 
 ObjectArray = npt.NDArray[np.object_]

@@ -18,7 +18,7 @@ from melanoma.data.dataset import open_prepared
 from melanoma.data.prepare import PrepareConfig, prepare
 from melanoma.data.splits import draw_splits
 from melanoma.evaluation import evaluate
-from melanoma.evidence.metrics import MIN_TARGETS
+from melanoma.evidence.intervals import MIN_TARGETS
 from melanoma.presets import preset
 from melanoma.training.run import RESULT, train
 

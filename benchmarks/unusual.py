@@ -18,7 +18,7 @@ from benchmarks.figures import keep
 from melanoma.arrays import Uint8Array
 from melanoma.bundle.bundle import load_bundle
 from melanoma.data.dataset import ImageDataset, open_prepared
-from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.intervals import clopper_pearson
 from melanoma.imaging.letterbox import Preprocess
 
 NUM_IMAGES, NUM_CROPS = 200, 40

@@ -21,8 +21,9 @@ from melanoma.data.manifest import MANIFEST
 from melanoma.data.names import shown
 from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
 from melanoma.errors import DataError, InvalidImageError
+from melanoma.evidence.evaluated import RECORDED, Evaluated
 from melanoma.evidence.metrics import title_of
-from melanoma.evidence.report import RECORDED, Evaluated, write_report
+from melanoma.evidence.report import write_report
 from melanoma.evidence.sections import LEVELS, is_metric, overlap_sentence
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image

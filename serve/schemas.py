@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from melanoma.config import DISCLAIMER, ModelConfig
 from melanoma.evidence.calibration import Calibrator
-from melanoma.evidence.operating_point import Contract, OperatingPoint
+from melanoma.evidence.contract import Contract
+from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.task import Task
 

@@ -38,12 +38,8 @@ from melanoma.bundle.manifest import (
 )
 from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
-from melanoma.evidence.operating_point import (
-    OperatingPoint,
-    Promise,
-    select_operating_point,
-    unit_of,
-)
+from melanoma.evidence.contract import unit_of
+from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
 from melanoma.explain.methods import Subject
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.cache import local_folder

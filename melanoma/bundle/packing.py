@@ -27,13 +27,13 @@ from melanoma.data.accesses import calibration_access, declared_accesses
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import DataError
 from melanoma.evidence.calibration import fit_calibrator
+from melanoma.evidence.contract import unit_of
 from melanoma.evidence.metrics import validation_scores
 from melanoma.evidence.operating_point import (
     Promise,
     choose_units,
     is_referred,
     select_operating_point,
-    unit_of,
 )
 from melanoma.evidence.reference_models import Comparison, compare_with_references
 from melanoma.imaging.descriptors import descriptors

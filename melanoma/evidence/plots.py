@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
-from melanoma.evidence.metrics import clopper_pearson, effective_number
+from melanoma.evidence.intervals import clopper_pearson, effective_number
 from melanoma.evidence.operating_point import is_referred
 
 INK, MUTED, ACCENT = "#1f2933", "#9aa5b1", "#b83280"

@@ -1,6 +1,10 @@
 """What a sensitivity, a specificity and a probability mean where targets are rarer or commoner."""
 
 import dataclasses
+from typing import Any
+
+from melanoma.arrays import BoolArray
+from melanoma.evidence.intervals import clopper_pearson
 
 PREVALENCES = (0.01, 0.03, 0.1)
 """The shares of targets that reports show."""
@@ -74,3 +78,59 @@ def shifted(probability: float, *, calibrated_at: float, prevalence: float) -> f
     target = probability * prevalence / calibrated_at
     other = (1 - probability) * (1 - prevalence) / (1 - calibrated_at)
     return target / (target + other) if target + other else probability
+
+
+def at_prevalences(is_target: BoolArray, referred: BoolArray) -> list[dict[str, Any]]:
+    """Return predictive values and referrals per 1,000 at each of `PREVALENCES`.
+
+    An interval takes the bounds of sensitivity and of specificity that hold together with 95 %
+    confidence.
+
+    Args:
+        is_target: ``(N,)`` independent units.
+        referred: ``(N,)``.
+
+    Returns:
+        One row for each prevalence; none without targets or without others.
+    """
+    right, num = (
+        ((referred & is_target).sum(), (~referred & ~is_target).sum()),
+        (is_target.sum(), (~is_target).sum()),
+    )
+    if not all(num):
+        return []
+    sensitivity, specificity = (
+        (count / total, *clopper_pearson(count, total, confidence=0.975))
+        for count, total in zip(right, num, strict=True)
+    )
+    rows = []
+    for prevalence in PREVALENCES:
+        value, low, high, fewest, most = (
+            per_thousand(prevalence, sensitivity=float(hits), specificity=float(spared))
+            for hits, spared in (
+                *zip(sensitivity, specificity, strict=True),
+                (sensitivity[1], specificity[2]),
+                (sensitivity[2], specificity[1]),
+            )
+        )
+        rows.append(
+            {
+                "prevalence": prevalence,
+                "positive_predictive_value": {
+                    "value": value.target_if_referred,
+                    "low": low.target_if_referred,
+                    "high": high.target_if_referred,
+                },
+                "negative_predictive_value": {
+                    "value": 1 - value.target_if_not_referred,
+                    "low": 1 - low.target_if_not_referred,
+                    "high": 1 - high.target_if_not_referred,
+                },
+                "referred_per_1000": {
+                    "value": value.referred,
+                    "low": fewest.referred,
+                    "high": most.referred,
+                },
+            }
+        )
+    return rows

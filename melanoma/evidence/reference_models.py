@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from melanoma.arrays import BoolArray, FloatArray
-from melanoma.evidence.metrics import MIN_TARGETS, auroc_interval
+from melanoma.evidence.intervals import MIN_TARGETS, auroc_interval
 from melanoma.io.typed import Strict
 
 CONFIDENCE = 0.95
@@ -216,7 +216,11 @@ def within_source_auroc(
     found = compare_within_sources(is_target, scores, np.zeros(len(scores)), sources, columns=())
     if not found.num_sources:
         return dict.fromkeys(("value", "low", "high"), float("nan"))
-    counts = pd.crosstab(np.asarray(sources, dtype=str), is_target)
-    both = counts[(counts > 0).all(axis=1)]
-    low, high = auroc_interval(found.auroc, both[True].to_numpy(), both[False].to_numpy())
+    codes = pd.factorize(np.asarray(sources))[0]
+    targets, others = (
+        np.bincount(codes[kind], minlength=codes.max() + 1).astype(np.float64)
+        for kind in (is_target, ~is_target)
+    )
+    both = (targets > 0) & (others > 0)
+    low, high = auroc_interval(found.auroc, targets[both], others[both])
     return {"value": found.auroc, "low": low, "high": high, "num_sources": found.num_sources}

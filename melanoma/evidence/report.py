@@ -3,29 +3,22 @@
 Knows nothing of how the images were scored.
 """
 
-import dataclasses
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from melanoma.arrays import BoolArray, FloatArray
+from melanoma.evidence.beside_reference import beside_reference
 from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.decision_curve import decision_curve
+from melanoma.evidence.evaluated import Evaluated
 from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
+from melanoma.evidence.intervals import effective_number
 from melanoma.evidence.levels import UNIT_SEED, Level, contract_level, image_level, lesion_level
-from melanoma.evidence.metrics import (
-    METRICS,
-    Predicted,
-    clopper_pearson,
-    confusion,
-    effective_number,
-    group_bootstrap,
-)
-from melanoma.evidence.operating_point import OperatingPoint, check_contract, is_referred
+from melanoma.evidence.metrics import METRICS, confusion, group_bootstrap
+from melanoma.evidence.operating_point import is_referred
 from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import (
     plot_confusion,
@@ -34,107 +27,15 @@ from melanoma.evidence.plots import (
     plot_reliability,
     plot_roc,
 )
-from melanoma.evidence.power import chances, targets_to_decide
-from melanoma.evidence.prevalence import PREVALENCES, per_thousand
-from melanoma.evidence.reference_models import (
-    SOURCE,
-    compare_within_sources,
-    known_columns,
-    reference_scores,
-    within_source_auroc,
-)
-from melanoma.evidence.strata import (
-    auroc_of,
-    by_class,
-    by_column,
-    proportion,
-    subgroups,
-)
+from melanoma.evidence.prevalence import at_prevalences
+from melanoma.evidence.reference_models import SOURCE, within_source_auroc
+from melanoma.evidence.strata import auroc_of, by_class, by_column, proportion, subgroups
 from melanoma.evidence.target_calibration import target_calibration
+from melanoma.evidence.verdict import verdict
 from melanoma.io.files import write_bytes, write_json, write_text
-from melanoma.task import Task
 
 FORMAT_VERSION = 2
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 1000, 0
-RECORDED = ("source", "dx_type", "sex", "age", "site", "skin_type")
-"""The columns of records.parquet that predictions.parquet repeats."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Predictions of a bundle on some images.
-
-    Attributes:
-        task: what the classes mean.
-        operating_point: the bundle's threshold and contract.
-        bundle_version: the version of the bundle that predicted.
-        weights_sha256: the hash of its weights.
-        predictions: the table of predictions.parquet.
-        split: train, calibration, test or external.
-        population: describes what the images are.
-        accesses: every access to this test split so far, this one included.
-        same_splits: whether the bundle was trained on the splits of this data set; if not, test may
-            hold training images.
-        left_out: images that could not be judged, or that were left out when the data set was
-            prepared: reason -> class -> number.
-        train: records to fit the reference models to; None if there are none.
-        known: ids of images that the bundle was trained or calibrated on; they and the other images
-            of their groups are reported apart.
-        data_hash: of the images.
-        split_hash: of the data set's splits; empty if it has none.
-        versions: of the libraries that predicted.
-    """
-
-    task: Task
-    operating_point: OperatingPoint
-    bundle_version: str
-    weights_sha256: str
-    predictions: pd.DataFrame
-    split: str
-    population: str
-    accesses: list[dict[str, Any]]
-    same_splits: bool
-    left_out: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-    train: pd.DataFrame | None = None
-    known: frozenset[str] = frozenset()
-    data_hash: str = ""
-    split_hash: str = ""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_known(self) -> BoolArray:
-        """Which predictions are of groups with an image that the bundle was made from, ``(N,)``."""
-        is_copy = self.predictions["image_id"].isin(self.known)
-        groups = set(self.predictions.loc[is_copy, "group"])
-        known: BoolArray = self.predictions["group"].isin(groups).to_numpy()
-        return known
-
-    @property
-    def judged(self) -> pd.DataFrame:
-        """The predictions that the numbers rest on: those of assessed images that are not known.
-
-        If all are known, the numbers rest on all that are assessed, and there is no verdict.
-        """
-        known, assessed = self.is_known, self.is_assessed
-        kept = assessed if (known | ~assessed).all() else assessed & ~known
-        return self.predictions[kept]
-
-    @property
-    def is_assessed(self) -> BoolArray:
-        """Which predictions are a decision, ``(N,)``; the contract counts no others."""
-        assessed: BoolArray = (self.predictions["decision"] != "cannot_assess").to_numpy()
-        return assessed
-
-    @property
-    def is_unseen(self) -> bool:
-        """Whether these images can judge the contract.
-
-        The bundle must not have been trained on them, and its threshold must not have been chosen
-        on them.
-        """
-        if self.split == "external":
-            return not (self.is_known | ~self.is_assessed).all()
-        return self.split == "test" and self.same_splits
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
@@ -164,7 +65,8 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
 def _content(
     evaluated: Evaluated, images: Level, lesions: Level | None, contract_units: Level
 ) -> dict[str, Any]:
-    units, threshold = images.units, evaluated.operating_point.threshold
+    units, judged = images.units, contract_units.units
+    threshold = evaluated.operating_point.threshold
     levels = {"image": images, "lesion": lesions, "contract_unit": contract_units}
     rows = contract_units.rows
     return {
@@ -202,22 +104,18 @@ def _content(
         "by_source": by_column(contract_units, rows[SOURCE], threshold),
         "by_reference_standard": by_column(contract_units, rows["dx_type"], threshold),
         "within_source": within_source_auroc(
-            contract_units.units.is_target, contract_units.units.scores, rows[SOURCE].tolist()
+            judged.is_target, judged.scores, rows[SOURCE].tolist()
         ),
         "subgroups": subgroups(contract_units, threshold),
-        "reference_models": _reference_models(contract_units, evaluated),
-        "at_prevalence": _at_prevalence(contract_units, threshold),
+        "reference_models": beside_reference(contract_units, evaluated.train),
+        "at_prevalence": at_prevalences(judged.is_target, is_referred(judged.scores, threshold)),
         "confusion": confusion(units, np.ones(len(units))).astype(int).tolist(),
         "calibration": {
             **calibration_scores(units.labels, units.probabilities),
-            **target_calibration(
-                contract_units.units.is_target, contract_units.units.scores, contract_units.groups
-            ),
+            **target_calibration(judged.is_target, judged.scores, contract_units.groups),
         },
-        "decision_curve": decision_curve(
-            contract_units.units.is_target, contract_units.units.scores
-        ),
-        "contract": _contract(evaluated, contract_units),
+        "decision_curve": decision_curve(judged.is_target, judged.scores),
+        "contract": verdict(evaluated, contract_units),
         "missed_targets": _missed(images, threshold),
         "accesses": evaluated.accesses,
     }
@@ -281,108 +179,6 @@ def _numbers(level: Level, threshold: float) -> dict[str, Any]:
     return {**numbers, "auroc": auroc_of(level)}
 
 
-def _reference_models(level: Level, evaluated: Evaluated) -> list[dict[str, Any]]:
-    """Return the network beside models that see no image, on the units of the contract."""
-    if evaluated.train is None or not level.units.is_target.any():
-        return []
-    known = known_columns(evaluated.train)
-    asked = [columns for columns in ((SOURCE,), known) if columns and set(columns) <= set(known)]
-    found = []
-    for columns in dict.fromkeys(asked):
-        seen = evaluated.train.assign(
-            **{name: "" for name in known if name not in columns and name != "age"},
-            **({"age": float("nan")} if "age" not in columns else {}),
-        )
-        is_target = evaluated.task.is_target(seen["label"].to_numpy())
-        reference = reference_scores(seen, is_target, level.rows)
-        found.append({"columns": list(columns), **_beside(level, reference)})
-    return found
-
-
-def _beside(level: Level, reference: FloatArray) -> dict[str, Any]:
-    """Return what a network and a reference model reach, pooled and within sources."""
-    units, task = level.units, level.units.task
-    other = np.zeros((len(level), task.num_classes))
-    other[:, task.target_indices[0]] = reference
-    by_records = Level(Predicted(task, units.labels, other), level.groups, level.rows)
-    ones, at = np.ones(len(level)), METRICS["specificity_at_sensitivity_90"]
-    places = {"pooled": [""] * len(level), "within_source": level.rows[SOURCE].tolist()}
-    compared = {}
-    for name, sources in places.items():
-        found = compare_within_sources(
-            units.is_target, units.scores, reference, sources, columns=(), confidence=0.975
-        )
-        lead = found.auroc - found.reference_auroc
-        compared[name] = {
-            "auroc": found.auroc,
-            "reference_auroc": found.reference_auroc,
-            "difference": {
-                "value": lead,
-                "low": found.difference_low,
-                "high": 2 * lead - found.difference_low,
-            },
-        }
-    return {
-        **compared,
-        "specificity_at_sensitivity_90": at.value(units, ones),
-        "reference_specificity_at_sensitivity_90": at.value(by_records.units, ones),
-    }
-
-
-def _at_prevalence(level: Level, threshold: float) -> list[dict[str, Any]]:
-    """Return predictive values and referrals per 1,000 at some prevalences.
-
-    An interval takes the bounds of sensitivity and of specificity that hold together with 95 %
-    confidence.
-    """
-    is_target = level.units.is_target
-    referred = is_referred(level.units.scores, threshold)
-    counts = (
-        ((referred & is_target).sum(), is_target.sum()),
-        (
-            (~referred & ~is_target).sum(),
-            (~is_target).sum(),
-        ),
-    )
-    if not (counts[0][1] and counts[1][1]):
-        return []
-    values = [right / num for right, num in counts]
-    bounds = [clopper_pearson(right, num, confidence=0.975) for right, num in counts]
-    rows = []
-    for prevalence in PREVALENCES:
-        at, worst, best, fewest, most = (
-            per_thousand(prevalence, sensitivity=float(sensitivity), specificity=float(specificity))
-            for sensitivity, specificity in (
-                (values[0], values[1]),
-                (bounds[0][0], bounds[1][0]),
-                (bounds[0][1], bounds[1][1]),
-                (bounds[0][0], bounds[1][1]),
-                (bounds[0][1], bounds[1][0]),
-            )
-        )
-        rows.append(
-            {
-                "prevalence": prevalence,
-                "positive_predictive_value": {
-                    "value": at.target_if_referred,
-                    "low": worst.target_if_referred,
-                    "high": best.target_if_referred,
-                },
-                "negative_predictive_value": {
-                    "value": 1 - at.target_if_not_referred,
-                    "low": 1 - worst.target_if_not_referred,
-                    "high": 1 - best.target_if_not_referred,
-                },
-                "referred_per_1000": {
-                    "value": at.referred,
-                    "low": fewest.referred,
-                    "high": most.referred,
-                },
-            }
-        )
-    return rows
-
-
 def _missed(images: Level, threshold: float) -> list[dict[str, Any]]:
     """Return the target images that are not referred, the lowest probability first."""
     units = images.units
@@ -393,70 +189,6 @@ def _missed(images: Level, threshold: float) -> list[dict[str, Any]]:
         {str(name): value for name, value in row.items()}
         for row in rows.sort_values("probability")[columns].to_dict("records")
     ]
-
-
-def _contract(evaluated: Evaluated, level: Level) -> dict[str, Any]:
-    point, units = evaluated.operating_point, level.units
-    num_target = int(units.is_target.sum())
-    referred = int((is_referred(units.scores, point.threshold) & units.is_target).sum())
-    target, confidence = point.contract.target_sensitivity, point.contract.confidence
-    promised, unseen = point.contract.status == "met", evaluated.is_unseen
-    status = (
-        check_contract(referred, num_target, target_sensitivity=target)
-        if promised and unseen
-        else "none"
-    )
-    low, high = clopper_pearson(referred, num_target, confidence=2 * confidence - 1)
-    words = (
-        f"{referred} of {num_target} {evaluated.task.noun[1]} were referred, one image per group "
-        f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
-    )
-    refused = _target_units_unassessed(evaluated)
-    if refused:
-        words += f" {refused} more got cannot_assess."
-    needed = targets_to_decide(target_sensitivity=target)
-    if status == "undecided" and needed:
-        words += (
-            f" {needed} {evaluated.task.noun[1]} would confirm the promise in 8 of 10 cases if 95 %"
-            " of them are referred."
-        )
-    return {
-        "status": status,
-        "bundle_status": point.contract.status,
-        "target_sensitivity": target,
-        "num_target": num_target,
-        "num_target_unassessed": refused,
-        "referred": referred,
-        "sensitivity_low": low,
-        "sensitivity_high": high,
-        "access": point.contract.access,
-        "power": {
-            "targets_to_decide": needed,
-            "chances": chances(num_target, target_sensitivity=target),
-        },
-        "sentence": _sentence(words, promised=promised, unseen=unseen),
-    }
-
-
-def _target_units_unassessed(evaluated: Evaluated) -> int:
-    """Return the number of groups that hold targets, but none that is assessed."""
-    table = evaluated.predictions
-    is_target = evaluated.task.is_target(table["label"].to_numpy()) & ~evaluated.is_known
-    groups, assessed = (
-        set(table.loc[chosen, "group"]) for chosen in (is_target, is_target & evaluated.is_assessed)
-    )
-    return len(groups - assessed)
-
-
-def _sentence(words: str, *, promised: bool, unseen: bool) -> str:
-    """Return the count of a contract, with a sentence on what it can prove here."""
-    if not promised:
-        return f"The bundle promises nothing. {words}"
-    if not unseen:
-        return (
-            f"No verdict: the bundle may have been trained or calibrated on these images. {words}"
-        )
-    return words
 
 
 def _without_nan(value: Any) -> Any:

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from melanoma.arrays import BoolArray, IntArray
-from melanoma.evidence.levels import Level
-from melanoma.evidence.metrics import (
-    METRICS,
+from melanoma.evidence.intervals import (
     MIN_TARGETS,
     auroc_interval,
     clopper_pearson,
     effective_number,
 )
+from melanoma.evidence.levels import Level
+from melanoma.evidence.metrics import METRICS
 from melanoma.evidence.operating_point import is_referred
 from melanoma.imaging.skin_tone import band_of
 

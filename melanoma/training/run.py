@@ -17,7 +17,7 @@ from melanoma.config import TrainConfig
 from melanoma.data.accesses import declared_accesses
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
-from melanoma.evidence.operating_point import Contract
+from melanoma.evidence.contract import Contract
 from melanoma.executor import Executor, Item, LocalExecutor, Row
 from melanoma.io.files import claim_folder, locked, new_folder, write_json
 from melanoma.io.storage import AnyPath, to_path

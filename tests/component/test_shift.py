@@ -7,7 +7,7 @@ from PIL import Image
 from benchmarks.artefacts import ARTEFACTS, changes
 from benchmarks.leave_one_source_out import splits_without
 from melanoma.data.dataset import PreparedData
-from melanoma.evidence.metrics import clopper_pearson
+from melanoma.evidence.intervals import clopper_pearson
 
 
 @pytest.mark.parametrize("name", list(ARTEFACTS))

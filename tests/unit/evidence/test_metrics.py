@@ -10,14 +10,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from melanoma.evidence.metrics import (
-    METRICS,
-    Predicted,
-    auroc_interval,
-    clopper_pearson,
-    effective_number,
-    group_bootstrap,
-)
+from melanoma.evidence.intervals import auroc_interval, clopper_pearson, effective_number
+from melanoma.evidence.metrics import METRICS, Predicted, group_bootstrap
 from tests.figures import keep_if_asked
 from tests.tasks import HAM, MELANOMA_INDEX
 

@@ -5,17 +5,14 @@ import pytest
 from scipy.stats import beta, kstest, norm
 
 from melanoma.errors import DataError
+from melanoma.evidence.contract import error_at, misses_allowed, targets_needed, unit_of
 from melanoma.evidence.operating_point import (
     OperatingPoint,
     Promise,
     check_contract,
     choose_units,
     decide,
-    error_at,
-    misses_allowed,
     select_operating_point,
-    targets_needed,
-    unit_of,
 )
 from melanoma.task import TASKS
 from tests.bundles import INFORMATIVE
@@ -279,6 +276,11 @@ def test_the_promise_in_words() -> None:
         " confidence at least 90% of melanomas are referred. Other cancers are not looked for. Not"
         " checked for your clinic or camera."
     )
+
+
+def test_a_promise_of_other_networks_is_called_approximate() -> None:
+    point = _select(np.full(92, 0.9), np.full(9, 0.1), basis="out_of_fold")
+    assert "approximate" in point.contract.sentence(HAM)
 
 
 def test_ties_are_referred_together() -> None:

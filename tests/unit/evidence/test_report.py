@@ -9,8 +9,9 @@ import pypdfium2
 import pytest
 
 from melanoma.bundle.bundle import Bundle, load_bundle
-from melanoma.evidence.metrics import clopper_pearson
-from melanoma.evidence.report import Evaluated, write_report
+from melanoma.evidence.evaluated import Evaluated
+from melanoma.evidence.intervals import clopper_pearson
+from melanoma.evidence.report import write_report
 from tests.tasks import CLASSES, MELANOMA_INDEX
 
 NEVUS = CLASSES.index("nv")

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from melanoma.evidence.intervals import clopper_pearson
 from melanoma.evidence.levels import contract_level, image_level, lesion_level
-from melanoma.evidence.metrics import clopper_pearson
 from melanoma.evidence.strata import by_class, by_column, subgroups
 from tests.tasks import CLASSES, HAM, MELANOMA_INDEX
 

@@ -1,0 +1,187 @@
+"""The sensitivity contract: what a bundle promises, the law behind it, and its sentence.
+
+The law (Wilks, Determination of Sample Sizes for Setting Tolerance Limits, 1941): with n target
+units and an error alpha, m* misses are allowed, the largest m with P(Bin(n, 1 - target) <= m) <=
+alpha. A threshold just below the (m* + 1)-th smallest target score has a true sensitivity that
+follows Beta(n - m*, m* + 1), so it falls below the target with probability at most alpha. This
+holds only if nothing else was chosen on the same images. Whether the network is informative is
+therefore decided elsewhere, before the calibration split is opened.
+
+Every network that is calibrated on one split is another chance to be wrong. The k-th has alpha_k =
+0.05 / (k (k + 1)), which sums to 0.05 over all of them.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binom
+
+from melanoma.evidence.intervals import MIN_TARGETS
+from melanoma.evidence.reference_models import CONFIDENCE, MARGIN
+from melanoma.io.typed import Strict
+from melanoma.task import Task
+
+Reason = Literal["too_few_targets", "uninformative", "accesses_spent"]
+Basis = Literal["split", "out_of_fold"]
+PATIENT = "patient_id"
+"""The column that decides where images are grouped by several."""
+
+
+def error_at(access: int, *, declared: int = 0, confidence: float = CONFIDENCE) -> float:
+    """Return the error that an access to a calibration split may spend.
+
+    Over all accesses the errors sum to 1 - confidence.
+
+    Args:
+        access: its number, from 1.
+        declared: number of accesses that was declared before the first one; each of them spends the
+            same. 0 means that none was declared; the later ones then spend less.
+        confidence: of all contracts on the split together, in (0, 1).
+    """
+    if declared:
+        return (1 - confidence) / declared if access <= declared else 0.0
+    return (1 - confidence) / (access * (access + 1))
+
+
+def misses_allowed(num_target: int, *, target_sensitivity: float, error: float) -> int:
+    """Return m*, or -1 if the units are too few even with 0 misses."""
+    misses = -1
+    while (
+        misses + 1 < num_target
+        and binom.cdf(misses + 1, num_target, 1 - target_sensitivity) <= error
+    ):
+        misses += 1
+    return misses
+
+
+def targets_needed(*, target_sensitivity: float, error: float) -> int:
+    """Return the smallest number of target units for which 0 misses suffice; 0 if none do."""
+    if error <= 0:
+        return 0
+    # 0 misses suffice if target ** n <= error; the 1e-9 absorbs rounding of the quotient.
+    return int(np.ceil(np.log(error) / np.log(target_sensitivity) - 1e-9))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract(Strict):
+    """The sensitivity that a bundle promises for the task's targets, and its evidence.
+
+    Attributes:
+        status: met, unmet or none.
+        targets: the classes that must be referred.
+        reason: why it is unmet (too_few_targets, uninformative, accesses_spent), else None.
+        target_sensitivity: the promised sensitivity, in (0, 1).
+        confidence: the one-sided confidence of all contracts on the split together, in (0, 1).
+        access: the number of this network among those calibrated on the split, from 1.
+        accesses_declared: number of networks declared before the first one; 0 if none was.
+        error: the probability of a broken promise that this access may spend.
+        sensitivity_expected: the mean of the Beta law of the true sensitivity, (n - m*) / (n + 1).
+        specificity: share of the other units that are not referred.
+        specificity_low: its one-sided lower bound.
+        num_target: n, the number of target units.
+        num_other: number of other units.
+        misses_allowed: m*; -1 if the units are too few even with 0 misses.
+        num_target_needed: the smallest n for which 0 misses suffice at this access.
+        auroc: of the network on the validation fold, among units of the same source.
+        reference_auroc: of the best model that sees no image, there.
+        difference_low: one-sided lower bound of the difference of the two.
+        unit: what counts as one observation.
+        population: what the units are drawn from.
+        basis: split (a guarantee for images like these) or out_of_fold (approximate).
+        num_target_unassessed: further target units whose images all get cannot_assess; they are
+            counted in nothing else.
+        target_share: share of targets among the images that the calibrator was fitted to, in
+            (0, 1]; the probabilities are for that mix.
+    """
+
+    status: Literal["met", "unmet", "none"]
+    targets: tuple[str, ...]
+    reason: Reason | None
+    target_sensitivity: float
+    confidence: float
+    access: int
+    accesses_declared: int
+    error: float
+    sensitivity_expected: float
+    specificity: float
+    specificity_low: float
+    num_target: int
+    num_other: int
+    misses_allowed: int
+    num_target_needed: int
+    auroc: float
+    reference_auroc: float
+    difference_low: float
+    unit: str
+    population: str
+    basis: Basis
+    num_target_unassessed: int
+    target_share: float
+
+    def sentence(self, task: Task) -> str:
+        """Return the contract as sentences for people."""
+        nouns = task.noun[1]
+        if self.status == "met":
+            units = _units_with_targets(self.unit, task)
+            limits = (
+                " This is approximate: each image was scored by networks trained without it, not by"
+                " this one."
+                if self.basis == "out_of_fold"
+                else ""
+            )
+            if self.num_target_unassessed:
+                limits += (
+                    f" {self.num_target_unassessed} more {units} got cannot_assess and are not"
+                    " counted."
+                )
+            if task.malignant:
+                limits += " Other cancers are not looked for."
+            return (
+                f"On images like those it was calibrated on ({self.population},"
+                f" {self.num_target} {units}), with"
+                f" {self.confidence:.0%} confidence at least {self.target_sensitivity:.0%} of"
+                f" {nouns} are referred.{limits} Not checked for your clinic or camera."
+            )
+        if self.reason == "uninformative" and self.difference_low <= -1:
+            return (
+                f"No promise: the validation fold has fewer than {MIN_TARGETS} {nouns}, or other"
+                " lesions, in sources that hold both, so it cannot be told whether the network"
+                " looks at lesions. Prepare a data set whose sources hold both."
+            )
+        if self.reason == "uninformative":
+            return (
+                "No promise: among images of the same source the network ranks"
+                f" {nouns} little better than a model that sees no image (AUROC {self.auroc:.2f}"
+                f" and {self.reference_auroc:.2f}; the difference may be as low as"
+                f" {self.difference_low:.2f} and must exceed {MARGIN}). Train longer, on larger"
+                " images or on more data."
+            )
+        if self.reason == "too_few_targets":
+            return (
+                f"No promise: calibration needs at least {self.num_target_needed} {nouns},"
+                f" {self.unit}; there were {self.num_target}. Prepare the data set with a larger"
+                " calibration fraction, or with more lesions."
+            )
+        needed = f"needs {self.num_target_needed} {nouns}" if self.error else "has no error left"
+        return (
+            f"No promise: {self.access - 1} other networks were calibrated on these images before."
+            f" Number {self.access} {needed}; there are {self.num_target}. Prepare a data set with"
+            " new lesions."
+        )
+
+
+def unit_of(group_columns: tuple[str, ...]) -> str:
+    """Return what counts as one observation, if images are grouped by some columns."""
+    if group_columns == ("image_id",):
+        return "one image"
+    coarsest = group_columns[0] if len(group_columns) == 1 else PATIENT
+    word = coarsest.removesuffix("_id") if coarsest in group_columns else "group"
+    return f"one image per {word.replace('_', ' ')}"
+
+
+def _units_with_targets(unit: str, task: Task) -> str:
+    """Return the plural for units of a contract that are targets, such as lesions with melanoma."""
+    one, many = task.noun
+    word = unit.rpartition(" ")[2]
+    return many if word in one else f"{word}s with {one}"
