@@ -10,10 +10,11 @@ test fails where the text between them differs from what the file says.
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from melanoma.evidence.strata import AT_90
 from melanoma.io.files import write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -53,7 +54,7 @@ def number(found: Mapping[str, float | None] | None, digits: int = 2) -> str:
     return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def reports_table(reports: Mapping[str, Report]) -> str:
+def reports_table(reports: Mapping[str, Report], leave_out: Collection[str] = ()) -> str:
     """Return the main figures of some reports, a column for each."""
     rows: list[list[str]] = [
         ["units, of them melanomas"]
@@ -64,15 +65,16 @@ def reports_table(reports: Mapping[str, Report]) -> str:
     ]
     for title, value in _ROWS.items():
         cells = [value(each) for each in reports.values()]
-        if any(cells):
+        if any(cells) and title not in leave_out:
             rows.append([title, *(cell or "-" for cell in cells)])
     return table(["one image per group", *reports], rows)
 
 
-def _specificity_among(standard: str) -> Callable[[Report], str]:
+def _among(standard: str, metric: str = "specificity") -> Callable[[Report], str]:
     def value(report: Report) -> str:
         cell = report["by_reference_standard"].get(standard)
-        return number(cell["specificity"]) if cell and cell["num"] > cell["num_target"] else ""
+        others = cell and cell["num"] > cell["num_target"] and cell[metric]["value"] is not None
+        return number(cell[metric]) if others else ""
 
     return value
 
@@ -109,13 +111,21 @@ _ROWS: dict[str, Callable[[Report], str]] = {
     "within sources, of a model that sees no image": _reference("within_source"),
     "sensitivity at the threshold": lambda report: number(report["contract_unit"]["sensitivity"]),
     "specificity at the threshold": lambda report: number(report["contract_unit"]["specificity"]),
-    "of negatives proven by histology": _specificity_among("histology"),
-    "of negatives by follow-up": _specificity_among("follow_up"),
-    "specificity at the best threshold for a sensitivity of 0.90": lambda report: number(
-        report["contract_unit"]["specificity_at_sensitivity_90"]
-    ),
+    "specificity at the threshold, negatives proven by histology": _among("histology"),
+    "specificity at the threshold, negatives by follow-up": _among("follow_up"),
+    "specificity at 90 % sensitivity": lambda report: number(report["contract_unit"][AT_90]),
+    "specificity at 90 % sensitivity, negatives proven by histology": _among("histology", AT_90),
     "the promise here": _verdict,
 }
+_DETAILS = (
+    "specificity at 90 % sensitivity",
+    "specificity at the threshold, negatives by follow-up",
+)
+
+
+def short_table(reports: Mapping[str, Report]) -> str:
+    """Return the figures that the README shows."""
+    return reports_table(reports, leave_out=_DETAILS)
 
 
 def strata_table(reports: Mapping[str, Report]) -> str:
@@ -152,6 +162,7 @@ def rows_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ham10000": ("ham10000", reports_table),
+    "ham10000-short": ("ham10000", short_table),
     "ham10000-sources": ("ham10000", strata_table),
     "ham10000-classes": ("ham10000", classes_table),
     "external": ("external", reports_table),

@@ -15,7 +15,7 @@ are not looked at.
   epoch (group DRO; Sagawa et al., Distributionally Robust Neural Networks, 2020).
 
     python -m benchmarks.lesion_learning train DATASET OUT [--gpu] [--processes N]
-    python -m benchmarks.lesion_learning table OUT [--keep]
+    python -m benchmarks.lesion_learning table OUT [--keep NAME]
 """
 
 import argparse
@@ -153,13 +153,21 @@ class _Robust:
 
 
 def run(
-    way: str, seed: int, dataset: Path, out: Path, *, base: TrainConfig, weights: str, gpu: bool
+    way: str,
+    seed: int,
+    dataset: Path,
+    out: Path,
+    *,
+    base: TrainConfig,
+    weights: str,
+    gpu: bool,
+    threads: int,
 ) -> str:
     """Train one network, write its predictions on its fold, and return a line that says so."""
     target = out / f"{way}-{seed}.parquet"
     if target.is_file():
         return f"{way} {seed}: there already"
-    torch.set_num_threads(1 if gpu else torch.get_num_threads())
+    torch.set_num_threads(threads)
     started = time.monotonic()
     device = torch.device("cuda" if gpu else "cpu")
     data = open_prepared(dataset)
@@ -220,6 +228,7 @@ def train(args: argparse.Namespace) -> None:
                 base=base,
                 weights=args.weights,
                 gpu=args.gpu,
+                threads=max(1, torch.get_num_threads() // args.processes),
             )
             for seed in range(args.seeds)
             for way in args.ways
@@ -275,7 +284,7 @@ def table(args: argparse.Namespace) -> None:
         summary[f"{name}, least"], summary[f"{name}, most"] = by_way.min(), by_way.max()
     print(summary.round(3).to_string())
     if args.keep:
-        keep("ways", [_cells(str(way), row) for way, row in summary.iterrows()])
+        keep(args.keep, [_cells(str(way), row) for way, row in summary.iterrows()])
 
 
 def _cells(way: str, row: pd.Series) -> dict[str, str]:
@@ -314,10 +323,10 @@ def main() -> None:
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--processes", type=int, default=1)
     command.add_argument("--gpu", action="store_true")
-    command.set_defaults(run=train, keep=False)
+    command.set_defaults(run=train, keep=None)
     command = commands.add_parser("table")
     command.add_argument("out", type=Path)
-    command.add_argument("--keep", action="store_true", help="keep the figures for the docs")
+    command.add_argument("--keep", metavar="NAME", help="keep the figures for the docs as NAME")
     command.set_defaults(run=table)
     args = parser.parse_args()
     args.run(args)

@@ -6,7 +6,7 @@ of where a threshold comes from.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from scipy.special import softmax
@@ -254,15 +254,17 @@ def group_bootstrap(
     units: Predicted,
     groups: IntArray,
     *,
+    metrics: Collection[str] = tuple(METRICS),
     num_draws: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, dict[str, float]]:
-    """Return every metric with a percentile interval over groups drawn with replacement.
+    """Return metrics with a percentile interval over groups drawn with replacement.
 
     Args:
         units: the units to measure.
         groups: ``(N,)`` integers, the group of each unit.
+        metrics: their names in `METRICS`.
         num_draws: number of bootstrap draws.
         seed: seed of the draws.
         confidence: confidence of the two-sided interval, in (0, 1).
@@ -273,19 +275,19 @@ def group_bootstrap(
     rng = np.random.default_rng(seed)
     _, member = np.unique(groups, return_inverse=True)
     num_groups = int(member.max()) + 1
-    drawn: dict[str, list[float]] = {name: [] for name in METRICS}
+    drawn: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(num_draws):
         weights = np.bincount(rng.integers(0, num_groups, num_groups), minlength=num_groups)[
             member
         ].astype(np.float64)
-        for name, metric in METRICS.items():
-            drawn[name].append(metric.value(units, weights))
+        for name in metrics:
+            drawn[name].append(METRICS[name].value(units, weights))
     tail = (1 - confidence) / 2
     result = {}
-    for name, metric in METRICS.items():
+    for name in metrics:
         values = np.array(drawn[name])
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (np.nan, np.nan)
-        value = metric.value(units, np.ones(len(units)))
+        value = METRICS[name].value(units, np.ones(len(units)))
         result[name] = {"value": value, "low": float(low), "high": float(high)}
     return result

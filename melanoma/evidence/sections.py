@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from melanoma.evidence.metrics import title_of
+from melanoma.evidence.strata import AT_90
 
 LEVELS = {"image": "per image", "lesion": "per lesion", "contract_unit": "one image per group"}
 """The levels of a report, and what they are called."""
@@ -176,12 +177,13 @@ def _strata(title: str, cells: Mapping[str, Mapping[str, Any]], note: str) -> Se
             FEW if cell["few_targets"] else interval(cell["auroc"]),
             interval(cell["sensitivity"]) if cell["num_target"] else "none here",
             interval(cell["specificity"]) if cell["num"] > cell["num_target"] else "none here",
+            FEW if cell["few_targets"] else interval(cell[AT_90]),
         ]
         for name, cell in cells.items()
     ]
     few = any(cell["few_targets"] for cell in cells.values())
     said = "Fewer than 10 targets show nothing about AUROC or sensitivity. " if few else ""
-    columns = ["", "units, targets", "AUROC", "sensitivity", "specificity"]
+    columns = ["", "units, targets", "AUROC", "sensitivity", "specificity", title_of(AT_90)]
     # A single stratum repeats the whole.
     return Section(title, columns, rows if len(rows) > 1 else [], (said + note).strip())
 

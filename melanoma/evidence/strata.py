@@ -17,11 +17,12 @@ from melanoma.evidence.intervals import (
     effective_number,
 )
 from melanoma.evidence.levels import Level
-from melanoma.evidence.metrics import METRICS
+from melanoma.evidence.metrics import METRICS, group_bootstrap
 from melanoma.evidence.operating_point import is_referred
 from melanoma.imaging.skin_tone import band_of
 
 UNKNOWN = "unknown"
+AT_90 = "specificity_at_sensitivity_90"
 _AGE_BANDS = {
     "under 30": (0, 30),
     "30 to 49": (30, 50),
@@ -63,6 +64,7 @@ def cell(level: Level, threshold: float) -> dict[str, Any]:
     is_target = level.units.is_target
     referred = is_referred(level.units.scores, threshold)
     num_target = int(is_target.sum())
+    enough = min(num_target, len(level) - num_target) >= MIN_TARGETS
     return {
         "num": len(level),
         "num_target": num_target,
@@ -70,6 +72,9 @@ def cell(level: Level, threshold: float) -> dict[str, Any]:
         "auroc": auroc_of(level),
         "sensitivity": proportion(referred[is_target], level.groups[is_target]),
         "specificity": proportion(~referred[~is_target], level.groups[~is_target]),
+        AT_90: group_bootstrap(level.units, level.groups, metrics=[AT_90])[AT_90]
+        if enough
+        else dict.fromkeys(("value", "low", "high"), float("nan")),
     }
 
 

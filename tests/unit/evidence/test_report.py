@@ -193,6 +193,9 @@ def test_the_network_stands_beside_models_that_see_no_image(bundle: Bundle, tmp_
     assert set(report["by_source"]) == {"a", "b"}
     assert set(report["by_reference_standard"]) == {"follow_up", "unknown"}
     assert report["by_source"]["b"]["few_targets"]
+    assert report["by_source"]["b"]["specificity_at_sensitivity_90"]["value"] is None
+    best = report["by_source"]["a"]["specificity_at_sensitivity_90"]
+    assert 0 <= best["low"] < best["value"] < best["high"] < 1
     page = (tmp_path / "report.html").read_text()
     for title in ("By source", "Beside models", "Referred by class", "At other prevalences"):
         assert title in page, title
