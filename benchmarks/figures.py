@@ -173,6 +173,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "unusual",
             "sources",
             "ways",
+            "ways-cpu",
+            "ways-cpu-seeds",
             "broken",
             "best-of",
             "auroc",
