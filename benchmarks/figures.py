@@ -179,6 +179,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "best-of",
             "auroc",
             "auroc-within",
+            "bootstrap",
+            "copies",
         )
     },
 }

@@ -43,7 +43,14 @@ from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.evidence.metrics import specificity_at_sensitivity
 from melanoma.io.files import write_json, write_parquet
 from melanoma.presets import preset
-from melanoma.training.engine import SELECTION, Training, TrainState, fit, predict, start_state
+from melanoma.training.engine import (
+    Training,
+    TrainState,
+    fit,
+    predict,
+    selection_score,
+    start_state,
+)
 from melanoma.training.networks import start_model
 
 NORM = 6
@@ -192,7 +199,7 @@ def run(
     best: dict[str, Tensor] = {}
 
     def on_epoch_end(state: TrainState) -> None:
-        scores = [row[SELECTION] for row in state.history]
+        scores = [selection_score(row) for row in state.history]
         if scores[-1] == max(scores):
             best.update(copy.deepcopy(state.evaluated.state_dict()))
         if robust is not None:

@@ -24,7 +24,7 @@ from melanoma.bundle.usual_images import every_image
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.operating_point import Promise, select_operating_point
-from melanoma.evidence.reference_models import CONFIDENCE, Comparison
+from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
 from melanoma.imaging.letterbox import Preprocess, letterbox_shape
 from melanoma.io.files import write_json
 from melanoma.io.typed import to_plain
@@ -82,7 +82,9 @@ def main() -> None:
     calibrator = fit_calibrator(logits, labels, np.arange(NUM_IMAGES))
     scores, is_target = task.target_scores(calibrator(logits)), task.is_target(labels)
     # The contract of noise would be unmet; a server that decides is what is to be measured.
-    comparison = Comparison(1.0, 0.5, 0.5, CONFIDENCE, ("source",), 1, NUM_IMAGES, NUM_IMAGES)
+    comparison = Comparison(
+        1.0, 0.5, 0.5, INFORMATIVE_CONFIDENCE, ("source",), 1, NUM_IMAGES, NUM_IMAGES
+    )
     promise = Promise(
         task.targets, config.target_sensitivity, comparison, "one image per lesion", "noise"
     )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,26 +12,23 @@ import pandas as pd
 
 from melanoma.bundle.bundle import Bundle, library_versions, load_bundle
 from melanoma.bundle.known_images import is_known
-from melanoma.bundle.predictor import Prediction, Predictor
+from melanoma.bundle.predictor import Predictor
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
-from melanoma.data.external import EXTERNAL, read_external
-from melanoma.data.image_files import read_image
+from melanoma.data.external import EXTERNAL, External, read_external
 from melanoma.data.left_out import left_out_sentence
 from melanoma.data.manifest import MANIFEST
 from melanoma.data.names import shown
-from melanoma.data.rejections import REJECTED, UNREADABLE, Rejection, reason_of, write_rejections
-from melanoma.errors import DataError, InvalidImageError
+from melanoma.data.rejections import REJECTED, Rejection, write_rejections
+from melanoma.errors import DataError
 from melanoma.evidence.evaluated import RECORDED, Evaluated
-from melanoma.evidence.metrics import title_of
 from melanoma.evidence.report import write_report
-from melanoma.evidence.sections import LEVELS, is_metric, overlap_sentence
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
-from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.fingerprint import fingerprint
 from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
-from melanoma.io.storage import AnyPath, is_address, to_path
-from melanoma.task import Task, task_of
+from melanoma.io.storage import AnyPath, to_path
+from melanoma.judging import judge, read_stored
+from melanoma.task import Task
 
 BATCH = 64
 log = logging.getLogger(__name__)
@@ -80,76 +77,122 @@ def evaluate(
     """
     bundle_dir, data_dir, out = to_path(bundle_dir), to_path(data_dir), to_path(out)
     executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
-    prepared = open_prepared(data_dir) if (data_dir / MANIFEST).is_file() else None
-    if prepared is None and split is not None:
-        raise DataError(
-            "--split needs a prepared data set; DATA is a folder of images. Leave --split out, or"
-            " prepare the folder first."
-        )
-    if prepared is None:
-        columns = bundle.manifest.group_columns
-        name, external = EXTERNAL, read_external(data_dir, bundle.task, columns, skip_bad=skip_bad)
-        rows, population = external.rows, shown(data_dir.resolve().name)
-        for note in external.notes:
-            log.info("%s", note)
-    else:
-        name, external = split or "test", None
-        rows, population = _prepared_rows(bundle, prepared, name), prepared.manifest.population
-    learned = prepared if known is None else open_prepared(to_path(known))
+    asked = _asked(bundle, data_dir, split=split, skip_bad=skip_bad)
+    learned = asked.prepared if known is None else open_prepared(to_path(known))
     if learned is not None and learned.task != bundle.task:
         learned = None
     executor.start(num_workers)  # An unreachable cluster must not cost an access.
     with new_folder(out, replace_if="report.json") as work:
-        accesses: list[dict[str, Any]] = []
-        if prepared is not None and name != "train":
-            # Log before anything is predicted, because an evaluation that crashes may still have
-            # shown something.
-            accesses = prepared.log_access(name, {**_identity(bundle), "num": len(rows)})
+        # Log before anything is predicted, because an evaluation that crashes may still have shown
+        # something.
+        accesses = asked.log_access(bundle)
         scored = _predict(
-            bundle_dir, data_dir, rows, executor, num_workers=num_workers, progress=progress
+            bundle_dir, data_dir, asked.rows, executor, num_workers=num_workers, progress=progress
         )
-        left_out = {} if prepared is None else prepared.manifest.left_out
-        if external is not None:
-            bad = _unreadable(scored)
-            left_out = external.left_out(bad, skip_bad=skip_bad)
-            if rejections := [*external.rejections, *bad]:
-                write_rejections(work / REJECTED, rejections)
-        predictions = (
-            scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
-        )
-        if predictions.empty:
-            said = left_out_sentence(left_out, bundle.task)
-            raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
-        if (predictions["decision"] == "cannot_assess").all():
-            raise DataError(
-                "DATA must hold images like those that the bundle was trained on; it can assess"
-                f" none of {len(predictions)}. Evaluate dermoscopic images, upright and in colour."
-            )
-        same_data = (
-            prepared is not None and prepared.manifest.split_hash == bundle.manifest.split_hash
-        )
-        seen = _known(bundle, predictions, rows) if not same_data else frozenset()
+        left_out = asked.left_out(scored, work, skip_bad=skip_bad)
+        predictions = _usable(scored, left_out, bundle.task)
+        split_hash = "" if asked.prepared is None else asked.prepared.manifest.split_hash
+        same_splits = split_hash == bundle.manifest.split_hash
         evaluated = Evaluated(
             task=bundle.task,
             operating_point=bundle.operating_point,
             **_identity(bundle),
             predictions=predictions.drop(columns="fingerprint"),
-            split=name,
-            population=f"{population}, {name}",
+            split=asked.name,
+            population=f"{asked.population}, {asked.name}",
             accesses=accesses,
-            same_splits=same_data,
+            same_splits=same_splits,
             left_out=left_out,
             train=None if learned is None else learned.rows("train"),
-            known=seen,
-            data_hash=_data_hash(rows),
-            split_hash="" if prepared is None else prepared.manifest.split_hash,
+            known=frozenset() if same_splits else _known(bundle, predictions, asked.rows),
+            data_hash=_data_hash(asked.rows),
+            split_hash=split_hash,
             versions=library_versions(),
         )
         return write_report(evaluated, work)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is evaluated: a split of a prepared data set, or a SOURCE folder.
+
+    Attributes:
+        name: of the split, or external.
+        population: describes what the images are.
+        rows: the records of the images.
+        prepared: the data set; None for a folder.
+        external: what was read from the folder; None for a data set.
+    """
+
+    name: str
+    population: str
+    rows: pd.DataFrame
+    prepared: PreparedData | None = None
+    external: External | None = None
+
+    def log_access(self, bundle: Bundle) -> list[dict[str, Any]]:
+        """Log an access to calibration or test, and return all of them."""
+        if self.prepared is None or self.name == "train":
+            return []
+        return self.prepared.log_access(self.name, {**_identity(bundle), "num": len(self.rows)})
+
+    def left_out(
+        self, scored: pd.DataFrame, work: AnyPath, *, skip_bad: bool
+    ) -> Mapping[str, Mapping[str, int]]:
+        """Return what is left out, reason -> class -> number; write a list of it for a folder."""
+        if self.prepared is not None:
+            return self.prepared.manifest.left_out
+        assert self.external is not None
+        bad = _unreadable(scored)
+        left_out = self.external.left_out(bad, skip_bad=skip_bad)
+        if rejections := [*self.external.rejections, *bad]:
+            write_rejections(work / REJECTED, rejections)
+        return left_out
+
+
+def _asked(bundle: Bundle, data_dir: AnyPath, *, split: str | None, skip_bad: bool) -> _Asked:
+    """Read what is to be evaluated, after all checks that are possible before an access."""
+    if (data_dir / MANIFEST).is_file():
+        prepared, name = open_prepared(data_dir), split or "test"
+        rows = _prepared_rows(bundle, prepared, name)
+        return _Asked(name, prepared.manifest.population, rows, prepared=prepared)
+    if split is not None:
+        raise DataError(
+            "--split needs a prepared data set; DATA is a folder of images. Leave --split out, or"
+            " prepare the folder first."
+        )
+    external = read_external(
+        data_dir, bundle.task, bundle.manifest.group_columns, skip_bad=skip_bad
+    )
+    for note in external.notes:
+        log.info("%s", note)
+    return _Asked(EXTERNAL, shown(data_dir.resolve().name), external.rows, external=external)
+
+
+def _usable(
+    scored: pd.DataFrame, left_out: Mapping[str, Mapping[str, int]], task: Task
+) -> pd.DataFrame:
+    """Return the images that could be judged.
+
+    Raises:
+        DataError: if there is none, or none that the bundle assesses.
+    """
+    predictions = (
+        scored[scored["reason"] == ""].drop(columns=["reason", "detail"]).reset_index(drop=True)
+    )
+    if predictions.empty:
+        said = left_out_sentence(left_out, task)
+        raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
+    if (predictions["decision"] == "cannot_assess").all():
+        raise DataError(
+            "DATA must hold images like those that the bundle was trained on; it can assess"
+            f" none of {len(predictions)}. Evaluate dermoscopic images, upright and in colour."
+        )
+    return predictions
+
+
 def _known(bundle: Bundle, predictions: pd.DataFrame, rows: pd.DataFrame) -> frozenset[str]:
-    """Return the ids of the images that the bundle was trained or calibrated on."""
+    """Return the ids of the images that are of the data set that the bundle was made from."""
     hashes = rows.set_index("image_id")["sha256"]
     asked = predictions.assign(sha256=predictions["image_id"].map(hashes))
     return frozenset(predictions.loc[is_known(bundle.known_images, asked), "image_id"])
@@ -273,98 +316,3 @@ class ScoreRows:
         if self._dataset is not None:
             return self._dataset.images([position])[0].numpy()
         return read_stored(self.rows["path"].iloc[position], self._predictor.bundle)
-
-
-def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
-    """Return the image at a path as a bundle takes it.
-
-    If it cannot be judged, return a reason and a detail instead.
-    """
-    try:
-        image = decode_image(read_image(path))
-        check_content(image)
-        return bundle.preprocess.stored(image)
-    except InvalidImageError as error:
-        return reason_of(error), f"{error.code}: {error}"
-    except OSError as error:
-        if is_address(path) and not isinstance(error, FileNotFoundError):
-            raise  # Unreachable storage does not mean that the image is bad.
-        return UNREADABLE, error.strerror or type(error).__name__
-
-
-def judge(predictor: Predictor, images: Sequence[np.ndarray | tuple[str, str]]) -> list[Row]:
-    """Predict the images that could be read; return a row for each, in order.
-
-    Args:
-        predictor: what predicts.
-        images: stored images, or reason and detail of why one cannot be judged.
-    """
-    readable = [image for image in images if isinstance(image, np.ndarray)]
-    predictions = iter(predictor.predict(readable) if readable else [])
-    return [
-        judged_row(
-            predictor.bundle.task, next(predictions) if isinstance(image, np.ndarray) else image
-        )
-        for image in images
-    ]
-
-
-def judged_row(task: Task, judged: Prediction | tuple[str, str]) -> Row:
-    """Return the columns of one image: logits, probabilities, decision, reason and detail.
-
-    If it could not be judged, the numbers are NaN.
-
-    Args:
-        task: the classes.
-        judged: its prediction, or the reason and detail for which there is none.
-    """
-    nothing = np.full(task.num_classes, np.nan)
-    logits, probabilities, decision, why = nothing, nothing, "cannot_assess", ("", "")
-    if isinstance(judged, Prediction):
-        logits, probabilities, decision = judged.logits, judged.probabilities, judged.decision
-        # The image was judged; the detail tells why it got no decision.
-        why = ("", ", ".join(judged.warnings) if decision == "cannot_assess" else "")
-    else:
-        why = judged
-    return {
-        **{f"logit_{name}": float(logits[i]) for i, name in enumerate(task.classes)},
-        **{f"probability_{name}": float(probabilities[i]) for i, name in enumerate(task.classes)},
-        "decision": decision,
-        "reason": why[0],
-        "detail": why[1],
-    }
-
-
-def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
-    """Return the evaluation as a table for people."""
-    levels = [level for level in LEVELS if level in report]
-    image = report["image"]
-    lesions = f", {report['lesion']['num']} lesions" if "lesion" in report else ""
-    lines = [
-        f"{report['population']}: {image['num']} images{lesions}, {image['num_groups']} groups",
-        "",
-        f"{'':36}{''.join(f'{LEVELS[level]:>26}' for level in levels)}",
-    ]
-    for name in (key for key, value in image.items() if is_metric(value)):
-        cells = [_cell(report[level][name]) for level in levels]
-        lines.append(f"{title_of(name):36}{''.join(f'{cell:>26}' for cell in cells)}")
-    lines += [
-        f"{'AUROC within sources':36}{_cell(report['within_source']):>26}",
-        "",
-        f"contract here: {report['contract']['status']}. {report['contract']['sentence']}",
-    ]
-    if report["flow"]["known_to_the_bundle"]:
-        lines.append(overlap_sentence(report))
-    if report["accesses"]:
-        lines.append(
-            f"this {report['split']} split has been opened {len(report['accesses'])} time(s)"
-        )
-    if report["left_out"]:
-        lines.append(left_out_sentence(report["left_out"], task_of(report["task"])))
-    return "\n".join([*lines, f"written to {out}"])
-
-
-def _cell(metric: dict[str, float | None]) -> str:
-    if None in metric.values():
-        return "undefined here"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

@@ -17,10 +17,11 @@ from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
 from melanoma.errors import DataError
-from melanoma.evaluation import BATCH, judge, read_stored
+from melanoma.evaluation import BATCH
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
+from melanoma.judging import judge, read_stored
 
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH

@@ -227,10 +227,11 @@ def _train(args: argparse.Namespace) -> int:
     )
     result = run_job(job, RayExecutor())
     validation = result.validation
-    within = validation.get("within_source_auroc", float("nan"))
+    within = validation.get("within_source_auroc")
+    also = "" if within is None else f", within sources {within:.3f}"
     text = (
-        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}, within"
-        f" sources {within:.3f}, specificity at 90 % sensitivity"
+        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}{also},"
+        " specificity at 90 % sensitivity"
         f" {validation['specificity_at_sensitivity_90']:.3f} (with the mirrored copies of"
         " prediction; optimistic, because they chose the epoch)\ncontract"
         f" {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
@@ -364,7 +365,8 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from melanoma.data.left_out import left_out_sentence
-    from melanoma.evaluation import describe_evaluation, evaluate
+    from melanoma.evaluation import evaluate
+    from melanoma.evidence.summary import describe_evaluation
     from melanoma.task import task_of
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted, say

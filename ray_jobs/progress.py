@@ -115,7 +115,8 @@ def _text(path: AnyPath) -> str:
 def _epoch_line(row: dict[str, float], epochs: int) -> str:
     within = row["within_source_auroc"]
     # One source alone needs no second number.
-    also = "" if math.isclose(within, row["auroc"]) else f" ({within:.3f} within sources)"
+    same = math.isnan(within) or math.isclose(within, row["auroc"])
+    also = "" if same else f" ({within:.3f} within sources)"
     return (
         f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.3f}, validation AUROC"
         f" {row['auroc']:.3f}{also}, specificity at 90 % sensitivity"

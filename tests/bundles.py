@@ -13,12 +13,12 @@ from melanoma.bundle.usual_images import every_image
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import Promise, select_operating_point
-from melanoma.evidence.reference_models import CONFIDENCE, Comparison
+from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
 from melanoma.imaging.letterbox import Preprocess
 from serve.described import Described
 from tests.tasks import HAM
 
-INFORMATIVE = Comparison(0.85, 0.65, 0.1, CONFIDENCE, ("source", "age"), 2, 100, 500)
+INFORMATIVE = Comparison(0.85, 0.65, 0.1, INFORMATIVE_CONFIDENCE, ("source", "age"), 2, 100, 500)
 
 
 def sign(manifest: dict[str, Any]) -> dict[str, Any]:

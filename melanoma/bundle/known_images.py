@@ -1,4 +1,6 @@
-"""What a bundle keeps of the images it was trained and calibrated on, to recognise them later.
+"""What a bundle keeps of the images of its data set, to recognise them later.
+
+Those of the test split count too: it is evaluated as a split, where its accesses are logged.
 
 Only hashes: no image can be made from them.
 """
@@ -16,8 +18,8 @@ _HASH_CHARACTERS = 16
 
 
 def known_images(data: PreparedData) -> bytes:
-    """Return the content of the file for the images of train and calibration."""
-    rows = data.records[data.records["split"] != "test"].reset_index(drop=True)
+    """Return the content of the file for the images of a data set."""
+    rows = data.records
     dataset = ImageDataset(data, rows)
     prints = [
         fingerprint(image.numpy())
@@ -41,7 +43,7 @@ def _content(files: list[str], prints: list[bytes]) -> bytes:
 
 
 def is_known(known: bytes, rows: pd.DataFrame) -> pd.Series:
-    """Return which images a bundle was trained or calibrated on.
+    """Return which images are of the data set that a bundle was made from.
 
     Args:
         known: the content of the bundle's file.

@@ -12,7 +12,7 @@ from melanoma.config import ModelConfig, TrainConfig
 from melanoma.errors import BundleError
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
-from melanoma.evidence.reference_models import Comparison
+from melanoma.evidence.reference_models import Comparison, hardest
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain
@@ -109,7 +109,7 @@ class BundleManifest(Strict):
     @property
     def hardest_reference(self) -> Comparison:
         """The comparison in which the network leads least; it decides the contract."""
-        return min(self.reference_models, key=lambda comparison: comparison.difference_low)
+        return hardest(self.reference_models)
 
     @property
     def weights_sha256(self) -> str:

@@ -8,14 +8,17 @@ import json
 from collections.abc import Iterable
 
 import pandas as pd
+import timm
 
 from melanoma.bundle.manifest import BundleManifest
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
 from melanoma.data.splits import SPLITS
-from melanoma.evidence.reference_models import Comparison
+from melanoma.evidence.levels import Level
+from melanoma.evidence.reference_models import SOURCE, Comparison
+from melanoma.evidence.strata import by_column
 
-_NOT_DONE = "**not done**"
+_NOT_DONE, _NOT_STATED = "**not done**", "**not stated**"
 _REPORT = "the report of `melanoma evaluate`"
 _TRIPOD = (
     ("1 Title", "this card"),
@@ -65,16 +68,18 @@ _STARD = (
     ("Readers with and without the test", _NOT_DONE),
     ("Adverse events of test or standard", _NOT_DONE),
     ("Code and data", "code is open; the data as their publisher allows"),
-    ("Funding, commercial interests", "**not stated**"),
+    ("Funding, commercial interests", _NOT_STATED),
 )
 
 
-def model_card(draft: BundleManifest, data: PreparedData) -> str:
+def model_card(draft: BundleManifest, data: PreparedData, fold: Level, *, weights: str) -> str:
     """Return the text of the card.
 
     Args:
         draft: the manifest of the bundle, without files and version.
         data: the data set on which it was trained.
+        fold: the units of the validation fold with their predictions.
+        weights: what the run started from: none, imagenet or a file.
     """
     config, task = draft.training_config, draft.task
     contract = draft.operating_point.contract
@@ -111,14 +116,14 @@ Reference standards, images of each:
 
 {_standards(data)}
 
-Licences of the data and of the start weights: **not stated**; those of their publishers hold for
-the bundle too. HAM10000 and many weights are not for commercial use.
+Licence of the images: **not stated**; that of their publisher holds for the bundle too. HAM10000 is
+not for commercial use. Start weights: {_start(config.model.backbone, weights)}.
 
 ## Choice of the network
 
 Epoch {draft.best_epoch} of {config.optim.epochs} was chosen on validation fold
-{config.data.validation_fold}, where the AUROC of the targets is {draft.validation["auroc"]:.3f}.
-That is optimistic, because it chose the epoch. The comparison below is on the same fold.
+{config.data.validation_fold} by the AUROC of the targets within sources{_chosen_by(draft)}.
+Figures of this fold are optimistic, because it chose the epoch.
 
 {_comparisons(draft.reference_models)}
 
@@ -137,11 +142,18 @@ That is optimistic, because it chose the epoch. The comparison below is on the s
 | expected sensitivity | {contract.sensitivity_expected:.3f} |
 | specificity, one-sided lower bound | {contract.specificity:.3f}, {contract.specificity_low:.3f} |
 
+## Strata
+
+At the threshold, on one image per group of the validation fold, as far as it is assessed. The fold
+chose the epoch, but not the threshold.
+
+{_strata(fold, draft.operating_point.threshold)}
+
 ## Limits
 
-- The promise holds for images like those of the calibration split. Other clinics, cameras, skin
-  tones and age groups were not looked at; the threshold is not valid for them without new
-  calibration.
+- The promise holds for images like those of the calibration split. Other clinics and cameras were
+  not looked at; the threshold is not valid for them without new calibration. What is known of skin
+  tones, ages, sexes and sites, {_REPORT} shows.
 - A heatmap shows where the network looked. It does not show where disease is.
 - Probabilities are for a share of {contract.target_share:.1%} of {task.noun[1]}, that of the images
   that the calibrator was fitted to.
@@ -202,6 +214,42 @@ def _standards(data: PreparedData) -> str:
         for name, counts in table.iterrows()
     ]
     return f"| standard | {data.task.noun[1]} | others |\n|---|---|---|\n{_rows(rows)}"
+
+
+def _start(backbone: str, weights: str) -> str:
+    if weights == "none":
+        return "none, the network began at random"
+    if weights != "imagenet":
+        return "a file, licence **not stated**"
+    published = timm.get_pretrained_cfg(backbone)
+    return f"those of timm for ImageNet, licence {(published and published.license) or _NOT_STATED}"
+
+
+def _chosen_by(draft: BundleManifest) -> str:
+    found, within = draft.validation, draft.validation.get("within_source_auroc")
+    over_all = f"over all images {found['auroc']:.3f}"
+    return f" ({over_all})" if within is None else f" ({within:.3f}; {over_all})"
+
+
+def _strata(fold: Level, threshold: float) -> str:
+    rows = [
+        (
+            f"{title}: {name}",
+            f"{cell['num']}, {cell['num_target']}",
+            "too few targets" if cell["few_targets"] else f"{cell['auroc']['value']:.3f}",
+            *(
+                f"{cell[part]['value']:.3f}" if num else "-"
+                for part, num in (
+                    ("sensitivity", cell["num_target"]),
+                    ("specificity", cell["num"] - cell["num_target"]),
+                )
+            ),
+        )
+        for title, column in (("source", SOURCE), ("reference standard", "dx_type"))
+        for name, cell in by_column(fold, fold.rows[column], threshold).items()
+    ]
+    head = "| | units, targets | AUROC | sensitivity | specificity |"
+    return f"{head}\n|---|---|---|---|---|\n{_rows(rows)}"
 
 
 def _comparisons(found: Iterable[Comparison]) -> str:

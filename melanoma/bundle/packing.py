@@ -5,6 +5,7 @@ network is informative. Only then is the calibration split opened, once; it plac
 decides nothing else.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from melanoma.arrays import FloatArray, IntArray, Uint8Array
 from melanoma.bundle.backend import OnnxFeatures, export_features
 from melanoma.bundle.bundle import Extras, library_versions, weights_of, write_bundle
+from melanoma.bundle.cpu_backend import compare_backend
 from melanoma.bundle.drift import FeatureReference, fit_reference, pooled
 from melanoma.bundle.known_images import known_images
 from melanoma.bundle.manifest import ONNX_RUNTIME, TORCH, BundleManifest, CpuBackend
@@ -26,29 +28,34 @@ from melanoma.config import TrainConfig
 from melanoma.data.accesses import calibration_access, declared_accesses
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import DataError
-from melanoma.evidence.calibration import fit_calibrator
+from melanoma.evidence.calibration import Calibrator, fit_calibrator
 from melanoma.evidence.contract import unit_of
+from melanoma.evidence.levels import Level, contract_level, image_level, with_predictions
 from melanoma.evidence.metrics import validation_scores
 from melanoma.evidence.operating_point import (
+    OperatingPoint,
     Promise,
     choose_units,
-    is_referred,
     select_operating_point,
 )
-from melanoma.evidence.reference_models import Comparison, compare_with_references
+from melanoma.evidence.reference_models import Comparison, compare_with_references, hardest
 from melanoma.imaging.descriptors import descriptors
 from melanoma.imaging.letterbox import Preprocess
-from melanoma.task import Task
 from melanoma.training.engine import predict
 from melanoma.training.networks import features
 
-MAX_DIFFERENCE = 1e-4
 MAX_REFERENCE_IMAGES, _BATCH = 1024, 64
 """The validation images that describe the features, and the training images that are usual."""
 
 
 def pack(
-    model: nn.Module, config: TrainConfig, data: PreparedData, work: Path, *, best_epoch: int
+    model: nn.Module,
+    config: TrainConfig,
+    data: PreparedData,
+    work: Path,
+    *,
+    best_epoch: int,
+    weights: str = "none",
 ) -> BundleManifest:
     """Fit the calibrator, make the contract and write the bundle.
 
@@ -58,80 +65,146 @@ def pack(
         data: the data set on which it was trained.
         work: folder of this node for the files of the bundle.
         best_epoch: the epoch of the network, from 1, for the manifest.
+        weights: what the run started from (none, imagenet or a file), for the model card.
 
     Raises:
         DataError: if the data set has no calibration split, or if that split holds no target.
     """
-    task, preprocess, tta = data.task, Preprocess(data.stored_shape, config.data), config.data.tta
-    on_fold = data.rows("train", fold=config.data.validation_fold)
-    validation = predict(model, ImageDataset(data, on_fold), preprocess, tta=tta)
-    calibrator = fit_calibrator(validation.logits, validation.labels, group_codes(on_fold))
-    reference = reference_of(model, ImageDataset(data, on_fold), preprocess, seed=config.seed)
-    usual = _usual_images(data, config)
+    task, preprocess = data.task, Preprocess(data.stored_shape, config.data)
+    fixed = _before_calibration(model, config, data)
     onnx = _export(model, (config.data.input_height, config.data.input_width))
-    comparisons = compare_on_validation(
-        data, config, calibrator(validation.logits), validation.labels
-    )
-    declared = declared_accesses(data, config.accesses)
-    network = (weights_of(model), repr((preprocess, calibrator, config)).encode())
-    access = calibration_access(data, _hash_of(network), declared=declared)
-    rows, num_target_unassessed = _assessed(data, usual)
-    calibration = predict(model, ImageDataset(data, rows), preprocess, tta=tta)
-    probabilities = calibrator(calibration.logits)
-    scores, is_target = task.target_scores(probabilities), task.is_target(calibration.labels)
-    targets, others = choose_units(is_target, group_codes(rows), seed=config.seed)
-    point = select_operating_point(
-        scores[targets],
-        scores[others],
-        Promise(
-            task.targets,
-            config.target_sensitivity,
-            min(comparisons, key=lambda comparison: comparison.difference_low),
-            unit_of(data.manifest.group_columns),
-            data.manifest.population,
-            access=access,
-            accesses_declared=declared,
-            num_target_unassessed=num_target_unassessed,
-            target_share=float(task.is_target(validation.labels).mean()),
-        ),
-    )
-    chosen = np.concatenate([targets, others])
+    calibrated = _calibrate(model, config, data, fixed)
     cpu_backend = CpuBackend(TORCH)
     if onnx is not None:
         extract = OnnxFeatures(onnx, num_threads=torch.get_num_threads())
-        again = predict(model, ImageDataset(data, rows), preprocess, tta=tta, extract=extract)
+        images = ImageDataset(data, data.rows("calibration"))
+        again = predict(model, images, preprocess, tta=config.data.tta, extract=extract)
         cpu_backend = compare_backend(
-            task, probabilities, calibrator(again.logits), point.threshold
+            task,
+            calibrated.probabilities,
+            fixed.calibrator(again.logits),
+            calibrated.operating_point.threshold,
         )
     draft = BundleManifest(
         task=task,
         architecture=config.model,
         preprocessing=preprocess,
-        calibrator=calibrator,
-        operating_point=point,
-        reference_models=comparisons,
-        features=reference,
-        usual_images=usual,
+        calibrator=fixed.calibrator,
+        operating_point=calibrated.operating_point,
+        reference_models=fixed.comparisons,
+        features=fixed.features,
+        usual_images=fixed.usual_images,
         cpu_backend=cpu_backend,
         group_columns=data.manifest.group_columns,
         split_hash=data.manifest.split_hash,
         training_config=config,
         best_epoch=best_epoch,
-        validation=_finite(
-            validation_scores(
-                task, validation.labels, validation.logits, on_fold["source"].tolist()
-            )
-        ),
+        validation=fixed.validation,
         versions=library_versions(),
     )
-    labels = [task.classes[label] for label in calibration.labels[chosen]]
     extras = Extras(
-        calibration_rows=pd.DataFrame({"label": labels, "score": scores[chosen]}),
+        calibration_rows=calibrated.units,
         features_onnx=onnx if cpu_backend.name == ONNX_RUNTIME else None,
-        model_card=model_card(draft, data),
+        model_card=model_card(draft, data, fixed.fold, weights=weights),
         known_images=known_images(data),
     )
     return write_bundle(work, draft, model, extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    """What is decided before the calibration split is opened, on train and its validation fold.
+
+    Attributes:
+        calibrator: from logits to probabilities.
+        features: describes the features of usual images, to notice drift.
+        usual_images: decides which images are assessed.
+        comparisons: the network beside models that see no image.
+        validation: the scores of the fold that are defined; JSON has no NaN.
+        target_share: share of targets among the images of the fold.
+        fold: the drawn units of the fold, for the model card.
+    """
+
+    calibrator: Calibrator
+    features: FeatureReference
+    usual_images: UsualImages
+    comparisons: tuple[Comparison, ...]
+    validation: dict[str, float]
+    target_share: float
+    fold: Level
+
+
+def _before_calibration(model: nn.Module, config: TrainConfig, data: PreparedData) -> _Fixed:
+    task, preprocess = data.task, Preprocess(data.stored_shape, config.data)
+    rows = data.rows("train", fold=config.data.validation_fold)
+    images = ImageDataset(data, rows)
+    seen = predict(model, images, preprocess, tta=config.data.tta)
+    calibrator = fit_calibrator(seen.logits, seen.labels, group_codes(rows))
+    probabilities, usual = calibrator(seen.logits), _usual_images(data, config)
+    unusual = usual.are_unusual(all_images(images))
+    scores = validation_scores(task, seen.labels, seen.logits, rows["source"].tolist())
+    return _Fixed(
+        calibrator=calibrator,
+        features=reference_of(model, images, preprocess, seed=config.seed),
+        usual_images=usual,
+        comparisons=compare_on_validation(data, config, probabilities, seen.labels),
+        validation={name: value for name, value in scores.items() if np.isfinite(value)},
+        target_share=float(task.is_target(seen.labels).mean()),
+        fold=contract_level(
+            image_level(with_predictions(rows, probabilities, unusual, task), task)
+        )[0],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calibrated:
+    """What the calibration split gave.
+
+    Attributes:
+        operating_point: the threshold and the contract.
+        units: label and score of the units that it rests on.
+        probabilities: ``(N, C)`` of all calibration images.
+    """
+
+    operating_point: OperatingPoint
+    units: pd.DataFrame
+    probabilities: FloatArray
+
+
+def _calibrate(
+    model: nn.Module, config: TrainConfig, data: PreparedData, fixed: _Fixed
+) -> _Calibrated:
+    task, preprocess = data.task, Preprocess(data.stored_shape, config.data)
+    declared = declared_accesses(data, config.accesses)
+    network = (weights_of(model), repr((preprocess, fixed.calibrator, config)).encode())
+    access = calibration_access(
+        data, hashlib.sha256(b"".join(network)).hexdigest(), declared=declared
+    )
+    rows = data.rows("calibration")
+    targets, others, num_target_unassessed = _calibration_units(
+        data, rows, fixed.usual_images, seed=config.seed
+    )
+    seen = predict(model, ImageDataset(data, rows), preprocess, tta=config.data.tta)
+    probabilities = fixed.calibrator(seen.logits)
+    scores = task.target_scores(probabilities)
+    promise = Promise(
+        task.targets,
+        config.target_sensitivity,
+        hardest(fixed.comparisons),
+        unit_of(data.manifest.group_columns),
+        data.manifest.population,
+        access=access,
+        accesses_declared=declared,
+        num_target_unassessed=num_target_unassessed,
+        target_share=fixed.target_share,
+    )
+    chosen = np.concatenate([targets, others])
+    labels = [task.classes[label] for label in seen.labels[chosen]]
+    return _Calibrated(
+        select_operating_point(scores[targets], scores[others], promise),
+        pd.DataFrame({"label": labels, "score": scores[chosen]}),
+        probabilities,
+    )
 
 
 def compare_on_validation(
@@ -158,37 +231,35 @@ def compare_on_validation(
     )
 
 
-def _hash_of(parts: tuple[bytes, ...]) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def _calibration_units(
+    data: PreparedData, rows: pd.DataFrame, usual: UsualImages, *, seed: int
+) -> tuple[IntArray, IntArray, int]:
+    """Draw one target image and one other image of each group, and keep those that are assessed.
 
-
-def _finite(scores: dict[str, float]) -> dict[str, float]:
-    """Return the scores that are defined; JSON has no NaN."""
-    return {name: value for name, value in scores.items() if np.isfinite(value)}
-
-
-def _assessed(data: PreparedData, usual: UsualImages) -> tuple[pd.DataFrame, int]:
-    """Return the calibration rows that the bundle assesses.
+    Args:
+        data: the data set.
+        rows: its N calibration rows.
+        usual: decides which images are assessed.
+        seed: seed of the draw.
 
     Returns:
-        The rows, and the number of groups that hold targets, but none that is assessed.
+        The positions of the targets, those of the others, and the number of targets that were drawn
+        and are not assessed.
 
     Raises:
         DataError: if no target is assessed.
     """
-    rows = data.rows("calibration")
     unusual = usual.are_unusual(all_images(ImageDataset(data, rows)))
     is_target = data.task.is_target(rows["label"].to_numpy())
-    groups, assessed = (
-        set(rows.loc[chosen, "group"]) for chosen in (is_target, is_target & ~unusual)
-    )
-    if not assessed:
+    drawn, others = choose_units(is_target, group_codes(rows), seed=seed)
+    targets = drawn[~unusual[drawn]]
+    if not len(targets):
         raise DataError(
             f"The calibration split must hold {data.task.noun[1]} like those of the train split;"
-            f" all {len(groups)} differ in light, colour or sharpness. Draw the splits at random,"
+            f" all {len(drawn)} differ in light, colour or sharpness. Draw the splits at random,"
             " or leave --splits out."
         )
-    return rows[~unusual], len(groups - assessed)
+    return targets, others[~unusual[others]], len(drawn) - len(targets)
 
 
 def _usual_images(data: PreparedData, config: TrainConfig) -> UsualImages:
@@ -239,32 +310,6 @@ def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
         return export_features(model, input_size)
     except torch.onnx.OnnxExporterError:
         return None
-
-
-def compare_backend(
-    task: Task, probabilities: FloatArray, again: FloatArray, threshold: float
-) -> CpuBackend:
-    """Choose the library that computes feature maps on a CPU.
-
-    It is ONNX Runtime if that changes no decision on the calibration images and no probability by
-    more than 1e-4, and torch otherwise.
-
-    Args:
-        task: the classes.
-        probabilities: ``(N, C)`` of the calibration images, by torch.
-        again: ``(N, C)`` of the same images, by ONNX Runtime.
-        threshold: the threshold of the operating point, in [0, 1].
-
-    Returns:
-        The library's name and the differences between the two, for the manifest.
-    """
-    furthest = float(np.abs(again - probabilities).max())
-    referred, referred_again = (
-        is_referred(task.target_scores(p), threshold) for p in (probabilities, again)
-    )
-    num_other = int((referred != referred_again).sum())
-    same = furthest <= MAX_DIFFERENCE and num_other == 0
-    return CpuBackend(ONNX_RUNTIME if same else TORCH, len(probabilities), furthest, num_other)
 
 
 def group_codes(rows: pd.DataFrame) -> np.ndarray:

@@ -44,13 +44,30 @@ def calibration_access(data: PreparedData, network: str, *, declared: int) -> in
         log or in this user's registry, whichever is larger.
     """
     entry = {"by": _BY, "network": network, "declared": declared}
-    logged = data.log_access(CALIBRATION, entry)
-    registered = _register(registry_of(data), entry)
-    return max(_number(entries, network) for entries in (logged, registered))
+    before = _networks(data.accesses(CALIBRATION)), _networks(_registered(registry_of(data)))
+    data.log_access(CALIBRATION, entry)
+    _register(registry_of(data), entry)
+    after = _networks(data.accesses(CALIBRATION)), _networks(_registered(registry_of(data)))
+    # Two that are logged at the same moment both count both: neither may take the number of one.
+    return max(
+        known.index(network) + 1 if network in known else len(now)
+        for known, now in zip(before, after, strict=True)
+    )
 
 
 def declared_accesses(data: PreparedData, asked: int) -> int:
     """Return the number of accesses that was declared before the first one.
+
+    Args:
+        data: the data set.
+        asked: the number that this run declares, which counts if it is the first one.
+    """
+    earlier = [*_calibrated(data.accesses(CALIBRATION)), *_registered(registry_of(data))]
+    return int(earlier[0].get("declared", 0)) if earlier else asked
+
+
+def check_declared(data: PreparedData, asked: int) -> None:
+    """Check that a run does not change what was declared before the first access.
 
     Args:
         data: the data set.
@@ -59,23 +76,19 @@ def declared_accesses(data: PreparedData, asked: int) -> int:
     Raises:
         DataError: if this run declares another number than the first one.
     """
-    earlier = [*_calibrated(data.accesses(CALIBRATION)), *_registered(registry_of(data))]
-    if not earlier:
-        return asked
-    first = int(earlier[0].get("declared", 0))
+    first = declared_accesses(data, asked)
     if asked and asked != first:
         said = f"it declared {first}" if first else "it declared none"
         raise DataError(
             f"--accesses must be declared before the first network is calibrated; {asked} is"
-            f" declared after one, and {said}. Leave --accesses out, or prepare the data set with"
-            " another --seed."
+            f" declared after one, and {said}. Leave --accesses out, or prepare a data set with"
+            " new lesions."
         )
-    return first
 
 
-def _number(entries: Iterable[dict[str, Any]], network: str) -> int:
-    distinct = list(dict.fromkeys(entry["network"] for entry in _calibrated(entries)))
-    return distinct.index(network) + 1 if network in distinct else 0
+def _networks(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the different networks among some accesses, the first first."""
+    return list(dict.fromkeys(entry["network"] for entry in _calibrated(entries)))
 
 
 def _calibrated(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -87,14 +100,24 @@ def _registered(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines() if path.is_file() else []
     except OSError:
         lines = []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return [entry for entry in map(_entry, lines) if entry]
 
 
-def _register(path: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _entry(line: str) -> dict[str, Any]:
+    """Return one line of the registry; empty if a crash tore it."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return entry
+
+
+def _register(path: Path, entry: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            # A line break first, in case a crash tore the line before.
+            file.write("\n" + json.dumps(entry) + "\n")
     except OSError as error:  # such as a pod without a home; the data set's own log counts
         log.warning(
             "The access to the calibration split could not be recorded in %s (%s). Only the log"
@@ -102,4 +125,3 @@ def _register(path: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
             path,
             error.strerror or type(error).__name__,
         )
-    return _registered(path)

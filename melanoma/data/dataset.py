@@ -109,19 +109,13 @@ class PreparedData:
             split: test or calibration.
             entry: plain values that say what the access was for.
         """
-        line = json.dumps(
-            {
-                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "split": split,
-                **entry,
-            }
-        )
+        now = datetime.datetime.now(datetime.UTC)
+        line = json.dumps({"time": now.isoformat(timespec="seconds"), "split": split, **entry})
         if isinstance(self.folder, RemotePath):
             # Object storage cannot append, and two accesses may happen at once. So each access is
-            # an object of its own.
-            (
-                self.folder / ACCESSES / f"{json.loads(line)['time']}-{uuid.uuid4().hex}.json"
-            ).write_bytes(line.encode())
+            # an object of its own, in the order of their names.
+            name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex}.json"
+            (self.folder / ACCESSES / name).write_bytes(line.encode())
         else:
             with (self.folder / ACCESS_LOG).open("a") as log:
                 log.write(line + "\n")

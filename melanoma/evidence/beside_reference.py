@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from melanoma.arrays import FloatArray
+from melanoma.evidence.intervals import MIN_TARGETS
 from melanoma.evidence.levels import Level
 from melanoma.evidence.metrics import METRICS, Predicted
 from melanoma.evidence.reference_models import (
@@ -52,14 +53,16 @@ def _beside(level: Level, reference: FloatArray) -> dict[str, Any]:
         found = compare_within_sources(
             units.is_target, units.scores, reference, sources, columns=(), confidence=0.975
         )
-        lead = found.auroc - found.reference_auroc
+        lead, low = found.auroc - found.reference_auroc, found.difference_low
+        enough = min(found.num_target, found.num_other) >= MIN_TARGETS
+        nothing = float("nan")
         compared[name] = {
-            "auroc": found.auroc,
-            "reference_auroc": found.reference_auroc,
+            "auroc": found.auroc if found.num_sources else nothing,
+            "reference_auroc": found.reference_auroc if found.num_sources else nothing,
             "difference": {
-                "value": lead,
-                "low": found.difference_low,
-                "high": 2 * lead - found.difference_low,
+                "value": lead if found.num_sources else nothing,
+                "low": low if enough else nothing,
+                "high": 2 * lead - low if enough else nothing,
             },
         }
     return {

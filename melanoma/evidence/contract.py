@@ -18,12 +18,14 @@ import numpy as np
 from scipy.stats import binom
 
 from melanoma.evidence.intervals import MIN_TARGETS
-from melanoma.evidence.reference_models import CONFIDENCE, MARGIN
+from melanoma.evidence.reference_models import MARGIN
 from melanoma.io.typed import Strict
 from melanoma.task import Task
 
 Reason = Literal["too_few_targets", "uninformative", "accesses_spent"]
 Basis = Literal["split", "out_of_fold"]
+CONFIDENCE = 0.95
+"""One-sided, of all contracts on one calibration split together."""
 PATIENT = "patient_id"
 """The column that decides where images are grouped by several."""
 
@@ -121,42 +123,11 @@ class Contract(Strict):
 
     def sentence(self, task: Task) -> str:
         """Return the contract as sentences for people."""
-        nouns = task.noun[1]
         if self.status == "met":
-            units = _units_with_targets(self.unit, task)
-            limits = (
-                " This is approximate: each image was scored by networks trained without it, not by"
-                " this one."
-                if self.basis == "out_of_fold"
-                else ""
-            )
-            if self.num_target_unassessed:
-                limits += (
-                    f" {self.num_target_unassessed} more {units} got cannot_assess and are not"
-                    " counted."
-                )
-            if task.malignant:
-                limits += " Other cancers are not looked for."
-            return (
-                f"On images like those it was calibrated on ({self.population},"
-                f" {self.num_target} {units}), with"
-                f" {self.confidence:.0%} confidence at least {self.target_sensitivity:.0%} of"
-                f" {nouns} are referred.{limits} Not checked for your clinic or camera."
-            )
-        if self.reason == "uninformative" and self.difference_low <= -1:
-            return (
-                f"No promise: the validation fold has fewer than {MIN_TARGETS} {nouns}, or other"
-                " lesions, in sources that hold both, so it cannot be told whether the network"
-                " looks at lesions. Prepare a data set whose sources hold both."
-            )
+            return self._promise(task)
+        nouns = task.noun[1]
         if self.reason == "uninformative":
-            return (
-                "No promise: among images of the same source the network ranks"
-                f" {nouns} little better than a model that sees no image (AUROC {self.auroc:.2f}"
-                f" and {self.reference_auroc:.2f}; the difference may be as low as"
-                f" {self.difference_low:.2f} and must exceed {MARGIN}). Train longer, on larger"
-                " images or on more data."
-            )
+            return f"No promise: {self._why_uninformative(nouns)}"
         if self.reason == "too_few_targets":
             return (
                 f"No promise: calibration needs at least {self.num_target_needed} {nouns},"
@@ -168,6 +139,41 @@ class Contract(Strict):
             f"No promise: {self.access - 1} other networks were calibrated on these images before."
             f" Number {self.access} {needed}; there are {self.num_target}. Prepare a data set with"
             " new lesions."
+        )
+
+    def _promise(self, task: Task) -> str:
+        units = _units_with_targets(self.unit, task)
+        limits = ""
+        if self.basis == "out_of_fold":
+            limits += (
+                " This is approximate: each image was scored by networks trained without it, not by"
+                " this one."
+            )
+        if self.num_target_unassessed:
+            limits += (
+                f" {self.num_target_unassessed} more {units} got cannot_assess and are not counted."
+            )
+        if task.malignant:
+            limits += " Other cancers are not looked for."
+        return (
+            f"On images like those it was calibrated on ({self.population}, {self.num_target}"
+            f" {units}), with {self.confidence:.0%} confidence at least"
+            f" {self.target_sensitivity:.0%} of {task.noun[1]} are referred.{limits} Not checked"
+            " for your clinic or camera."
+        )
+
+    def _why_uninformative(self, nouns: str) -> str:
+        if self.difference_low <= -1:
+            return (
+                f"the validation fold has fewer than {MIN_TARGETS} {nouns}, or other lesions, in"
+                " sources that hold both, so it cannot be told whether the network looks at"
+                " lesions. Prepare a data set whose sources hold both."
+            )
+        return (
+            f"among images of the same source the network ranks {nouns} little better than a model"
+            f" that sees no image (AUROC {self.auroc:.2f} and {self.reference_auroc:.2f}; the"
+            f" difference may be as low as {self.difference_low:.2f} and must exceed {MARGIN})."
+            " Train longer, on larger images or on more data."
         )
 
 

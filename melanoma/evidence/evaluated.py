@@ -32,8 +32,8 @@ class Evaluated:
         left_out: images that could not be judged, or that were left out when the data set was
             prepared: reason -> class -> number.
         train: records to fit the reference models to; None if there are none.
-        known: ids of images that the bundle was trained or calibrated on; they and the other images
-            of their groups are reported apart.
+        known: ids of images of the data set that the bundle was made from; they and the other
+            images of their groups are reported apart.
         data_hash: of the images.
         split_hash: of the data set's splits; empty if it has none.
         versions: of the libraries that predicted.
@@ -64,14 +64,18 @@ class Evaluated:
         return known
 
     @property
-    def judged(self) -> pd.DataFrame:
-        """The predictions that the numbers rest on: those of assessed images that are not known.
+    def new(self) -> pd.DataFrame:
+        """The predictions of images that are not known, also of those that are not assessed.
 
-        If all are known, the numbers rest on all that are assessed, and there is no verdict.
+        If no image that is not known is assessed, these are all, and there is no verdict.
         """
-        known, assessed = self.is_known, self.is_assessed
-        kept = assessed if (known | ~assessed).all() else assessed & ~known
-        return self.predictions[kept]
+        known = self.is_known
+        return self.predictions if (known | ~self.is_assessed).all() else self.predictions[~known]
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """The predictions that the numbers rest on: those of the new images that are assessed."""
+        return self.new[self.new["decision"] != "cannot_assess"]
 
     @property
     def is_assessed(self) -> BoolArray:

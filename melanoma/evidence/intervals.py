@@ -8,6 +8,8 @@ from melanoma.arrays import FloatArray, IntArray
 
 MIN_TARGETS = 10
 """With fewer independent targets an AUROC gets no interval."""
+MIN_BOOTSTRAP = 30
+"""With fewer independent targets a bootstrap interval holds the true value too seldom."""
 
 
 def effective_number(groups: IntArray) -> float:

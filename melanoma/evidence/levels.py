@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from melanoma.arrays import BoolArray, IntArray
+from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.evidence.metrics import Predicted
 from melanoma.evidence.operating_point import choose_units
 from melanoma.task import Task
@@ -44,6 +44,21 @@ class Level:
         return len(self.units)
 
 
+def with_predictions(
+    rows: pd.DataFrame, probabilities: FloatArray, unusual: BoolArray, task: Task
+) -> pd.DataFrame:
+    """Return records with their predictions, as a table that `image_level` takes.
+
+    Args:
+        rows: N records.
+        probabilities: ``(N, C)``, calibrated.
+        unusual: ``(N,)``, which images get cannot_assess.
+        task: the classes.
+    """
+    named = dict(zip(_columns(task), probabilities.T, strict=True))
+    return rows.assign(**named, decision=np.where(unusual, "cannot_assess", ""))
+
+
 def image_level(table: pd.DataFrame, task: Task) -> Level:
     """Return every image as a unit."""
     groups = pd.factorize(table["group"], sort=True)[0]
@@ -71,12 +86,19 @@ def lesion_level(images: Level) -> Level | None:
     return Level(units, first["code"].to_numpy(), first.reset_index(drop=True))
 
 
-def contract_level(images: Level) -> Level:
-    """Return one random target image and one random other image of each group."""
+def contract_level(images: Level) -> tuple[Level, int]:
+    """Return one random target image and one random other image of each group, if assessed.
+
+    The images are drawn first, as a person sends one image, and then looked at.
+
+    Returns:
+        The level, and the number of target images that were drawn and got cannot_assess.
+    """
     chosen = np.concatenate(choose_units(images.units.is_target, images.groups, seed=UNIT_SEED))
-    mask = np.zeros(len(images), dtype=bool)
-    mask[chosen] = True
-    return images.where(mask)
+    drawn = np.zeros(len(images), dtype=bool)
+    drawn[chosen] = True
+    assessed = (images.rows["decision"] != "cannot_assess").to_numpy()
+    return images.where(drawn & assessed), int((drawn & ~assessed & images.units.is_target).sum())
 
 
 def _columns(task: Task) -> list[str]:

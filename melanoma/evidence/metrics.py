@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
+from melanoma.evidence.intervals import MIN_BOOTSTRAP
 from melanoma.task import Task
 
 
@@ -270,8 +271,12 @@ def group_bootstrap(
         confidence: confidence of the two-sided interval, in (0, 1).
 
     Returns:
-        name -> {value, low, high}; NaN if undefined.
+        name -> {value, low, high}; NaN if undefined. There is no interval with fewer than
+        `MIN_BOOTSTRAP` groups of targets, or of others.
     """
+    is_target = units.is_target
+    if min(len(np.unique(groups[kind])) for kind in (is_target, ~is_target)) < MIN_BOOTSTRAP:
+        num_draws = 0
     rng = np.random.default_rng(seed)
     _, member = np.unique(groups, return_inverse=True)
     num_groups = int(member.max()) + 1

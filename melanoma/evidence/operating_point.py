@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.errors import DataError
 from melanoma.evidence.contract import (
+    CONFIDENCE,
     Basis,
     Contract,
     Reason,
@@ -17,7 +18,7 @@ from melanoma.evidence.contract import (
     targets_needed,
 )
 from melanoma.evidence.intervals import clopper_pearson
-from melanoma.evidence.reference_models import CONFIDENCE, Comparison
+from melanoma.evidence.reference_models import Comparison
 from melanoma.io.typed import Strict
 
 Decision = Literal["refer", "no_referral", "cannot_assess"]

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import binom
 
-from melanoma.evidence.reference_models import CONFIDENCE
+from melanoma.evidence.contract import CONFIDENCE
 
 LIKELY_SENSITIVITY, POWER = 0.95, 0.8
 _SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)

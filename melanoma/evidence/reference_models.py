@@ -6,7 +6,7 @@ than a reference model that sees no image.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -17,8 +17,9 @@ from melanoma.arrays import BoolArray, FloatArray
 from melanoma.evidence.intervals import MIN_TARGETS, auroc_interval
 from melanoma.io.typed import Strict
 
-CONFIDENCE = 0.95
-"""One-sided, of a contract and of the comparison that it needs."""
+INFORMATIVE_CONFIDENCE = 0.99
+"""One-sided, of the comparison that a contract needs. It is more than that of the contract, because
+the fold on which the two are compared also chose the epoch."""
 MARGIN = 0.02
 """Least difference that counts: another model of the same records differs by less."""
 SOURCE = "source"
@@ -130,6 +131,11 @@ class Comparison(Strict):
         return self.difference_low > MARGIN
 
 
+def hardest(comparisons: Iterable[Comparison]) -> Comparison:
+    """Return the comparison in which the network leads least; it decides the contract."""
+    return min(comparisons, key=lambda comparison: comparison.difference_low)
+
+
 def compare_within_sources(
     is_target: BoolArray,
     scores: FloatArray,
@@ -137,7 +143,7 @@ def compare_within_sources(
     sources: Sequence[str],
     *,
     columns: tuple[str, ...],
-    confidence: float = CONFIDENCE,
+    confidence: float = INFORMATIVE_CONFIDENCE,
 ) -> Comparison:
     """Compare two scores of the same independent units within sources.
 

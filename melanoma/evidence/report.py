@@ -50,8 +50,8 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     """
     evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
     images = image_level(evaluated.judged, evaluated.task)
-    lesions, contract_units = lesion_level(images), contract_level(images)
-    report: dict[str, Any] = _without_nan(_content(evaluated, images, lesions, contract_units))
+    lesions = lesion_level(images)
+    report: dict[str, Any] = _without_nan(_content(evaluated, images, lesions))
     write_json(folder / "report.json", report)
     plots = _plots(report, images, lesions or images, evaluated.operating_point.threshold)
     for name, png in plots.items():
@@ -62,9 +62,8 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     return report
 
 
-def _content(
-    evaluated: Evaluated, images: Level, lesions: Level | None, contract_units: Level
-) -> dict[str, Any]:
+def _content(evaluated: Evaluated, images: Level, lesions: Level | None) -> dict[str, Any]:
+    contract_units, refused = contract_level(image_level(evaluated.new, evaluated.task))
     units, judged = images.units, contract_units.units
     threshold = evaluated.operating_point.threshold
     levels = {"image": images, "lesion": lesions, "contract_unit": contract_units}
@@ -95,7 +94,7 @@ def _content(
             "cannot_assess": int((~evaluated.is_assessed & ~evaluated.is_known).sum()),
             "numbers_rest_on_known": bool(evaluated.is_known[evaluated.is_assessed].all()),
             "judged": len(images),
-            "left_out": sum(sum(counts.values()) for counts in evaluated.left_out.values()),
+            "left_out_before": sum(sum(counts.values()) for counts in evaluated.left_out.values()),
         },
         "left_out": {reason: dict(counts) for reason, counts in evaluated.left_out.items()},
         **{name: _numbers(level, threshold) for name, level in levels.items() if level is not None},
@@ -115,21 +114,26 @@ def _content(
             **target_calibration(judged.is_target, judged.scores, contract_units.groups),
         },
         "decision_curve": decision_curve(judged.is_target, judged.scores),
-        "contract": verdict(evaluated, contract_units),
+        "contract": verdict(evaluated, contract_units, num_target_unassessed=refused),
         "missed_targets": _missed(images, threshold),
         "accesses": evaluated.accesses,
     }
 
 
 def _unassessed(evaluated: Evaluated) -> dict[str, dict[str, Any]]:
-    """Return, for each class, how many images are answered with cannot_assess."""
-    table, found = evaluated.predictions[~evaluated.is_known], {}
+    """Return, for each class, how many images are known and how many others get cannot_assess."""
+    known, labels = evaluated.is_known, evaluated.predictions["label"].to_numpy()
+    table, found = evaluated.predictions[~known], {}
     groups = pd.factorize(table["group"], sort=True)[0]
     refused = (table["decision"] == "cannot_assess").to_numpy()
     for index, name in enumerate(evaluated.task.classes):
         of_class = (table["label"] == index).to_numpy()
         share = proportion(refused[of_class], groups[of_class])
-        counts = {"num": int(of_class.sum()), "refused": int(refused[of_class].sum())}
+        counts = {
+            "num": int(of_class.sum()),
+            "known": int((labels[known] == index).sum()),
+            "refused": int(refused[of_class].sum()),
+        }
         found[name] = counts | share
     return found
 

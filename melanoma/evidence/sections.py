@@ -59,7 +59,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         _metrics(report),
         _two_by_two(report),
         _classes(report),
-        _unassessed(report),
+        _flow(report),
         _strata(
             "By source",
             report["by_source"],
@@ -93,7 +93,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
 def overlap_sentence(report: Mapping[str, Any]) -> str:
     """Return how many images were known to the bundle."""
     known, num = report["flow"]["known_to_the_bundle"], report["flow"]["images"]
-    copies = "of lesions or patients that the bundle was trained or calibrated on."
+    copies = "of lesions or patients of the data set that the bundle was made from."
     if report["flow"]["numbers_rest_on_known"]:
         return (
             f"{known} of {num} images are {copies} No other image is assessed: they prove nothing."
@@ -153,19 +153,26 @@ def _classes(report: Mapping[str, Any]) -> Section:
     )
 
 
-def _unassessed(report: Mapping[str, Any]) -> Section:
-    names = report["task"]["names"]
+def _flow(report: Mapping[str, Any]) -> Section:
+    names, flow = report["task"]["names"], report["flow"]
     rows = [
-        [html.escape(names.get(name, name)), str(cell["num"]), str(cell["refused"]), interval(cell)]
+        [
+            html.escape(names.get(name, name)),
+            str(cell["num"] + cell["known"]),
+            str(cell["known"]),
+            str(cell["refused"]),
+            interval(cell),
+        ]
         for name, cell in report["cannot_assess"].items()
-        if cell["num"]
+        if cell["num"] + cell["known"]
     ]
+    total = [str(flow[name]) for name in ("images", "known_to_the_bundle", "cannot_assess")]
     return Section(
-        "Answered with cannot_assess",
-        ["", "images", "cannot_assess", "share"],
-        rows if report["flow"]["cannot_assess"] else [],
-        "Their light, colours or sharpness differ from those of the training images. No other table"
-        " counts them.",
+        "Flow of images",
+        ["", "images", "known to the bundle", "cannot_assess", "share of the others"],
+        [*rows, ["all", *total, ""]],
+        f"{flow['judged']} images are judged. The light, colours or sharpness of those that get"
+        " cannot_assess differ from those of the training images; no other table counts them.",
     )
 
 

@@ -64,7 +64,6 @@ def cell(level: Level, threshold: float) -> dict[str, Any]:
     is_target = level.units.is_target
     referred = is_referred(level.units.scores, threshold)
     num_target = int(is_target.sum())
-    enough = min(num_target, len(level) - num_target) >= MIN_TARGETS
     return {
         "num": len(level),
         "num_target": num_target,
@@ -72,9 +71,7 @@ def cell(level: Level, threshold: float) -> dict[str, Any]:
         "auroc": auroc_of(level),
         "sensitivity": proportion(referred[is_target], level.groups[is_target]),
         "specificity": proportion(~referred[~is_target], level.groups[~is_target]),
-        AT_90: group_bootstrap(level.units, level.groups, metrics=[AT_90])[AT_90]
-        if enough
-        else dict.fromkeys(("value", "low", "high"), float("nan")),
+        AT_90: group_bootstrap(level.units, level.groups, metrics=[AT_90])[AT_90],
     }
 
 

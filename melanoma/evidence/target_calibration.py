@@ -4,8 +4,9 @@ import numpy as np
 from scipy.special import expit, logit
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
+from melanoma.evidence.intervals import MIN_BOOTSTRAP, MIN_TARGETS
 
-MIN_UNITS = 10
+MIN_UNITS = MIN_TARGETS
 """With fewer targets, or fewer others, the calibration of the targets is not estimated."""
 _EDGE = 1e-6
 
@@ -34,21 +35,22 @@ def target_calibration(
 
     Returns:
         intercept, slope and observed_expected, each with value, low and high; NaN with fewer than
-        `MIN_UNITS` targets or others.
+        `MIN_UNITS` targets or others. There is no interval with fewer than `MIN_BOOTSTRAP`.
     """
     names = ("intercept", "slope", "observed_expected")
     nothing = dict.fromkeys(("value", "low", "high"), float("nan"))
-    if min(is_target.sum(), (~is_target).sum()) < MIN_UNITS:
+    fewest = min(len(np.unique(groups[kind])) for kind in (is_target, ~is_target))
+    if fewest < MIN_UNITS:
         return {name: dict(nothing) for name in names}
     x = logit(np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE))
     _, member = np.unique(groups, return_inverse=True)
     num, rng = int(member.max()) + 1, np.random.default_rng(seed)
     drawn = []
-    for _ in range(num_draws):
+    for _ in range(num_draws if fewest >= MIN_BOOTSTRAP else 0):
         weights = np.bincount(rng.integers(0, num, num), minlength=num)[member].astype(np.float64)
         if weights[is_target].any() and weights[~is_target].any():
             drawn.append(_target_calibration(x, is_target, weights))
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, 3), np.nan)
     found = _target_calibration(x, is_target, np.ones(len(x)))
     return {
         name: {"value": float(found[i]), "low": float(low[i]), "high": float(high[i])}

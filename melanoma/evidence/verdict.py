@@ -9,12 +9,13 @@ from melanoma.evidence.operating_point import check_contract, is_referred
 from melanoma.evidence.power import chances, targets_to_decide
 
 
-def verdict(evaluated: Evaluated, level: Level) -> dict[str, Any]:
+def verdict(evaluated: Evaluated, level: Level, *, num_target_unassessed: int) -> dict[str, Any]:
     """Return the contract of the report: its status with the counts and bounds behind it.
 
     Args:
         evaluated: what was predicted.
         level: its judged units of the contract, one image per group.
+        num_target_unassessed: further target units that got cannot_assess.
     """
     point, units = evaluated.operating_point, level.units
     num_target = int(units.is_target.sum())
@@ -31,9 +32,8 @@ def verdict(evaluated: Evaluated, level: Level) -> dict[str, Any]:
         f"{referred} of {num_target} {evaluated.task.noun[1]} were referred, one image per group "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
     )
-    refused = _target_units_unassessed(evaluated)
-    if refused:
-        words += f" {refused} more got cannot_assess."
+    if num_target_unassessed:
+        words += f" {num_target_unassessed} more got cannot_assess."
     needed = targets_to_decide(target_sensitivity=target)
     if status == "undecided" and needed:
         words += (
@@ -45,7 +45,7 @@ def verdict(evaluated: Evaluated, level: Level) -> dict[str, Any]:
         "bundle_status": point.contract.status,
         "target_sensitivity": target,
         "num_target": num_target,
-        "num_target_unassessed": refused,
+        "num_target_unassessed": num_target_unassessed,
         "referred": referred,
         "sensitivity_low": low,
         "sensitivity_high": high,
@@ -56,16 +56,6 @@ def verdict(evaluated: Evaluated, level: Level) -> dict[str, Any]:
         },
         "sentence": _sentence(words, promised=promised, unseen=unseen),
     }
-
-
-def _target_units_unassessed(evaluated: Evaluated) -> int:
-    """Return the number of groups that hold targets, but none that is assessed."""
-    table = evaluated.predictions
-    is_target = evaluated.task.is_target(table["label"].to_numpy()) & ~evaluated.is_known
-    groups, assessed = (
-        set(table.loc[chosen, "group"]) for chosen in (is_target, is_target & evaluated.is_assessed)
-    )
-    return len(groups - assessed)
 
 
 def _sentence(words: str, *, promised: bool, unseen: bool) -> str:

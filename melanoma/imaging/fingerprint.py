@@ -16,9 +16,8 @@ BYTES = 32
 MAX_DISTANCE = 30
 """Differing bits, of 256, up to which two images are copies of each other.
 
-Among 300 images of HAM10000 and 3,000 others of other lesions, the least distance was 42; copies
-re-encoded at JPEG quality 40, halved, squeezed to a square, or 15 % brighter differed by at most 22
-(`tests/unit/imaging/test_fingerprint.py` repeats the comparison).
+Chosen from the distances of copies and of other images of HAM10000, which `python -m
+benchmarks.copies` measures (docs/benchmarks.md has the table).
 """
 _SIDE, _FREQUENCIES = 64, 16
 

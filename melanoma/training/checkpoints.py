@@ -7,7 +7,6 @@ files. Damaged checkpoints are moved aside, never deleted.
 import dataclasses
 import hashlib
 import io
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from melanoma.io.files import sha256_of
 from melanoma.io.storage import AnyPath
-from melanoma.training.engine import SELECTION
+from melanoma.training.engine import SELECTION, selection_score
 
 STATE, HASH = "state.pt", "state.sha256"
 PREFIX = "checkpoint_"
@@ -48,12 +47,7 @@ def read_state(folder: AnyPath, device: torch.device | str) -> State:
 
 def reported(state: State) -> dict[str, float]:
     """Return the metrics by which checkpoints are kept: the latest and the best one."""
-    return {"epoch": state["epoch"], SELECTION: _score(state["history"][-1])}
-
-
-def _score(row: dict[str, float]) -> float:
-    # Comparisons with NaN are always false, so an epoch without a finite score counts as 0.
-    return row[SELECTION] if math.isfinite(row[SELECTION]) else 0.0
+    return {"epoch": state["epoch"], SELECTION: selection_score(state["history"][-1])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +96,7 @@ def whole_checkpoints(folder: AnyPath) -> Iterator[Kept]:
     for path in checkpoint_folders(folder):
         if is_whole(path):
             state = read_state(path, "cpu")
-            yield Kept(path.name, reported(state), tuple(map(_score, state["history"])))
+            yield Kept(path.name, reported(state), tuple(map(selection_score, state["history"])))
 
 
 def usable_checkpoints(folder: AnyPath) -> list[Kept]:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,20 @@ from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
 
 SELECTION = "within_source_auroc"
 """What chooses the epoch. Among sources, recognising the camera would be rewarded."""
+
+
+def selection_score(row: Mapping[str, float]) -> float:
+    """Return the score of an epoch by which the best one is chosen.
+
+    Args:
+        row: the scores of the epoch. Where no source holds both targets and others, the AUROC over
+            all images counts; an epoch without any finite score counts as 0, because comparisons
+            with NaN are always false.
+    """
+    found = (row[SELECTION], row["auroc"])
+    return next((score for score in found if math.isfinite(score)), 0.0)
+
+
 PREDICT_BATCH = 64
 
 

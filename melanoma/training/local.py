@@ -21,7 +21,7 @@ from melanoma.training.checkpoints import (
     whole_checkpoints,
 )
 from melanoma.training.distributed import World
-from melanoma.training.engine import SELECTION
+from melanoma.training.engine import selection_score
 from melanoma.training.job import TrainJob
 from melanoma.training.worker import train_worker
 
@@ -88,11 +88,11 @@ class LocalSession:
         """
         row, epochs = state["history"][-1], self._job.config.optim.epochs
         log.info(
-            "Epoch %d of %d: loss %.3f, validation AUROC within sources %.3f",
+            "Epoch %d of %d: loss %.3f, validation score (AUROC within sources) %.3f",
             row["epoch"],
             epochs,
             row["loss"],
-            row[SELECTION],
+            selection_score(row),
         )
         target = self._folder / f"{PREFIX}{state['epoch']:06d}"
         with tempfile.TemporaryDirectory() as scratch:

@@ -14,7 +14,7 @@ import torch
 from melanoma.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
-from melanoma.data.accesses import declared_accesses
+from melanoma.data.accesses import check_declared
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.evidence.contract import Contract
@@ -174,7 +174,7 @@ class Pack:
         model.load_state_dict(state["ema"] or state["model"])
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with new_folder(job.bundle_dir, replace_if=MANIFEST) as work:
-            pack(model, job.config, data, work, best_epoch=state["epoch"])
+            pack(model, job.config, data, work, best_epoch=state["epoch"], weights=job.weights)
         return [{"bundle": str(job.bundle_dir)}]
 
 
@@ -196,7 +196,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
             f"Validation fold {fold} must hold {nouns}; it has none. Choose another"
             " data.validation_fold, or prepare the data set with fewer folds."
         )
-    declared_accesses(data, job.config.accesses)
+    check_declared(data, job.config.accesses)
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(

@@ -188,8 +188,8 @@ function explainShift(share, calibratedAt) {
   const { targets, noun } = state.model.task;
   const score = targets.reduce((sum, name) => sum + state.answer.probabilities[name], 0);
   const [target, other] = [score * share / calibratedAt, (1 - score) * (1 - share) / (1 - calibratedAt)];
-  find("shifted").textContent =
-    `The probabilities above are for data of which ${percent(calibratedAt, 0)} are ${noun[1]}. In this clinic ${noun[0]} would be ${percent(target / (target + other), 1)}.`;
+  find("mix").textContent = `These probabilities are for data of which ${percent(calibratedAt, 0)} are ${noun[1]}.`;
+  find("shifted").textContent = `At this share the probability of ${noun[0]} is ${percent(target / (target + other), 1)}.`;
 }
 
 async function drawMap() {

@@ -146,7 +146,7 @@ def test_the_slider_explains_a_referral_and_never_moves_the_decision(
             calibrated_at=contract["target_share"],
             prevalence=prevalence,
         )
-        expect(page.locator("#shifted")).to_contain_text(f"would be {100 * at:.1f} %")
+        expect(page.locator("#shifted")).to_contain_text(f"is {100 * at:.1f} %")
         assert page.locator("#decision").inner_text() == before
     assert len(told) == 2
 

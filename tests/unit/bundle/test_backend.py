@@ -9,7 +9,8 @@ import torch
 
 from melanoma.bundle.backend import OnnxFeatures, export_features
 from melanoma.bundle.bundle import load_bundle, verify_bundle
-from melanoma.bundle.packing import MAX_DIFFERENCE, compare_backend, pack
+from melanoma.bundle.cpu_backend import MAX_DIFFERENCE, compare_backend
+from melanoma.bundle.packing import pack
 from melanoma.bundle.predictor import Predictor
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData

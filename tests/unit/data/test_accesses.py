@@ -2,10 +2,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from melanoma.data.accesses import calibration_access, declared_accesses, registry_of
+from melanoma.data.accesses import (
+    calibration_access,
+    check_declared,
+    declared_accesses,
+    registry_of,
+)
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 
@@ -71,20 +77,43 @@ def test_accesses_are_declared_before_the_first(prepared: PreparedData, tmp_path
     calibration_access(data, "a", declared=4)
     assert declared_accesses(data, 0) == declared_accesses(data, 4) == 4
     with pytest.raises(DataError, match="it declared 4"):
-        declared_accesses(_copy(prepared, tmp_path / "copy"), 9)
+        check_declared(_copy(prepared, tmp_path / "copy"), 9)
 
 
 def test_none_declared_stays_none(prepared: PreparedData, tmp_path: Path) -> None:
     data = _copy(prepared, tmp_path / "data")
     calibration_access(data, "a", declared=0)
     with pytest.raises(DataError, match="it declared none"):
-        declared_accesses(data, 4)
+        check_declared(data, 4)
+    check_declared(data, 0)
+
+
+def test_two_at_the_same_moment_both_count_both(
+    prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _copy(prepared, tmp_path / "data")
+    log_access = PreparedData.log_access
+
+    def beside(self: PreparedData, split: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        log_access(self, split, {**entry, "network": "a"})
+        return log_access(self, split, entry)
+
+    monkeypatch.setattr(PreparedData, "log_access", beside)
+    assert calibration_access(data, "b", declared=0) == 2
+
+
+def test_a_line_that_a_crash_tore_costs_no_other(prepared: PreparedData, tmp_path: Path) -> None:
+    data = _copy(prepared, tmp_path / "data")
+    calibration_access(data, "a", declared=0)
+    with registry_of(data).open("a") as file:
+        file.write('{"by": "train", "netw')
+    assert calibration_access(_copy(prepared, tmp_path / "copy"), "b", declared=0) == 2
 
 
 def test_the_registry_is_found_by_the_images(prepared: PreparedData, tmp_path: Path) -> None:
     data = _copy(prepared, tmp_path / "data")
     calibration_access(data, "a", declared=0)
-    (line,) = registry_of(data).read_text().splitlines()
+    (line,) = filter(None, registry_of(data).read_text().splitlines())
     assert json.loads(line)["network"] == "a"
 
 

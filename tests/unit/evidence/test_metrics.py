@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import binomtest, norm
 from sklearn.metrics import (
     accuracy_score,
@@ -11,7 +12,8 @@ from sklearn.metrics import (
 )
 
 from melanoma.evidence.intervals import auroc_interval, clopper_pearson, effective_number
-from melanoma.evidence.metrics import METRICS, Predicted, group_bootstrap
+from melanoma.evidence.metrics import METRICS, Predicted, group_bootstrap, title_of
+from melanoma.evidence.target_calibration import target_calibration
 from tests.figures import keep_if_asked
 from tests.tasks import HAM, MELANOMA_INDEX
 
@@ -85,11 +87,11 @@ def test_nothing_observed_leaves_everything_open() -> None:
 
 
 def test_copies_of_an_image_do_not_narrow_its_interval() -> None:
-    labels, probabilities = _predictions(num=120)
-    once = group_bootstrap(Predicted(HAM, labels, probabilities), np.arange(120), num_draws=200)
+    labels, probabilities = _predictions(num=240)
+    once = group_bootstrap(Predicted(HAM, labels, probabilities), np.arange(240), num_draws=200)
     thrice = group_bootstrap(
         Predicted(HAM, np.tile(labels, 3), np.tile(probabilities, (3, 1))),
-        np.tile(np.arange(120), 3),
+        np.tile(np.arange(240), 3),
         num_draws=200,
     )
     assert thrice["auroc"] == pytest.approx(once["auroc"])
@@ -128,6 +130,59 @@ def test_the_bootstrap_covers_what_it_says() -> None:
         f" in\n{lines}"
     )
     assert min(coverage.values()) >= 0.88, coverage
+
+
+def _covered(num_target: int, auroc: float, *, repeats: int, draws: int) -> dict[str, float]:
+    """Return how often bootstrap intervals hold the true value, ten others for each target."""
+    rng, prior = np.random.default_rng(0), 1 / 11
+    distance = np.sqrt(2) * norm.ppf(auroc)
+
+    def draw(targets: int) -> tuple[np.ndarray, np.ndarray]:
+        is_target = np.arange(11 * targets) < targets
+        values = rng.normal(size=len(is_target)) + distance * is_target
+        true_logit = distance * values - distance**2 / 2 + np.log(prior / (1 - prior))
+        return is_target, expit(true_logit)
+
+    truth = {
+        "specificity_at_sensitivity_90": norm.cdf(distance - norm.ppf(0.9)),
+        "average_precision": average_precision_score(*draw(100_000)),
+        "slope": 1.0,
+    }
+    held = dict.fromkeys(truth, 0)
+    for _ in range(repeats):
+        is_target, scores = draw(num_target)
+        groups = np.arange(len(scores))
+        probabilities = np.zeros((len(scores), HAM.num_classes))
+        probabilities[:, MELANOMA_INDEX] = scores
+        probabilities[:, MELANOMA_INDEX - 1] = 1 - scores
+        labels = np.where(is_target, MELANOMA_INDEX, MELANOMA_INDEX - 1)
+        units = Predicted(HAM, labels, probabilities)
+        found = {
+            **group_bootstrap(units, groups, metrics=list(truth)[:2], num_draws=draws),
+            **target_calibration(is_target, scores, groups, num_draws=draws),
+        }
+        for name, value in truth.items():
+            held[name] += found[name]["low"] <= value <= found[name]["high"]
+    return {name: count / repeats for name, count in held.items()}
+
+
+def test_a_bootstrap_interval_needs_thirty_targets() -> None:
+    assert _covered(29, 0.9, repeats=1, draws=20) == dict.fromkeys(
+        ("specificity_at_sensitivity_90", "average_precision", "slope"), 0
+    )
+    assert min(_covered(30, 0.9, repeats=60, draws=60).values()) > 0.8
+
+
+@pytest.mark.drill
+def test_bootstrap_intervals_cover_from_thirty_targets_on() -> None:
+    rows = []
+    for num_target in (30, 50, 89):
+        for auroc in (0.8, 0.9, 0.95):
+            found = _covered(num_target, auroc, repeats=400, draws=300)
+            assert min(found.values()) >= 0.9 - 2 * np.sqrt(0.9 * 0.1 / 400), (num_target, found)
+            row = {"melanomas, others": f"{num_target}, {10 * num_target}", "AUROC": f"{auroc}"}
+            rows.append(row | {title_of(name): f"{share:.1%}" for name, share in found.items()})
+    keep_if_asked("bootstrap", rows)
 
 
 def _auroc_misses(auroc: float, num_target: int, num_other: int, *, repeats: int) -> float:

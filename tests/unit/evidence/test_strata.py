@@ -16,7 +16,7 @@ def _table(scores: list[float], labels: list[int], **columns: object) -> pd.Data
     probabilities[:, MELANOMA_INDEX], probabilities[:, NEVUS] = scores, 1 - np.array(scores)
     ids = [f"I{i}" for i in range(num)]
     known = {"source": "a", "dx_type": "", "sex": "", "age": np.nan, "site": "", "skin_type": ""}
-    known |= {"ita": np.nan}
+    known |= {"ita": np.nan, "decision": "refer"}
     table = pd.DataFrame(
         {"image_id": ids, "lesion_id": ids, "group": ids, "label": labels, **known}
     )
@@ -59,8 +59,21 @@ def test_an_image_without_a_lesion_id_is_a_lesion_of_its_own() -> None:
 
 def test_the_contract_counts_one_image_of_each_kind_in_a_group() -> None:
     table = _table([0.9, 0.8, 0.1, 0.2], [MELANOMA_INDEX] * 2 + [NEVUS] * 2, group="P")
-    units = contract_level(image_level(table, HAM)).units
-    assert units.is_target.tolist() == [True, False]
+    level, refused = contract_level(image_level(table, HAM))
+    assert level.units.is_target.tolist() == [True, False]
+    assert refused == 0
+
+
+def test_the_contract_draws_an_image_before_it_asks_whether_it_is_assessed() -> None:
+    """Otherwise a lesion with one refused image of two would always count as assessed."""
+    num = 400
+    table = _table([0.9] * 2 * num, [MELANOMA_INDEX] * 2 * num).assign(
+        group=[f"L{i // 2}" for i in range(2 * num)], decision=["cannot_assess", "refer"] * num
+    )
+    level, refused = contract_level(image_level(table, HAM))
+    assert len(level) + refused == num
+    assert 150 < refused < 250
+    assert (level.rows["decision"] == "refer").all()
 
 
 def test_a_class_that_nobody_looks_for_can_be_seen() -> None:
