@@ -181,6 +181,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "auroc-within",
             "bootstrap",
             "copies",
+            "epochs",
         )
     },
 }

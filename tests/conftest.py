@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.clusters import token_file
+from tests.datasets import copied
 
 # Before anything imports Ray: nothing is written to a real home, and what the tests start is theirs
 # alone.
@@ -65,6 +66,15 @@ def prepared(phantom_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         PrepareConfig(size=96, calibration_fraction=0.45, num_folds=3, population="phantom"),
     )
     return open_prepared(folder, verify=True)
+
+
+@pytest.fixture
+def unopened(
+    prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> PreparedData:
+    """A data set whose calibration split nobody has opened."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return copied(prepared, tmp_path / "unopened")
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,52 @@ def test_the_interval_within_sources_covers_the_truth_over_a_grid() -> None:
     keep_if_asked("auroc-within", rows)
 
 
+def _informative(epochs: int, alike: float, *, repeats: int) -> float:
+    """Return how often the best epoch of a network seems informative that knows as much as the
+    records say.
+
+    Args:
+        epochs: number of epochs to choose from, on the units of the comparison itself.
+        alike: correlation of the noise of two epochs, in [0, 1).
+        repeats: number of simulated validation folds of HAM10000's size.
+    """
+    rng, found = np.random.default_rng(0), 0
+    is_target = np.arange(1085) < 85
+    distance = np.sqrt(2) * norm.ppf(0.6) * is_target
+    for _ in range(repeats):
+        sources = rng.choice(3, len(is_target), p=[0.55, 0.22, 0.23])
+        reference = distance + rng.normal(size=len(is_target))
+        common = rng.normal(size=len(is_target))
+        scores = max(
+            (
+                distance
+                + np.sqrt(alike) * common
+                + np.sqrt(1 - alike) * rng.normal(size=len(is_target))
+                for _ in range(epochs)
+            ),
+            key=lambda scores: _compare(is_target, scores, sources=sources).auroc,
+        )
+        compared = _compare(is_target, scores, reference=reference, sources=sources)
+        found += compared.is_informative
+    return found / repeats
+
+
+def test_the_best_of_many_epochs_seldom_seems_informative() -> None:
+    assert _informative(8, 0.5, repeats=100) <= 0.05
+
+
+@pytest.mark.drill
+def test_the_best_of_many_epochs_seldom_seems_informative_over_a_grid() -> None:
+    rows = []
+    for epochs in (1, 8, 26):
+        shares = {alike: _informative(epochs, alike, repeats=400) for alike in (0.0, 0.5, 0.9)}
+        # Epochs of one training are alike; independent ones are shown as the worst case.
+        assert max(shares[0.5], shares[0.9]) <= 0.05, (epochs, shares)
+        named = {f"correlation {alike}": f"{share:.1%}" for alike, share in shares.items()}
+        rows.append({"best of epochs": str(epochs), **named})
+    keep_if_asked("epochs", rows)
+
+
 def test_fewer_than_ten_targets_show_nothing() -> None:
     """Even where each ranks right: one in six such draws does by chance."""
     is_target, sources = np.array([True, True, False, False]), np.full(4, "A")
