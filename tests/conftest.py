@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from tests.clusters import token_file
-from tests.datasets import copied
 
 # Before anything imports Ray: nothing is written to a real home, and what the tests start is theirs
 # alone.
@@ -33,6 +32,7 @@ from melanoma.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.data.phantom.layout import PhantomConfig, write_phantom
 from melanoma.data.prepare import PrepareConfig, prepare
+from tests.datasets import copied
 from tests.tasks import CLASSES
 
 if TYPE_CHECKING:  # unit tests start without Ray
