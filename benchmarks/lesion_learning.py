@@ -33,14 +33,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.special import softmax
-from scipy.stats import rankdata
 from torch import Tensor
 
 from benchmarks.figures import keep
-from melanoma.arrays import BoolArray, FloatArray
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.evidence.metrics import specificity_at_sensitivity
+from melanoma.evidence.reference_models import compare_within_sources
 from melanoma.io.files import write_json, write_parquet
 from melanoma.presets import preset
 from melanoma.training.engine import (
@@ -248,16 +247,11 @@ def train(args: argparse.Namespace) -> None:
 def scores(found: pd.DataFrame) -> dict[str, float]:
     """Return what one network scored on its fold; specificities are those of its own thresholds."""
     is_target, score = found["is_target"].to_numpy(), found["score"].to_numpy()
-    sources = found["source"].to_numpy()
-    inside = [sources == name for name in np.unique(sources)]
-    pairs = [float(is_target[at].sum() * (~is_target[at]).sum()) for at in inside]
-    areas = [
-        _area(is_target[at], score[at]) if num else 0.0
-        for at, num in zip(inside, pairs, strict=True)
-    ]
+    nothing, one = np.zeros(len(found)), [""] * len(found)
+    places = {"within sources": found["source"].tolist(), "AUROC": one}
     row = {
-        "within sources": float(np.average(areas, weights=pairs)),
-        "AUROC": _area(is_target, score),
+        name: compare_within_sources(is_target, score, nothing, sources, columns=()).auroc
+        for name, sources in places.items()
     }
     for standard in ("histology", "follow_up"):
         kept = is_target | (found["dx_type"] == standard).to_numpy()
@@ -266,12 +260,6 @@ def scores(found: pd.DataFrame) -> dict[str, float]:
                 is_target[kept], score[kept], np.ones(int(kept.sum())), sensitivity=share
             )
     return row
-
-
-def _area(is_target: BoolArray, score: FloatArray) -> float:
-    ranks = rankdata(score)[is_target]
-    num, others = int(is_target.sum()), int((~is_target).sum())
-    return float((ranks.sum() - num * (num + 1) / 2) / (num * others))
 
 
 def table(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.evidence.intervals import MIN_BOOTSTRAP
+from melanoma.evidence.reference_models import compare_within_sources
 from melanoma.task import Task
 
 
@@ -211,6 +212,8 @@ def validation_scores(
 ) -> dict[str, float]:
     """Return the scores that a training run logs after each epoch, without intervals.
 
+    The AUROC within sources is NaN where no source holds both targets and others.
+
     Args:
         task: what the classes mean.
         labels: ``(N,)`` class indices.
@@ -220,30 +223,13 @@ def validation_scores(
     units = Predicted(task, labels, softmax(logits.astype(np.float64), axis=1))
     names = ("auroc", "specificity_at_sensitivity_90", "macro_f1", "balanced_accuracy")
     scores = {name: METRICS[name].value(units, np.ones(len(units))) for name in names}
+    nothing = np.zeros(len(units))
+    within = compare_within_sources(units.is_target, units.scores, nothing, sources, columns=())
     return {
         **scores,
-        "within_source_auroc": auroc_within(units, sources),
+        "within_source_auroc": within.auroc if within.num_sources else float("nan"),
         "nll": negative_log_likelihood(labels, units.probabilities),
     }
-
-
-def auroc_within(units: Predicted, sources: Sequence[str]) -> float:
-    """Return the AUROC over pairs of units of the same source; NaN without such a pair.
-
-    It is the mean of the sources' AUROCs, weighted by their pairs of a target and another unit.
-
-    Args:
-        units: N units.
-        sources: the source of each.
-    """
-    names = np.asarray(sources, dtype=str)
-    found, pairs = 0.0, 0.0
-    for name in np.unique(names):
-        weights = (names == name).astype(np.float64)
-        num = weights[units.is_target].sum() * weights[~units.is_target].sum()
-        if num:
-            found, pairs = found + num * auroc(units, weights), pairs + num
-    return float(found / pairs) if pairs else float("nan")
 
 
 def negative_log_likelihood(labels: IntArray, probabilities: FloatArray) -> float:

@@ -42,8 +42,8 @@ def selection_score(row: Mapping[str, float]) -> float:
             all images counts; an epoch without any finite score counts as 0, because comparisons
             with NaN are always false.
     """
-    found = (row[SELECTION], row["auroc"])
-    return next((score for score in found if math.isfinite(score)), 0.0)
+    score = row[SELECTION] if math.isfinite(row[SELECTION]) else row.get("auroc", 0.0)
+    return score if math.isfinite(score) else 0.0
 
 
 PREDICT_BATCH = 64

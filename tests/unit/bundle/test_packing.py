@@ -122,7 +122,9 @@ def test_the_card_holds_the_figures_of_the_manifest(
         f"| targets, others | {contract['num_target']}, {contract['num_other']} |",
         f"| misses allowed | {contract['misses_allowed']} |",
         f"| expected sensitivity | {contract['sensitivity_expected']:.3f} |",
-        f"AUROC of the targets is {manifest['validation']['auroc']:.3f}",
+        f"over all images {manifest['validation']['auroc']:.3f}",
+        "| source: ",
+        "Start weights: none, the network began at random.",
         f"| {len(prepared.rows('train'))} | {prepared.manifest.num_targets('train')} |",
         *(f"| {each['difference_low']:+.3f} |" for each in manifest["reference_models"]),
     ):

@@ -10,6 +10,7 @@ from melanoma.data.records import read_source
 from melanoma.data.splits import draw_splits
 from melanoma.evidence.operating_point import choose_units
 from melanoma.evidence.reference_models import (
+    INFORMATIVE_CONFIDENCE,
     Comparison,
     compare_within_sources,
     reference_scores,
@@ -25,10 +26,13 @@ def _compare(
     *,
     reference: np.ndarray | None = None,
     sources: np.ndarray | None = None,
+    confidence: float = INFORMATIVE_CONFIDENCE,
 ) -> Comparison:
     blind = np.zeros(len(scores)) if reference is None else reference
     named = np.full(len(scores), "A") if sources is None else sources
-    return compare_within_sources(is_target, scores, blind, named.tolist(), columns=("source",))
+    return compare_within_sources(
+        is_target, scores, blind, named.tolist(), columns=("source",), confidence=confidence
+    )
 
 
 def test_with_one_source_it_is_the_auroc() -> None:
@@ -67,7 +71,8 @@ def test_the_bound_keeps_its_confidence() -> None:
     shared = rng.normal(size=(600, 400))
     for row in shared:
         ours, theirs = (1.2 * is_target + row + rng.normal(size=400) for _ in range(2))
-        above += _compare(is_target, ours, reference=theirs, sources=sources).difference_low > 0
+        found = _compare(is_target, ours, reference=theirs, sources=sources, confidence=0.95)
+        above += found.difference_low > 0
     assert above / 600 == pytest.approx(0.05, abs=0.03)
 
 

@@ -235,7 +235,7 @@ def test_images_that_the_bundle_knows_are_not_counted(bundle: Bundle, tmp_path: 
         "cannot_assess": 0,
         "numbers_rest_on_known": False,
         "judged": 300 - is_known.sum(),
-        "left_out": 0,
+        "left_out_before": 0,
     }
     is_target = (table["label"] == MELANOMA_INDEX).to_numpy()
     assert report["contract"]["num_target"] == table["group"][is_target & ~is_known].nunique()

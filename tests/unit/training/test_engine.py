@@ -15,6 +15,7 @@ from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import SettingError
 from melanoma.training.distributed import World
 from melanoma.training.engine import (
+    SELECTION,
     Training,
     TrainState,
     epoch_order,
@@ -22,6 +23,7 @@ from melanoma.training.engine import (
     input_size,
     learning_rate_factor,
     predict,
+    selection_score,
     start_state,
 )
 from melanoma.training.networks import build_model
@@ -245,3 +247,13 @@ def test_images_grow_to_the_input_size(tiny_config: TrainConfig) -> None:
     )
     sizes = [input_size(config, epoch) for epoch in range(10)]
     assert sizes == [(24, 32)] * 5 + [(36, 48)] * 3 + [(48, 64)] * 2
+
+
+@pytest.mark.parametrize(
+    ("within", "auroc", "score"),
+    [(0.8, 0.9, 0.8), (float("nan"), 0.9, 0.9), (float("nan"), float("nan"), 0.0)],
+)
+def test_without_a_source_that_holds_both_all_images_choose_the_epoch(
+    within: float, auroc: float, score: float
+) -> None:
+    assert selection_score({SELECTION: within, "auroc": auroc}) == score
