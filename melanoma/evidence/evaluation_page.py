@@ -34,7 +34,7 @@ _NOTE = (
     "Intervals are 95 %. Proportions at the bundle's threshold, and shares by likeliest class, have"
     " Clopper-Pearson intervals with the effective number of groups (Kish). AUROC has Newcombe's"
     " interval with the same numbers, and none with fewer than 10 of them. The others have"
-    " bootstrap intervals over groups. Specificity at 90 % sensitivity chooses its threshold on"
+    " bootstrap intervals over groups, and none with fewer than 30 targets. Specificity at 90 % sensitivity chooses its threshold on"
     " these same images."
 )
 _OTHER_SPLITS = (

@@ -36,6 +36,7 @@ def page(title: str, body: str) -> str:
  }}
  thead th, td {{ font-weight: 600 }}
  small {{ color: #52606d; font-weight: 400 }}
+ td small {{ white-space: nowrap }}
  img {{ width: min(30rem, 100%) }}
  .wide {{ overflow-x: auto }}
  .verdict {{ border-left: 5px solid {ACCENT}; padding: .4rem 1rem; background: #fdf2f8 }}
