@@ -34,8 +34,8 @@ _NOTE = (
     "Intervals are 95 %. Proportions at the bundle's threshold, and shares by likeliest class, have"
     " Clopper-Pearson intervals with the effective number of groups (Kish). AUROC has Newcombe's"
     " interval with the same numbers, and none with fewer than 10 of them. The others have"
-    " bootstrap intervals over groups, and none with fewer than 30 targets. Specificity at 90 % sensitivity chooses its threshold on"
-    " these same images."
+    " bootstrap intervals over groups, and none with fewer than 30 targets. Specificity at 90 %"
+    " sensitivity chooses its threshold on these same images."
 )
 _OTHER_SPLITS = (
     "<b>The bundle was not trained on the splits of this data set.</b> Make sure that none of these"
