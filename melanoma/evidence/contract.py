@@ -91,7 +91,7 @@ class Contract(Strict):
         unit: what counts as one observation.
         population: what the units are drawn from.
         basis: split (a guarantee for images like these) or out_of_fold (approximate).
-        num_target_unassessed: further target units whose images all get cannot_assess; they are
+        num_target_unassessed: further target units whose drawn image got cannot_assess; they are
             counted in nothing else.
         target_share: share of targets among the images that the calibrator was fitted to, in
             (0, 1]; the probabilities are for that mix.
