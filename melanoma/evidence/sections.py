@@ -117,7 +117,13 @@ def _metrics(report: Mapping[str, Any]) -> Section:
         [html.escape(title_of(name)), *(interval(report[level][name]) for level in levels)]
         for name in names
     ]
-    return Section("", ["", *(LEVELS[level] for level in levels)], [*counts, *rows])
+    return Section(
+        "",
+        ["", *(LEVELS[level] for level in levels)],
+        [*counts, *rows],
+        "The contract counts in the last column: of each group one random target image and one"
+        " random other image, as far as they are assessed.",
+    )
 
 
 def _two_by_two(report: Mapping[str, Any]) -> Section:
@@ -169,7 +175,7 @@ def _flow(report: Mapping[str, Any]) -> Section:
     total = [str(flow[name]) for name in ("images", "known_to_the_bundle", "cannot_assess")]
     return Section(
         "Flow of images",
-        ["", "images", "known to the bundle", "cannot_assess", "share of the others"],
+        ["", "images", "known to the bundle", "cannot_assess", "its share"],
         [*rows, ["all", *total, ""]],
         f"{flow['judged']} images are judged. The light, colours or sharpness of those that get"
         " cannot_assess differ from those of the training images; no other table counts them.",
@@ -230,7 +236,12 @@ def _prevalences(report: Mapping[str, Any]) -> Section:
     nouns = html.escape(report["task"]["noun"][1])
     return Section(
         "At other prevalences",
-        [nouns, f"share of {nouns} if referred", "share without if not", "referred of 1,000"],
+        [
+            nouns,
+            f"share of {nouns} if referred (PPV)",
+            f"share without {nouns} if not (NPV)",
+            "referred of 1,000",
+        ],
         rows,
         "If sensitivity and specificity stay as they are here.",
     )

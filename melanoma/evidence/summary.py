@@ -23,7 +23,7 @@ def describe_evaluation(report: dict[str, Any], out: AnyPath) -> str:
         cells = [_cell(report[level][name]) for level in levels]
         lines.append(f"{title_of(name):36}{''.join(f'{cell:>26}' for cell in cells)}")
     lines += [
-        f"{'AUROC within sources':36}{_cell(report['within_source']):>26}",
+        f"{'AUROC within sources':36}{_cell(report['within_source']):>{26 * len(levels)}}",
         "",
         f"contract here: {report['contract']['status']}. {report['contract']['sentence']}",
     ]

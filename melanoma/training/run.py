@@ -117,6 +117,7 @@ def run_job(job: TrainJob, executor: Executor) -> TrainResult:
         if not finished:
             if not (job.bundle_dir / MANIFEST).is_file():
                 checkpoint = executor.launch(job)
+                log.info("Packing the best epoch: calibrator, contract, files of the bundle.")
                 executor.map(Pack(job, str(checkpoint)), [{}], num_workers=1)
             result = _result(job, read_manifest(job.bundle_dir))
             write_json(job.run_dir / RESULT, {**result.as_dict(), "bundle": job.bundle_dir.name})
