@@ -189,7 +189,7 @@ function explainShift(share, calibratedAt) {
   const score = targets.reduce((sum, name) => sum + state.answer.probabilities[name], 0);
   const [target, other] = [score * share / calibratedAt, (1 - score) * (1 - share) / (1 - calibratedAt)];
   find("mix").textContent = `These probabilities are for data of which ${percent(calibratedAt, 0)} are ${noun[1]}.`;
-  find("shifted").textContent = `At this share the probability of ${noun[0]} is ${percent(target / (target + other), 1)}.`;
+  find("shifted").textContent = `At this share, the probability of ${noun[0]} in this image is ${percent(target / (target + other), 1)}.`;
 }
 
 async function drawMap() {
