@@ -173,8 +173,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "unusual",
             "sources",
             "ways",
-            "ways-cpu",
-            "ways-cpu-seeds",
             "broken",
             "best-of",
             "auroc",

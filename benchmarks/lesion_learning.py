@@ -280,22 +280,6 @@ def table(args: argparse.Namespace) -> None:
     print(summary.round(3).to_string())
     if args.keep:
         keep(args.keep, [_cells(str(way), row) for way, row in summary.iterrows()])
-        keep(
-            f"{args.keep}-seeds",
-            [_of_seed(way, seed, row) for (way, seed), row in found.iterrows()],
-        )
-
-
-def _of_seed(way: str, seed: int, row: pd.Series) -> dict[str, str]:
-    """Return the row of one training as cells for the docs."""
-    return {
-        "way": way,
-        "seed and fold": str(seed),
-        "AUROC": f"{row['AUROC']:.3f}",
-        "AUROC within sources": f"{row['within sources']:.3f}",
-        "specificity at 90 % sensitivity, histology": f"{row['histology 90%']:.3f}",
-        "specificity at 95 % sensitivity, histology": f"{row['histology 95%']:.3f}",
-    }
 
 
 def _cells(way: str, row: pd.Series) -> dict[str, str]:
@@ -337,9 +321,7 @@ def main() -> None:
     command.set_defaults(run=train, keep=None)
     command = commands.add_parser("table")
     command.add_argument("out", type=Path)
-    command.add_argument(
-        "--keep", metavar="NAME", help="keep the figures for the docs as NAME and NAME-seeds"
-    )
+    command.add_argument("--keep", metavar="NAME", help="keep the figures for the docs as NAME")
     command.set_defaults(run=table)
     args = parser.parse_args()
     args.run(args)
