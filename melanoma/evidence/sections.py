@@ -71,7 +71,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             "By reference standard",
             report["by_reference_standard"],
             "How the diagnosis was made. Specificity among lesions that were excised is that of"
-            " lesions that looked suspicious to somebody.",
+            " lesions that looked suspicious.",
         ),
         _references(report),
         *(
