@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import torch
 from PIL import Image
 
 from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
-from melanoma.explain.overlay import heatmap_on, overlay, to_png
+from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.imaging.decode import check_content, decode_image
+from melanoma.imaging.png_writer import to_png
 
 MAX_BATCH = 8
 BUNDLE, BACKEND, EXPLAIN = "PEER_BUNDLE", "PEER_BACKEND", "PEER_EXPLAIN"
@@ -60,8 +62,7 @@ class Peer:
         }
         if prediction.heatmap is not None:
             shown, heatmap = heatmap_on(image, prediction.heatmap, bundle.preprocess)
-            answer["heatmap_png"] = base64.b64encode(
-                to_png(Image.fromarray(heatmap.values))
-            ).decode()
-            answer["overlay_png"] = base64.b64encode(to_png(overlay(shown, heatmap))).decode()
+            drawn = np.asarray(overlay(shown, heatmap))
+            answer["heatmap_png"] = base64.b64encode(to_png(heatmap.values)).decode()
+            answer["overlay_png"] = base64.b64encode(to_png(drawn)).decode()
         return answer

@@ -5,12 +5,15 @@ All use the same network, machine and image.
     pip install --target PEERS litserve bentoml
     python -m benchmarks.serve_peers BUNDLE IMAGE --peers PEERS
 
-Each server has all cores. Eight clients send requests at the same time, then one client. The bare
-network, in one process with eight images at a time and then one, is the upper limit of any server.
+All servers are started first. Then they are asked in turn, for a few seconds each, in many rounds,
+because the speed of a machine may change from minute to minute. Each may use all cores. Eight
+clients send requests at the same time, then one client. The upper limit of any server is the
+network alone, in one process with eight images at a time and then one.
 """
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -21,13 +24,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import aiohttp
 import numpy as np
 
+from benchmarks.http_load import Target, closed_loop, until_ready
+from benchmarks.machine import report
 from benchmarks.peers import BACKEND, BUNDLE, EXPLAIN, MAX_BATCH, Peer
 
 CLIENTS = 8
+OURS, BARE = "this graph", "network alone"
+START_SECONDS = 180
 HERE = Path(__file__).resolve().parents[1]
 
 
@@ -36,87 +43,61 @@ class Server:
     """One server.
 
     Attributes:
-        name: the name to print.
-        command: port -> command line.
+        command: its command line; the port follows it.
         path: path of the URL, with the query.
         backend: torch or onnxruntime.
         field: form field that holds the image; None sends the image as the body.
     """
 
-    name: str
-    command: Callable[[int], list[str]]
+    command: tuple[str, ...]
     path: str = "/predict"
     backend: str = "onnxruntime"
     field: str | None = None
 
 
-def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> list[Server]:
-    def fastapi(port: int) -> list[str]:
-        module = "benchmarks.peer_fastapi:app"
-        return [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            module,
-            "--port",
-            str(port),
-            "--log-level",
-            "error",
-        ]
-
-    servers = [
-        Server(
-            "this graph",
-            lambda port: [
-                sys.executable,
-                "-m",
-                "ray_jobs.cli",
-                "serve",
-                str(bundle),
-                "--port",
-                str(port),
-            ],
-            "/v1/predict?explain=grad_cam" if explain else "/v1/predict",
-        ),
-        Server("FastAPI, eager torch", fastapi, backend="torch"),
-        Server("FastAPI", fastapi),
-    ]
+def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Server]:
+    python = sys.executable
+    uvicorn = "-m uvicorn benchmarks.peer_fastapi:app --log-level error --port".split()
+    ours = ("-m", "ray_jobs.cli", "serve", str(bundle), "--port")
+    servers = {
+        OURS: Server((python, *ours), "/v1/predict" + "?explain=grad_cam" * explain),
+        "FastAPI, eager torch": Server((python, *uvicorn), backend="torch"),
+        "FastAPI": Server((python, *uvicorn)),
+    }
     if peers is not None:
-        bento = str(peers / "bin" / "bentoml")
-        servers += [
-            Server(
-                "LitServe",
-                lambda port: [sys.executable, "-m", "benchmarks.peer_litserve", str(port)],
-                field="image",
-            ),
-            Server(
-                "BentoML",
-                lambda port: [
-                    sys.executable,
-                    bento,
-                    "serve",
-                    "benchmarks.peer_bentoml:Service",
-                    "--port",
-                    str(port),
-                ],
-                field="images",
-            ),
-        ]
+        bento = (str(peers / "bin" / "bentoml"), "serve", "benchmarks.peer_bentoml:Service")
+        servers |= {
+            "LitServe": Server((python, "-m", "benchmarks.peer_litserve"), field="image"),
+            "BentoML": Server((python, *bento, "--port"), field="images"),
+        }
     return servers
 
 
 @contextmanager
-def _running(server: Server, environment: dict[str, str], port: int) -> Iterator[str]:
+def _running(server: Server, body: bytes, folders: list[Path]) -> Iterator[Target]:
+    """Start a server on a free port, and end it with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "BENTOML_DO_NOT_TRACK": "1",
+        BACKEND: server.backend,
+    }
     process = subprocess.Popen(
-        server.command(port),
-        env=environment | {BACKEND: server.backend},
+        [*server.command, str(port)],
+        env=environment,
         cwd=HERE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    target = Target(port, server.path, body, server.field)
     try:
-        yield f"http://127.0.0.1:{port}{server.path}"
+        asyncio.run(
+            until_ready(target, is_running=lambda: process.poll() is None, seconds=START_SECONDS)
+        )
+        yield target
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -125,103 +106,83 @@ def _running(server: Server, environment: dict[str, str], port: int) -> Iterator
             os.killpg(process.pid, signal.SIGKILL)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, body: bytes, field: str | None) -> float:
-    started = time.perf_counter()
-    data: bytes | aiohttp.FormData = body
-    if field is not None:
-        data = aiohttp.FormData()
-        data.add_field(field, body, filename="p.jpg", content_type="image/jpeg")
-    async with session.post(url, data=data) as response:
-        await response.read()
-        response.raise_for_status()
-    return time.perf_counter() - started
-
-
-async def _load(
-    url: str, body: bytes, field: str | None, *, clients: int, seconds: float
-) -> list[float]:
-    stop = time.perf_counter() + seconds
-
-    async def client(session: aiohttp.ClientSession) -> list[float]:
-        found = []
-        while time.perf_counter() < stop:
-            found.append(await _ask(session, url, body, field))
-        return found
-
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        return [
-            one
-            for each in await asyncio.gather(*(client(session) for _ in range(clients)))
-            for one in each
-        ]
-
-
-async def _until_ready(url: str, body: bytes, field: str | None) -> None:
-    deadline = time.monotonic() + 120
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        while True:
-            try:
-                await _ask(session, url, body, field)
-                return
-            except aiohttp.ClientError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.5)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Measured:
-    """The measurements of one server.
+    """The measurements of one server, one entry for each round.
 
     Attributes:
-        rate: images per second with many clients.
-        many: seconds of each request with many clients.
-        one: seconds of each request with a single client.
+        rates: images per second with many clients.
+        many: median seconds of a request with many clients.
+        one: median seconds of a request with a single client.
     """
 
-    rate: float
-    many: list[float]
-    one: list[float]
+    rates: list[float] = dataclasses.field(default_factory=list)
+    many: list[float] = dataclasses.field(default_factory=list)
+    one: list[float] = dataclasses.field(default_factory=list)
 
-    def line(self, name: str, bare: "Measured") -> str:
-        """Return a line of text that compares the server with the bare network."""
-        p50, p99 = 1000 * np.percentile(self.many, [50, 99])
-        alone, bare_alone = 1000 * np.median(self.one), 1000 * np.median(bare.one)
-        return (
-            f"  {name:21} {self.rate:6.1f} per second (x {self.rate / bare.rate:.2f})   {CLIENTS}"
-            f" clients: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms   one client: p50 {alone:6.1f} ms (+"
-            f" {alone - bare_alone:.1f})"
-        )
+    def beside(self, bare: "Measured") -> dict[str, float]:
+        """Return the figures of a server beside those of the network alone in the same rounds."""
+        share = np.array(self.rates) / np.array(bare.rates)
+        return {
+            "images_per_second": round(float(np.median(self.rates)), 1),
+            "share_of_network": round(float(np.median(share)), 2),
+            "ms_with_8_clients": round(1000 * float(np.median(self.many)), 1),
+            "ms_with_1_client": round(1000 * float(np.median(self.one)), 1),
+            "ms_over_network": round(
+                1000 * float(np.median(np.array(self.one) - np.array(bare.one))), 1
+            ),
+        }
 
 
-def _measure_bare(body: bytes, seconds: float) -> Measured:
-    """Measure the network alone, without decoding and encoding."""
-    peer = Peer()
-    _, stored = peer.decode(body)
+def _ask(target: Target, measured: Measured, seconds: float) -> None:
+    for clients, found in ((CLIENTS, measured.many), (1, measured.one)):
+        asked = asyncio.run(closed_loop(target, clients=clients, seconds=seconds))
+        if any(one.status != 200 for one in asked):
+            raise RuntimeError("Every request must be answered 200; one was not.")
+        found.append(float(np.median([one.seconds for one in asked])))
+        if clients == CLIENTS:
+            measured.rates.append(len(asked) / seconds)
 
-    def passes(batch: int) -> list[float]:
-        peer.predict([stored] * batch)
-        found, stop = [], time.perf_counter() + seconds
+
+def _ask_network(peer: Peer, stored: Any, measured: Measured, seconds: float) -> None:
+    for batch, found in ((MAX_BATCH, measured.many), (1, measured.one)):
+        times, stop = [], time.perf_counter() + seconds
         while time.perf_counter() < stop:
             started = time.perf_counter()
             peer.predict([stored] * batch)
-            found.append(time.perf_counter() - started)
-        return found
+            times.append(time.perf_counter() - started)
+        found.append(float(np.median(times)))
+        if batch == MAX_BATCH:
+            measured.rates.append(batch * len(times) / sum(times))
 
-    many = passes(MAX_BATCH)
-    return Measured(MAX_BATCH / float(np.median(many)), many, passes(1))
 
-
-def _measure(server: Server, environment: dict[str, str], body: bytes, seconds: float) -> Measured:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with _running(server, environment, port) as url:
-        asyncio.run(_until_ready(url, body, server.field))
-        asyncio.run(_load(url, body, server.field, clients=CLIENTS, seconds=5))
-        many = asyncio.run(_load(url, body, server.field, clients=CLIENTS, seconds=seconds))
-        one = asyncio.run(_load(url, body, server.field, clients=1, seconds=seconds / 2))
-    return Measured(len(many) / seconds, many, one)
+def compare(
+    bundle: Path, body: bytes, peers: Path | None, *, explain: bool, rounds: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Return the figures of every server beside the network alone."""
+    os.environ |= {BUNDLE: str(bundle), EXPLAIN: str(int(explain)), BACKEND: "onnxruntime"}
+    peer = Peer()
+    _, stored = peer.decode(body)
+    servers = _servers(bundle, peers, explain=explain)
+    with contextlib.ExitStack() as stack:
+        # Only the peers see their folder, because its libraries differ from those installed here.
+        targets = {
+            name: stack.enter_context(
+                _running(server, body, [HERE] + ([] if server.field is None or not peers else [peers]))
+            )
+            for name, server in servers.items()
+        }
+        runs: dict[str, Callable[[Measured], None]] = {
+            BARE: lambda measured: _ask_network(peer, stored, measured, seconds)
+        }
+        for name, target in targets.items():
+            runs[name] = lambda measured, target=target: _ask(target, measured, seconds)  # type: ignore[misc]
+        found = {name: Measured() for name in runs}
+        for number in range(rounds + 1):
+            for name, run in runs.items():
+                run(found[name] if number else Measured())  # the first round warms up
+            print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
+    return {name: measured.beside(found[BARE]) for name, measured in found.items()}
 
 
 def main() -> None:
@@ -234,30 +195,23 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="folder into which LitServe and BentoML were installed"
     )
-    parser.add_argument("--seconds", type=float, default=20, help="seconds of load for each server")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of each load in each round")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    bundle, peers, body = (
-        args.bundle.resolve(),
-        args.peers and args.peers.resolve(),
-        args.image.read_bytes(),
-    )
+    bundle, peers = args.bundle.resolve(), args.peers and args.peers.resolve()
+    figures = {}
     for explain in (False, True):
-        os.environ |= {BUNDLE: str(bundle), EXPLAIN: str(int(explain)), BACKEND: "onnxruntime"}
-        print("with Grad-CAM" if explain else "without explanation")
-        bare = _measure_bare(body, args.seconds / 2)
-        print(bare.line("bare network", bare), flush=True)
-        for server in _servers(bundle, peers, explain=explain):
-            # Only the peers see their folder, because its libraries differ from those installed
-            # here.
-            folders = [HERE] if server.field is None else [HERE, peers]
-            environment = os.environ | {
-                "PYTHONPATH": os.pathsep.join(map(str, folders)),
-                "BENTOML_DO_NOT_TRACK": "1",
-            }
-            print(
-                _measure(server, environment, body, args.seconds).line(server.name, bare),
-                flush=True,
-            )
+        name = "with Grad-CAM" if explain else "without explanation"
+        figures[name] = compare(
+            bundle,
+            args.image.read_bytes(),
+            peers,
+            explain=explain,
+            rounds=args.rounds,
+            seconds=args.seconds,
+        )
+    report("serve_peers", figures, args.json)
 
 
 if __name__ == "__main__":

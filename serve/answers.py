@@ -7,15 +7,16 @@ wraps the class. Names that are defined below the class do not exist then.
 import base64
 from collections.abc import AsyncGenerator
 
+import numpy as np
 from fastapi import HTTPException, Request
-from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from melanoma.arrays import FloatArray
 from melanoma.bundle.manifest import BundleManifest
-from melanoma.explain.overlay import heatmap_on, overlay, to_png
+from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.imaging.decode import format_of
+from melanoma.imaging.png_writer import to_png
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.model_client import Reading
 from serve.schemas import Explanation, ModelInfo, PredictResponse
@@ -108,8 +109,8 @@ def explanation_of(method: str, reading: Reading, values: FloatArray) -> Explana
     return Explanation(  # type: ignore[call-arg]
         method=method,
         class_name=manifest.task.target_name,
-        heatmap_png=base64.b64encode(to_png(Image.fromarray(heatmap.values))).decode(),
-        overlay_png=base64.b64encode(to_png(overlay(shown, heatmap))).decode(),
+        heatmap_png=base64.b64encode(to_png(heatmap.values)).decode(),
+        overlay_png=base64.b64encode(to_png(np.asarray(overlay(shown, heatmap)))).decode(),
         peak=heatmap.peak,
     )
 

@@ -15,8 +15,10 @@ from serve.described import Described
 from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
-MAX_BATCH = 8
-# Requests that arrive while a batch is computed form the next batch. An idle classifier starts at
+MAX_BATCH, MAX_CPU_BATCH = 8, 4
+"""Images in a batch. On a CPU, small batches side by side keep all cores busy."""
+BATCHES_AT_ONCE = 3
+# Requests that arrive while batches are computed form the next batch. An idle classifier starts at
 # once.
 BATCH_WAIT_SECONDS = 0.0
 
@@ -49,17 +51,37 @@ class Answer:
     described: Described | None
 
 
-class Classifier:
-    """Loads a bundle once and predicts in batches. It keeps nothing of a request."""
+@dataclasses.dataclass(frozen=True)
+class ClassifierArgs:
+    """What a classifier is made of.
 
-    def __init__(
-        self, bundle_dir: str, *, manifest_sha256: str | None, allow_uncontracted: bool
-    ) -> None:
-        bundle, device = load_in_replica(bundle_dir, manifest_sha256)
-        self._predictor = Predictor(bundle, device=device, allow_uncontracted=allow_uncontracted)
+    Attributes:
+        bundle_dir: folder of the bundle, or its address in object storage.
+        manifest_sha256: sha256 of the only manifest that may be loaded; None allows any.
+        allow_uncontracted: give decisions although the contract is not met.
+    """
+
+    bundle_dir: str
+    manifest_sha256: str | None
+    allow_uncontracted: bool
+
+
+class Classifier:
+    """Loads a bundle once and predicts in batches. It keeps nothing of a request.
+
+    It is a deployment of its own, or an object of the ingress (serve/app.py).
+    """
+
+    def __init__(self, args: ClassifierArgs) -> None:
+        bundle, device = load_in_replica(args.bundle_dir, args.manifest_sha256)
+        self._predictor = Predictor(
+            bundle, device=device, allow_uncontracted=args.allow_uncontracted
+        )
         if bundle.features_onnx is not None and device == "cpu":
             # ONNX Runtime has its own threads. What is left to torch is too small to be shared.
             torch.set_num_threads(1)
+        if device == "cpu":
+            self._batch.set_max_batch_size(MAX_CPU_BATCH)  # type: ignore[attr-defined]
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         # The first pass allocates memory, so it runs here and not in the first request.
@@ -85,7 +107,11 @@ class Classifier:
             raise found
         return Answer(found, described)
 
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=MAX_BATCH,
+        batch_wait_timeout_s=BATCH_WAIT_SECONDS,
+        max_concurrent_batches=BATCHES_AT_ONCE,
+    )
     async def _batch(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
         # In a thread, so that the event loop can answer health checks and accept the next batch.
         return await asyncio.to_thread(self._predict, jobs)

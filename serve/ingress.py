@@ -6,7 +6,7 @@ It keeps nothing of a request.
 import asyncio
 import datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from melanoma.errors import SettingError
 from melanoma.explain.methods import DEFAULT_METHOD, METHODS
@@ -23,13 +24,15 @@ from serve import open_inference
 from serve.answers import answer_of, explanation_of, image_bytes, model_info
 from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
+from serve.classifier import Classifier, ClassifierArgs
 from serve.described import Described
 from serve.in_flight import in_flight
 from serve.lanes import Lane
+from serve.listener import Listen, Listener
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
-from serve.model_client import ModelClient, Reading
+from serve.model_client import DeployedModel, Model, ModelClient, Reading
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
@@ -79,11 +82,12 @@ class Ingress:
 
     def __init__(
         self,
-        classifier: "DeploymentHandle[Any]",
+        classifier: "DeploymentHandle[Any] | ClassifierArgs",
         explainer: "DeploymentHandle[Any]",
         *,
         require_api_key: bool,
         answer_timeout_s: float,
+        listen: Listen | None = None,
     ) -> None:
         keep_traces_out()
         if not check_keys() and require_api_key:
@@ -91,10 +95,26 @@ class Ingress:
                 f"{VARIABLE} must name a file of API keys, because the service listens beyond"
                 " loopback. Set it; serve/api_keys.py describes the file."
             )
-        self._client = ModelClient(classifier, explainer)
+        model: Model = (
+            Classifier(classifier)
+            if isinstance(classifier, ClassifierArgs)
+            else DeployedModel(classifier)
+        )
+        self._client = ModelClient(model, explainer)
         self._timeout_s = answer_timeout_s
         # One thread: parsed JSON may take twenty times its size in memory.
         self._parsing = Lane("parse", num_threads=1)
+        self._listener = None if listen is None else Listener(listen)
+        if listen is not None:
+            in_flight().limit = listen.max_requests
+
+    async def check_health(self) -> None:
+        """Start the HTTP server if this replica has one of its own, and check that it runs.
+
+        Ray Serve calls it when the replica is complete, and then every few seconds.
+        """
+        if self._listener is not None:
+            await self._listener.ensure_running(cast(ASGIApp, self))
 
     async def drain(self) -> int:
         """Refuse new requests and return the number of requests in flight.
@@ -135,9 +155,11 @@ class Ingress:
         openapi_extra=IMAGE,
         dependencies=GUARDED,
     )
-    async def predict(self, request: Request, explain: Explain = NO_HEATMAP) -> PredictResponse:
+    async def predict(self, request: Request, explain: Explain = NO_HEATMAP) -> Response:
         """Return calibrated probabilities, the decision, its contract and, if asked, a heatmap."""
-        return (await self._read(request, explain))[1]
+        answer = (await self._read(request, explain))[1]
+        # Written here, because FastAPI would check the finished answer once more.
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post(
         "/v1/report",

@@ -93,11 +93,12 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
     from ray import serve
 
     from serve.app import build_graph
-    from serve.settings import AppArgs, deployment_options, read_config
+    from serve.listener import Listen
+    from serve.settings import AppArgs, classifier_in_ingress, deployment_options, read_config
 
     # Ray Serve's own progress lines do not help users.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    config = read_config()
+    config = classifier_in_ingress(read_config())
     (app,) = config["applications"]
     args = AppArgs(
         **app["args"]
@@ -111,13 +112,14 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     # Ray's own handler would print a traceback when the parent ends this process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    listening = {"host": service.host, "port": service.port, "request_timeout_s": REQUEST_SECONDS}
-    serve.start(
-        http_options=config["http_options"] | listening, logging_config=config["logging_config"]
-    )
+    serve.start(proxy_location="Disabled", logging_config=config["logging_config"])
     options = _fit_machine(deployment_options(config), service.num_threads)
+    # No proxy stands in front of the ingress, so the ingress applies its limits itself.
+    max_requests = sum(
+        options["Ingress"][name] for name in ("max_ongoing_requests", "max_queued_requests")
+    )
     serve.run(
-        build_graph(args, options),
+        build_graph(args, options, listen=Listen(service.host, service.port, max_requests)),
         name="melanoma",
         route_prefix="/",
         logging_config=app["logging_config"],
@@ -141,9 +143,9 @@ def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[s
         )
         for name, values in options.items()
     }
-    fitted["Classifier"]["ray_actor_options"] = {"num_cpus": num_threads}
+    fitted["Ingress"]["ray_actor_options"] = {"num_cpus": num_threads}
     if ray.cluster_resources().get("GPU", 0) > 0:
-        for name in ("Classifier", "Explainer"):
+        for name in fitted:
             fitted[name]["ray_actor_options"] = fitted[name]["ray_actor_options"] | {
                 "num_gpus": 0.5
             }

@@ -4,10 +4,11 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api_keys import ApiKeys, key_of, keys_of_environment
 from serve.in_flight import in_flight
@@ -18,6 +19,7 @@ from serve.problems import (
     crashed,
     keys_unavailable,
     new_request_id,
+    overloaded,
     problem,
     stopping,
 )
@@ -55,44 +57,73 @@ def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
     """Add the middleware to an application."""
     # Counts the bytes of bodies that state no length; `_refusal` checks the stated lengths.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
+    app.add_middleware(_Surround, max_body_bytes=max_body_bytes)
 
-    @app.middleware("http")
-    async def surround(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+
+class _Surround:
+    """Gives a request its id, refuses it or passes it on, logs it and completes its answer.
+
+    It is plain ASGI, because starlette's middleware of functions runs each request in tasks of its
+    own, which takes as long as everything else that is done for a request here.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app, self._max_body_bytes = app, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, started, status = Request(scope, receive), time.perf_counter(), 0
         # The id is returned in the body. The header X-Request-ID belongs to Ray Serve's proxy,
         # which echoes the client's value.
-        request.state.request_id, started = new_request_id(), time.perf_counter()
+        request.state.request_id = new_request_id()
+        method = request.method
         # Answer HEAD like GET; the HTTP server leaves out the body.
-        if request.method == "HEAD":
-            request.scope["method"] = "GET"
+        if method == "HEAD":
+            scope["method"] = "GET"
+
+        async def send_completed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
         try:
-            response = _refusal(request, max_body_bytes)
-            if response is None:
+            refusal = _refusal(request, self._max_body_bytes)
+            if refusal is not None:
+                await refusal(scope, receive, send_completed)
+            elif request.method == "POST":
                 with in_flight().counted():
-                    response = await call_next(request)
+                    await self._app(scope, receive, send_completed)
+            else:
+                await self._app(scope, receive, send_completed)
         except Exception as error:
             # The outermost frame. Log only the class and the place, because the message may
             # contain the client's input.
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
-            response = crashed(request)
-        response.headers.update(HEADERS)
-        outcome = str(response.status_code)
-        if response.status_code >= 400:
-            code = getattr(request.state, "code", "unknown")
-            request_metrics().refused(code, response.status_code)
-            outcome += f" {code}"
-        seconds = time.perf_counter() - started
-        # Log the route's pattern and not the address, which may contain anything.
-        logger.info(
-            "%s %s %s in %.0f ms, request %s",
-            request.method,
-            getattr(request.scope.get("route"), "path", "no route"),
-            outcome,
-            1000 * seconds,
-            request.state.request_id,
-        )
-        return response
+            if status == 0:  # nothing was sent yet
+                await crashed(request)(scope, receive, send_completed)
+        _log(request, method, status, time.perf_counter() - started)
+
+
+def _log(request: Request, method: str, status: int, seconds: float) -> None:
+    """Count and log a request that was answered with a status."""
+    outcome = str(status)
+    if status >= 400:
+        code = getattr(request.state, "code", "unknown")
+        request_metrics().refused(code, status)
+        outcome += f" {code}"
+    # Log the route's pattern and not the address, which may contain anything.
+    logger.info(
+        "%s %s %s in %.0f ms, request %s",
+        method,
+        getattr(request.scope.get("route"), "path", "no route"),
+        outcome,
+        1000 * seconds,
+        request.state.request_id,
+    )
 
 
 def _refusal(request: Request, max_body_bytes: int) -> Response | None:
@@ -108,6 +139,9 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
         )
     if (refused := _key_refusal(request, _keys())) is not None:
         return refused
+    # All that compute something are POST. Questions about health are answered however busy it is.
+    if in_flight().is_full and request.method == "POST":
+        return overloaded(request, seconds=in_flight().retry_after())
     length = request.headers.get("content-length", "")
     return (
         body_too_large(request, max_body_bytes)

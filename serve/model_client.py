@@ -49,6 +49,45 @@ MAX_LARGE_WAITING = 16  # a longer queue would not be answered in time
 STUCK_SECONDS = 20
 
 
+class Model(Protocol):
+    """What answers the jobs: a classifier of this process, or a deployment of classifiers."""
+
+    async def ready(self) -> None:
+        """Return if the weights are loaded."""
+
+    async def describe(self) -> Described:
+        """Return what the ingress needs to know of the bundle."""
+
+    async def predict(self, job: Job) -> Answer:
+        """Return the prediction for one image."""
+
+
+class DeployedModel:
+    """The classifiers of a deployment, asked through its handle.
+
+    Raises, from every method:
+        OverloadedError: if the deployment's queue is full.
+        NotReadyError: if the deployment does not exist.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def ready(self) -> None:
+        """Return if a replica answers."""
+        await _ask(self._handle.ready)
+
+    async def describe(self) -> Described:
+        """Return the description of a replica's bundle."""
+        described: Described = await _ask(self._handle.describe)
+        return described
+
+    async def predict(self, job: Job) -> Answer:
+        """Return a replica's prediction for one image."""
+        answer: Answer = await _ask(self._handle.predict, job)
+        return answer
+
+
 class Source(Protocol):
     """The source of an image.
 
@@ -101,9 +140,7 @@ class Reading:
 class ModelClient:
     """Client of the classifier and the explainer; remembers the last bundle's description."""
 
-    def __init__(
-        self, classifier: "DeploymentHandle[Any]", explainer: "DeploymentHandle[Any]"
-    ) -> None:
+    def __init__(self, classifier: Model, explainer: "DeploymentHandle[Any]") -> None:
         self._classifier, self._explainer = classifier, explainer
         self._described: Described | None = None
         self._waiting = 0
@@ -120,9 +157,7 @@ class ModelClient:
                 needs no computation.
         """
         try:
-            described: Described = await asyncio.wait_for(
-                _ask(self._classifier.describe), timeout=READY_SECONDS
-            )
+            described = await asyncio.wait_for(self._classifier.describe(), timeout=READY_SECONDS)
         except TimeoutError:
             raise (OverloadedError if self._waiting else NotReadyError) from None
         self._described = described
@@ -157,17 +192,17 @@ class ModelClient:
     async def _decoded(
         self, source: Source, preprocess: Preprocess
     ) -> tuple[Image.Image, Uint8Array]:
-        lane = self._small if await self._small.run(source.work) <= SMALL_WORK else self._large
-        return await lane.run(partial(_prepared, source, preprocess))
+        # A small image is decoded in the thread that found it small, because a hop costs time.
+        prepared = await self._small.run(partial(_prepared_if_small, source, preprocess))
+        return prepared or await self._large.run(partial(_prepared, source, preprocess))
 
     async def _predict(self, job: Job) -> Answer:
         self._waiting += 1
         try:
             with request_metrics().stage("predict"):
-                answer: Answer = await _ask(self._classifier.predict, job)
+                return await self._classifier.predict(job)
         finally:
             self._waiting -= 1
-        return answer
 
     async def read_all(self, sources: Sequence[Source]) -> list[Reading]:
         """Return predictions that all come from one bundle. It raises what `read` raises.
@@ -233,7 +268,7 @@ class ModelClient:
         if any(lane.is_stuck(STUCK_SECONDS) for lane in (self._small, self._large)):
             raise NotReadyError
         try:
-            await asyncio.wait_for(_ask(self._classifier.ready), timeout=READY_SECONDS)
+            await asyncio.wait_for(self._classifier.ready(), timeout=READY_SECONDS)
         except OverloadedError:
             # Busy is not unready: without this ingress, the others would get its load as well.
             return
@@ -251,6 +286,13 @@ async def _ask(method: Any, *arguments: Any) -> Any:
         raise OverloadedError from None
     except DeploymentUnavailableError:
         raise NotReadyError from None
+
+
+def _prepared_if_small(
+    source: Source, preprocess: Preprocess
+) -> tuple[Image.Image, Uint8Array] | None:
+    """Return what `_prepared` does, or None if that takes much work."""
+    return _prepared(source, preprocess) if source.work() <= SMALL_WORK else None
 
 
 def _prepared(source: Source, preprocess: Preprocess) -> tuple[Image.Image, Uint8Array]:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from melanoma.errors import InvalidImageError
 from serve.bodies import RefusedError
+from serve.in_flight import in_flight
 from serve.lanes import OverloadedError
 from serve.model_client import BundleChangingError, NotReadyError
 from serve.open_inference import InferenceRequestError
@@ -80,6 +81,17 @@ def stopping(request: Request) -> JSONResponse:
     return problem(
         request, 503, "stopping", detail, headers={"Retry-After": "10", "Connection": "close"}
     )
+
+
+def overloaded(request: Request, *, seconds: int) -> JSONResponse:
+    """Return the refusal of a request that would wait too long.
+
+    Args:
+        request: the refused request.
+        seconds: when to ask again.
+    """
+    detail = "The service is at its limit. Try again after the time in Retry-After."
+    return problem(request, 503, "overloaded", detail, headers={"Retry-After": str(seconds)})
 
 
 def body_too_large(request: Request, limit: int) -> JSONResponse:
@@ -157,8 +169,7 @@ async def _not_ready(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
-    detail = "The service is at its limit. Try again after the time in Retry-After."
-    return problem(request, 503, "overloaded", detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
+    return overloaded(request, seconds=in_flight().retry_after())
 
 
 async def _too_slow(request: Request, error: Exception) -> JSONResponse:

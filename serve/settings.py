@@ -3,10 +3,11 @@
 Ray Serve ignores unknown keys, so that a mistyped limit would have no effect.
 """
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -33,6 +34,8 @@ class AppArgs(BaseModel):
             may run without keys.
         answer_timeout_s: seconds that the graph may take for one request; after that the answer is
             504.
+        classifier: deployment gives the classifier replicas of its own; ingress makes it a part of
+            every ingress replica, which saves a hop where both have the same number of replicas.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +46,7 @@ class AppArgs(BaseModel):
     allow_uncontracted: bool = False
     require_api_key: bool = True
     answer_timeout_s: float = Field(default=25, gt=0)
+    classifier: Literal["deployment", "ingress"] = "deployment"
 
     @field_validator("bundle")
     @classmethod
@@ -88,12 +92,35 @@ def check_config(values: Mapping[str, Any]) -> ServeDeploySchema:
             f"The Serve config must hold valid values; {place} does not: {first['msg']}."
         ) from error
     for app in config.applications:
-        names = sorted(deployment.name for deployment in app.deployments)
-        if names != sorted(DEPLOYMENTS):
+        names = [deployment.name for deployment in app.deployments]
+        expected = deployments(AppArgs.model_validate(app.args))
+        if sorted(names) != sorted(expected):
             raise SettingError(
-                f"The Serve config must name the deployments {', '.join(DEPLOYMENTS)}; it names"
-                f" {', '.join(names) or 'none'}."
+                f"The Serve config must name the deployments {', '.join(expected)}; it names"
+                f" {', '.join(sorted(names)) or 'none'}."
             )
+    return config
+
+
+def deployments(args: AppArgs) -> tuple[str, ...]:
+    """Return the names of the deployments of an application."""
+    in_ingress = args.classifier == "ingress"
+    return tuple(name for name in DEPLOYMENTS if not (in_ingress and name == "Classifier"))
+
+
+def classifier_in_ingress(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Serve config whose ingress replicas hold the classifier.
+
+    They get its resources. How many requests they take stays the ingress's own, which is three
+    batches at a time.
+    """
+    config = copy.deepcopy(dict(config))
+    (app,) = config["applications"]
+    by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
+    by_name["Ingress"]["ray_actor_options"] = by_name.pop("Classifier")["ray_actor_options"]
+    app["deployments"] = list(by_name.values())
+    app["args"]["classifier"] = "ingress"
+    check_config(config)
     return config
 
 

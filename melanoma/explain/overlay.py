@@ -1,6 +1,5 @@
 """A heatmap drawn over the image that it explains, in the frame of that image."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,14 @@ from PIL import Image
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.explain.grad_cam import Heatmap, render_heatmap
 from melanoma.imaging.letterbox import Preprocess, letterbox_box
+from melanoma.imaging.png_writer import to_png
 from melanoma.io.files import write_bytes
 
 OPACITY = 0.55
 MAX_SIDE_PX = 1024
 # matplotlib's magma has even steps in lightness, so it is readable without colour vision.
 _COLOURS: Uint8Array = (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+_OPACITIES: Uint8Array = (np.arange(256) * OPACITY).round().astype(np.uint8)
 
 
 def heatmap_on(
@@ -48,21 +49,10 @@ def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
 
     Higher values are more opaque; an empty heatmap does not change the image.
     """
-    pixels = np.asarray(image, dtype=np.float32)
-    opacity = (heatmap.values.astype(np.float32) / 255 * OPACITY)[..., None]
-    return Image.fromarray(
-        (pixels * (1 - opacity) + _COLOURS[heatmap.values] * opacity).round().astype(np.uint8)
-    )
-
-
-def to_png(image: Image.Image) -> bytes:
-    """Encode an image as PNG without metadata.
-
-    Compression is fast rather than small, because the image is sent once and not stored.
-    """
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    coloured = Image.fromarray(heatmap.values)
+    coloured.putpalette(_COLOURS.tobytes())
+    opacity = Image.fromarray(_OPACITIES[heatmap.values])
+    return Image.composite(coloured.convert("RGB"), image, opacity)
 
 
 def write_overlay(
@@ -76,5 +66,5 @@ def write_overlay(
         heatmap: ``(h, w)``, over the whole letterbox.
         preprocess: the steps that made the letterbox.
     """
-    write_bytes(path, to_png(overlay(*heatmap_on(image, heatmap, preprocess))))
+    write_bytes(path, to_png(np.asarray(overlay(*heatmap_on(image, heatmap, preprocess)))))
     return path

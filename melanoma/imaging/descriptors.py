@@ -31,15 +31,23 @@ def descriptors(stored: Uint8Array) -> FloatArray:
         the principal colours (log).
     """
     small = Image.fromarray(without_padding(stored)).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float64) / 255
-    flat, grey = pixels.reshape(-1, 3), pixels.mean(axis=2)
-    saturation = flat.max(axis=1) - flat.min(axis=1)
-    warmth = flat[:, 0] - flat[:, 2]
-    variances = np.linalg.eigvalsh(np.cov(flat.T))
+    # One plane for each colour: numpy is several times as fast along long rows as along rows of 3.
+    planes = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1), dtype=np.float64) / 255
+    red, green, blue = planes
+    grey = (red + green + blue) / 3
+    saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(
+        np.minimum(red, green), blue
+    )
+    warmth = red - blue
+    flat = planes.reshape(3, -1)
+    means = flat.mean(axis=1)
+    offsets = flat - means[:, None]
+    covariance = offsets @ offsets.T / (offsets.shape[1] - 1)
+    variances = np.linalg.eigvalsh(covariance)
     return np.array(
         [
-            *flat.mean(axis=0),
-            *flat.std(axis=0),
+            *means,
+            *np.sqrt((offsets * offsets).mean(axis=1)),
             *_sharpness(grey),
             *np.quantile(grey, [0.05, 0.5, 0.95]),
             *(saturation.mean(), saturation.std()),
@@ -65,7 +73,8 @@ def _sharpness(grey: FloatArray) -> list[float]:
 
 def without_padding(stored: Uint8Array) -> Uint8Array:
     """Return the part of a stored image inside the padding of the letterbox."""
-    content = (stored != np.array(PADDING_RGB, np.uint8)).any(axis=2)
+    red, green, blue = PADDING_RGB
+    content = (stored[..., 0] != red) | (stored[..., 1] != green) | (stored[..., 2] != blue)
     rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
     if not len(rows):
         return stored

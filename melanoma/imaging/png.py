@@ -16,7 +16,7 @@ from melanoma.errors import InvalidImageError
 from melanoma.imaging.container import damaged, decode_with_pillow, too_many_parts
 
 MAGIC = b"\x89PNG"
-_SIGNATURE = MAGIC + b"\r\n\x1a\n"  # Its line ends show a transfer in text mode.
+SIGNATURE = MAGIC + b"\r\n\x1a\n"  # Its line ends show a transfer in text mode.
 MAX_CHUNKS = 10_000  # libpng cuts 20 MiB of pixels into 2,560.
 _NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By colour type.
 # Pillow would inflate every profile, although all metadata are dropped in the end. What texts
@@ -60,7 +60,7 @@ class Png:
 
     @functools.cached_property
     def _head(self) -> _Head:
-        if len(self._data) < 33 or not self._data.startswith(_SIGNATURE + b"\0\0\0\x0dIHDR"):
+        if len(self._data) < 33 or not self._data.startswith(SIGNATURE + b"\0\0\0\x0dIHDR"):
             raise damaged()
         return _Head(*struct.unpack_from(">IIBBBBB", self._data, 16))
 
@@ -73,7 +73,7 @@ class Png:
         return chunks
 
     def _walk(self) -> Iterator[_Chunk]:
-        place = len(_SIGNATURE)
+        place = len(SIGNATURE)
         for _ in range(MAX_CHUNKS):
             if place + 12 > len(self._data):
                 raise damaged()
@@ -122,7 +122,7 @@ class Png:
         if not any(chunk.kind in _HIDDEN_FROM_PILLOW for chunk in self._chunks):
             return self._data
         kept = (chunk for chunk in self._chunks if chunk.kind not in _HIDDEN_FROM_PILLOW)
-        return _SIGNATURE + b"".join(self._data[chunk.start - 8 : chunk.end + 4] for chunk in kept)
+        return SIGNATURE + b"".join(self._data[chunk.start - 8 : chunk.end + 4] for chunk in kept)
 
     def _check_sums(self) -> None:
         view = memoryview(self._data)

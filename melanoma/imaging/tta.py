@@ -12,8 +12,9 @@ from torch import Tensor
 
 from melanoma.config import TTA_COPIES
 
-MAX_PASS = 8
-"""Images in a pass. A CPU gains nothing from more, and a GPU gets as many through its batch."""
+MAX_PASS = 32
+"""Mirrored copies in one call of the network: enough to share them out among the threads of a CPU.
+A GPU gets as many through its batch."""
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 """From ``(N, 3, H, W)`` images to their last feature map ``(N, K, h, w)``."""
@@ -51,7 +52,5 @@ def tta_features(extract: FeatureExtractor, images: Tensor, tta: int) -> list[Te
     return [
         feature_map
         for part in passes
-        for feature_map in extract(
-            torch.cat(part).contiguous(memory_format=torch.channels_last)
-        ).chunk(len(part))
+        for feature_map in extract(torch.cat(part)).chunk(len(part))
     ]

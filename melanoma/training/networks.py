@@ -124,6 +124,7 @@ def check_feature_map(model: nn.Module) -> None:
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """Return the last feature map ``(N, K, h, w)`` of ``(N, 3, H, W)`` images."""
+    images = images.contiguous(memory_format=torch.channels_last)
     return cast(Tensor, cast(Any, model).forward_features(images))
 
 

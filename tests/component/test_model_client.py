@@ -21,7 +21,7 @@ from serve import model_client
 from serve.classifier import Answer, Job
 from serve.described import Described
 from serve.lanes import Lane, OverloadedError
-from serve.model_client import BundleChangingError, ModelClient, NotReadyError
+from serve.model_client import BundleChangingError, DeployedModel, ModelClient, NotReadyError
 from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 from tests.bundles import described
 
@@ -65,7 +65,7 @@ def test_what_serve_raises_of_a_deployment_has_a_name_of_our_own(
 ) -> None:
     deployment: Any = _Fails(raised)
     with pytest.raises(renamed):
-        asyncio.run(ModelClient(deployment, deployment).describe())
+        asyncio.run(ModelClient(DeployedModel(deployment), deployment).describe())
 
 
 class _Method:
@@ -109,7 +109,7 @@ TWO = {"old": (96, 128), "new": (72, 96)}
 def test_no_request_is_lost_while_a_bundle_of_another_shape_is_taken_up() -> None:
     async def ask() -> list[model_client.Reading]:
         replicas: Any = _Replicas(TWO)
-        asked = ModelClient(replicas, replicas)
+        asked = ModelClient(DeployedModel(replicas), replicas)
         return list(await asyncio.gather(*(asked.read(IMAGE) for _ in range(200))))
 
     for reading in asyncio.run(ask()):
@@ -119,7 +119,7 @@ def test_no_request_is_lost_while_a_bundle_of_another_shape_is_taken_up() -> Non
 @pytest.mark.parametrize("seed", range(5))
 def test_all_images_of_one_request_are_read_by_one_bundle(seed: int) -> None:
     replicas: Any = _Replicas(TWO, seed=seed)
-    readings = asyncio.run(ModelClient(replicas, replicas).read_all([IMAGE] * 32))
+    readings = asyncio.run(ModelClient(DeployedModel(replicas), replicas).read_all([IMAGE] * 32))
     assert len(readings) == 32
     assert len({reading.version for reading in readings}) == 1
 
@@ -135,13 +135,13 @@ def test_a_bundle_that_changes_with_every_answer_is_told() -> None:
 
     replicas: Any = Restless({})
     with pytest.raises(BundleChangingError):
-        asyncio.run(ModelClient(replicas, replicas).read(IMAGE))
+        asyncio.run(ModelClient(DeployedModel(replicas), replicas).read(IMAGE))
 
 
 def test_a_large_image_is_let_go_before_the_classifier_is_asked() -> None:
     replicas: Any = _Replicas({"one": (96, 128)})
     reading = asyncio.run(
-        ModelClient(replicas, replicas).read(
+        ModelClient(DeployedModel(replicas), replicas).read(
             Upload(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"))
         )
     )
@@ -161,7 +161,7 @@ def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(1)
 
     slow: Any = Slow()
-    asked = ModelClient(slow, slow)
+    asked = ModelClient(DeployedModel(slow), slow)
     with pytest.raises(NotReadyError):
         asyncio.run(asked.check_ready())
     asked._waiting = 1
@@ -204,7 +204,7 @@ def gate() -> Iterator[Gate]:
 def _calls() -> ModelClient:
     replicas: Any = _Replicas({"one": (96, 128)})
     replicas.ready = _Method(lambda: None)
-    return ModelClient(replicas, replicas)
+    return ModelClient(DeployedModel(replicas), replicas)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

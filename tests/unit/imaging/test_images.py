@@ -21,6 +21,7 @@ from benchmarks.hostile_files import (
 from melanoma.errors import InvalidImageError
 from melanoma.imaging.decode import announced_size, check_content, decode_image, decoding_work
 from melanoma.imaging.letterbox import PADDING_RGB, letterbox, letterbox_shape
+from melanoma.imaging.png_writer import to_png
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -527,3 +528,13 @@ def test_an_image_of_nothing_is_told_from_a_faint_one() -> None:
     faint = np.asarray(covered).astype(int)
     faint[200:400, 300:500] += 12
     check_content(Image.fromarray(faint.astype(np.uint8)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 53), (37, 53, 3), (450, 600, 3)])
+def test_a_written_png_is_read_as_it_was(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with Image.open(io.BytesIO(to_png(pixels))) as read:
+        read.load()
+        assert read.format == "PNG"
+        assert not read.info
+        np.testing.assert_array_equal(np.asarray(read), pixels)
