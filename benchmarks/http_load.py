@@ -117,7 +117,9 @@ async def closed_loop(target: Target, *, clients: int, seconds: float) -> list[A
         connection.close()
         return asked
 
-    return [one for each in await asyncio.gather(*(client() for _ in range(clients))) for one in each]
+    return [
+        one for each in await asyncio.gather(*(client() for _ in range(clients))) for one in each
+    ]
 
 
 async def open_loop(target: Target, *, rate: float, seconds: float) -> list[Asked]:

@@ -57,7 +57,7 @@ class Server:
 
 def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Server]:
     python = sys.executable
-    uvicorn = "-m uvicorn benchmarks.peer_fastapi:app --log-level error --port".split()
+    uvicorn = ["-m", "uvicorn", "benchmarks.peer_fastapi:app", "--log-level", "error", "--port"]
     ours = ("-m", "ray_jobs.cli", "serve", str(bundle), "--port")
     servers = {
         OURS: Server((python, *ours), "/v1/predict" + "?explain=grad_cam" * explain),
@@ -168,7 +168,9 @@ def compare(
         # Only the peers see their folder, because its libraries differ from those installed here.
         targets = {
             name: stack.enter_context(
-                _running(server, body, [HERE] + ([] if server.field is None or not peers else [peers]))
+                _running(
+                    server, body, [HERE] + ([] if server.field is None or not peers else [peers])
+                )
             )
             for name, server in servers.items()
         }

@@ -7,6 +7,8 @@ import zlib
 from fastapi import Request
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
+UPLOAD_SECONDS = 120
+"""How long a body may take to arrive. In front of a cluster, Ray's proxy gives up earlier."""
 _WINDOWS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 """zlib's window bits by Content-Encoding. Clients send deflate with and without a zlib header."""
 
@@ -31,10 +33,20 @@ async def read_body(request: Request) -> bytes:
     """Return the body of a request, decompressed if it is gzip or deflate.
 
     Raises:
-        RefusedError: if the body was lost, has another Content-Encoding, is damaged, or is too
-            large.
+        RefusedError: if the body is too slow, was lost, has another Content-Encoding, is damaged,
+            or is too large.
     """
-    data = await request.body()
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            data = await request.body()
+    except TimeoutError:
+        raise RefusedError(
+            408,
+            "upload_too_slow",
+            f"The whole request must arrive within {UPLOAD_SECONDS} s; it did not. Send a smaller"
+            " image.",
+            headers={"Connection": "close"},
+        ) from None
     if not data and _has_lost_its_body(request):
         # After an Upgrade header, Ray's HTTP server reads the body as another protocol. The
         # connection cannot be used again.

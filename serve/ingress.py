@@ -57,9 +57,9 @@ Explain = Annotated[
     str, Query(json_schema_extra={"enum": [NO_HEATMAP, *METHODS]}), AfterValidator(_known)
 ]
 _JSON = "application/json"
-_REFUSALS = errors(400, 401, 403, 405, 406, 413, 415, 422, 500, 503, 504)
+_REFUSALS = errors(400, 401, 403, 405, 406, 408, 413, 415, 422, 500, 503, 504)
 _V2_READING = errors(401, 403, 404, 406, 422, 500, 503, 504, kind=_JSON)
-_V2_REFUSALS = errors(400, 401, 403, 404, 405, 406, 413, 415, 422, 500, 503, 504, kind=_JSON)
+_V2_REFUSALS = errors(400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 500, 503, 504, kind=_JSON)
 
 app = FastAPI(
     title="melanoma",

@@ -11,8 +11,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-REQUEST_SECONDS = 120.0
-"""The proxy's limit for an upload and its answer together; `answer_timeout_s` limits the answer."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import re
 import time
 
@@ -114,6 +115,9 @@ def _log(request: Request, method: str, status: int, seconds: float) -> None:
     if status >= 400:
         code = getattr(request.state, "code", "unknown")
         request_metrics().refused(code, status)
+        if code == "overloaded":
+            _overload_log().refused()
+            return
         outcome += f" {code}"
     # Log the route's pattern and not the address, which may contain anything.
     logger.info(
@@ -124,6 +128,29 @@ def _log(request: Request, method: str, status: int, seconds: float) -> None:
         1000 * seconds,
         request.state.request_id,
     )
+
+
+class _OverloadLog:
+    """Logs at most one line a second about refusals for overload.
+
+    A line for each would cost a service that is asked ten times too much a third of its answers.
+    """
+
+    def __init__(self) -> None:
+        self._num, self._logged = 0, -math.inf
+
+    def refused(self) -> None:
+        """Count one refused request."""
+        self._num += 1
+        now = time.monotonic()
+        if now - self._logged >= 1:
+            logger.info("POST 503 overloaded, %d since the last such line", self._num)
+            self._num, self._logged = 0, now
+
+
+@functools.cache
+def _overload_log() -> _OverloadLog:
+    return _OverloadLog()
 
 
 def _refusal(request: Request, max_body_bytes: int) -> Response | None:

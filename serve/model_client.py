@@ -194,7 +194,9 @@ class ModelClient:
     ) -> tuple[Image.Image, Uint8Array]:
         # A small image is decoded in the thread that found it small, because a hop costs time.
         prepared = await self._small.run(partial(_prepared_if_small, source, preprocess))
-        return prepared or await self._large.run(partial(_prepared, source, preprocess))
+        if prepared is None:
+            prepared = await self._large.run(partial(_prepared, source, preprocess))
+        return prepared
 
     async def _predict(self, job: Job) -> Answer:
         self._waiting += 1

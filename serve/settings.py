@@ -114,14 +114,14 @@ def classifier_in_ingress(config: Mapping[str, Any]) -> dict[str, Any]:
     They get its resources. How many requests they take stays the ingress's own, which is three
     batches at a time.
     """
-    config = copy.deepcopy(dict(config))
-    (app,) = config["applications"]
+    changed = copy.deepcopy(dict(config))
+    (app,) = changed["applications"]
     by_name = {deployment["name"]: deployment for deployment in app["deployments"]}
     by_name["Ingress"]["ray_actor_options"] = by_name.pop("Classifier")["ray_actor_options"]
     app["deployments"] = list(by_name.values())
     app["args"]["classifier"] = "ingress"
-    check_config(config)
-    return config
+    check_config(changed)
+    return changed
 
 
 def deployment_options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -153,11 +153,15 @@ def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def service(
-    bundle_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+    bundle_dir: Path,
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator["Service"]:
     from tests.serving import local_serve
 
-    with local_serve(tmp_path_factory.mktemp("keys")) as deploy:
+    where = getattr(request, "param", "deployment")
+    with local_serve(tmp_path_factory.mktemp("keys"), where) as deploy:
         yield deploy(bundle_dir)
 
 

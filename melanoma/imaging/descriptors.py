@@ -35,9 +35,7 @@ def descriptors(stored: Uint8Array) -> FloatArray:
     planes = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1), dtype=np.float64) / 255
     red, green, blue = planes
     grey = (red + green + blue) / 3
-    saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(
-        np.minimum(red, green), blue
-    )
+    saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     warmth = red - blue
     flat = planes.reshape(3, -1)
     means = flat.mean(axis=1)

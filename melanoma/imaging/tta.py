@@ -50,7 +50,5 @@ def tta_features(extract: FeatureExtractor, images: Tensor, tta: int) -> list[Te
     at_once = max(1, MAX_PASS // max(1, len(images)))
     passes = [mirrored[start : start + at_once] for start in range(0, tta, at_once)]
     return [
-        feature_map
-        for part in passes
-        for feature_map in extract(torch.cat(part)).chunk(len(part))
+        feature_map for part in passes for feature_map in extract(torch.cat(part)).chunk(len(part))
     ]

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from serve import answers, middleware
 from serve.bodies import MAX_BODY_BYTES
 from serve.classifier import Classifier, Job
-from serve.in_flight import InFlight
+from serve.in_flight import MAX_RETRY_SECONDS, InFlight
 from serve.metrics import BatchMetrics
 from serve.middleware import HEADERS, install_middleware
 from serve.model_client import BundleChangingError, NotReadyError, OverloadedError
@@ -153,6 +153,42 @@ def test_a_service_that_stops_refuses_new_requests_and_counts_those_under_way(
         client.get("/healthz").status_code == 404
     )  # let through to the routes, which this application lacks
     assert state.num == 0
+
+
+def test_a_full_service_refuses_what_computes_and_still_says_that_it_lives(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+    state = InFlight()
+    state.limit = 2
+    monkeypatch.setattr("serve.middleware.in_flight", lambda: state)
+    assert client.post("/under-way").json() == 1
+    state.num = 2
+    for _ in range(20):
+        refused = client.post("/read", content=b"x")
+        is_problem(refused, 503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+    assert client.get("/status").status_code == 200
+    lines = [r.getMessage() for r in caplog.records if "overloaded" in r.getMessage()]
+    assert len(lines) <= 2  # a second may end in between
+
+
+def test_the_time_to_ask_again_follows_from_the_queue_and_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    state = InFlight()
+    assert state.retry_after() == 1  # nothing is known yet
+    for _ in range(10):  # two a second
+        with state.counted():
+            now += 0.5
+    state.num = 40
+    assert 18 <= state.retry_after() <= 20
+    state.num = 1
+    assert state.retry_after() == 1
+    state.num = 100_000
+    assert state.retry_after() == MAX_RETRY_SECONDS
 
 
 class _Network:

@@ -8,7 +8,14 @@ import yaml
 
 from melanoma.errors import SettingError
 from serve import classifier, explainer
-from serve.settings import CONFIG, DEPLOYMENTS, check_config, deployment_options, read_config
+from serve.settings import (
+    CONFIG,
+    DEPLOYMENTS,
+    check_config,
+    classifier_in_ingress,
+    deployment_options,
+    read_config,
+)
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -46,6 +53,16 @@ def test_what_serve_would_pass_over_is_refused(change: Change, named: str) -> No
     config = copy.deepcopy(yaml.safe_load(CONFIG.read_text()))
     change(config)
     with pytest.raises(SettingError, match=named):
+        check_config(config)
+
+
+def test_the_classifier_can_be_a_part_of_the_ingress() -> None:
+    config = classifier_in_ingress(read_config())
+    options = deployment_options(config)
+    assert sorted(options) == ["Explainer", "Ingress"]
+    assert options["Ingress"]["ray_actor_options"] == {"num_cpus": 1}
+    config["applications"][0]["args"]["classifier"] = "deployment"
+    with pytest.raises(SettingError, match="must name the deployments"):
         check_config(config)
 
 

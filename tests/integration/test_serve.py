@@ -29,7 +29,11 @@ from tests import manifests
 from tests.manifests import series_asked_for
 from tests.serving import Service
 
-pytestmark = pytest.mark.ray
+# The graph of a cluster, and that of one machine.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.parametrize("service", ["deployment", "alone"], indirect=True, scope="module"),
+]
 
 
 def test_the_server_answers_what_evaluation_computes(

@@ -26,12 +26,23 @@ from tests.serving import Deployer, Service, local_serve
 
 pytestmark = pytest.mark.ray
 Record = Callable[[str, object], None]
+# With the classifier apart, and in the ingress.
+BOTH = pytest.mark.parametrize(
+    "deploy",
+    ["deployment", pytest.param("ingress", marks=pytest.mark.drill)],
+    indirect=True,
+    scope="module",
+)
 QUICK = {"graceful_shutdown_timeout_s": 10, "graceful_shutdown_wait_loop_s": 0.2}
 
 
 @pytest.fixture(scope="module")
-def deploy(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
-    with local_serve(tmp_path_factory.mktemp("keys")) as deploy:
+def deploy(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Deployer]:
+    with local_serve(
+        tmp_path_factory.mktemp("keys"), getattr(request, "param", "deployment")
+    ) as deploy:
         yield deploy
 
 
@@ -93,7 +104,7 @@ def test_too_many_requests_are_refused_in_words_and_at_once(
     deploy: Deployer, bundle_dir: Path, image: bytes
 ) -> None:
     narrow = {"max_ongoing_requests": 2, "max_queued_requests": 2}
-    service = deploy(bundle_dir, Classifier=_replicas(1) | narrow)
+    service = deploy(bundle_dir, **{deploy.classifier: _replicas(1) | narrow})
     probes: list[int] = []
     with (
         httpx.Client(
@@ -124,19 +135,20 @@ def test_too_many_requests_are_refused_in_words_and_at_once(
 
 
 @pytest.mark.fault
+@BOTH
 def test_a_bad_and_a_good_bundle_are_rolled_out_under_load(
     deploy: Deployer, bundle_dir: Path, other_bundle: Path, image: bytes, record_property: Record
 ) -> None:
     """The old one goes on serving until the good one does."""
     old, new = (load_bundle(folder).manifest.version for folder in (bundle_dir, other_bundle))
-    service = deploy(bundle_dir, Classifier=_replicas(2))
+    service = deploy(bundle_dir, **{deploy.classifier: _replicas(2)})
     after_the_bad_one: list[str] = []
 
     def roll_out() -> None:
         with pytest.raises(RuntimeError):
-            deploy(other_bundle, manifest_sha256="0" * 64, Classifier=_replicas(2))
+            deploy(other_bundle, manifest_sha256="0" * 64, **{deploy.classifier: _replicas(2)})
         after_the_bad_one.append(_ask(service, image).json()["model"]["version"])
-        deploy(other_bundle, Classifier=_replicas(2))
+        deploy(other_bundle, **{deploy.classifier: _replicas(2)})
 
     answers = _steadily(service, image, roll_out)
     assert set(_statuses(answers)) == {200}, _statuses(answers)
@@ -148,17 +160,18 @@ def test_a_bad_and_a_good_bundle_are_rolled_out_under_load(
 
 
 @pytest.mark.fault
+@BOTH
 def test_a_classifier_is_killed_under_load(
     deploy: Deployer, bundle_dir: Path, image: bytes, record_property: Record
 ) -> None:
     """It costs what it was computing, which is answered 503, and no more."""
-    service = deploy(bundle_dir, Classifier=_replicas(2))
-    kept = _classifiers()
+    service = deploy(bundle_dir, **{deploy.classifier: _replicas(2)})
+    kept = _replicas_of(deploy.classifier)
 
     def kill() -> None:
         os.kill(kept[0], signal.SIGKILL)
         started = time.monotonic()
-        wait_for(lambda: len(_classifiers()) >= 2 and kept[0] not in _classifiers(), seconds=60)
+        wait_for(lambda: _replaced(kept[0], _replicas_of(deploy.classifier)), seconds=60)
         record_property("back_seconds", time.monotonic() - started)
 
     answers = _steadily(service, image, kill)
@@ -172,15 +185,19 @@ def test_a_classifier_is_killed_under_load(
     record_property("lost", f"{len(lost)} of {len(answers)}, answered 503")
 
 
-def _classifiers() -> list[int]:
-    """Return the processes of all classifier replicas."""
+def _replaced(killed: int, pids: list[int]) -> bool:
+    return len(pids) >= 2 and killed not in pids
+
+
+def _replicas_of(deployment: str) -> list[int]:
+    """Return the processes of all replicas of a deployment."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             words = " ".join(process.cmdline())
         except psutil.Error:  # it has ended meanwhile
             continue
-        if words.startswith("ray::ServeReplica:melanoma:Classifier"):
+        if words.startswith(f"ray::ServeReplica:melanoma:{deployment}"):
             found.append(process.pid)
     return sorted(found)
 
@@ -192,7 +209,7 @@ def test_missing_weights_are_not_ready_and_say_so(
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
     (folder / WEIGHTS).unlink()
     with pytest.raises(RuntimeError):
-        deploy(folder, Classifier=_replicas(1))
+        deploy(folder, **{deploy.classifier: _replicas(1)})
     service = deploy.service
     is_problem(_ask(service, image), 503, "not_ready")
     is_problem(httpx.get(f"{service.url}/readyz", timeout=30), 503, "not_ready")
