@@ -301,6 +301,8 @@ class OptimConfig(_Config):
             learns from random weights in far fewer epochs.
         epochs: passes over the training folds.
         batch_size: images per step over all workers together.
+        accumulate: parts in which a worker computes its share of a batch, at least 1; more need
+            less memory and give the same step, except in networks with batch normalisation.
         lr: peak learning rate of the head.
         weight_decay: decoupled, not applied to norms and biases.
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
@@ -317,6 +319,7 @@ class OptimConfig(_Config):
     optimizer: str = "adamw"
     epochs: int = 30
     batch_size: int = 32
+    accumulate: int = 1
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 1.0
@@ -332,6 +335,7 @@ class OptimConfig(_Config):
         )
         _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 1, "optim.batch_size", "at least 1", self.batch_size)
+        _require(self.accumulate >= 1, "optim.accumulate", "at least 1", self.accumulate)
         _require(self.lr > 0, "optim.lr", "positive", self.lr)
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)

@@ -3,7 +3,9 @@
 Knows torch.distributed, but not Ray.
 """
 
+import contextlib
 import dataclasses
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +38,12 @@ class World:
         return DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None
         )
+
+    def unsynchronised(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backward pass through a wrapped network sends nothing."""
+        if isinstance(model, DistributedDataParallel):
+            return cast(contextlib.AbstractContextManager[None], model.no_sync())
+        return contextlib.nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, the same on every rank."""

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -106,13 +107,12 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
         config: the run's settings.
         world: the processes that share the run; None means this process alone.
     """
-    on_gpu = next(model.parameters()).is_cuda
     freeze(model, config.optim.frozen_layers)
     groups = parameter_groups(model, config.optim)
     if config.optim.optimizer == "muon":
         optimizer: torch.optim.Optimizer = Muon(groups, lr=config.optim.lr, world=world)
     elif config.optim.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=on_gpu)
+        optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
     else:
         raise SettingError(f"optim.optimizer {config.optim.optimizer} is not built in start_state.")
     ema = (
@@ -190,7 +190,7 @@ class Training:
         task: what the classes mean.
         world: the processes that share the run.
         on_step: called with (epoch, step, num_steps, loss) on every rank; epoch and step count
-            from 0.
+            from 0, and the loss is a scalar on the network's device.
     """
 
     config: TrainConfig
@@ -201,7 +201,7 @@ class Training:
     offsets: Tensor
     task: Task
     world: World = dataclasses.field(default_factory=World)
-    on_step: Callable[[int, int, int, float], None] | None = None
+    on_step: Callable[[int, int, int, Tensor], None] | None = None
 
     @staticmethod
     def on(
@@ -209,7 +209,7 @@ class Training:
         data: PreparedData,
         *,
         world: World | None = None,
-        on_step: Callable[[int, int, int, float], None] | None = None,
+        on_step: Callable[[int, int, int, Tensor], None] | None = None,
     ) -> "Training":
         """Return the run that validates on the configured fold and learns from the others.
 
@@ -312,40 +312,90 @@ def fit(
     return state
 
 
-def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> float:
-    """Train one epoch in place and return its mean loss, the same on every rank."""
-    config, world, num_steps = training.config, training.world, training.steps_per_epoch
-    device = next(model.parameters()).device
-    order = epoch_order(len(training.train), seed=config.seed, epoch=state.epoch)
-    layers = depth_layers(model)
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """One rank's share of a batch.
+
+    Attributes:
+        images: ``(N, H, W, 3)`` uint8 as stored, in pinned memory if they go to a GPU.
+        draws: ``(N, K)``, what augmentation and stochastic depth draw for each image.
+        target: ``(N,)``, the class indices.
+        offsets: ``(N, C)``, added to the logits.
+        weights: ``(N,)``, the weights of the losses.
+        total_weight: sum of the weights of the whole batch. Every rank knows all weights, so it
+            needs no message.
+    """
+
+    images: Tensor
+    draws: Tensor
+    target: Tensor
+    offsets: Tensor
+    weights: Tensor
+    total_weight: float
+
+    def parts(self, num: int) -> "Iterator[_Batch]":
+        """Yield the share in ``num`` parts of nearly equal size, of which none is empty."""
+        for rows in torch.arange(len(self.images)).tensor_split(min(num, len(self.images))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            yield _Batch(
+                self.images[part],
+                self.draws[part],
+                self.target[part],
+                self.offsets[part],
+                self.weights[part],
+                self.total_weight,
+            )
+
+
+def _batches(training: Training, epoch: int, *, num_draws: int, pin: bool) -> Iterator[_Batch]:
+    """Yield this rank's share of every batch of an epoch; a thread reads one batch ahead."""
+    config, world = training.config, training.world
+    order = epoch_order(len(training.train), seed=config.seed, epoch=epoch)
     keys = image_keys(training.train.image_ids)
-    draws = uniform_draws(keys, seed=config.seed, epoch=state.epoch, num=NUM_DRAWS + len(layers))
-    size = input_size(config, state.epoch)
-    train_mode(model)
-    total = torch.zeros(2, dtype=torch.float64)
-    for step in range(num_steps):
-        batch = order[step * config.optim.batch_size : (step + 1) * config.optim.batch_size]
-        mine = torch.from_numpy(batch[list(world.share(len(batch)))])
-        images = training.train.images(mine.tolist()).to(device, non_blocking=True)
-        inputs = training.preprocess.normalise(augment(images, draws[mine], config.augment, size))
-        set_depth_draws(layers, draws[mine, NUM_DRAWS:].to(device))
-        target = training.train.labels[mine].to(device)
-        number = state.epoch * num_steps + step
-        loss_sum, weight_sum = _step(
-            training,
-            model,
-            state,
-            inputs,
-            target=target,
-            offsets=training.offsets[mine].to(device),
-            weights=training.weights[mine].to(device),
-            step=number,
+    draws = uniform_draws(keys, seed=config.seed, epoch=epoch, num=num_draws)
+
+    def read(step: int) -> _Batch:
+        start = step * config.optim.batch_size
+        batch = torch.from_numpy(order[start : start + config.optim.batch_size])
+        mine = batch[list(world.share(len(batch)))]
+        images = training.train.images(mine.tolist())
+        return _Batch(
+            images.pin_memory() if pin else images,
+            draws[mine],
+            training.train.labels[mine],
+            training.offsets[mine],
+            training.weights[mine],
+            float(training.weights[batch].double().sum()),
         )
-        total += torch.tensor([loss_sum, weight_sum], dtype=torch.float64)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        ahead = reader.submit(read, 0)
+        for step in range(training.steps_per_epoch):
+            batch = ahead.result()
+            if step + 1 < training.steps_per_epoch:
+                ahead = reader.submit(read, step + 1)
+            yield batch
+
+
+def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> float:
+    """Train one epoch in place and return its mean loss, the same on every rank.
+
+    No step waits for its loss, so that a GPU never idles while the next step is being queued.
+    """
+    world, num_steps = training.world, training.steps_per_epoch
+    device = next(model.parameters()).device
+    num_draws = NUM_DRAWS + len(depth_layers(model))
+    train_mode(model)
+    total, total_weight = torch.zeros((), dtype=torch.float64, device=device), 0.0
+    batches = _batches(training, state.epoch, num_draws=num_draws, pin=device.type == "cuda")
+    for step, batch in enumerate(batches):
+        loss_sum = _step(training, model, state, batch, step=state.epoch * num_steps + step)
+        total += loss_sum
+        total_weight += batch.total_weight
         if training.on_step is not None:
-            training.on_step(state.epoch, step, num_steps, loss_sum / max(weight_sum, 1e-12))
-    mean = world.sum(total.to(device))
-    loss = float(mean[0] / mean[1])
+            mine = max(float(batch.weights.sum()), 1e-12)
+            training.on_step(state.epoch, step, num_steps, loss_sum / mine)
+    loss = float(world.sum(total)) / total_weight
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"The loss must stay finite; in epoch {state.epoch + 1} it was {loss}. Lower optim.lr."
@@ -354,22 +404,14 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
 
 
 def _step(
-    training: Training,
-    model: nn.Module,
-    state: TrainState,
-    inputs: Tensor,
-    *,
-    target: Tensor,
-    offsets: Tensor,
-    weights: Tensor,
-    step: int,
-) -> tuple[float, float]:
+    training: Training, model: nn.Module, state: TrainState, batch: _Batch, *, step: int
+) -> Tensor:
     """Take one optimiser step on this rank's share of a batch.
 
     Returns:
-        The weighted loss sum and the weight sum of this rank's share.
+        The weighted loss sum of this rank's share, a scalar on the network's device.
     """
-    optim, world = training.config.optim, training.world
+    optim = training.config.optim
     factor = learning_rate_factor(
         step,
         num_steps=optim.epochs * training.steps_per_epoch,
@@ -377,23 +419,49 @@ def _step(
     )
     for group in state.optimizer.param_groups:
         group["lr"] = optim.lr * group["lr_scale"] * factor
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with autocast(inputs.device):
-        logits = model(inputs)
-    loss_sum, weight_sum = focal_terms(
-        logits.float() + offsets, target, weights=weights, gamma=training.config.loss.gamma
-    )
-    # DDP averages the gradients over ranks. Multiplied by the world size and divided by the weight
-    # sum of the whole batch, that average is the gradient of the batch's weighted mean loss.
-    loss = loss_sum * world.size / world.sum(weight_sum.detach())
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss_sum = _backward(training, model, batch, size=input_size(training.config, state.epoch))
     if optim.grad_clip > 0:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.grad_clip)
     state.optimizer.step()
     if state.ema is not None:
         state.ema.update(state.model, step=step + 1)
-    return loss_sum.item(), weight_sum.item()
+    return loss_sum
+
+
+def _backward(
+    training: Training, model: nn.Module, batch: _Batch, *, size: tuple[int, int]
+) -> Tensor:
+    """Add the gradients of a batch, part by part, and return this rank's weighted loss sum."""
+    device, layers = next(model.parameters()).device, depth_layers(model)
+    loss_sum = torch.zeros((), device=device)
+    parts = list(batch.parts(training.config.optim.accumulate))
+    for number, part in enumerate(parts):
+        # DDP averages the gradients over ranks in the last backward pass.
+        is_last = number + 1 == len(parts)
+        waits = contextlib.nullcontext() if is_last else training.world.unsynchronised(model)
+        images, draws, target, offsets, weights = (
+            value.to(device, non_blocking=True)
+            for value in (part.images, part.draws, part.target, part.offsets, part.weights)
+        )
+        pixels = augment(images, draws, training.config.augment, size)
+        inputs = training.preprocess.normalise(pixels)
+        set_depth_draws(layers, draws[:, NUM_DRAWS:])
+        with waits:
+            with autocast(device):
+                logits = model(inputs.contiguous(memory_format=torch.channels_last))
+            sum_of_part, _ = focal_terms(
+                logits.float() + offsets,
+                target,
+                weights=weights,
+                gamma=training.config.loss.gamma,
+            )
+            # Multiplied by the world size and divided by the weight sum of the whole batch, the
+            # average over ranks is the gradient of the batch's weighted mean loss.
+            loss = sum_of_part * (training.world.size / batch.total_weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += sum_of_part.detach()
+    return loss_sum
 
 
 def predict(

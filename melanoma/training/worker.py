@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
@@ -108,7 +109,7 @@ class _Progress:
         self._seconds = PROGRESS_SECONDS if isinstance(run_dir, Path) else REMOTE_PROGRESS_SECONDS
         self._written = 0.0
 
-    def __call__(self, epoch: int, step: int, num_steps: int, loss: float) -> None:
+    def __call__(self, epoch: int, step: int, num_steps: int, loss: Tensor) -> None:
         now = time.monotonic()
         if not self._active or (now - self._written < self._seconds and step + 1 < num_steps):
             return
@@ -119,7 +120,9 @@ class _Progress:
             "step": step + 1,
             "steps": num_steps,
         }
-        where |= {"loss": loss if math.isfinite(loss) else None, "pid": os.getpid()}
+        # Only here the loss is fetched from the device; that waits for the step.
+        value = float(loss)
+        where |= {"loss": value if math.isfinite(value) else None, "pid": os.getpid()}
         # The file is for display only, so a failed write must not end the run.
         with contextlib.suppress(OSError, DataError):
             write_json(self._path, where)

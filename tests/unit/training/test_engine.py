@@ -88,16 +88,19 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 2), ("muon", 2), ("muon", 4)])
+@pytest.mark.parametrize(
+    ("optimizer", "num_workers", "accumulate"), [("adamw", 2, 1), ("muon", 2, 3), ("muon", 4, 1)]
+)
 def test_several_workers_end_like_one_with_the_whole_batch(
     optimizer: str,
     num_workers: int,
+    accumulate: int,
     prepared: PreparedData,
     tiny_config: TrainConfig,
     tmp_path: Path,
 ) -> None:
     """The weighted mean is taken over the global batch, and which branches an image skips does not
-    depend on who shows it."""
+    depend on who shows it, or in how many parts."""
     settings = (
         "optim.lr=0.0005",
         "optim.grad_clip=0",
@@ -111,7 +114,13 @@ def test_several_workers_end_like_one_with_the_whole_batch(
     mp.set_forkserver_preload([__name__])  # so that torch is imported once for all workers
     mp.start_processes(
         _work,
-        (num_workers, str(prepared.folder), config, _free_port(), str(out)),
+        (
+            num_workers,
+            str(prepared.folder),
+            config.with_overrides([f"optim.accumulate={accumulate}"]),
+            _free_port(),
+            str(out),
+        ),
         nprocs=num_workers,
         start_method="forkserver",
     )

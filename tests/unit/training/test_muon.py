@@ -1,11 +1,13 @@
 import copy
 import functools
+import math
 
 import pytest
 import timm.optim.muon
 import torch
 
 from melanoma.config import ModelConfig, OptimConfig
+from melanoma.training import muon
 from melanoma.training.muon import Muon, is_matrix, share_out
 from melanoma.training.networks import build_model, parameter_groups
 from tests.tasks import CLASSES
@@ -42,13 +44,11 @@ def test_every_product_on_a_cpu_is_in_float32(monkeypatch: pytest.MonkeyPatch) -
     """Without bfloat16 instructions one product takes 25 times as long in it."""
     kinds = set()
 
-    def watched(
-        momentum: torch.Tensor, *arguments: object, dtype: torch.dtype, **more: object
-    ) -> torch.Tensor:
-        kinds.add(dtype)
-        return momentum
+    def watched(matrix: torch.Tensor) -> torch.Tensor:
+        kinds.add(matrix.dtype)
+        return matrix
 
-    monkeypatch.setattr("melanoma.training.muon.zeropower_via_newtonschulz", watched)
+    monkeypatch.setattr("melanoma.training.muon.orthogonalised", watched)
     model = build_model(ModelConfig(backbone="test_convnext"), len(CLASSES))
     _gradients(model, 0)
     Muon(model.parameters(), lr=0.01).step()
@@ -71,6 +71,30 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
         optimizer.step()
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("shape", [(40, 160), (160, 40), (64, 64), (96, 48), (7, 300)])
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e8])
+def test_what_is_orthogonalised_is_what_newton_and_schulz_give(
+    shape: tuple[int, int], condition: float
+) -> None:
+    """On the smaller Gram matrix as on the matrix itself, for matrices of any condition."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(side, min(shape), generator=generator, dtype=torch.float64))[0]
+        for side in shape
+    )
+    values = torch.logspace(0, -math.log10(condition), min(shape), dtype=torch.float64)
+    matrix = (left * values) @ right.T
+    expected = timm.optim.muon.zeropower_via_newtonschulz(
+        matrix, 5, muon._COEFFICIENTS, eps=1e-7, dtype=torch.float64
+    )
+    found = muon.orthogonalised(matrix.float())
+    # Directions that hold less than 1e-3 of the norm are noise in float32.
+    kept = values > 1e-3
+    difference = left[:, kept].T @ (found.double() - expected) @ right[:, kept]
+    assert float(difference.abs().max()) < 0.02
+    assert float(torch.linalg.matrix_norm(found.double(), 2)) < 1.3
 
 
 @pytest.mark.parametrize(
