@@ -1,40 +1,73 @@
 """Compares the training speed of the engine with that of a plain PyTorch loop, in one run.
 
 The plain loop uses AdamW, random flips and weighted cross-entropy, and nothing else. The engine, at
-the same image size, adds rotation, zoom, colour jitter, Muon or AdamW, the moving average and
-gradient clipping. The images are random, because only the time is measured.
+the same image size, adds rotation, zoom, colour jitter, the moving average and gradient clipping,
+once with AdamW and once with Muon. The upper limit is forward and backward pass alone, on tensors
+in memory. The images are random, because only the time is measured.
 
     python -m benchmarks.training_speed [--gpu]
 """
 
 import argparse
+import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.machine import report
 from melanoma.config import TrainConfig
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.engine import Training, autocast, start_state, train_one_epoch
-from melanoma.training.networks import build_model, start_model
+from melanoma.training.networks import start_model
 
 TASK = TASKS[DEFAULT_TASK]
-BATCH, STEPS, REPEATS = 32, 12, 5
-STORED_SHAPE, SIZE = (192, 256), (96, 128)
+REPEATS = 5
+BOUND, PLAIN, ADAMW, MUON = "forward and backward", "plain loop", "engine, AdamW", "engine, Muon"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is trained.
+
+    Attributes:
+        backbone: a timm model name.
+        stored: (H, W) of the stored images, px.
+        size: (H, W) of the network's input, px.
+        batch: images in a step.
+        steps: steps in an epoch.
+    """
+
+    backbone: str
+    stored: tuple[int, int]
+    size: tuple[int, int]
+    batch: int
+    steps: int
+
+
+CASES = (
+    Case("convnext_atto", (192, 256), (96, 128), 32, 8),
+    Case("tf_efficientnet_lite0", (192, 256), (96, 128), 32, 8),
+    Case("convnext_tiny", (192, 256), (168, 224), 8, 3),
+)
 
 
 class _Images:
     """Random images in memory, in place of `ImageDataset`."""
 
-    def __init__(self) -> None:
-        self.image_ids = [str(number) for number in range(BATCH * STEPS)]
-        self.labels = torch.randint(0, TASK.num_classes, (BATCH * STEPS,))
-        self._images = torch.randint(0, 256, (BATCH * STEPS, *STORED_SHAPE, 3), dtype=torch.uint8)
+    def __init__(self, case: Case) -> None:
+        num = case.batch * case.steps
+        self.image_ids = [str(number) for number in range(num)]
+        self.labels = torch.randint(0, TASK.num_classes, (num,))
+        self._images = torch.randint(0, 256, (num, *case.stored, 3), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,107 +76,123 @@ class _Images:
         return self._images[indices]
 
 
-def plain_epoch(model: nn.Module, images: _Images, device: torch.device) -> Callable[[], None]:
-    """Return a function that runs one epoch of the plain loop, on images resized in advance."""
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-    small = F.interpolate(
-        images.images(list(range(len(images)))).permute(0, 3, 1, 2).float() / 255, SIZE
+def _config(case: Case, optimizer: str) -> TrainConfig:
+    height, width = case.size
+    return cpu().with_overrides(
+        [
+            f"model.backbone={case.backbone}",
+            "model.layer_scale=null",
+            f"optim.optimizer={optimizer}",
+            f"optim.batch_size={case.batch}",
+            "optim.progressive_resizing=[]",
+            f"data.input_height={height}",
+            f"data.input_width={width}",
+        ]
     )
+
+
+def _model(case: Case, device: torch.device) -> nn.Module:
+    config = _config(case, "adamw").model
+    return start_model(config, TASK.num_classes, weights="none", seed=0, device=device).train()
+
+
+def _loops(case: Case, images: _Images, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Return the passes alone and the plain loop, one epoch each, on images resized in advance."""
+    stored = images.images(list(range(len(images))))
+    small = F.interpolate(stored.permute(0, 3, 1, 2).float() / 255, case.size)
+    small = small.contiguous(memory_format=torch.channels_last)
     weights = torch.ones(TASK.num_classes, device=device)
 
-    def run() -> None:
-        model.train()
-        for batch in torch.randperm(len(images)).split(BATCH):
-            inputs = small[batch].to(device)
-            if torch.rand(()) < 0.5:
-                inputs = inputs.flip(3)
-            optimizer.zero_grad()
-            with autocast(device):
-                logits = model(inputs)
-            labels = images.labels[batch].to(device)
-            F.cross_entropy(logits.float(), labels, weight=weights).backward()
-            optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    def loop(*, is_plain: bool) -> Callable[[], None]:
+        model = _model(case, device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        kept = small.to(device)
 
-    return run
+        def run() -> None:
+            for batch in torch.randperm(len(images)).split(case.batch):
+                inputs = kept[batch] if not is_plain else small[batch].to(device)
+                if is_plain and torch.rand(()) < 0.5:
+                    inputs = inputs.flip(3)
+                optimizer.zero_grad()
+                with autocast(device):
+                    logits = model(inputs)
+                labels = images.labels[batch].to(device)
+                F.cross_entropy(logits.float(), labels, weight=weights).backward()
+                if is_plain:
+                    optimizer.step()
+
+        return run
+
+    return {BOUND: loop(is_plain=False), PLAIN: loop(is_plain=True)}
 
 
-def our_epoch(config: TrainConfig, images: _Images, device: torch.device) -> Callable[[], None]:
+def _engine(case: Case, images: Any, optimizer: str, device: torch.device) -> Callable[[], None]:
     """Return a function that runs one epoch of the engine."""
-    model = start_model(config.model, TASK.num_classes, weights="none", seed=0, device=device)
+    config, model = _config(case, optimizer), _model(case, device)
     state = start_state(model, config)
     training = Training(
         config,
         images,
         images,
-        Preprocess(STORED_SHAPE, config.data),
-        torch.ones(len(images.labels)),
-        torch.zeros(len(images.labels), TASK.num_classes),
+        Preprocess(case.stored, config.data),
+        torch.ones(len(images)),
+        torch.zeros(len(images), TASK.num_classes),
         TASK,
-    )  # type: ignore[arg-type]
-    return lambda: _discard(train_one_epoch(training, model, state))
+    )
+
+    def run() -> None:
+        train_one_epoch(training, model, state)
+
+    return run
 
 
-def _discard(_: float) -> None:
-    pass
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """Return the images per second of each loop, and ratios within the same repeat.
 
-
-def measure(epochs: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Return the images per second of each loop in every repeat; the loops run in turn.
-
-    A first round warms up and does not count.
+    The loops run in turn; a first round warms up and does not count.
     """
-    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    torch.manual_seed(0)
+    images = _Images(case)
+    runs = _loops(case, images, device) | {
+        ADAMW: _engine(case, images, "adamw", device),
+        MUON: _engine(case, images, "muon", device),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(REPEATS + 1):
-        for name, run in epochs.items():
+        for name, run in runs.items():
             started = time.perf_counter()
             run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             if repeat > 0:
-                rates[name].append(BATCH * STEPS / (time.perf_counter() - started))
-    return rates
+                rates[name].append(len(images) / (time.perf_counter() - started))
+
+    def ratio(one: str, other: str) -> float:
+        pairs = zip(rates[one], rates[other], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 2)
+
+    return {
+        **{name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "engine with AdamW over plain loop": ratio(ADAMW, PLAIN),
+        "engine with AdamW over forward and backward": ratio(ADAMW, BOUND),
+        "engine with Muon over engine with AdamW": ratio(MUON, ADAMW),
+    }
 
 
 def main() -> None:
-    """Print one line for each network."""
+    """Print the figures of every network as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--backbones", nargs="+", default=["convnext_atto", "tf_efficientnet_lite0"]
-    )
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     device = torch.device("cuda" if args.gpu else "cpu")
-    where = torch.cuda.get_device_name() if args.gpu else f"{torch.get_num_threads()} threads"
-    print(
-        f"{where}, {SIZE[1]} x {SIZE[0]} px, batch {BATCH}, median of"
-        f" {REPEATS} epochs of {STEPS} steps"
-    )
-    for backbone in args.backbones:
-        torch.manual_seed(0)
-        optimizer = "muon" if backbone.startswith("convnext") else "adamw"
-        config = cpu().with_overrides(
-            [
-                f"model.backbone={backbone}",
-                "model.layer_scale=null",
-                f"optim.optimizer={optimizer}",
-                "optim.progressive_resizing=[]",
-            ]
-        )
-        images = _Images()
-        rates = measure(
-            {
-                "plain": plain_epoch(build_model(config.model, TASK.num_classes), images, device),
-                "ours": our_epoch(config, images, device),
-            }
-        )
-        plain, ours = (statistics.median(rates[name]) for name in ("plain", "ours"))
-        print(
-            f"{backbone:24} plain loop {plain:6.1f} images/s   engine ({optimizer}) {ours:6.1f}  "
-            f" ratio {ours / plain:.2f}"
-        )
+    figures = {}
+    for case in CASES:
+        print(f"training {case.backbone}", file=sys.stderr, flush=True)
+        figures[case.backbone] = {**dataclasses.asdict(case), **measure(case, device)}
+    report("training_speed", {"threads": torch.get_num_threads(), "images/s": figures}, args.json)
 
 
 if __name__ == "__main__":

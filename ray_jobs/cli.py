@@ -11,12 +11,14 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
 from melanoma.errors import SettingError
 from melanoma.io.storage import is_address
+from melanoma.places import check_bundle, check_dataset, check_source
 from ray_jobs.arguments import (
     BAD_INPUT,
     DONE,
@@ -455,14 +457,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from melanoma.bundle.bundle import verify_bundle
-    from melanoma.bundle.manifest import MANIFEST
-    from melanoma.errors import BundleError
 
-    if not (args.bundle / MANIFEST).is_file():
-        raise BundleError(
-            f"BUNDLE must be a folder written by `melanoma train`; {args.bundle} has no {MANIFEST}."
-            " Pass OUT/RUN/bundle."
-        )
     findings = verify_bundle(args.bundle)
     text = (
         "\n".join(findings)
@@ -495,6 +490,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, "address", None) is not None and MARK not in os.environ:
             return _submit(args, sys.argv[1:] if argv is None else argv)
         _resolve_paths(args)
+        _check_paths(args)
         show_log()
         if getattr(args, "insecure_ray", False):
             from ray_jobs.local_ray import allow_insecure_ray
@@ -529,6 +525,25 @@ def _resolve_paths(args: argparse.Namespace) -> None:
         text = getattr(args, name, None)
         if text is not None and text not in value and not is_address(text):
             setattr(args, name, str(Path(text).resolve()))
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Check the folders on this machine that a command reads, before its slow imports.
+
+    Raises:
+        UserError: if one is not what the command takes.
+    """
+    for name, check in _CHECKS.items():
+        folder = getattr(args, name, None)
+        if isinstance(folder, Path):
+            check(folder)
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    "bundle": check_bundle,
+    "dataset": check_dataset,
+    "source": check_source,
+}
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from melanoma.evidence.reference_models import Comparison, hardest
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain
+from melanoma.places import MANIFEST as MANIFEST
+from melanoma.places import check_bundle
 from melanoma.task import Task
 
 KIND, FORMAT_VERSION = "melanoma-bundle", 3
-MANIFEST, WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
-    "manifest.json", "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
+WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
+    "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
     "known_images.parquet",
 )  # fmt: skip
 ONNX_RUNTIME: Literal["onnxruntime"] = "onnxruntime"
@@ -146,13 +148,8 @@ def manifest_bytes(folder: AnyPath) -> bytes:
     Raises:
         BundleError: if there is none, or if it is larger than 64 MiB.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(
-            f"BUNDLE must be a folder that `melanoma train` wrote; {folder} has no {MANIFEST}. Pass"
-            " OUT/RUN/bundle."
-        )
-    with path.open("rb") as file:
+    check_bundle(folder)
+    with (folder / MANIFEST).open("rb") as file:
         data = bytes(file.read(_MAX_MANIFEST_BYTES + 1))
     if len(data) > _MAX_MANIFEST_BYTES:
         raise BundleError(

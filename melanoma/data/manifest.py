@@ -9,10 +9,11 @@ from melanoma.data.left_out import LeftOut
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, is_plain_name, is_sha256
 from melanoma.io.typed import Strict, from_json
+from melanoma.places import MANIFEST as MANIFEST
+from melanoma.places import check_dataset
 from melanoma.task import Task
 
 KIND, FORMAT_VERSION = "melanoma-dataset", 3
-MANIFEST = "manifest.json"
 _REMEDY = "Prepare the data set again."
 
 
@@ -79,11 +80,8 @@ def read_manifest(folder: AnyPath) -> DatasetManifest:
     Raises:
         DataError: if it is missing, of another format version, incomplete or unsafe.
     """
+    check_dataset(folder)
     path = folder / MANIFEST
-    if not path.is_file():
-        raise DataError(
-            f"DATASET must be a folder made by `melanoma data prepare`; {folder} has no {MANIFEST}."
-        )
     data = path.read_bytes()
     _check_kind(data, path)
     manifest = from_json(DatasetManifest, data, what=str(path), error=DataError, remedy=_REMEDY)

@@ -19,6 +19,7 @@ from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
 from melanoma.data.standards import reference_standard, skin_type
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, files_below
+from melanoma.places import check_source
 from melanoma.task import Task
 
 
@@ -116,10 +117,7 @@ def read_source(folder: AnyPath, task: Task) -> Source:
     Raises:
         DataError: if the folder, its metadata or a required column is missing.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"SOURCE must be a folder with a metadata CSV and images; {folder} is not a folder."
-        )
+    check_source(folder)
     below = files_below(folder)
     metadata, files = read_metadata(folder, below, task), find_images(folder, below)
     records, groups, notes = _normalise(metadata, task)

@@ -1,6 +1,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -352,3 +354,38 @@ def test_an_unusable_image_costs_no_other_its_answer(
     for path in (first, twin, third):
         assert str(path) in shown.out
     assert DISCLAIMER in shown.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train"],
+        ["train", "nowhere", "out"],
+        ["tune", "nowhere", "out"],
+        ["evaluate", "nowhere", "nowhere", "out"],
+        ["serve", "nowhere"],
+        ["bundle", "verify", "nowhere"],
+        ["data", "prepare", "nowhere", "out"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_refusals_wait_for_no_library(words: list[str], tmp_path: Path) -> None:
+    """The libraries of a command take seconds to import."""
+    code = (
+        "import sys; from ray_jobs.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as ended: code = ended.code\n"
+        "slow = {'torch', 'ray', 'pandas', 'numpy', 'fastapi'} & set(sys.modules)\n"
+        "print(code, *sorted(slow))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    expected = "0" if "--help" in words else "2"
+    assert done.stdout.splitlines()[-1] == expected, done.stdout

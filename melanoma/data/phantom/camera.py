@@ -4,6 +4,7 @@ Knows nothing of lesions.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +47,11 @@ def noise(rng: np.random.Generator, cell_px: float) -> Field:
 
 def blend(pixels: Field, colour: NDArray[np.floating], weight: Field) -> Field:
     """Return pixels ``(H, W, 3)`` blended with a colour by a weight ``(H, W)`` in [0, 1]."""
-    return np.asarray(
-        pixels + (colour.astype(np.float32) - pixels) * weight.astype(np.float32)[..., None]
-    )
+    pixels = pixels.astype(np.float32, copy=False)
+    blended = colour.astype(np.float32) - pixels
+    blended *= weight.astype(np.float32)[..., None]
+    blended += pixels
+    return blended
 
 
 def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
@@ -79,7 +82,8 @@ def add_artefacts(pixels: Field, rng: np.random.Generator) -> Field:
 def _hair(rng: np.random.Generator) -> Field:
     angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.002)
     x, y = X_PX - rng.uniform(0, WIDTH_PX), Y_PX - rng.uniform(0, HEIGHT_PX)
-    along, across = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    cos, sin = math.cos(angle), math.sin(angle)
+    along, across = cos * x + sin * y, cos * y - sin * x
     width, length = rng.uniform(0.45, 0.95), rng.uniform(30, 130)
     return np.asarray(
         np.exp(-(((across - bend * along**2) / width) ** 2)) * (np.abs(along) < length)
@@ -99,6 +103,7 @@ def photograph(pixels: Field, camera: Camera, rng: np.random.Generator) -> Uint8
     """Apply light, tint, vignette, focus and sensor noise."""
     corner = np.hypot((X_PX - WIDTH_PX / 2) / WIDTH_PX, (Y_PX - HEIGHT_PX / 2) / HEIGHT_PX)
     light = rng.uniform(0.9, 1.08) * (1 - camera.vignette * np.clip(2.2 * (corner - 0.38), 0, 1))
-    pixels = pixels * np.array(camera.tint) * light[..., None]
+    pixels = pixels.astype(np.float32) * np.array(camera.tint, np.float32) * light[..., None]
     pixels = gaussian_filter(pixels, (rng.uniform(0.2, 0.9),) * 2 + (0,))
-    return np.clip(pixels + rng.normal(0, 2.2, pixels.shape), 0, 255).astype(np.uint8)
+    grain = 2.2 * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return np.clip(pixels + grain, 0, 255).astype(np.uint8)

@@ -117,7 +117,10 @@ def _lesion_coordinates(
     angle = view_rng.uniform(0, 2 * np.pi)
     x = (X_PX - WIDTH_PX / 2 - view_rng.uniform(-17, 17)) / scale
     y = (Y_PX - HEIGHT_PX / 2 - view_rng.uniform(-11, 11)) / scale
-    u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    # Scalars of Python keep float32; those of numpy would turn all fields to float64, whose cosines
+    # take several times as long.
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = cos * x + sin * y, cos * y - sin * x
     return _Coordinates(u, v, scale, np.hypot(u, v))
 
 
@@ -226,7 +229,8 @@ def _network(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Genera
     wu, wv = at.u + warp * _lesion_noise(at, rng, 4), at.v + warp * _lesion_noise(at, rng, 4)
     angles = rng.uniform(0, np.pi) + np.array([0, np.pi / 3, 2 * np.pi / 3])
     # Three plane waves at 60 degrees to each other add up to a honeycomb.
-    lattice = np.sum([np.cos(rate * (np.cos(a) * wu + np.sin(a) * wv)) for a in angles], axis=0) / 3
+    waves = [np.cos(rate * (math.cos(a) * wu + math.sin(a) * wv)) for a in angles.tolist()]
+    lattice = (waves[0] + waves[1] + waves[2]) / 3
     lines = np.clip(0.35 - lattice, 0, 1)
     patchy = np.clip(1 + sign * 1.8 * _lesion_noise(at, rng, 3), 0, 2.2)
     depth = rng.uniform(14, 36) * lines * patchy * np.clip(1.35 - 0.5 * at.distance, 0, 1)
@@ -239,7 +243,10 @@ def _globules(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Gener
         reach, angle = rng.uniform(0, 0.5 + 0.5 * sign), rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.025, 0.035 + 0.05 * sign)
         dot = np.exp(
-            -(((at.u - reach * np.cos(angle)) ** 2 + (at.v - reach * np.sin(angle)) ** 2) / size**2)
+            -(
+                ((at.u - reach * math.cos(angle)) ** 2 + (at.v - reach * math.sin(angle)) ** 2)
+                / size**2
+            )
         )
         pixels = blend(pixels, np.array([52.0, 34, 30]), 0.8 * dot)
     return pixels
@@ -247,7 +254,7 @@ def _globules(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Gener
 
 def _veil(pixels: Field, sign: float, at: _Coordinates, rng: np.random.Generator) -> Field:
     """Lay a blue-white veil over part of the lesion."""
-    centre, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.3, 0.55)
+    centre, size = rng.uniform(-0.45, 0.45, 2).tolist(), rng.uniform(0.3, 0.55)
     shape = np.exp(-((((at.u - centre[0]) ** 2 + (at.v - centre[1]) ** 2) / size**2) ** 2))
     amount = 0.85 * max(0.0, sign - 0.35) / 0.65
     return blend(
@@ -264,11 +271,12 @@ def _spots(
     weight = np.zeros_like(at.u)
     for _ in range(num):
         distance, angle, radius = (
-            0.85 * np.sqrt(rng.random()),
+            0.85 * math.sqrt(rng.random()),
             rng.uniform(0, 2 * np.pi),
             rng.uniform(*size),
         )
-        spot = np.hypot(at.u - distance * np.cos(angle), at.v - distance * np.sin(angle)) / radius
+        u, v = at.u - distance * math.cos(angle), at.v - distance * math.sin(angle)
+        spot = np.sqrt(u * u + v * v) / radius
         weight = np.maximum(weight, 1 / (1 + np.exp(np.clip(8 * (spot - 1), -30, 30))))
     return weight
 
@@ -297,8 +305,8 @@ def _bcc(lesion: Lesion, at: _Coordinates, rng: np.random.Generator) -> Field:
     for _ in range(rng.integers(3, 7)):
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(2, 5)
         along, across = (
-            np.cos(angle) * at.u + np.sin(angle) * at.v,
-            -np.sin(angle) * at.u + np.cos(angle) * at.v,
+            math.cos(angle) * at.u + math.sin(angle) * at.v,
+            math.cos(angle) * at.v - math.sin(angle) * at.u,
         )
         across = across - rng.uniform(-0.5, 0.5) - 0.1 * np.sin(bend * along + rng.uniform(0, 6))
         pixels = blend(

@@ -1,0 +1,34 @@
+"""Checks that a folder is what a command takes, before anything slow is imported.
+
+Knows only the name of the file that makes such a folder complete, not what it holds.
+"""
+
+from melanoma.errors import BundleError, DataError
+from melanoma.io.storage import AnyPath
+
+MANIFEST = "manifest.json"
+
+
+def check_dataset(folder: AnyPath) -> None:
+    """Raise DataError if a folder holds no prepared data set."""
+    if not (folder / MANIFEST).is_file():
+        raise DataError(
+            f"DATASET must be a folder made by `melanoma data prepare`; {folder} has no {MANIFEST}."
+        )
+
+
+def check_bundle(folder: AnyPath) -> None:
+    """Raise BundleError if a folder holds no bundle."""
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(
+            f"BUNDLE must be a folder that `melanoma train` wrote; {folder} has no {MANIFEST}. Pass"
+            " OUT/RUN/bundle."
+        )
+
+
+def check_source(folder: AnyPath) -> None:
+    """Raise DataError if there is no folder of images and metadata."""
+    if not folder.is_dir():
+        raise DataError(
+            f"SOURCE must be a folder with a metadata CSV and images; {folder} is not a folder."
+        )
