@@ -180,6 +180,11 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "bootstrap",
             "copies",
             "epochs",
+            "served",
+            "overload",
+            "training-speed",
+            "speed",
+            "machine",
         )
     },
 }

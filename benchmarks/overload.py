@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.http_load import Asked, Connection, Target, closed_loop, open_loop
 from benchmarks.machine import report
+from benchmarks.sample import image_or_phantom
 from benchmarks.serve_peers import OURS, _running, _servers
 
 FACTOR = 10
@@ -85,11 +86,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, nargs="?", help="default: a phantom of 600 x 450 px")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    bundle, body = args.bundle.resolve(), args.image.read_bytes()
+    bundle, body = args.bundle.resolve(), image_or_phantom(args.image)
     with _running(_servers(bundle, None, explain=False)[OURS], body, [Path.cwd()]) as target:
         print(f"serving at port {target.port}", file=sys.stderr, flush=True)
         report("overload", measure(target, args.seconds), args.json)

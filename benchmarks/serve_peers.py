@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks.http_load import Target, closed_loop, until_ready
 from benchmarks.machine import report
 from benchmarks.peers import BACKEND, BUNDLE, EXPLAIN, MAX_BATCH, Peer
+from benchmarks.sample import image_or_phantom
 
 CLIENTS = 8
 OURS, BARE = "this graph", "network alone"
@@ -74,8 +75,14 @@ def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Se
 
 
 @contextmanager
-def _running(server: Server, body: bytes, folders: list[Path]) -> Iterator[Target]:
-    """Start a server on a free port, and end it with all its processes."""
+def _running(server: Server, body: bytes | None, folders: list[Path]) -> Iterator[Target]:
+    """Start a server on a free port, and end it with all its processes.
+
+    Args:
+        server: the server.
+        body: the image that it is asked about until it answers; None asks /readyz instead.
+        folders: where it finds its modules.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -92,7 +99,8 @@ def _running(server: Server, body: bytes, folders: list[Path]) -> Iterator[Targe
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    target = Target(port, server.path, body, server.field)
+    path = "/readyz" if body is None else server.path
+    target = Target(port, path, body, server.field)
     try:
         asyncio.run(
             until_ready(target, is_running=lambda: process.poll() is None, seconds=START_SECONDS)
@@ -193,7 +201,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, nargs="?", help="default: a phantom of 600 x 450 px")
     parser.add_argument(
         "--peers", type=Path, help="folder into which LitServe and BentoML were installed"
     )
@@ -207,7 +215,7 @@ def main() -> None:
         name = "with Grad-CAM" if explain else "without explanation"
         figures[name] = compare(
             bundle,
-            args.image.read_bytes(),
+            image_or_phantom(args.image),
             peers,
             explain=explain,
             rounds=args.rounds,

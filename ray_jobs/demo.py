@@ -32,8 +32,9 @@ NEEDED_GB = 5
 READY_SECONDS = 180.0
 # With these settings the contract of the phantom data is met in a few minutes on two cores.
 PHANTOM_TRAINING = [
-    "--preset", "cpu_quick", "--set", "optim.epochs=7",
+    "--preset", "cpu_quick", "--set", "optim.epochs=6",
 ]  # fmt: skip
+PHANTOM_LESIONS = 1400
 REAL_TRAINING = ["--preset", "cpu_quick"]
 
 
@@ -86,7 +87,7 @@ def _train(data: Path | None, out: Path) -> tuple[Path, Path]:
     prepared, runs = out / "dataset", out / "runs"
     if data is None:
         source = out / "phantom"
-        _melanoma("data", "phantom", source)
+        _melanoma("data", "phantom", source, "--lesions", PHANTOM_LESIONS)
         _melanoma(
             "data", "prepare", source, prepared, "--size", "128", "--calibration-fraction", "0.25"
         )

@@ -1,0 +1,109 @@
+"""Measures how fast images are drawn, prepared and predicted, beside what a machine can do at most.
+
+    python -m benchmarks.pipelines BUNDLE
+
+Drawing and preparing use all cores. The limit of preparing is the rate at which one core decodes
+the same files, times the cores. The limit of predicting is the bundle's network on images in
+memory. Ray is started before anything is timed.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from benchmarks.machine import report
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.predictor import Predictor
+from melanoma.data.phantom.layout import PhantomConfig, write_phantom
+from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.imaging.decode import check_content, decode_image
+from melanoma.scoring import score
+from ray_jobs.executor import RayExecutor
+
+NUM_LESIONS = 900
+NUM_DECODED, NUM_PREDICTED, BATCH = 300, 160, 8
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _decoding_rate(files: list[bytes]) -> float:
+    def decode() -> None:
+        for data in files:
+            check_content(decode_image(data))
+
+    decode()
+    return len(files) / _seconds(decode)
+
+
+def _network_rate(bundle: Path, files: list[bytes]) -> float:
+    predictor = Predictor(load_bundle(bundle))
+    stored = [predictor.bundle.preprocess.stored(decode_image(data)) for data in files]
+    batches = [stored[start : start + BATCH] for start in range(0, len(stored), BATCH)]
+    predictor.predict(batches[0])
+
+    def predict() -> None:
+        for batch in batches:
+            predictor.predict(batch)
+
+    return len(stored) / _seconds(predict)
+
+
+def measure(bundle: Path, folder: Path) -> dict[str, Any]:
+    """Return the images per second of each pipeline and its share of the limit."""
+    cores, source = joblib.cpu_count(), folder / "phantom"
+    drawing = _seconds(lambda: write_phantom(PhantomConfig(num_lesions=NUM_LESIONS), source))
+    paths = sorted((source / "images").iterdir())
+    files = [path.read_bytes() for path in paths[:NUM_DECODED]]
+    executor = RayExecutor()
+    executor.start(cores)
+    config = PrepareConfig(size=128)
+    preparing = _seconds(lambda: prepare(source, folder / "dataset", config, executor=executor))
+    decoding = _decoding_rate(files)
+    scoring = _seconds(
+        lambda: score(bundle, source / "images", folder / "scores", executor=executor)
+    )
+    network = _network_rate(bundle, files[:NUM_PREDICTED])
+    figures = {
+        "drawn": (len(paths) / drawing, None),
+        "prepared": (len(paths) / preparing, decoding * cores),
+        "scored": (len(paths) / scoring, network),
+    }
+    return {
+        "images": len(paths),
+        **{
+            name: {
+                "images_per_second": round(rate, 1),
+                "limit": limit and round(limit, 1),
+                "share_of_limit": limit and round(float(np.divide(rate, limit)), 2),
+            }
+            for name, (rate, limit) in figures.items()
+        },
+    }
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args()
+    print("drawing, preparing and scoring", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        report("pipelines", measure(args.bundle.resolve(), Path(folder)), args.json)
+
+
+if __name__ == "__main__":
+    main()

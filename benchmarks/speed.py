@@ -1,0 +1,140 @@
+"""Puts the figures of `make bench` into the documentation.
+
+make bench && python -m benchmarks.speed build/bench
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import PAGES, filled, keep
+from melanoma.io.files import write_text
+
+NETWORKS = {"atto": "ConvNeXt-Atto, 128 x 96 px", "tiny": "ConvNeXt-Tiny, 224 x 168 px"}
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return values
+
+
+def served_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each server and network, with and without Grad-CAM."""
+    rows = []
+    for short, network in NETWORKS.items():
+        figures = _read(folder, f"serve_peers_{short}")
+        plain, explained = figures["without explanation"], figures["with Grad-CAM"]
+        for name, found in plain.items():
+            with_map = explained[name]
+            kept = with_map["images_per_second"] / found["images_per_second"]
+            rows.append(
+                {
+                    "network": network,
+                    "server": name,
+                    "images/s": f"{found['images_per_second']:g}",
+                    "of the network": f"{found['share_of_network']:.2f}",
+                    "one client, ms over the network": f"{found['ms_over_network']:g}",
+                    "images/s with Grad-CAM": f"{with_map['images_per_second']:g}",
+                    "Grad-CAM over none": f"{kept:.2f}",
+                }
+            )
+    return rows
+
+
+def overload_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each network at ten times its capacity."""
+    found = {network: _read(folder, f"overload_{short}") for short, network in NETWORKS.items()}
+    return [
+        {
+            "network": network,
+            "capacity, images/s": f"{each['capacity_per_second']:g}",
+            "goodput at ten times that": f"{each['goodput']:.2f}",
+            "answers": ", ".join(f"{n} x {status}" for status, n in each["statuses"].items()),
+            "slowest /healthz, ms": str(each["health_ms_max"]),
+            "cores of the generator": f"{each['cores_of_generator']:g}",
+        }
+        for network, each in found.items()
+    ]
+
+
+def training_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each network."""
+    ratios = {
+        "engine with AdamW over plain loop": "AdamW over plain loop",
+        "engine with AdamW over forward and backward": "AdamW over both passes",
+        "engine with Muon over engine with AdamW": "Muon over AdamW",
+    }
+    return [
+        {
+            "network": name,
+            "input, batch": f"{each['size'][1]} x {each['size'][0]} px, {each['batch']}",
+            "plain loop, images/s": f"{each['plain loop']:g}",
+            **{title: f"{each[key]:.2f}" for key, title in ratios.items()},
+        }
+        for name, each in _read(folder, "training_speed")["images/s"].items()
+    ]
+
+
+def other_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each pipeline and each start."""
+    pipelines, start = _read(folder, "pipelines"), _read(folder, "start")
+    rows = [
+        {
+            "what": f"images {name}",
+            "measured": f"{each['images_per_second']:g} a second",
+            "limit": f"{each['limit']:g} a second" if each["limit"] else "-",
+            "share": f"{each['share_of_limit']:.2f}" if each["limit"] else "-",
+        }
+        for name, each in pipelines.items()
+        if isinstance(each, dict) and "images_per_second" in each
+    ]
+    limit = start["bare Ray with Serve"] + start["loading the bundle"]
+    rows += [
+        {"what": f"start: {name}", "measured": f"{start[name]:g} s", "limit": "-", "share": "-"}
+        for name in ("--help", "train --help", "a missing data set", "a missing bundle")
+    ]
+    rows.append(
+        {
+            "what": "start: serve, until it is ready",
+            "measured": f"{start['serve, ready']:g} s",
+            "limit": f"{limit:.1f} s (bare Ray and the bundle)",
+            "share": f"{start['serve over both']:.2f} times",
+        }
+    )
+    return rows
+
+
+def machine_rows(folder: Path) -> list[dict[str, str]]:
+    """Return what the figures were taken on."""
+    found = _read(folder, "training_speed")["machine"]
+    return [
+        {
+            "machine": name.replace("_", " "),
+            "": ", ".join(value) if isinstance(value, list) else str(value),
+        }
+        for name, value in found.items()
+    ]
+
+
+def main() -> None:
+    """Keep the figures and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where `make bench` wrote its JSON")
+    folder = parser.parse_args().folder
+    for name, rows in {
+        "served": served_rows,
+        "overload": overload_rows,
+        "training-speed": training_rows,
+        "speed": other_rows,
+        "machine": machine_rows,
+    }.items():
+        keep(name, rows(folder))
+    for page in PAGES:
+        write_text(page, filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()
