@@ -26,6 +26,21 @@ def check_bundle(folder: AnyPath) -> None:
         )
 
 
+def check_images(folder: AnyPath) -> None:
+    """Raise DataError if there is no folder of images."""
+    if not folder.is_dir():
+        raise DataError(f"FOLDER must be a folder of images; {folder} is not a folder.")
+
+
+def check_data(folder: AnyPath) -> None:
+    """Raise DataError if there is neither a prepared data set nor a folder of images."""
+    if not folder.is_dir():
+        raise DataError(
+            "DATA must be a folder made by `melanoma data prepare`, or one with a metadata CSV and"
+            f" images; {folder} is not a folder."
+        )
+
+
 def check_source(folder: AnyPath) -> None:
     """Raise DataError if there is no folder of images and metadata."""
     if not folder.is_dir():

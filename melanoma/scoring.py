@@ -22,6 +22,7 @@ from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
 from melanoma.judging import judge, read_stored
+from melanoma.places import check_images
 
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH
@@ -111,8 +112,7 @@ def score(
 
 
 def _image_names(folder: AnyPath) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"FOLDER must be a folder of images; {folder} is not a folder.")
+    check_images(folder)
     paths = [
         path
         for path in files_below(folder, IMAGE_SUFFIXES | OTHER_SUFFIXES)

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 from melanoma import __version__
 from melanoma.errors import SettingError
 from melanoma.io.storage import is_address
-from melanoma.places import check_bundle, check_dataset, check_source
+from melanoma.places import (
+    check_bundle,
+    check_data,
+    check_dataset,
+    check_images,
+    check_source,
+)
 from ray_jobs.arguments import (
     BAD_INPUT,
     DONE,
@@ -543,6 +549,8 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
     "bundle": check_bundle,
     "dataset": check_dataset,
     "source": check_source,
+    "data": check_data,
+    "folder": check_images,
 }
 
 

@@ -48,7 +48,7 @@ async def read_body(request: Request) -> bytes:
             headers={"Connection": "close"},
         ) from None
     if not data and _has_lost_its_body(request):
-        # After an Upgrade header, Ray's HTTP server reads the body as another protocol. The
+        # After an Upgrade header, the HTTP server reads the body as another protocol. The
         # connection cannot be used again.
         raise RefusedError(
             400,

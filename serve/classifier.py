@@ -1,26 +1,26 @@
 """The classifier deployment: probabilities and Grad-CAM from one batched forward pass."""
 
-import asyncio
 import dataclasses
 import time
 
 import numpy as np
 import torch
-from ray import serve
 
 from melanoma.arrays import Uint8Array
 from melanoma.bundle.predictor import Prediction, Predictor
 from melanoma.errors import BundleError
+from serve.batcher import Batcher
 from serve.described import Described
 from serve.metrics import BatchMetrics
 from serve.replica import load_in_replica
 
-MAX_BATCH, MAX_CPU_BATCH = 8, 4
-"""Images in a batch. On a CPU, small batches side by side keep all cores busy."""
-BATCHES_AT_ONCE = 3
-# Requests that arrive while batches are computed form the next batch. An idle classifier starts at
-# once.
-BATCH_WAIT_SECONDS = 0.0
+MAX_BATCH, BATCHES_AT_ONCE = 8, 2
+"""Images in a batch; one batch is prepared while a GPU computes another."""
+MAX_CPU_BATCH, CPU_BATCHES_AT_ONCE = 4, 3
+"""The same on a CPU, where small batches side by side keep all cores busy."""
+MAX_IMAGES = 6 * MAX_BATCH
+"""Images that an ingress gives to a classifier of its own at a time: two batches and four waiting,
+as serve/config.yaml has it for a deployment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,12 @@ class Classifier:
         if bundle.features_onnx is not None and device == "cpu":
             # ONNX Runtime has its own threads. What is left to torch is too small to be shared.
             torch.set_num_threads(1)
-        if device == "cpu":
-            self._batch.set_max_batch_size(MAX_CPU_BATCH)  # type: ignore[attr-defined]
+        on_cpu = device == "cpu"
+        self._batch: Batcher[Job, Prediction | FloatingPointError] = Batcher(
+            self._predict,
+            max_batch=MAX_CPU_BATCH if on_cpu else MAX_BATCH,
+            at_once=CPU_BATCHES_AT_ONCE if on_cpu else BATCHES_AT_ONCE,
+        )
         self._metrics = BatchMetrics()
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         # The first pass allocates memory, so it runs here and not in the first request.
@@ -106,15 +110,6 @@ class Classifier:
         if isinstance(found, FloatingPointError):
             raise found
         return Answer(found, described)
-
-    @serve.batch(  # type: ignore[untyped-decorator]
-        max_batch_size=MAX_BATCH,
-        batch_wait_timeout_s=BATCH_WAIT_SECONDS,
-        max_concurrent_batches=BATCHES_AT_ONCE,
-    )
-    async def _batch(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
-        # In a thread, so that the event loop can answer health checks and accept the next batch.
-        return await asyncio.to_thread(self._predict, jobs)
 
     def _predict(self, jobs: list[Job]) -> list[Prediction | FloatingPointError]:
         started = time.perf_counter()

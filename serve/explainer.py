@@ -3,18 +3,16 @@
 It has its own replicas because a backward pass costs more than a prediction.
 """
 
-import asyncio
 import dataclasses
 
 import numpy as np
-from ray import serve
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.explain.methods import METHODS
+from serve.batcher import Batcher
 from serve.replica import load_in_replica
 
-MAX_BATCH = 4
-BATCH_WAIT_SECONDS = 0.0
+MAX_BATCH, BATCHES_AT_ONCE = 4, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +42,9 @@ class Explainer:
         self._explainers = {
             name: method.make(subject) for name, method in METHODS.items() if method.make
         }
+        self._batch: Batcher[ExplainJob, FloatArray] = Batcher(
+            self._explain, max_batch=MAX_BATCH, at_once=BATCHES_AT_ONCE
+        )
         blank = np.zeros((*bundle.preprocess.stored_shape, 3), dtype=np.uint8)
         for explainer in self._explainers.values():
             # The first pass is slow, so it runs here and not in the first request.
@@ -55,10 +56,6 @@ class Explainer:
         Returns None if another bundle made the Grad-CAM.
         """
         return await self._batch(job) if job.version == self._version else None
-
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def _batch(self, jobs: list[ExplainJob]) -> list[FloatArray]:
-        return await asyncio.to_thread(self._explain, jobs)
 
     def _explain(self, jobs: list[ExplainJob]) -> list[FloatArray]:
         maps: dict[int, FloatArray] = {}

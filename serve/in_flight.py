@@ -18,44 +18,56 @@ class InFlight:
     """Counts requests and says whether new ones are accepted.
 
     Attributes:
-        num: number of requests in flight that compute something.
+        num: number of requests in flight.
+        num_computing: number of those that need the network.
         limit: largest such number; None if Ray Serve's proxy sets the limit.
         is_stopping: whether new requests are refused.
     """
 
     def __init__(self) -> None:
-        self.num, self.is_stopping = 0, False
+        self.num, self.num_computing, self.is_stopping = 0, 0, False
         self.limit: int | None = None
-        self._ended: collections.deque[float] = collections.deque(maxlen=1000)
+        self._answered: collections.deque[float] = collections.deque(maxlen=1000)
 
     @property
     def is_full(self) -> bool:
         """Whether a request that computes something is refused."""
-        return self.limit is not None and self.num >= self.limit
+        return self.limit is not None and self.num_computing >= self.limit
 
     def retry_after(self) -> int:
         """Return after how many seconds the requests in flight will have been answered.
 
-        It follows from their number and from how many were answered in the last 10 s. It is a
-        whole number from 1 to 60.
+        It follows from their number and from how many were answered in the last 10 s; if there was
+        none, it is 10. It is a whole number from 1 to 60.
         """
         now = time.monotonic()
-        while self._ended and self._ended[0] < now - _RATE_SECONDS:
-            self._ended.popleft()
-        if not self._ended:
+        while self._answered and self._answered[0] < now - _RATE_SECONDS:
+            self._answered.popleft()
+        if self.num_computing == 0:
             return 1
-        rate = len(self._ended) / max(now - self._ended[0], 0.1)
-        return min(max(1, math.ceil(self.num / rate)), MAX_RETRY_SECONDS)
+        if not self._answered:
+            return math.ceil(_RATE_SECONDS)
+        rate = len(self._answered) / max(now - self._answered[0], 0.1)
+        return min(max(1, math.ceil(self.num_computing / rate)), MAX_RETRY_SECONDS)
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count one request while the block runs."""
+    def counted(self, *, computes: bool) -> Iterator[None]:
+        """Count one request while the block runs.
+
+        Args:
+            computes: whether it needs the network.
+        """
         self.num += 1
+        self.num_computing += computes
         try:
             yield
         finally:
             self.num -= 1
-            self._ended.append(time.monotonic())
+            self.num_computing -= computes
+
+    def answered(self) -> None:
+        """Remember that a request that needed the network was answered just now."""
+        self._answered.append(time.monotonic())
 
 
 @functools.cache

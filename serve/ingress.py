@@ -24,7 +24,7 @@ from serve import open_inference
 from serve.answers import answer_of, explanation_of, image_bytes, model_info
 from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
-from serve.classifier import Classifier, ClassifierArgs
+from serve.classifier import MAX_IMAGES, Classifier, ClassifierArgs
 from serve.described import Described
 from serve.in_flight import in_flight
 from serve.lanes import Lane
@@ -32,7 +32,7 @@ from serve.listener import Listen, Listener
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
-from serve.model_client import DeployedModel, Model, ModelClient, Reading
+from serve.model_client import DeployedModel, LocalModel, Model, ModelClient, Reading
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf
@@ -96,7 +96,7 @@ class Ingress:
                 " loopback. Set it; serve/api_keys.py describes the file."
             )
         model: Model = (
-            Classifier(classifier)
+            LocalModel(Classifier(classifier), max_images=MAX_IMAGES)
             if isinstance(classifier, ClassifierArgs)
             else DeployedModel(classifier)
         )

@@ -37,7 +37,7 @@ from melanoma.io.storage import AnyPath
 from serve.api_keys import VARIABLE, check_keys
 from serve.local_graph import LocalService, deploy_when_told
 
-MAX_THREADS = 4  # of the classifier: a batch of eight small images gains little from more threads
+MAX_THREADS = 4  # of the classifier: a batch of four images gains nothing from more threads
 # Small, because images do not pass through the object store. Ray's minimum is 75 MiB.
 OBJECT_STORE_BYTES = 100 * 2**20
 SHARED_MEMORY_BYTES = 128 * 2**20
@@ -130,7 +130,7 @@ async def _drain() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ingress = serve.get_app_handle("melanoma")
     deadline, num_quiet = time.monotonic() + STOP_SECONDS, 0
-    # Ask twice, because a request may be on its way from the proxy to the ingress.
+    # Ask twice, because a request may be on its way to the ingress.
     while time.monotonic() < deadline and num_quiet < 2:
         try:
             async with asyncio.timeout(5):
@@ -168,7 +168,7 @@ def _start_ray(spill: str, stop: threading.Event) -> Path:
     try:
         context: Any = ray.init(
             address="local",
-            # Two more than the classifier's: one for ingress and explainer, one to spare.
+            # Two more than the classifier's: one for the explainer, one to spare.
             num_cpus=_num_threads() + 2,
             object_store_memory=OBJECT_STORE_BYTES,
             object_spilling_directory=spill,

@@ -21,7 +21,7 @@ class LocalService:
         bundle: folder of the bundle, or its address in object storage.
         host: address to listen on.
         port: port to listen on.
-        num_threads: CPUs of the classifier.
+        num_threads: CPUs of the ingress, which holds the classifier.
         allow_uncontracted: give decisions although the contract is not met.
         require_api_key: refuse to run without API keys.
     """
@@ -113,11 +113,15 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
     serve.start(proxy_location="Disabled", logging_config=config["logging_config"])
     options = _fit_machine(deployment_options(config), service.num_threads)
     # No proxy stands in front of the ingress, so the ingress applies its limits itself.
-    max_requests = sum(
-        options["Ingress"][name] for name in ("max_ongoing_requests", "max_queued_requests")
+    ingress = options["Ingress"]
+    listen = Listen(
+        service.host,
+        service.port,
+        max_requests=ingress["max_ongoing_requests"] + ingress["max_queued_requests"],
+        keep_alive_seconds=config["http_options"]["keep_alive_timeout_s"],
     )
     serve.run(
-        build_graph(args, options, listen=Listen(service.host, service.port, max_requests)),
+        build_graph(args, options, listen=listen),
         name="melanoma",
         route_prefix="/",
         logging_config=app["logging_config"],
@@ -127,7 +131,7 @@ def _deploy(service: LocalService, manifest_sha256: str, *, address: str) -> Non
 def _fit_machine(options: dict[str, dict[str, Any]], num_threads: int) -> dict[str, dict[str, Any]]:
     """Return the options with one replica of each deployment.
 
-    On one machine, one classifier with all cores batches better than many with one core each.
+    On one machine, one classifier with all cores holds the network in memory once.
     """
     import ray
 

@@ -1,14 +1,16 @@
 """The middleware of every request: request id, API key, body limit, log line, response headers."""
 
+import asyncio
 import functools
 import logging
-import math
 import re
 import time
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api_keys import ApiKeys, key_of, keys_of_environment
@@ -50,6 +52,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+OVERLOAD_LOG_SECONDS = 1.0
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
 logger = logging.getLogger("ray.serve")
 
@@ -75,14 +78,13 @@ class _Surround:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, started, status = Request(scope, receive), time.perf_counter(), 0
+        method, started, status = scope["method"], time.perf_counter(), 0
+        # Answer HEAD like GET. The HTTP server, which keeps its own scope, leaves out the body.
+        scope = {**scope, "method": "GET"} if method == "HEAD" else scope
+        request = Request(scope, receive)
         # The id is returned in the body. The header X-Request-ID belongs to Ray Serve's proxy,
         # which echoes the client's value.
         request.state.request_id = new_request_id()
-        method = request.method
-        # Answer HEAD like GET; the HTTP server leaves out the body.
-        if method == "HEAD":
-            scope["method"] = "GET"
 
         async def send_completed(message: Message) -> None:
             nonlocal status
@@ -95,18 +97,25 @@ class _Surround:
             refusal = _refusal(request, self._max_body_bytes)
             if refusal is not None:
                 await refusal(scope, receive, send_completed)
-            elif request.method == "POST":
-                with in_flight().counted():
-                    await self._app(scope, receive, send_completed)
             else:
-                await self._app(scope, receive, send_completed)
+                with in_flight().counted(computes=_computes(request)):
+                    await self._app(scope, receive, send_completed)
+        except ClientDisconnect:
+            return  # in the middle of its body; nobody waits for an answer
         except Exception as error:
             # The outermost frame. Log only the class and the place, because the message may
             # contain the client's input.
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
             if status == 0:  # nothing was sent yet
                 await crashed(request)(scope, receive, send_completed)
+        if status == HTTPStatus.OK and _computes(request):
+            in_flight().answered()
         _log(request, method, status, time.perf_counter() - started)
+
+
+def _computes(request: Request) -> bool:
+    """Return whether a request needs the network; all that do are POST."""
+    return request.method == "POST"
 
 
 def _log(request: Request, method: str, status: int, seconds: float) -> None:
@@ -131,21 +140,23 @@ def _log(request: Request, method: str, status: int, seconds: float) -> None:
 
 
 class _OverloadLog:
-    """Logs at most one line a second about refusals for overload.
+    """Logs one line a second about refusals for overload.
 
-    A line for each would cost a service that is asked ten times too much a third of its answers.
+    A line for each would take time from the answers of a service that is asked far too much.
     """
 
     def __init__(self) -> None:
-        self._num, self._logged = 0, -math.inf
+        self._num = 0
 
     def refused(self) -> None:
         """Count one refused request."""
         self._num += 1
-        now = time.monotonic()
-        if now - self._logged >= 1:
-            logger.info("POST 503 overloaded, %d since the last such line", self._num)
-            self._num, self._logged = 0, now
+        if self._num == 1:
+            asyncio.get_running_loop().call_later(OVERLOAD_LOG_SECONDS, self._write)
+
+    def _write(self) -> None:
+        logger.info("%d requests answered 503 overloaded", self._num)
+        self._num = 0
 
 
 @functools.cache
@@ -166,8 +177,8 @@ def _refusal(request: Request, max_body_bytes: int) -> Response | None:
         )
     if (refused := _key_refusal(request, _keys())) is not None:
         return refused
-    # All that compute something are POST. Questions about health are answered however busy it is.
-    if in_flight().is_full and request.method == "POST":
+    # Questions about health are answered however busy it is.
+    if in_flight().is_full and _computes(request):
         return overloaded(request, seconds=in_flight().retry_after())
     length = request.headers.get("content-length", "")
     return (

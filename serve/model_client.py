@@ -62,6 +62,35 @@ class Model(Protocol):
         """Return the prediction for one image."""
 
 
+class LocalModel:
+    """A classifier of this process, with a limit like that of a deployment's queue."""
+
+    def __init__(self, classifier: Model, *, max_images: int) -> None:
+        self._classifier, self._max_images, self._num = classifier, max_images, 0
+
+    async def ready(self) -> None:
+        """Return at once: the weights are loaded."""
+        await self._classifier.ready()
+
+    async def describe(self) -> Described:
+        """Return the description of the bundle."""
+        return await self._classifier.describe()
+
+    async def predict(self, job: Job) -> Answer:
+        """Return the prediction for one image.
+
+        Raises:
+            OverloadedError: if too many images are waiting.
+        """
+        if self._num >= self._max_images:
+            raise OverloadedError
+        self._num += 1
+        try:
+            return await self._classifier.predict(job)
+        finally:
+            self._num -= 1
+
+
 class DeployedModel:
     """The classifiers of a deployment, asked through its handle.
 

@@ -87,7 +87,7 @@ class Deployer:
             build_graph(
                 args,
                 merged,
-                listen=Listen("127.0.0.1", port, 40) if self.where == "alone" else None,
+                listen=Listen("127.0.0.1", port, 40, 75) if self.where == "alone" else None,
             ),
             name="melanoma",
             route_prefix="/",

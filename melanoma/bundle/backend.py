@@ -24,7 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 _INPUT, _OUTPUT = "images", "feature_map"
-MAX_PASS = 8
+IMAGES_IN_PASS = 8
 """Images in one pass of a thread. It gains nothing from more, and needs more memory for them."""
 
 
@@ -68,13 +68,13 @@ def export_features(model: nn.Module, input_size: tuple[int, int]) -> bytes:
 class OnnxFeatures:
     """Computes a network's feature maps on the CPU. Threads may share it.
 
-    The images are shared out among threads, each of which computes whole passes on its own. That is
-    faster than threads that share every layer, because they need not wait for each other. All calls
-    share the threads.
+    The images are shared out among threads, each of which computes passes of up to 8 on its own.
+    That is faster than threads that share every layer, because they need not wait for each other.
+    Calls with fewer images than threads do share every layer.
 
     Args:
         model: the exported network, as a file or as its bytes.
-        num_threads: threads of all calls together.
+        num_threads: threads of the shared passes; threads of a call with few images.
     """
 
     def __init__(self, model: Path | bytes, *, num_threads: int) -> None:
@@ -91,7 +91,7 @@ class OnnxFeatures:
         pixels = images.contiguous().numpy()
         if len(pixels) < self._num_threads:
             return torch.from_numpy(_run(self._all_threads, pixels))
-        num_passes = max(self._num_threads, math.ceil(len(pixels) / MAX_PASS))
+        num_passes = max(self._num_threads, math.ceil(len(pixels) / IMAGES_IN_PASS))
         passes = np.array_split(pixels, num_passes)
         feature_maps = self._threads.map(partial(_run, self._one_thread), passes)
         return torch.from_numpy(np.concatenate(list(feature_maps)))

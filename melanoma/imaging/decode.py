@@ -160,7 +160,7 @@ def check_content(image: Image.Image) -> None:
     Raises:
         InvalidImageError: if its parts hardly differ in brightness.
     """
-    parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX, reducing_gap=1.0).convert("L"))
+    parts = np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L"))
     if np.ptp(parts) < MIN_CONTRAST:
         raise InvalidImageError(
             f"The image must show something; its parts differ by less than {MIN_CONTRAST} of 255 in"

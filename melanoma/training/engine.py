@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -347,7 +347,9 @@ class _Batch:
             )
 
 
-def _batches(training: Training, epoch: int, *, num_draws: int, pin: bool) -> Iterator[_Batch]:
+def _batches(
+    training: Training, epoch: int, *, num_draws: int, pin: bool
+) -> Generator[_Batch, None, None]:
     """Yield this rank's share of every batch of an epoch; a thread reads one batch ahead."""
     config, world = training.config, training.world
     order = epoch_order(len(training.train), seed=config.seed, epoch=epoch)
@@ -388,13 +390,14 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     train_mode(model)
     total, total_weight = torch.zeros((), dtype=torch.float64, device=device), 0.0
     batches = _batches(training, state.epoch, num_draws=num_draws, pin=device.type == "cuda")
-    for step, batch in enumerate(batches):
-        loss_sum = _step(training, model, state, batch, step=state.epoch * num_steps + step)
-        total += loss_sum
-        total_weight += batch.total_weight
-        if training.on_step is not None:
-            mine = max(float(batch.weights.sum()), 1e-12)
-            training.on_step(state.epoch, step, num_steps, loss_sum / mine)
+    with contextlib.closing(batches):  # ends its thread, also after an error
+        for step, batch in enumerate(batches):
+            loss_sum = _step(training, model, state, batch, step=state.epoch * num_steps + step)
+            total += loss_sum
+            total_weight += batch.total_weight
+            if training.on_step is not None:
+                mine = max(float(batch.weights.sum()), 1e-12)
+                training.on_step(state.epoch, step, num_steps, loss_sum / mine)
     loss = float(world.sum(total)) / total_weight
     if not math.isfinite(loss):
         raise FloatingPointError(
@@ -439,7 +442,7 @@ def _backward(
     for number, part in enumerate(parts):
         # DDP averages the gradients over ranks in the last backward pass.
         is_last = number + 1 == len(parts)
-        waits = contextlib.nullcontext() if is_last else training.world.unsynchronised(model)
+        silence = contextlib.nullcontext() if is_last else training.world.unsynchronised(model)
         images, draws, target, offsets, weights = (
             value.to(device, non_blocking=True)
             for value in (part.images, part.draws, part.target, part.offsets, part.weights)
@@ -447,7 +450,7 @@ def _backward(
         pixels = augment(images, draws, training.config.augment, size)
         inputs = training.preprocess.normalise(pixels)
         set_depth_draws(layers, draws[:, NUM_DRAWS:])
-        with waits:
+        with silence:
             with autocast(device):
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
             sum_of_part, _ = focal_terms(

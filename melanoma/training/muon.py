@@ -122,12 +122,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     Each Newton-Schulz iteration multiplies the matrix X by a polynomial of its Gram matrix
     G = X X', so all iterations together multiply it by one symmetric matrix of the smaller side.
     For long matrices it is cheaper to compute that one first: X itself then enters two products
-    instead of ten.
+    instead of ten. In bfloat16 that is not done: rounding makes small eigenvalues of G negative,
+    and the iterations would enlarge them.
 
-    Source: Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
+    Source of the iterations: Jordan et al., Muon: an optimizer for hidden layers in neural
+    networks, 2024.
     """
     short, long = sorted(matrix.shape)
-    if long < _MIN_GRAM_RATIO * short:
+    if long < _MIN_GRAM_RATIO * short or matrix.dtype != torch.float32:
         direct: Tensor = zeropower_via_newtonschulz(
             matrix, len(_COEFFICIENTS), _COEFFICIENTS, eps=_EPS, dtype=matrix.dtype
         )
@@ -136,10 +138,10 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     rows = rows / (rows.norm() + _EPS)
     gram = rows @ rows.T
     whole = torch.eye(short, dtype=rows.dtype, device=rows.device)
-    for number, (one, first, second) in enumerate(_COEFFICIENTS):
+    for number, (a, b, c) in enumerate(_COEFFICIENTS):
         # The polynomial by which this iteration multiplies X: a + b G + c G^2.
-        polynomial = torch.addmm(gram, gram, gram, beta=first, alpha=second)
-        polynomial.diagonal().add_(one)
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
         whole = polynomial if number == 0 else polynomial @ whole
         if number + 1 < len(_COEFFICIENTS):
             gram = polynomial @ gram @ polynomial

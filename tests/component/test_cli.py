@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -374,6 +375,7 @@ def test_an_unusable_image_costs_no_other_its_answer(
         ["serve", "nowhere"],
         ["bundle", "verify", "nowhere"],
         ["data", "prepare", "nowhere", "out"],
+        ["score", "nowhere", "nowhere", "out"],
     ],
     ids=" ".join,
 )
@@ -393,5 +395,5 @@ def test_help_and_refusals_wait_for_no_library(words: list[str], tmp_path: Path)
         cwd=tmp_path,
         check=True,
     )
-    expected = "0" if "--help" in words else "2"
-    assert done.stdout.splitlines()[-1] == expected, done.stdout
+    assert done.stdout.splitlines()[-1] == ("0" if "--help" in words else "2"), done.stdout
+    assert "nowhere" not in words or re.search("has no manifest|is not a folder", done.stderr)

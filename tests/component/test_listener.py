@@ -1,15 +1,21 @@
 """The HTTP server inside a replica: with an application of test routes, without Ray."""
 
 import asyncio
+import logging
 import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.bodies import read_body
 from serve.listener import Listen, Listener
+from serve.middleware import install_middleware
+from serve.problems import install_problem_handlers
 from tests.clusters import free_ports
+from tests.problems import is_problem
 
 
 class _Waits:
@@ -34,9 +40,8 @@ class _Waits:
 @contextlib.asynccontextmanager
 async def _listening(app: ASGIApp) -> AsyncIterator[tuple[Listener, httpx.AsyncClient]]:
     (port,) = free_ports(1)
-    listener = Listener(Listen("127.0.0.1", port, max_requests=8))
+    listener = Listener(Listen("127.0.0.1", port, max_requests=8, keep_alive_seconds=5))
     await listener.ensure_running(app)
-    await asyncio.sleep(0.1)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         yield listener, client
     assert listener._serving is not None
@@ -66,6 +71,75 @@ def test_the_work_for_a_client_that_has_gone_is_cancelled() -> None:
             await asyncio.wait_for(app.cancelled.wait(), 10)
 
     asyncio.run(ask())
+
+
+def _application() -> FastAPI:
+    app = FastAPI()
+    install_problem_handlers(app)
+    install_middleware(app, max_body_bytes=1000)
+
+    @app.get("/status")
+    async def status() -> str:
+        return "ok"
+
+    @app.post("/read")
+    async def read(request: Request) -> int:
+        return len(await read_body(request))
+
+    return app
+
+
+def test_after_an_answer_to_head_the_connection_can_be_used_again() -> None:
+    """The body of an answer to HEAD would be read as the start of the next answer."""
+
+    async def ask() -> bytes:
+        async with _listening(_application()) as (listener, _):
+            place = listener._listen
+            reader, writer = await asyncio.open_connection(place.host, place.port)
+            writer.write(b"HEAD /status HTTP/1.1\r\nHost: a\r\n\r\n")
+            writer.write(b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answers = await reader.read()
+            writer.close()
+            return answers
+
+    answers = asyncio.run(ask())
+    head, _, rest = answers.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert rest.startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+
+    async def ask() -> None:
+        async with _listening(_application()) as (listener, client):
+            place = listener._listen
+            _, writer = await asyncio.open_connection(place.host, place.port)
+            writer.write(b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
+            await writer.drain()
+            await asyncio.sleep(0.2)
+            writer.close()
+            await asyncio.sleep(0.2)
+            assert (await client.get("/status")).status_code == 200
+
+    asyncio.run(ask())
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def test_an_upload_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.bodies.UPLOAD_SECONDS", 0.1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"half"
+        await asyncio.sleep(5)
+
+    async def ask() -> httpx.Response:
+        async with _listening(_application()) as (_, client):
+            return await client.post("/read", content=slowly())
+
+    is_problem(asyncio.run(ask()), 408, "upload_too_slow")
 
 
 def test_a_server_that_has_ended_is_not_healthy() -> None:

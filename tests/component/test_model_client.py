@@ -170,6 +170,22 @@ def test_slow_is_not_unready(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(asked.describe())
 
 
+def test_a_classifier_of_this_process_has_a_limit_too() -> None:
+    class Slow:
+        async def predict(self, job: Job) -> Answer:
+            await asyncio.sleep(0.05)
+            return Answer(None, None)
+
+    async def ask() -> list[Any]:
+        model: Any = model_client.LocalModel(Slow(), max_images=3)  # type: ignore[arg-type]
+        asked = [model.predict(None) for _ in range(5)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return [*found, await model.predict(None)]
+
+    found = asyncio.run(ask())
+    assert [type(each) for each in found] == [Answer] * 3 + [OverloadedError] * 2 + [Answer]
+
+
 class Gate:
     """A decoder that blocks until it is opened; counts how many threads are in it at once."""
 

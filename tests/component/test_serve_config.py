@@ -91,7 +91,7 @@ def test_queues_follow_from_the_batch_sizes() -> None:
     options = deployment_options(read_config())
     multiples = {
         "Ingress": (classifier.MAX_BATCH, 3, 2, 2),
-        "Classifier": (classifier.MAX_BATCH, 2, 4, 1),
+        "Classifier": (classifier.MAX_BATCH, classifier.BATCHES_AT_ONCE, 4, 1),
         "Explainer": (explainer.MAX_BATCH, 2, 4, 1),
     }
     for name, (batch, ongoing, queued, target) in multiples.items():
@@ -99,3 +99,7 @@ def test_queues_follow_from_the_batch_sizes() -> None:
         assert options[name]["max_queued_requests"] == queued * batch
         scaling = options[name]["autoscaling_config"]
         assert scaling["target_ongoing_requests"] == target * batch
+    apart = options["Classifier"]
+    assert apart["max_ongoing_requests"] + apart["max_queued_requests"] == classifier.MAX_IMAGES
+    on_cpu = classifier.MAX_CPU_BATCH * classifier.CPU_BATCHES_AT_ONCE
+    assert on_cpu <= apart["max_ongoing_requests"]

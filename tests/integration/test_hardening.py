@@ -36,7 +36,16 @@ from benchmarks.hostile_files import (
 from tests.problems import is_problem
 from tests.serving import Service
 
-pytestmark = pytest.mark.ray
+# The HTTP server of `melanoma serve`; in the drills also Ray's proxy.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.parametrize(
+        "service",
+        ["alone", pytest.param("deployment", marks=pytest.mark.drill)],
+        indirect=True,
+        scope="module",
+    ),
+]
 PREDICT = "/v1/predict"
 
 

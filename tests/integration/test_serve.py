@@ -255,6 +255,7 @@ def test_the_service_counts_itself(client: httpx.Client, image: bytes) -> None:
         time.sleep(1)
 
 
+@pytest.mark.parametrize("service", ["deployment"], indirect=True, scope="module")
 def test_what_alerts_and_panels_ask_for_is_exported(client: httpx.Client, image: bytes) -> None:
     """By the very names and labels: Prometheus takes a series that does not exist for one that is
     quiet."""

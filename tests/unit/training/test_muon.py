@@ -90,6 +90,9 @@ def test_what_is_orthogonalised_is_what_newton_and_schulz_give(
         matrix, 5, muon._COEFFICIENTS, eps=1e-7, dtype=torch.float64
     )
     found = muon.orthogonalised(matrix.float())
+    short = muon.orthogonalised(matrix.bfloat16())  # as on a GPU
+    assert short.dtype == torch.bfloat16
+    assert float(torch.linalg.matrix_norm(short.double(), 2)) < 1.5
     # Directions that hold less than 1e-3 of the norm are noise in float32.
     kept = values > 1e-3
     difference = left[:, kept].T @ (found.double() - expected) @ right[:, kept]
