@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.http_load import Asked, Connection, Target, closed_loop, open_loop
 from benchmarks.machine import report
 from benchmarks.sample import image_or_phantom
-from benchmarks.serve_peers import OURS, _running, _servers
+from benchmarks.serve_peers import OURS, running, servers_of
 
 FACTOR = 10
 
@@ -67,7 +67,7 @@ def measure(target: Target, seconds: float) -> dict[str, Any]:
         },
         "answered_ms_p50_p99": [
             round(1000 * float(value))
-            for value in np.percentile([a.seconds for a in good], [50, 99])
+            for value in np.percentile([a.seconds for a in good] or [0], [50, 99])
         ],
         "refused_ms_p50_p99": [
             round(1000 * float(value), 1)
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     bundle, body = args.bundle.resolve(), image_or_phantom(args.image)
-    with _running(_servers(bundle, None, explain=False)[OURS], body, [Path.cwd()]) as target:
+    with running(servers_of(bundle, None, explain=False)[OURS], body, [Path.cwd()]) as target:
         print(f"serving at port {target.port}", file=sys.stderr, flush=True)
         report("overload", measure(target, args.seconds), args.json)
 

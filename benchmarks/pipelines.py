@@ -27,7 +27,7 @@ from melanoma.imaging.decode import check_content, decode_image
 from melanoma.scoring import score
 from ray_jobs.executor import RayExecutor
 
-NUM_LESIONS = 900
+NUM_LESIONS = 2000
 NUM_DECODED, NUM_PREDICTED, BATCH = 300, 160, 8
 
 

@@ -56,7 +56,7 @@ class Server:
     field: str | None = None
 
 
-def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Server]:
+def servers_of(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Server]:
     python = sys.executable
     uvicorn = ["-m", "uvicorn", "benchmarks.peer_fastapi:app", "--log-level", "error", "--port"]
     ours = ("-m", "ray_jobs.cli", "serve", str(bundle), "--port")
@@ -75,7 +75,7 @@ def _servers(bundle: Path, peers: Path | None, *, explain: bool) -> dict[str, Se
 
 
 @contextmanager
-def _running(server: Server, body: bytes | None, folders: list[Path]) -> Iterator[Target]:
+def running(server: Server, body: bytes | None, folders: list[Path]) -> Iterator[Target]:
     """Start a server on a free port, and end it with all its processes.
 
     Args:
@@ -171,12 +171,12 @@ def compare(
     os.environ |= {BUNDLE: str(bundle), EXPLAIN: str(int(explain)), BACKEND: "onnxruntime"}
     peer = Peer()
     _, stored = peer.decode(body)
-    servers = _servers(bundle, peers, explain=explain)
+    servers = servers_of(bundle, peers, explain=explain)
     with contextlib.ExitStack() as stack:
         # Only the peers see their folder, because its libraries differ from those installed here.
         targets = {
             name: stack.enter_context(
-                _running(
+                running(
                     server, body, [HERE] + ([] if server.field is None or not peers else [peers])
                 )
             )
@@ -205,8 +205,8 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="folder into which LitServe and BentoML were installed"
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="of each load in each round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=2.5, help="of each load in each round")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     bundle, peers = args.bundle.resolve(), args.peers and args.peers.resolve()

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.http_load import Target
 from benchmarks.machine import report
-from benchmarks.serve_peers import OURS, _running, _servers
+from benchmarks.serve_peers import OURS, running, servers_of
 
 REPEATS, ROUNDS = 5, 3
 BARE_RAY = """
@@ -40,9 +40,9 @@ def _seconds(*command: str) -> float:
 
 
 def _ready(bundle: Path) -> float:
-    server = _servers(bundle, None, explain=False)[OURS]
+    server = servers_of(bundle, None, explain=False)[OURS]
     started = time.perf_counter()
-    with _running(server, None, [Path.cwd()]) as target:
+    with running(server, None, [Path.cwd()]) as target:
         assert isinstance(target, Target)
         return time.perf_counter() - started
 

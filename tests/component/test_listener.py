@@ -1,8 +1,8 @@
 """The HTTP server inside a replica: with an application of test routes, without Ray."""
 
 import asyncio
-import logging
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import httpx
