@@ -31,12 +31,13 @@ test-unit: setup
 drill: setup
 	$(BIN)/python -m pytest -m "drill or fault" -s
 
-# Under 30 minutes on two cores. PEERS is kept between runs; its libraries differ from those here.
+# Under 30 minutes on two cores. The libraries of the peers differ from those here.
 PEERS := build/peers
 BENCH := build/bench
 
 bench: setup
-	test -d $(PEERS) || $(BIN)/python -m pip install --quiet --target $(PEERS) litserve bentoml
+	test -e $(PEERS)/.ready || ($(BIN)/python -m pip install --quiet --target $(PEERS) \
+		litserve bentoml && touch $(PEERS)/.ready)
 	rm -rf $(BENCH) && mkdir -p $(BENCH)
 	$(BIN)/python -m benchmarks.random_bundle $(BENCH)/atto
 	$(BIN)/python -m benchmarks.random_bundle $(BENCH)/tiny --backbone convnext_tiny --size 224x168
@@ -49,8 +50,10 @@ bench: setup
 		$(BIN)/python -m benchmarks.overload $(BENCH)/$$name \
 			--json $(BENCH)/overload_$$name.json || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.grad_cam_cost
+	$(BIN)/python -m benchmarks.hostile_images
+	$(BIN)/python -m benchmarks.speed $(BENCH)
 
-# Not yet run: no GPU was at hand.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.training_speed --gpu
 	$(BIN)/python -m benchmarks.grad_cam_cost --gpu

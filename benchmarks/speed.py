@@ -1,6 +1,6 @@
-"""Puts the figures of `make bench` into the documentation.
+"""Prints the figures of `make bench` as tables, or puts them into the documentation.
 
-make bench && python -m benchmarks.speed build/bench
+make bench && python -m benchmarks.speed build/bench --keep
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import PAGES, filled, keep
+from benchmarks.figures import PAGES, filled, keep, rows_table
 from melanoma.io.files import write_text
 
 NETWORKS = {"atto": "ConvNeXt-Atto, 128 x 96 px", "tiny": "ConvNeXt-Tiny, 224 x 168 px"}
@@ -123,7 +123,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where `make bench` wrote its JSON")
-    folder = parser.parse_args().folder
+    parser.add_argument("--keep", action="store_true", help="put them into the documentation")
+    args = parser.parse_args()
     for name, rows in {
         "served": served_rows,
         "overload": overload_rows,
@@ -131,9 +132,13 @@ def main() -> None:
         "speed": other_rows,
         "machine": machine_rows,
     }.items():
-        keep(name, rows(folder))
-    for page in PAGES:
-        write_text(page, filled(page.read_text()))
+        found = rows(args.folder)
+        print(f"{rows_table(found)}\n")
+        if args.keep:
+            keep(name, found)
+    if args.keep:
+        for page in PAGES:
+            write_text(page, filled(page.read_text()))
 
 
 if __name__ == "__main__":

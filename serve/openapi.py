@@ -15,8 +15,8 @@ from serve.schemas import Problem
 DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not a medical device.**
 
 Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with
-a `code` and the `request_id`. In a cluster, Ray's proxy in front of the service reports a full queue
-(503) or a body that takes too long (408) as plain text. Rate limits are set by the gateway."""
+a `code` and the `request_id`. In a cluster, Ray's proxy in front of the service reports a full
+queue (503) or a body that takes too long (408) as plain text. Rate limits are set by the gateway."""
 _ANSWERED = {
     "*/*",
     "application/*",
