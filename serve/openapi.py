@@ -16,7 +16,7 @@ DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not
 
 Every error of the service is an `application/problem+json` (under `/v2` an `application/json`) with
 a `code` and the `request_id`. In a cluster, Ray's proxy in front of the service reports a full
-queue (503) or a body that takes too long (408) as plain text. Rate limits are set by the gateway."""
+queue (503) or a body that takes too long (408) as plain text. The gateway sets rate limits."""
 _ANSWERED = {
     "*/*",
     "application/*",
