@@ -78,39 +78,52 @@ class _Surround:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        method, started, status = scope["method"], time.perf_counter(), 0
+        method, started, answer = scope["method"], time.perf_counter(), _Answer(send)
         # Answer HEAD like GET. The HTTP server, which keeps its own scope, leaves out the body.
         scope = {**scope, "method": "GET"} if method == "HEAD" else scope
         request = Request(scope, receive)
         # The id is returned in the body. The header X-Request-ID belongs to Ray Serve's proxy,
         # which echoes the client's value.
         request.state.request_id = new_request_id()
-
-        async def send_completed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
         try:
-            refusal = _refusal(request, self._max_body_bytes)
-            if refusal is not None:
-                await refusal(scope, receive, send_completed)
-            else:
-                with in_flight().counted(computes=_computes(request)):
-                    await self._app(scope, receive, send_completed)
+            await self._refuse_or_pass_on(request, receive, answer.send)
         except ClientDisconnect:
             return  # in the middle of its body; nobody waits for an answer
         except Exception as error:
             # The outermost frame. Log only the class and the place, because the message may
             # contain the client's input.
             logger.error("%s, request %s", kind_and_place(error), request.state.request_id)
-            if status == 0:  # nothing was sent yet
-                await crashed(request)(scope, receive, send_completed)
-        if status == HTTPStatus.OK and _computes(request):
+            if answer.status == 0:  # nothing was sent yet
+                await crashed(request)(scope, receive, answer.send)
+        if answer.status == HTTPStatus.OK and _computes(request):
             in_flight().answered()
-        _log(request, method, status, time.perf_counter() - started)
+        _log(request, method, answer.status, time.perf_counter() - started)
+
+    async def _refuse_or_pass_on(self, request: Request, receive: Receive, send: Send) -> None:
+        refusal = _refusal(request, self._max_body_bytes)
+        if refusal is not None:
+            await refusal(request.scope, receive, send)
+            return
+        with in_flight().counted(computes=_computes(request)):
+            await self._app(request.scope, receive, send)
+
+
+class _Answer:
+    """What is sent for one request. Adds the headers of every answer.
+
+    Attributes:
+        status: the HTTP status; 0 as long as nothing was sent.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.status = send, 0
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message).update(HEADERS)
+        await self._send(message)
 
 
 def _computes(request: Request) -> bool:
