@@ -31,7 +31,7 @@ test-unit: setup
 drill: setup
 	$(BIN)/python -m pytest -m "drill or fault" -s
 
-# Under 30 minutes on two cores. The libraries of the peers differ from those here.
+# The libraries of the peers differ from those here.
 PEERS := build/peers
 BENCH := build/bench
 

@@ -23,6 +23,8 @@ def served_rows(folder: Path) -> list[dict[str, str]]:
     """Return a row for each server and network, with and without Grad-CAM."""
     rows = []
     for short, network in NETWORKS.items():
+        if not (folder / f"serve_peers_{short}.json").is_file():
+            continue
         figures = _read(folder, f"serve_peers_{short}")
         plain, explained = figures["without explanation"], figures["with Grad-CAM"]
         for name, found in plain.items():
@@ -44,7 +46,11 @@ def served_rows(folder: Path) -> list[dict[str, str]]:
 
 def overload_rows(folder: Path) -> list[dict[str, str]]:
     """Return a row for each network at ten times its capacity."""
-    found = {network: _read(folder, f"overload_{short}") for short, network in NETWORKS.items()}
+    found = {
+        network: _read(folder, f"overload_{short}")
+        for short, network in NETWORKS.items()
+        if (folder / f"overload_{short}.json").is_file()
+    }
     return [
         {
             "network": network,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from melanoma.config import AugmentConfig
-from melanoma.imaging.letterbox import resize, to_float
+from melanoma.imaging.letterbox import resize
 
 NUM_DRAWS = 12
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -64,7 +64,7 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
     Returns:
         ``(N, 3, h, w)`` float32 in [0, 1].
     """
-    pixels = to_float(images)
+    pixels = images.permute(0, 3, 1, 2).float()  # `_recolour` scales it to [0, 1]
     height, width = pixels.shape[-2:]
     if height > 2 * size[0]:
         # A bilinear sample covers two pixels, so a larger image would alias. Shrink it first.
@@ -97,14 +97,30 @@ def _affine(draws: Tensor, config: AugmentConfig, *, aspect: float) -> Tensor:
 
 
 def _recolour(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    """Change tint, brightness, contrast and saturation, in this order."""
+    """Change tint, brightness, contrast and saturation, in this order.
 
-    def factor(column: int, amount: float) -> Tensor:
-        return (1 + (2 * draws[:, column] - 1) * amount).view(-1, 1, 1, 1)
+    Contrast c moves each value towards the mean m of the image, and saturation s towards the mean
+    of the channels. With the gain g of each channel, all of it is one matrix and one offset:
+    y_i = c s g_i x_i + c (1 - s) / 3 sum_j g_j x_j + (1 - c) m. So the pixels are read and written
+    once, and not for each step.
 
-    gains = (1 + (2 * draws[:, 8:11] - 1) * config.tint).view(-1, 3, 1, 1)
-    images = images * gains * factor(5, config.brightness)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * factor(6, config.contrast)
-    grey = images.mean(dim=1, keepdim=True)
-    return (grey + (images - grey) * factor(7, config.saturation)).clamp(0, 1)
+    Args:
+        images: ``(N, 3, h, w)`` in [0, 255].
+        draws: as for `augment`.
+        config: how far images may be changed.
+
+    Returns:
+        ``(N, 3, h, w)`` in [0, 1].
+    """
+
+    def factor(columns: slice, amount: float) -> Tensor:
+        return 1 + (2 * draws[:, columns] - 1) * amount
+
+    gains = factor(slice(8, 11), config.tint) * factor(slice(5, 6), config.brightness) / 255
+    contrast = factor(slice(6, 7), config.contrast)
+    saturation = factor(slice(7, 8), config.saturation)
+    mean = (gains * images.mean(dim=(2, 3))).mean(dim=1, keepdim=True)
+    matrix = torch.diag_embed(contrast * saturation * gains)
+    matrix = matrix + (contrast * (1 - saturation) / 3 * gains)[:, None, :]
+    offset = ((1 - contrast) * mean)[:, :, None]
+    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(images)

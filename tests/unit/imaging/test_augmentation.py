@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from melanoma.config import AugmentConfig
-from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
+from melanoma.imaging.augmentation import NUM_DRAWS, _recolour, augment, image_keys, uniform_draws
 
 IDS = [f"ISIC_{number:07d}" for number in range(4000)]
 
@@ -48,3 +48,21 @@ def test_turning_keeps_shapes_round() -> None:
     turned = augment(images, uniform_draws(image_keys(IDS[:16]), seed=0, epoch=0), plain, (96, 128))
     centre = np.hypot(x - 63.5, y - 47.5) < 40  # beyond it the reflected border comes in
     assert (turned[:, 0] - images[:, :, :, 0] / 255).abs()[:, centre].mean() < 0.02
+
+
+def test_colours_change_step_by_step_as_described() -> None:
+    """Tint, brightness, contrast, saturation, each by itself, give what one matrix gives."""
+    config = AugmentConfig(brightness=0.3, contrast=0.4, saturation=0.5, tint=0.2)
+    images, draws = torch.rand(5, 3, 6, 8) * 255, torch.rand(5, NUM_DRAWS)
+
+    def factor(column: int, amount: float) -> torch.Tensor:
+        return (1 + (2 * draws[:, column] - 1) * amount).view(-1, 1, 1, 1)
+
+    expected = images / 255
+    expected = expected * (1 + (2 * draws[:, 8:11] - 1) * config.tint).view(-1, 3, 1, 1)
+    expected = expected * factor(5, config.brightness)
+    mean = expected.mean(dim=(1, 2, 3), keepdim=True)
+    expected = mean + (expected - mean) * factor(6, config.contrast)
+    grey = expected.mean(dim=1, keepdim=True)
+    expected = (grey + (expected - grey) * factor(7, config.saturation)).clamp(0, 1)
+    assert torch.allclose(_recolour(images, draws, config), expected, atol=1e-5)
