@@ -28,10 +28,12 @@ class Service:
     Attributes:
         url: where it listens.
         key: one that is let in.
+        where: what the graph consists of, see `Deployer`.
     """
 
     url: str
     key: str
+    where: str = "deployment"
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -102,7 +104,7 @@ def local_serve(folder: Path, where: str = "deployment") -> Iterator[Deployer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    service = Service(f"http://127.0.0.1:{port}", secrets.token_urlsafe(32))
+    service = Service(f"http://127.0.0.1:{port}", secrets.token_urlsafe(32), where)
     keys = folder / "keys"
     keys.write_text(f"{hashlib.sha256(service.key.encode()).hexdigest()} the tests\n")
     config = read_config()
