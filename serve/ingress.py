@@ -32,7 +32,8 @@ from serve.listener import Listen, Listener
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
-from serve.model_client import DeployedModel, LocalModel, Model, ModelClient, Reading
+from serve.model_client import ModelClient, Reading
+from serve.models import DeployedModel, LocalModel, Model
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
 from serve.report_pdf import report_pdf

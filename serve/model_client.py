@@ -6,9 +6,6 @@ replicas of the old and the new bundle answer side by side. Therefore:
 - a prediction comes with a description of its replica's bundle;
 - an image that was prepared for the other bundle's stored shape is prepared again;
 - the parts of a request are asked again until they agree.
-
-Ray Serve's exceptions for a full queue and a missing deployment are translated, because Serve
-registers FastAPI handlers of its own for them.
 """
 
 import asyncio
@@ -20,7 +17,7 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from melanoma.arrays import FloatArray, Uint8Array
@@ -32,6 +29,7 @@ from serve.described import Described
 from serve.explainer import ExplainJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
+from serve.models import Model, NotReadyError, ask_deployment
 
 # During a roll-out each attempt may reach either bundle. With 24 attempts the chance that all of
 # them fail is one in millions.
@@ -49,74 +47,6 @@ MAX_LARGE_WAITING = 16  # a longer queue would not be answered in time
 STUCK_SECONDS = 20
 
 
-class Model(Protocol):
-    """What answers the jobs: a classifier of this process, or a deployment of classifiers."""
-
-    async def ready(self) -> None:
-        """Return if the weights are loaded."""
-
-    async def describe(self) -> Described:
-        """Return what the ingress needs to know of the bundle."""
-
-    async def predict(self, job: Job) -> Answer:
-        """Return the prediction for one image."""
-
-
-class LocalModel:
-    """A classifier of this process, with a limit like that of a deployment's queue."""
-
-    def __init__(self, classifier: Model, *, max_images: int) -> None:
-        self._classifier, self._max_images, self._num = classifier, max_images, 0
-
-    async def ready(self) -> None:
-        """Return at once: the weights are loaded."""
-        await self._classifier.ready()
-
-    async def describe(self) -> Described:
-        """Return the description of the bundle."""
-        return await self._classifier.describe()
-
-    async def predict(self, job: Job) -> Answer:
-        """Return the prediction for one image.
-
-        Raises:
-            OverloadedError: if too many images are waiting.
-        """
-        if self._num >= self._max_images:
-            raise OverloadedError
-        self._num += 1
-        try:
-            return await self._classifier.predict(job)
-        finally:
-            self._num -= 1
-
-
-class DeployedModel:
-    """The classifiers of a deployment, asked through its handle.
-
-    Raises, from every method:
-        OverloadedError: if the deployment's queue is full.
-        NotReadyError: if the deployment does not exist.
-    """
-
-    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
-        self._handle = handle
-
-    async def ready(self) -> None:
-        """Return if a replica answers."""
-        await _ask(self._handle.ready)
-
-    async def describe(self) -> Described:
-        """Return the description of a replica's bundle."""
-        described: Described = await _ask(self._handle.describe)
-        return described
-
-    async def predict(self, job: Job) -> Answer:
-        """Return a replica's prediction for one image."""
-        answer: Answer = await _ask(self._handle.predict, job)
-        return answer
-
-
 class Source(Protocol):
     """The source of an image.
 
@@ -128,10 +58,6 @@ class Source(Protocol):
 
     def decode(self) -> Image.Image:
         """Return the image as upright RGB."""
-
-
-class NotReadyError(Exception):
-    """A deployment has no replica that can answer."""
 
 
 class BundleChangingError(Exception):
@@ -283,7 +209,7 @@ class ModelClient:
         job = ExplainJob(reading.image, method, reading.prediction.heatmap, version=reading.version)
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("explain"):
-                heatmap: FloatArray | None = await _ask(self._explainer.explain, job)
+                heatmap: FloatArray | None = await ask_deployment(self._explainer.explain, job)
             if heatmap is not None:
                 return heatmap
             await asyncio.sleep(PAUSE_SECONDS * (attempt + 1))
@@ -308,15 +234,6 @@ class ModelClient:
                 raise NotReadyError from None
         except (RayError, RayServeException):
             raise NotReadyError from None
-
-
-async def _ask(method: Any, *arguments: Any) -> Any:
-    try:
-        return await method.remote(*arguments)
-    except BackPressureError:
-        raise OverloadedError from None
-    except DeploymentUnavailableError:
-        raise NotReadyError from None
 
 
 def _prepared_if_small(

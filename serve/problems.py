@@ -14,7 +14,8 @@ from melanoma.errors import InvalidImageError
 from serve.bodies import RefusedError
 from serve.in_flight import in_flight
 from serve.lanes import OverloadedError
-from serve.model_client import BundleChangingError, NotReadyError
+from serve.model_client import BundleChangingError
+from serve.models import NotReadyError
 from serve.open_inference import InferenceRequestError
 from serve.schemas import Problem
 

@@ -14,9 +14,11 @@ from serve import answers, middleware
 from serve.bodies import MAX_BODY_BYTES
 from serve.classifier import Classifier, Job
 from serve.in_flight import MAX_RETRY_SECONDS, InFlight
+from serve.lanes import OverloadedError
 from serve.metrics import BatchMetrics
 from serve.middleware import HEADERS, install_middleware
-from serve.model_client import BundleChangingError, NotReadyError, OverloadedError
+from serve.model_client import BundleChangingError
+from serve.models import NotReadyError
 from serve.problems import install_problem_handlers
 from tests.problems import is_problem
 

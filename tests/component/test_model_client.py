@@ -21,7 +21,8 @@ from serve import model_client
 from serve.classifier import Answer, Job
 from serve.described import Described
 from serve.lanes import Lane, OverloadedError
-from serve.model_client import BundleChangingError, DeployedModel, ModelClient, NotReadyError
+from serve.model_client import BundleChangingError, ModelClient
+from serve.models import DeployedModel, LocalModel, NotReadyError
 from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 from tests.bundles import described
 
@@ -177,7 +178,7 @@ def test_a_classifier_of_this_process_has_a_limit_too() -> None:
             return Answer(None, None)
 
     async def ask() -> list[Any]:
-        model: Any = model_client.LocalModel(Slow(), max_images=3)  # type: ignore[arg-type]
+        model: Any = LocalModel(Slow(), max_images=3)  # type: ignore[arg-type]
         asked = [model.predict(None) for _ in range(5)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         return [*found, await model.predict(None)]
