@@ -12,7 +12,7 @@ import torch
 from melanoma.io.files import write_text
 
 _SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
-_LIBRARIES = ("ray", "torch", "timm", "onnxruntime", "optuna")
+_LIBRARIES = ("ray", "torch", "timm", "onnxruntime")
 
 
 def machine() -> dict[str, Any]:

@@ -1,9 +1,17 @@
-"""Measures how many epochs a search needs to come within 0.01 of the best setting.
+"""Measures how many folds a search trains until what it recommends is nearly the best.
 
-Compares the search with random search without halving. `record` trains every setting of a grid on
-all folds once, without pruning. `replay` runs the search's own searcher and scheduler on that table
-with many seeds. Each drawn sample is replaced by the nearest setting of the grid.
+Two searches are compared on a grid of settings. The search trains one fold of a setting at a time
+and recommends the setting with the highest expected lead. Random search trains all folds of random
+settings and recommends the one with the highest mean. Both start with all folds of the base.
 
+`surfaces` replays both on drawn surfaces, a smooth and a rough one, with noise of the size that
+folds have. There the true value of each setting is known, and so is the regret of a recommendation:
+how far it lies below the best setting.
+
+`record` trains every setting of the grid on all folds with three seeds. `replay` runs both searches
+on the results of one seed and scores their recommendations by the mean of the other seeds.
+
+    python -m benchmarks.search_efficiency surfaces
     python -m benchmarks.search_efficiency record DATASET table.parquet
     python -m benchmarks.search_efficiency replay table.parquet
 """
@@ -11,15 +19,13 @@ with many seeds. Each drawn sample is replaced by the nearest setting of the gri
 import argparse
 import dataclasses
 import itertools
-import math
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
 
+from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import Objective
@@ -28,18 +34,110 @@ from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from ray_jobs.progress import counted
 from tune.compare import train_all_folds
-from tune.search import make_scheduler, make_searcher
-from tune.space import FACTOR, GAMMA, LEAD, TAU, Sample, SearchSpace, plain, to_config
+from tune.proposer import Proposer
+from tune.space import FACTOR, GAMMA, TAU, SearchSpace, to_config
 from tune.trial import Study
 
 GRID = {GAMMA: (0.0, 1.0, 2.0, 3.5, 5.0), TAU: (0.0, 0.5, 1.0), FACTOR: (1.0, 2.8, 8.0)}
+SAMPLES = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
 OBJECTIVE = Objective("melanoma_recall", 0.8)
-TOLERANCE, MAX_TRIALS = 0.01, 200
-SPACE = SearchSpace()
+GOAL = 0.02
+NUM_FOLDS, NUM_SEEDS = 5, 3
+SPACE = SearchSpace.around(TrainConfig.from_dict({}))
+BASE = SAMPLES.index(dict(SPACE.sample_of(TrainConfig.from_dict({}))))
+SURFACES = {"smooth": 0.7, "rough": 0.25}
+"""The distance in the unit cube over which settings are alike."""
+SETTING_SPREAD, FOLD_SPREAD = 0.045, 0.05
+"""Standard deviations of the drawn values of settings and of folds."""
+NOISES = (0.02, 0.04)
+"""Standard deviation of one training, which another seed would change."""
+SHOWN = (10, 20, 30, 40, 60, 80, 120)
+
+Recommended = list[int]
+"""The setting that a search recommends after each training, by its number in the grid."""
+
+
+def propose_folds(values: FloatArray, *, seed: int, num_trained: int) -> Recommended:
+    """Run the project's search on known values ``(S, K)`` of all settings and folds."""
+    proposer = Proposer(
+        SPACE,
+        [SAMPLES[BASE]],
+        num_folds=values.shape[1],
+        seed=seed,
+        draw=lambda rng: [SAMPLES[index] for index in rng.permutation(len(SAMPLES))],
+    )
+    tried, recommended = [BASE], [BASE] * (values.shape[1] - 1)
+    for number in range(num_trained):
+        proposal = proposer.propose()
+        setting = SAMPLES.index(dict(proposal.sample))
+        proposer.tell(proposal, float(values[setting, proposal.fold]))
+        if setting not in tried:
+            tried.append(setting)
+        if number >= values.shape[1] - 1:
+            leads, _ = proposer.leads([SAMPLES[index] for index in tried])
+            recommended.append(tried[int(leads.argmax())])
+    return recommended
+
+
+def try_all_folds(values: FloatArray, *, seed: int, num_trained: int = 0) -> Recommended:
+    """Run random search on known values ``(S, K)``; the best mean seen is recommended.
+
+    It costs nothing here, so it always tries the whole grid.
+    """
+    others = np.random.default_rng(seed).permutation(np.delete(np.arange(len(values)), BASE))
+    num_folds, best = values.shape[1], BASE
+    recommended = [BASE] * num_folds
+    for setting in others:
+        recommended += [best] * (num_folds - 1)
+        best = max(best, int(setting), key=lambda index: float(values[index].mean()))
+        recommended.append(best)
+    return recommended
+
+
+SEARCHES = {"random, all folds": try_all_folds, "one fold at a time": propose_folds}
+
+
+def draw_surface(length: float, noise: float, rng: np.random.Generator) -> tuple[FloatArray, ...]:
+    """Draw true values ``(S,)`` of all settings, and what trainings show of them ``(S, K)``."""
+    places = np.array([SPACE.places_of(sample) for sample in SAMPLES])
+    squared = ((places[:, None] - places[None]) ** 2).sum(axis=2)
+    covariance = SETTING_SPREAD**2 * np.exp(-0.5 * squared / length**2)
+    true = rng.multivariate_normal(np.zeros(len(SAMPLES)), covariance)
+    folds = rng.normal(0.0, FOLD_SPREAD, NUM_FOLDS)
+    shown = true[:, None] + folds + rng.normal(0.0, noise, (len(SAMPLES), NUM_FOLDS))
+    return true, shown
+
+
+def surfaces(*, num_replays: int, num_trained: int) -> None:
+    """Print the mean regret of both searches on drawn surfaces."""
+    for (name, length), noise in itertools.product(SURFACES.items(), NOISES):
+        rng = np.random.default_rng(0)
+        drawn = [draw_surface(length, noise, rng) for _ in range(num_replays)]
+        print(f"\n{name} surface, noise {noise} a fold, {num_replays} surfaces: mean regret after")
+        needed = {}
+        for search, run in SEARCHES.items():
+            regret = np.mean(
+                [
+                    (true.max() - true)[run(shown, seed=seed, num_trained=num_trained)]
+                    for seed, (true, shown) in enumerate(drawn)
+                ],
+                axis=0,
+            )
+            reached = np.flatnonzero(regret <= GOAL)
+            needed[search] = int(reached[0]) + 1 if len(reached) else None
+            print(_row(search, regret), f"  to {GOAL}: {needed[search] or 'not reached'}")
+        of_random, ours = needed.values()
+        if of_random and ours:
+            print(f"folds trained, ratio {ours / of_random:.2f}")
+
+
+def _row(name: str, values: FloatArray) -> str:
+    shown = (f"{n}: {values[n - 1]:+.3f}" for n in SHOWN if n <= len(values))
+    return f"{name:20} {'  '.join(shown)}"
 
 
 def record(dataset: Path, table: Path, *, at_once: int) -> None:
-    """Train the whole grid, and write one row for each setting and rung."""
+    """Train the whole grid, and write one row for each setting, seed and fold."""
     connect()
     folds_dir, data = table.with_suffix(".folds"), open_prepared(dataset)
     claim_folder(folds_dir, {"content": data.content_hash})
@@ -51,156 +149,74 @@ def record(dataset: Path, table: Path, *, at_once: int) -> None:
         data.manifest.num_folds,
         at_once=at_once,
     )
-    samples = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    trained = train_all_folds(
-        study, [to_config(sample, study.base) for sample in samples], what="grid", counted=counted
-    )
-    rows = [
-        {**sample, "folds": done, "objective": OBJECTIVE.score(folds[:done])}
-        for sample, folds in zip(samples, trained, strict=True)
-        if folds is not None
-        for done in range(1, study.num_folds + 1)
-    ]
+    rows = []
+    for seed in range(NUM_SEEDS):
+        configs = [
+            dataclasses.replace(to_config(sample, study.base), seed=seed) for sample in SAMPLES
+        ]
+        trained = train_all_folds(study, configs, what=f"grid, seed {seed}", counted=counted)
+        rows += [
+            {**sample, "seed": seed, "fold": fold, "objective": OBJECTIVE.score([scores])}
+            for sample, folds in zip(SAMPLES, trained, strict=True)
+            for fold, scores in enumerate(folds or [])
+        ]
     write_parquet(table, pd.DataFrame(rows))
 
 
-class Table:
-    """A grid of recorded figures.
-
-    Calling it with a sample returns the objectives of the nearest setting after 1 to K folds.
-
-    Args:
-        table: columns gamma, tau, target_factor, folds (1 to K) and objective, one row for each
-            setting and rung.
-    """
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        wide = table.pivot(index=list(GRID), columns="folds", values="objective")
-        self.figures = wide.to_numpy()
-        self._places = np.array(
-            [self._place(dict(zip(GRID, index, strict=True))) for index in wide.index]
-        )
-
-    @staticmethod
-    def _place(sample: Sample) -> tuple[float, float, float]:
-        """Return the position of a sample in the unit cube, in which distances are measured."""
-        gamma = sample[GAMMA] if sample[GAMMA] >= 1 else 0.0
-        return gamma / 5, sample[TAU], math.log(sample[FACTOR], 8)
-
-    def __call__(self, sample: Sample) -> np.ndarray:
-        return self.figures[np.abs(self._places - self._place(sample)).sum(axis=1).argmin()]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tried:
-    """One trial of a replayed search.
-
-    Attributes:
-        sample: the sample that was tried.
-        finished: whether the trial trained all folds.
-        figure: its objective over the folds it trained.
-        spent: number of folds that the search has trained so far, this trial included.
-    """
-
-    sample: Sample
-    finished: bool
-    figure: float
-    spent: int
-
-
-def play(table: Table, *, kind: str, seed: int, num_trials: int = MAX_TRIALS) -> Iterator[Tried]:
-    """Run the search's own searcher and scheduler on a table, one trial at a time.
-
-    The anchors come first, as in a real search.
-
-    Args:
-        table: the recorded figures.
-        kind: tpe (with halving) or random (without).
-        seed: seed of the searcher.
-        num_trials: number of trials, the anchors included.
-    """
-    base, num_folds = TrainConfig.from_dict({"seed": seed}), table.figures.shape[1]
-    of_base, spent = table(SPACE.sample_of(base)), 0
-    known = []
-    for anchor in (SPACE.sample_of(base), SPACE.sample_of(plain(base))):
-        figure, spent = float(table(anchor)[-1]), spent + num_folds
-        known.append((anchor, figure - float(of_base[-1])))
-        yield Tried(anchor, True, figure, spent)
-    searcher, scheduler = (
-        make_searcher(SPACE, base, kind=kind, known=known, first=[]),
-        make_scheduler(num_folds),
-    )
-    scheduler.set_search_properties(LEAD, "max")
-    for number in range(num_trials - len(known)):
-        trial = types.SimpleNamespace(trial_id=str(number))
-        sample = searcher.suggest(trial.trial_id)
-        assert sample is not None
-        figures = table(sample)
-        scheduler.on_trial_add(None, trial)
-        for done in range(1, num_folds + 1):
-            spent += 1
-            lead = {
-                LEAD: float(figures[done - 1] - of_base[done - 1]),
-                "folds": done,
-                "training_iteration": done,
-            }
-            if (
-                kind == "tpe"
-                and done < num_folds
-                and scheduler.on_trial_result(None, trial, lead) == "STOP"
-            ):
-                break
-        searcher.on_trial_complete(trial.trial_id, lead)
-        yield Tried(sample, done == num_folds, float(figures[done - 1]), spent)
-
-
-def folds_needed(table: Table, *, kind: str, seed: int) -> tuple[int, bool]:
-    """Return how many folds one search trains until it succeeds, and whether it does.
-
-    It succeeds when a trial that trained all folds comes within the tolerance of the best setting.
-    """
-    goal = table.figures[:, -1].max() - TOLERANCE
-    for tried in play(table, kind=kind, seed=seed):
-        if tried.finished and tried.figure >= goal:
-            return tried.spent, True
-    return tried.spent, False
-
-
-def replay(path: Path, *, num_seeds: int) -> None:
-    """Print the number of epochs that each search needs."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    table, epochs = Table(pd.read_parquet(path)), smoke().optim.epochs
+def replay(path: Path, *, num_replays: int, num_trained: int) -> None:
+    """Print what both searches gain on a recorded grid."""
+    table = pd.read_parquet(path)
+    wide = table.set_index(["seed", *GRID, "fold"])["objective"].unstack("fold")
+    values: FloatArray = np.stack([wide.loc[seed].to_numpy() for seed in range(NUM_SEEDS)])
+    noise = float(np.mean(values.std(axis=0, ddof=1)))
+    by_seed = values.mean(axis=2)
     print(
-        f"{len(table.figures)} settings on {table.figures.shape[1]} folds, {num_seeds} seeds, to"
-        f" within {TOLERANCE} of the best"
+        f"{values.shape[1]} settings, {values.shape[2]} folds, {NUM_SEEDS} seeds: noise"
+        f" {noise:.3f} a fold, spread of the settings' means {np.std(by_seed.mean(axis=0)):.3f},"
+        f" their correlation between seeds {_mean_correlation(by_seed):.2f}"
     )
-    needed = {}
-    for kind, name in (("random", "random, no halving"), ("tpe", "TPE with halving")):
-        runs = [folds_needed(table, kind=kind, seed=seed) for seed in range(num_seeds)]
-        needed[kind] = np.array([folds for folds, _ in runs]) * epochs
-        quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(needed[kind], [25, 50, 75]))
-        missed = sum(not reached for _, reached in runs)
-        print(
-            f"{name:20} epochs, mean {needed[kind].mean():7.1f}   quartiles {quartiles}   never"
-            f" reached: {missed}"
-        )
-    print(f"ratio of means {needed['tpe'].mean() / needed['random'].mean():.2f}")
+    print(f"mean lead of the recommended setting over the base on the other seeds, {num_replays}:")
+    for name, run in SEARCHES.items():
+        leads = [
+            lead[run(shown, seed=index, num_trained=num_trained)]
+            for index, (lead, shown) in zip(range(num_replays), _splits(values), strict=False)
+        ]
+        print(_row(name, np.mean(leads, axis=0)))
+    best = [
+        lead[shown.mean(axis=1).argmax()] for lead, shown in itertools.islice(_splits(values), 3)
+    ]
+    print(f"best of all {values[0].size} trainings of a seed: {np.mean(best):+.3f}")
+
+
+def _splits(values: FloatArray) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield, for each seed in turn, the leads on the other seeds and what the seed shows."""
+    for seed in itertools.cycle(range(NUM_SEEDS)):
+        others = np.mean(np.delete(values, seed, axis=0), axis=(0, 2))
+        lead: FloatArray = others - others[BASE]
+        yield lead, values[seed]
+
+
+def _mean_correlation(by_seed: FloatArray) -> float:
+    return float(np.corrcoef(by_seed)[np.triu_indices(NUM_SEEDS, 1)].mean())
 
 
 def main() -> None:
-    """Record or replay."""
+    """Replay on surfaces, record, or replay what was recorded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("record", "replay"))
-    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("step", choices=("surfaces", "record", "replay"))
+    parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--replays", type=int, default=100)
+    parser.add_argument("--trained", type=int, default=80, help="folds that our search trains")
     args = parser.parse_args()
-    if args.step == "record":
+    if args.step == "surfaces":
+        surfaces(num_replays=args.replays, num_trained=args.trained)
+    elif args.step == "record":
         record(*args.paths, at_once=args.at_once)
     else:
-        replay(*args.paths, num_seeds=args.seeds)
+        replay(*args.paths, num_replays=args.replays, num_trained=args.trained)
 
 
 if __name__ == "__main__":

@@ -340,9 +340,12 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     tune.add_argument(
         "--trials",
         type=_positive,
-        default=16,
+        default=40,
         metavar="N",
-        help="number of settings to try (default %(default)s)",
+        help=(
+            "number of trials, each one fold of one setting, besides all folds of the base and of"
+            " plain cross-entropy (default %(default)s)"
+        ),
     )
     tune.add_argument(
         "--objective",
@@ -352,15 +355,6 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
             " specificity@sensitivity=S, auroc or partial_auroc; ,within=source behind it compares"
             " images of the same source only (default melanoma_recall@specificity=0.8, within"
             " sources where several have targets)"
-        ),
-    )
-    tune.add_argument(
-        "--searcher",
-        choices=("tpe", "random"),
-        default="tpe",
-        help=(
-            "tpe: alternate TPE and random samples, with successive halving; random: only random"
-            " samples, without halving (default %(default)s)"
         ),
     )
     tune.add_argument(
@@ -377,7 +371,7 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="N",
         help=(
             "trials at a time (default %(default)s); with 1, a resumed search gives exactly the"
-            " result of an uninterrupted one; with more, the order of halving may differ"
+            " result of an uninterrupted one; with more, it may propose other settings"
         ),
     )
     tune.add_argument(

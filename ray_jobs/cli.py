@@ -272,10 +272,9 @@ def _tune(args: argparse.Namespace) -> int:
         run_dir,
         config,
         args.weights,
-        SearchSpace(lr="lr" in args.also, drop_path="drop_path" in args.also),
+        SearchSpace.around(config, also=args.also),
         Objective.parse(args.objective) if args.objective else usual_objective(data),
         args.trials,
-        args.searcher,
     )
     check_verdict(data)
     for fold in range(data.manifest.num_folds):

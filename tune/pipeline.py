@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from melanoma.bundle.bundle import fetch_bundle
@@ -28,12 +29,24 @@ from melanoma.io.files import (
 )
 from melanoma.io.storage import AnyPath
 from melanoma.training.run import RESULT, TrainResult
-from tune.compare import Arm, Counted, Folds, compare_arms, compare_predictions, repeat, verdict
+from tune.columns import EPOCHS, EXPECTED, FINISHED, SETTING, STATUS
+from tune.compare import (
+    Arm,
+    Counted,
+    Folds,
+    compare_arms,
+    compare_predictions,
+    repeat,
+    silently,
+    train_all_folds,
+    verdict,
+)
 from tune.report import Findings, write_report
-from tune.search import Search, SearchPlan, run_search
-from tune.space import METRIC, to_config
+from tune.search import Search, SearchPlan, expected_leads, run_search
+from tune.space import to_config
 from tune.trial import PREDICTIONS, fold_predictions, fold_scores
 
+NUM_VALUES = 41  # of each setting, on the page
 TrainBundle = Callable[[TrainConfig, AnyPath], TrainResult]
 """(settings, run folder) -> the result of the run; the same call again resumes it."""
 ScoreTest = Callable[[AnyPath, AnyPath], AnyPath]
@@ -87,7 +100,6 @@ def claim_search(plan: SearchPlan, *, content: str) -> dict[str, Any] | None:
         "space": dataclasses.asdict(plan.space),
         "objective": str(plan.objective),
         "num_trials": plan.num_trials,
-        "searcher": plan.searcher,
     }
     claim_folder(plan.run_dir, described)
     plan.folds_dir.mkdir(exist_ok=True)
@@ -117,7 +129,7 @@ def tune_run(
     """
     folder, objective = search.plan.run_dir, search.plan.objective
     trials = run_search(search, counted=counted)
-    winner = best_config(trials, search)
+    winner = best_config(trials, search, counted=counted)
     write_json(folder / "best.json", dataclasses.asdict(winner))
     ours, theirs = repeat(search.study, winner, objective, counted=counted)
     _keep_out_of_fold(search, winner)
@@ -145,19 +157,21 @@ def tune_run(
     return result
 
 
-def best_config(trials: pd.DataFrame, search: Search) -> TrainConfig:
-    """Return the setting of the best trial among those that trained all folds.
+def best_config(
+    trials: pd.DataFrame, search: Search, *, counted: Counted = silently
+) -> TrainConfig:
+    """Return the setting with the highest expected lead over the base, and train all its folds.
 
-    Of equal trials it is the first; the base comes before all others.
+    The highest figure seen would mostly be the luckiest. A setting whose loss does not stay finite
+    on a fold is passed over. If no expected lead is above 0, the best is the base.
     """
-    finished = trials[trials["status"] == "finished"]
-    best = finished.sort_values(METRIC, ascending=False, kind="stable").iloc[0]
-    return _config_of(best, search)
-
-
-def _config_of(trial: "pd.Series[Any]", search: Search) -> TrainConfig:
-    names = search.plan.space.distributions(search.study.base)
-    return to_config({name: float(trial[name]) for name in names}, search.study.base)
+    ranked = trials.drop_duplicates(SETTING).sort_values(EXPECTED, ascending=False, kind="stable")
+    for _, best in ranked[list(search.plan.space.ranges)].iterrows():
+        config = to_config(dict(best), search.study.base)
+        [folds] = train_all_folds(search.study, [config], what="best setting", counted=counted)
+        if folds is not None:
+            return config
+    raise AssertionError("The base setting has trained on all folds.")
 
 
 def _score(folder: AnyPath, name: str, trained: TrainResult, score: ScoreTest) -> AnyPath:
@@ -187,17 +201,16 @@ def _keep_out_of_fold(search: Search, winner: TrainConfig) -> None:
 
 def _search_result(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, Any]:
     kept = [
-        folder for folder in search.study.folds_dir.iterdir() if not folder.name.startswith(".")
+        folder for folder in search.study.folds_dir.iterdir() if (folder / PREDICTIONS).is_file()
     ]
-    confirmed = sum((folder / PREDICTIONS).is_file() for folder in kept) - int(
-        trials["folds"].sum()
-    )
+    num_compared = len(kept) - int((trials[STATUS] == FINISHED).sum())
     return {
         "objective": str(search.plan.objective),
         "num_trials": len(trials),
-        "by_status": trials["status"].value_counts().to_dict(),
-        "epochs_of_search": int(trials["epochs"].sum()),
-        "epochs_of_comparison": max(0, confirmed) * search.study.base.optim.epochs,
+        "num_settings": trials[SETTING].nunique(),
+        "by_status": trials[STATUS].value_counts().to_dict(),
+        "epochs_of_search": int(trials[EPOCHS].sum()),
+        "epochs_of_comparison": num_compared * search.study.base.optim.epochs,
         "winner_is_base": winner == search.study.base,
         "loss": {
             "winner": dataclasses.asdict(winner.loss),
@@ -227,30 +240,35 @@ def _comparison(
 def _findings(
     search: Search, trials: pd.DataFrame, winner: TrainConfig, result: dict[str, Any]
 ) -> Findings:
-    labels = open_prepared(search.study.dataset).rows("train")["dx"].value_counts()
-    task = search.study.task
-    commonest = str(labels.drop(list(task.targets)).idxmax())
-
     def folds_of(config: TrainConfig) -> Folds:
         return [fold_scores(search.study, config, fold) for fold in range(search.study.num_folds)]
 
-    finished = trials[trials["status"] == "finished"]
-    folds = [folds_of(_config_of(trial, search)) for _, trial in finished.iterrows()]
-    anchors = {
-        name: kept
-        for name, kept in zip(finished["trial"], folds, strict=True)
-        if name in search.anchors()
+    sound = {
+        name: config
+        for name, config in {**search.given(), "winner": winner}.items()
+        if not ((trials[SETTING] == name) & (trials[STATUS] == "failed")).any()
     }
     return Findings(
         trials=trials,
         result=result,
-        space=search.plan.space.distributions(search.study.base),
-        full_epochs=len(trials) * search.study.num_folds * search.study.base.optim.epochs,
-        finished=folds,
-        anchors={**anchors, "winner": folds_of(winner)},
-        commonest=commonest,
-        others_per_target=float(labels[commonest]) / float(labels[list(task.targets)].sum()),
+        slices=slices(search, trials, winner),
+        folds={name: folds_of(config) for name, config in sound.items()},
     )
+
+
+def slices(search: Search, trials: pd.DataFrame, winner: TrainConfig) -> dict[str, pd.DataFrame]:
+    """Return the expected lead over the base when one setting of the winner changes.
+
+    Returns:
+        For each searched setting a table with the columns value, lead and sd.
+    """
+    at = search.plan.space.sample_of(winner)
+    tables = {}
+    for name, range_ in search.plan.space.ranges.items():
+        values = sorted({range_.value_at(place) for place in np.linspace(0, 1, NUM_VALUES)})
+        lead, sd = expected_leads(search, trials, [{**at, name: value} for value in values])
+        tables[name] = pd.DataFrame({"value": values, "lead": lead, "sd": sd})
+    return tables
 
 
 def describe_search(result: dict[str, Any], folder: AnyPath) -> str:
@@ -258,9 +276,9 @@ def describe_search(result: dict[str, Any], folder: AnyPath) -> str:
     loss, test = result["loss"]["winner"], result["test_difference"]
     lines = (
         (
-            f"{result['num_trials']} trials for {result['objective']}: best gamma"
-            f" {loss['gamma']:.2f}, tau {loss['tau']:.2f}, target factor"
-            f" {loss['target_factor']:.2f}"
+            f"{result['num_trials']} trials of {result['num_settings']} settings for"
+            f" {result['objective']}: best gamma {loss['gamma']:.2f}, tau {loss['tau']:.2f},"
+            f" target factor {loss['target_factor']:.2f}"
         ),
         (
             f"{result['verdict']} on test: winner minus base {test['value']:+.3f}"

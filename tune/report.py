@@ -2,28 +2,22 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from optuna.distributions import BaseDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState, create_trial
 
 from melanoma.evidence.out_of_fold import WITHIN_SOURCE, FoldScores, Objective
 from melanoma.evidence.page import html_table, image, page, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.io.files import write_text
 from melanoma.io.storage import AnyPath
-from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC
+from tune.columns import DEVIATION, ERROR, EXPECTED, FOLD, LEAD, SETTING
+from tune.space import GAMMA
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
-COLOURS = {"finished": INK, "pruned": MUTED, "failed": ACCENT}
-MIN_TRIALS = 6  # with fewer trials, an importance or a surface has no meaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +27,24 @@ class Findings:
     Attributes:
         trials: the table of trials.parquet.
         result: the content of result.json.
-        space: the distribution of each setting.
-        full_epochs: the epochs that the trials would have cost without pruning.
-        finished: the folds of every trial that was not pruned.
-        anchors: the folds of the winner, of the base and of plain cross-entropy, by name.
-        commonest: the commonest class that is not a target.
-        others_per_target: the number of its images for each image of a target; with it, tau and the
-            target factor become one weight.
+        slices: for each searched setting, the expected lead when that setting of the winner
+            changes; columns value, lead and sd.
+        folds: the folds of the winner, of the base and of plain cross-entropy, by name.
     """
 
     trials: pd.DataFrame
     result: dict[str, Any]
-    space: dict[str, BaseDistribution]
-    full_epochs: int
-    finished: Sequence[Sequence[FoldScores]]
-    anchors: dict[str, Sequence[FoldScores]]
-    commonest: str
-    others_per_target: float
+    slices: dict[str, pd.DataFrame]
+    folds: Mapping[str, Sequence[FoldScores]]
 
 
 def write_report(findings: Findings, path: AnyPath) -> None:
     """Write the page, with its plots inline."""
-    images = {
-        "Recall of the targets against specificity, over trials": _plot_recall(findings),
-        "Lead over the base by gamma and the targets' weight": _plot_surface(findings),
-        "Importance of each setting": _plot_importance(findings),
-        "Folds that each trial trained": _plot_folds(findings),
+    images = {"Recall of the targets against specificity": _plot_recall(findings)} | {
+        f"Expected lead over the base by {name}": _plot_slice(findings, name)
+        for name in findings.slices
     }
-    figures = "".join(
-        image(name, to_png(figure)) for name, figure in images.items() if figure is not None
-    )
+    figures = "".join(image(name, to_png(figure)) for name, figure in images.items())
     write_text(path, page("Melanoma triage: search", _body(findings, figures)))
 
 
@@ -73,10 +55,10 @@ def _body(findings: Findings, figures: str) -> str:
     same = (
         "<p><b>The winner is the base setting itself.</b></p>" if result["winner_is_base"] else ""
     )
-    failed = trials[trials["status"] == "failed"]
+    failed = trials[trials[ERROR] != ""]
     failures = "".join(
-        f"<li>{name}: {html.escape(error)}</li>"
-        for name, error in zip(failed["trial"], failed["error"], strict=True)
+        f"<li>{name}, fold {fold}: {html.escape(error)}</li>"
+        for name, fold, error in zip(failed[SETTING], failed[FOLD], failed[ERROR], strict=True)
     )
     rows = [
         [name, _loss(result["loss"][name]), _spread(arm["by_seed"]), _spread(arm["by_fold"])]
@@ -98,12 +80,15 @@ choice. {_accesses(result)}</p>{same}
 <p><small>One image per group and one threshold per fold; folds are pooled by their number of units.
 Intervals are 95 %, paired, with groups and seeds drawn with replacement. The spread over folds is
 between groups of images; the spread over seeds is between runs.{_within(result)}</small></p>
-<p>{len(trials)} trials: {counts}. They trained {result["epochs_of_search"]} epochs;
-{findings.full_epochs} without pruning. The comparison trained
+<p>{len(trials)} trials, each one fold of one of {result["num_settings"]} settings: {counts}. They
+trained {result["epochs_of_search"]} epochs; the comparison trained
 {result["epochs_of_comparison"]} more.</p>
 {f"<h2>Failed</h2><ul>{failures}</ul>" if failures else ""}
 {figures}
-<h2>Trials</h2>{_trials_table(findings)}"""
+<h2>Settings</h2>
+<p><small>Expected leads rest on all trials, also on those of settings nearby; behind &plusmn; is
+one standard deviation. The best of many settings looks better than it is.</small></p>
+{_settings_table(findings)}"""
 
 
 def _within(result: dict[str, Any]) -> str:
@@ -133,46 +118,38 @@ def _spread(values: list[float]) -> str:
 
 
 def _focal_against_plain(trials: pd.DataFrame) -> str:
-    """Return by how much the best focal loss wins or loses against the best loss without it."""
-    finished = trials[trials["status"] == "finished"]
-    focal, without = finished[finished[GAMMA] >= 1][METRIC], finished[finished[GAMMA] < 1][METRIC]
-    plain = finished[finished["trial"] == "plain"][METRIC]
-    unweighted = f" (plain, unweighted cross-entropy: {plain.iloc[0]:.3f})" if len(plain) else ""
+    """Return the expected leads of the best focal loss and of the best loss without focusing."""
+    ranked = trials.sort_values(EXPECTED, ascending=False)
+    focal, without = ranked[ranked[GAMMA] > 0], ranked[ranked[GAMMA] == 0]
+    plain = ranked[ranked[SETTING] == "plain"]
+    unweighted = f" (plain, unweighted cross-entropy: {_expected(plain)})" if len(plain) else ""
     if focal.empty:
-        return (
-            "No focal setting was good enough to train on all folds. The best setting with gamma 0"
-            f" reached {without.max():.3f}{unweighted}."
-        )
-    lead = focal.max() - without.max()
-    drawn = finished[(finished[GAMMA] < 1) & ~finished["trial"].isin(["base", "plain"])]
-    weights = (
-        ""
-        if len(drawn)
-        else " No other setting with gamma 0 trained on all folds, so the gain may come from the"
-        " class weights alone."
-    )
+        return "No focal setting was tried."
     return (
-        f"The best focal setting reached {focal.max():.3f}; the best with gamma 0 reached"
-        f" {without.max():.3f}{unweighted}. With one seed, focal loss"
-        f" {'wins' if lead > 0 else 'loses'} by {abs(lead):.3f}; both numbers are optimistic,"
-        f" because they were chosen on these folds.{weights}"
+        f"Expected lead over the base on these folds: {_expected(focal)} for the best focal"
+        f" setting, {_expected(without)} for the best with gamma 0{unweighted}."
     )
 
 
-def _trials_table(findings: Findings) -> str:
-    ordered = findings.trials.sort_values(["folds", METRIC], ascending=False)
+def _expected(settings: pd.DataFrame) -> str:
+    """Return the expected lead of the first of some settings."""
+    return f"{settings[EXPECTED].iloc[0]:+.3f} &plusmn; {settings[DEVIATION].iloc[0]:.3f}"
+
+
+def _settings_table(findings: Findings) -> str:
+    ordered = findings.trials.sort_values(EXPECTED, ascending=False, kind="stable")
     rows = [
         [
-            row["trial"][-8:],
-            *(f"{row[name]:.3g}" for name in findings.space),
-            row["status"],
-            str(row["folds"]),
-            f"{row[METRIC]:.3f}",
-            f"{row[LEAD]:+.3f}",
+            str(name),
+            *(f"{trials[setting].iloc[0]:.3g}" for setting in findings.slices),
+            str(trials[LEAD].count()),
+            f"{trials[LEAD].mean():+.3f}",
+            _expected(trials),
         ]
-        for _, row in ordered.iterrows()
+        for name, trials in ordered.groupby(SETTING, sort=False)
     ]
-    return html_table(["", *findings.space, "", "folds", "objective", "lead over the base"], rows)
+    head = ["", *findings.slices, "folds", "mean lead on them", "expected lead"]
+    return html_table(head, rows)
 
 
 def _plot_recall(findings: Findings) -> Figure:
@@ -188,10 +165,8 @@ def _plot_recall(findings: Findings) -> Figure:
             for at in SPECIFICITIES
         ]
 
-    for folds in findings.finished:
-        axes.plot(SPECIFICITIES, curve(folds), color="#d5dbe1", lw=1, zorder=1)
     styles = {"base": (INK, "-"), "plain": (INK, ":"), "winner": (ACCENT, "-")}
-    for name, folds in findings.anchors.items():
+    for name, folds in findings.folds.items():
         axes.plot(
             SPECIFICITIES,
             curve(folds),
@@ -204,82 +179,21 @@ def _plot_recall(findings: Findings) -> Figure:
     return figure
 
 
-def _plot_surface(findings: Findings) -> Figure:
-    """Draw the leads over the base on the same folds.
-
-    Objectives over different numbers of folds are not comparable; leads are.
-    """
-    figure, axes = new_axes(
-        "Lead over the base", "gamma", f"weight of the targets / weight of {findings.commonest}"
+def _plot_slice(findings: Findings, name: str) -> Figure:
+    """Draw the expected lead over one setting, with the leads of all trials as dots."""
+    figure, axes = new_axes("Other settings as in the winner", name, "lead over the base")
+    trials, slice_ = findings.trials, findings.slices[name]
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.scatter(trials[name], trials[LEAD], s=14, color=MUTED, label="one fold of a setting")
+    axes.fill_between(
+        slice_["value"],
+        slice_["lead"] - 2 * slice_["sd"],
+        slice_["lead"] + 2 * slice_["sd"],
+        color=ACCENT,
+        alpha=0.15,
+        lw=0,
+        label="\u00b1 2 standard deviations",
     )
-    tried = findings.trials.dropna(subset=[LEAD])
-    weight = tried["target_factor"] * findings.others_per_target ** tried["tau"]
-    axes.set_yscale("log")
-    if len(tried) >= MIN_TRIALS and tried[GAMMA].nunique() > 2 and tried[LEAD].nunique() > 1:
-        surface = axes.tricontourf(
-            tried[GAMMA], weight, tried[LEAD], levels=8, cmap="Greys", alpha=0.6
-        )
-        figure.colorbar(surface, ax=axes, shrink=0.8)
-    full = tried["status"] == "finished"
-    axes.scatter(
-        tried[GAMMA][~full],
-        weight[~full],
-        s=24,
-        facecolors="white",
-        edgecolors=INK,
-        label="some folds",
-    )
-    axes.scatter(tried[GAMMA][full], weight[full], s=34, color=INK, label="all folds")
-    loss = findings.result["loss"]["winner"]
-    best = loss["target_factor"] * findings.others_per_target ** loss["tau"]
-    axes.scatter(loss["gamma"], best, s=80, color=ACCENT, label="winner")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
-def _plot_importance(findings: Findings) -> Figure | None:
-    tried = findings.trials.dropna(subset=[LEAD])
-    if len(tried) < MIN_TRIALS or tried[LEAD].nunique() == 1:
-        return None
-    study = optuna.create_study(direction="maximize")
-    for _, row in tried.iterrows():
-        params = {
-            name: float(row[DRAWN_GAMMA if name == GAMMA else name]) for name in findings.space
-        }
-        done = create_trial(
-            state=TrialState.COMPLETE,
-            params=params,
-            distributions=findings.space,
-            value=float(row[LEAD]),
-        )
-        study.add_trial(done)
-    importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    figure, axes = new_axes(
-        f"Importance (fANOVA, {len(tried)} trials)", "share of the variance explained", ""
-    )
-    names = list(importance)[::-1]
-    axes.barh(names, [importance[name] for name in names], color=INK, height=0.5)
-    axes.set_xlim(0, 1)
-    return figure
-
-
-def _plot_folds(findings: Findings) -> Figure:
-    figure, axes = new_axes("When trials were pruned", "folds trained", "trial, in order of start")
-    trials = findings.trials.reset_index(drop=True)
-    axes.barh(
-        trials.index + 1,
-        trials["folds"],
-        color=[COLOURS[status] for status in trials["status"]],
-        height=0.7,
-    )
-    for status, colour in COLOURS.items():
-        if (trials["status"] == status).any():
-            axes.barh([0], [0], color=colour, label=status)
-    axes.set_ylim(len(trials) + 0.6, 0.4)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.plot(slice_["value"], slice_["lead"], color=ACCENT, lw=1.8, label="expected")
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     return figure

@@ -1,45 +1,46 @@
-"""The driver of a search: Ray Tune draws settings, tries them and prunes them by halving.
+"""The driver of a search: Ray Tune trains what the proposer proposes, one fold of a setting each.
 
-The same call again resumes a search by replaying it. The samples drawn before are tried first, in
-their order, and finished folds are not trained again. Tune's own restore would forget the rungs of
-the scheduler, and later trials would then survive halvings that should prune them.
+The same call again resumes a search by replaying it. The folds proposed before are proposed again,
+in their order, and finished ones are found and not trained again.
 """
 
 import dataclasses
 import logging
 import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.result_grid import ResultGrid
-from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
-from torch.utils.tensorboard import SummaryWriter
 
+from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
-from melanoma.evidence.out_of_fold import FoldScores, Objective
+from melanoma.evidence.out_of_fold import Objective
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
-from melanoma.io.storage import AnyPath, SyncedFolder, as_file_system, remove_folder
-from tune.compare import Counted, silently, train_all_folds
-from tune.space import DRAWN_GAMMA, GAMMA, LEAD, METRIC, Sample, SearchSpace, plain, to_config
-from tune.trial import MAX_FAILURES, RECORDED, Study, run_trial, rung_metrics
+from melanoma.io.storage import AnyPath, as_file_system, remove_folder
+from tune.columns import (
+    DEVIATION,
+    EPOCHS,
+    ERROR,
+    EXPECTED,
+    FAILED,
+    FINISHED,
+    FOLD,
+    LEAD,
+    LOST,
+    METRIC,
+    RECORDED,
+    SETTING,
+    STATUS,
+)
+from tune.compare import Counted, silently
+from tune.proposer import Proposal, Proposer
+from tune.space import Sample, SearchSpace, plain
+from tune.trial import MAX_FAILURES, Study, run_trial
 
-TRIALS = "trials.parquet"
-SAMPLES = "samples.json"
-# One fold is not enough to prune a setting; benchmarks/search_efficiency.py compares the rungs.
-FIRST_RUNG, HALVING = 2, 2
-NUM_STARTUP = 6  # random draws before TPE has enough trials to learn from
+TRIALS, PROPOSALS = "trials.parquet", "proposals.json"
+_LOST_ERROR = f"Ray lost its processes {MAX_FAILURES + 1} times."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,7 @@ class SearchPlan:
         weights: start weights: none, imagenet, or a path.
         space: what is searched.
         objective: what is maximised.
-        num_trials: settings to try, with the base setting and plain cross-entropy among them.
-        searcher: tpe (Optuna, every other sample at random) with halving, or random without, for
-            comparison.
+        num_trials: folds to train, besides those of the base and of plain cross-entropy.
     """
 
     run_dir: AnyPath
@@ -63,7 +62,6 @@ class SearchPlan:
     space: SearchSpace
     objective: Objective
     num_trials: int
-    searcher: str = "tpe"
 
     @property
     def folds_dir(self) -> AnyPath:
@@ -83,17 +81,30 @@ class Search:
     plan: SearchPlan
     study: Study
 
-    def anchors(self) -> dict[str, TrainConfig]:
-        """Return the settings that are always tried on all folds: the base and plain cross-entropy.
+    def given(self) -> dict[str, TrainConfig]:
+        """Return the settings that are always trained on all folds: base and plain cross-entropy.
 
         If the two are the same, there is only the base.
         """
         base = self.study.base
         return {"base": base} if plain(base) == base else {"base": base, "plain": plain(base)}
 
+    @property
+    def num_trials(self) -> int:
+        """Number of all trials, those of the given settings among them."""
+        return len(self.given()) * self.study.num_folds + self.plan.num_trials
+
+    def proposer(self, proposed: Sequence[Proposal] = ()) -> Proposer:
+        """Return a new proposer, which first repeats the proposals of an interrupted search."""
+        space, study = self.plan.space, self.study
+        given = [space.sample_of(config) for config in self.given().values()]
+        return Proposer(
+            space, given, num_folds=study.num_folds, seed=study.base.seed, proposed=proposed
+        )
+
 
 def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
-    """Try the settings and write trials.parquet; a finished search is only read.
+    """Train the proposed folds and write trials.parquet; a finished search is only read.
 
     Returns:
         The table of trials.parquet, one row for each trial.
@@ -101,275 +112,192 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     Raises:
         FloatingPointError: if the loss of the base setting does not stay finite, because then there
             is nothing to compare with.
+        ConnectionError: if Ray loses the processes of the base setting again and again.
+        RuntimeError: if the base setting fails in another way.
     """
     path = search.plan.run_dir / TRIALS
     if path.is_file():
         return read_parquet(path)
-    anchors = search.anchors()
-    trained = train_all_folds(
-        search.study, list(anchors.values()), what=" and ".join(anchors), counted=counted
-    )
-    folds = dict(zip(anchors, trained, strict=True))
-    if folds["base"] is None:
-        raise FloatingPointError(
-            "The loss of the base setting must stay finite on every fold; it did not. Lower"
-            " optim.lr."
-        )
-    reached = search.plan.objective.score(folds["base"])
-    rows = [_anchor_row(search, name, folds[name], base_score=reached) for name in anchors]
-    if search.plan.num_trials > len(rows):
-        rows += _trial_rows(search, _run_tune(search, rows))
-    trials = pd.DataFrame(rows)
+    with counted("search", "trials") as on_trial:
+        searcher = _run_tune(search, on_trial)
+    trials = _trials(search, searcher)
     write_parquet(path, trials)
     return trials
 
 
-def _run_tune(search: Search, anchors: list[dict[str, Any]]) -> ResultGrid:
-    # Tune's newer output goes to stdout and takes no reporter. Its own signal handler would make
-    # Ctrl-C look like the end of the search.
+def _run_tune(search: Search, on_trial: Callable[[int, int], None]) -> "_FoldSearcher":
+    """Run all trials, and return the searcher, which knows how they ended."""
+    # Tune's newer output goes to stdout. Its own signal handler would make Ctrl-C look like the end
+    # of the search.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    # The result reports each failed trial in one sentence.
+    # trials.parquet reports each failed trial in one sentence.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A resumed search is replayed, and its trials get new names.
-    for name in ("search", "tensorboard"):
-        remove_folder(search.plan.run_dir / name)
-    num_trials = search.plan.num_trials - len(anchors)
-    results = _tuner(search, anchors, num_trials).fit()
-    if len(results) != num_trials:
-        raise RuntimeError(
-            f"The search must end with {num_trials} trials; it ended with {len(results)}. Run the"
-            " same command again."
-        )
-    return results
-
-
-def make_searcher(
-    space: SearchSpace,
-    base: TrainConfig,
-    *,
-    kind: str,
-    known: Sequence[tuple[Sample, float]],
-    first: list[dict[str, float]],
-) -> Searcher:
-    """Return the seeded searcher.
-
-    Args:
-        space: the settings to draw.
-        base: the settings that are not searched; its seed seeds the searcher.
-        kind: tpe or random.
-        known: samples that were already tried, with their leads.
-        first: samples to try before any is drawn.
-    """
-    sampler = _Replayable(kind, base.seed, offset=len(known), first=first)
-    searcher = OptunaSearch(
-        space=space.distributions(base), metric=LEAD, mode="max", sampler=sampler
-    )
-    for sample, lead in known:
-        searcher.add_evaluated_point(dict(sample), lead)
-    return searcher
-
-
-class _Replayable(BaseSampler):
-    """A sampler that can be replayed.
-
-    It returns the given samples first. Each later draw depends only on the seed, the number of the
-    trial and the trials so far.
-    """
-
-    def __init__(self, kind: str, seed: int, *, offset: int, first: list[dict[str, float]]) -> None:
-        self._kind, self._seed = kind, seed
-        self._given = {offset + index: sample for index, sample in enumerate(first)}
-
-    def _sampler(self, number: int, name: str = "") -> BaseSampler:
-        seed = int(
-            np.random.SeedSequence([self._seed, number, *name.encode()]).generate_state(1)[0]
-        )
-        # Every other sample is random, because TPE alone can stay outside the best region forever.
-        if self._kind == "tpe" and number % 2:
-            return TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
-        return RandomSampler(seed=seed)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        if trial.number in self._given:
-            return {}  # Optuna then calls sample_independent for each setting
-        return self._sampler(trial.number).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler(trial.number).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        if trial.number in self._given:
-            return self._given[trial.number][param_name]
-        # Each setting has its own seed; with a common seed all settings of a trial would get the
-        # same draw.
-        sampler = self._sampler(trial.number, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-
-def make_scheduler(num_folds: int) -> AsyncHyperBandScheduler:
-    """Return a scheduler for asynchronous halving (ASHA) with folds as rungs.
-
-    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
-    """
-    return AsyncHyperBandScheduler(
-        time_attr="folds",
-        max_t=num_folds,
-        grace_period=min(FIRST_RUNG, num_folds),
-        reduction_factor=HALVING,
-    )
-
-
-def _tuner(search: Search, anchors: list[dict[str, Any]], num_trials: int) -> tune.Tuner:
-    study = search.study
+    remove_folder(search.plan.run_dir / "search")  # a resumed search gives its trials new names
+    study, searcher = search.study, _FoldSearcher(search)
     storage_path, file_system = as_file_system(search.plan.run_dir)
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, study=study, objective=search.plan.objective),
-        resources=study.resources(),
-    )
-    kept = search.plan.run_dir / SAMPLES
-    given = read_json(kept) if kept.is_file() else []
-    known = [
-        (search.plan.space.sample_of(config), row[LEAD])
-        for config, row in zip(search.anchors().values(), anchors, strict=True)
-        if row["status"] == "finished"
-    ]
-    searcher = make_searcher(
-        search.plan.space,
-        study.base,
-        kind=search.plan.searcher,
-        known=known,
-        first=given,
-    )
-    return tune.Tuner(
-        trainable,
+    trainable = tune.with_parameters(run_trial, study=study, objective=search.plan.objective)
+    tune.Tuner(
+        tune.with_resources(trainable, resources=study.resources()),
         tune_config=tune.TuneConfig(
-            metric=LEAD,
+            metric=METRIC,
             mode="max",
-            num_samples=num_trials,
+            num_samples=search.num_trials,
             max_concurrent_trials=study.at_once,
             search_alg=searcher,
-            scheduler=make_scheduler(study.num_folds) if search.plan.searcher == "tpe" else None,
-            trial_dirname_creator=_folder_name,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="search",
             storage_path=storage_path,
             storage_filesystem=file_system,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            progress_reporter=_Reporter(search.plan.objective, num_trials),
-            callbacks=[_Keeper(search.plan.run_dir, given)],
-            verbose=1,
+            callbacks=[_Progress(on_trial, search.num_trials)],
+            verbose=0,
         ),
-    )
+    ).fit()
+    if searcher.base_error:
+        raise _base_failed(searcher.base_error)
+    if len(searcher.proposals) != search.num_trials:
+        raise RuntimeError(
+            f"The search must end with {search.num_trials} trials; it ended with"
+            f" {len(searcher.proposals)}. Run the same command again."
+        )
+    return searcher
 
 
-def _folder_name(trial: Trial) -> str:
-    return str(trial.trial_id)
+def _base_failed(error: str) -> Exception:
+    if error == _LOST_ERROR:
+        return ConnectionError(f"The base setting must train on every fold; it did not. {error}")
+    if error.startswith(FloatingPointError.__name__):
+        return FloatingPointError(
+            "The loss of the base setting must stay finite on every fold; it did not. Lower"
+            " optim.lr."
+        )
+    return RuntimeError(f"The base setting must train on every fold; it did not. {error}")
 
 
-def _anchor_row(
-    search: Search, name: str, folds: list[FoldScores] | None, *, base_score: float
-) -> dict[str, Any]:
-    config = search.anchors()[name]
-    row = {"trial": name, **search.plan.space.sample_of(config), DRAWN_GAMMA: config.loss.gamma}
-    if folds is None:
-        return {**row, **_no_figures("failed", "The loss did not stay finite.")}
-    metrics = rung_metrics(folds, search.plan.objective, config)
-    return {**row, **_no_figures("finished", ""), **metrics, LEAD: metrics[METRIC] - base_score}
+class _FoldSearcher(Searcher):  # type: ignore[misc]  # Ray Tune has no types
+    """Gives Ray Tune the folds that a proposer proposes, and tells the proposer their objectives.
 
+    Every proposal is kept in proposals.json before its trial starts.
 
-def _no_figures(status: str, error: str) -> dict[str, Any]:
-    """Return the columns of a trial that has reported nothing; its figures replace them."""
-    return {
-        "status": status,
-        "error": error,
-        "folds": 0,
-        "epochs": 0,
-        METRIC: float("nan"),
-        LEAD: float("nan"),
-    }
-
-
-def _trial_rows(search: Search, results: ResultGrid) -> list[dict[str, Any]]:
-    """Return one row for each trial, in the order of the draws.
-
-    A row holds the settings, the figures, the number of folds and the status: finished, pruned or
-    failed.
+    Attributes:
+        proposals: the trials that were started, by number.
+        values: what finished trials reported, by number.
+        errors: why trials failed, by number.
     """
-    drawn = read_json(search.plan.run_dir / SAMPLES)
-    rows: list[dict[str, Any]] = []
-    for result in sorted(
-        (results[index] for index in range(len(results))), key=lambda one: drawn.index(one.config)
-    ):
-        sample: Mapping[str, float] = result.config or {}
-        metrics = {
-            name: value for name, value in (result.metrics or {}).items() if name in RECORDED
-        }
-        done = metrics.get("folds", 0) == search.study.num_folds
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._path, self._num_folds = search.plan.run_dir / PROPOSALS, search.study.num_folds
+        kept = read_json(self._path) if self._path.is_file() else []
+        self._proposer = search.proposer([Proposal(**one) for one in kept])
+        self._numbers: dict[str, int] = {}
+        self.proposals: list[Proposal] = []
+        self.values: dict[int, dict[str, float]] = {}
+        self.errors: dict[int, str] = {}
+
+    @property
+    def base_error(self) -> str:
+        """Why the base setting could not be trained on a fold; empty if it could."""
+        return next((self.errors[n] for n in range(self._num_folds) if n in self.errors), "")
+
+    def status_of(self, number: int) -> str:
+        """Return how a trial ended."""
+        if number in self.values:
+            return FINISHED
+        return LOST if self.errors[number] == _LOST_ERROR else FAILED
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the configuration of the next trial, or that there is none."""
+        if self.base_error:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = len(self.proposals)
+        self.proposals.append(self._proposer.propose())
+        write_json(self._path, [dataclasses.asdict(one) for one in self._proposer.proposed])
+        return {**self.proposals[-1].sample, FOLD: self.proposals[-1].fold}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Record how a trial ended."""
+        number = self._numbers[trial_id]
+        if error or result is None:
+            self.errors[number] = _LOST_ERROR
+            return
+        if result[ERROR]:
+            self.errors[number] = result[ERROR]
+        else:
+            self.values[number] = {name: result[name] for name in RECORDED}
+        self._proposer.tell(self.proposals[number], result[METRIC])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing; proposals.json and the finished folds are what a search resumes from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, as in `save`."""
+
+
+class _Progress(tune.Callback):  # type: ignore[misc]
+    """Shows how many trials have ended."""
+
+    def __init__(self, on_trial: Callable[[int, int], None], num_trials: int) -> None:
+        self._on_trial, self._num_trials, self._num_ended = on_trial, num_trials, 0
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        self._num_ended += 1
+        self._on_trial(self._num_ended, self._num_trials)
+
+    on_trial_error = on_trial_complete
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, and a progress bar cannot be pickled
+
+
+def _trials(search: Search, searcher: _FoldSearcher) -> pd.DataFrame:
+    """Return one row for each trial, in the order of the proposals."""
+    names = {_key(search.plan.space.sample_of(c)): name for name, c in search.given().items()}
+    rows = []
+    for number, proposal in enumerate(searcher.proposals):
+        name = names.setdefault(_key(proposal.sample), f"setting {len(names) + 1}")
         rows.append(
             {
-                "trial": Path(result.path).name,
-                **search.plan.space.sample_of(to_config(sample, search.study.base)),
-                DRAWN_GAMMA: sample[GAMMA],
-                **_no_figures(
-                    "failed" if result.error else "finished" if done else "pruned",
-                    _sentence(result.error),
-                ),
-                **metrics,
+                SETTING: name,
+                FOLD: proposal.fold,
+                **proposal.sample,
+                STATUS: searcher.status_of(number),
+                ERROR: searcher.errors.get(number, ""),
+                EPOCHS: search.study.base.optim.epochs if number in searcher.values else 0,
+                **dict.fromkeys(RECORDED, float("nan")),
+                **searcher.values.get(number, {}),
             }
         )
-    return rows
+    trials = pd.DataFrame(rows)
+    of_base = trials[: search.study.num_folds].set_index(FOLD)[METRIC]
+    trials[LEAD] = trials[METRIC] - trials[FOLD].map(of_base)
+    trials[EXPECTED], trials[DEVIATION] = expected_leads(
+        search, trials, [proposal.sample for proposal in searcher.proposals]
+    )
+    return trials
 
 
-def _sentence(error: BaseException | None) -> str:
-    """Return the last line of the error that ended a trial, or an empty string."""
-    lines = str(error).strip().splitlines() if error else []
-    return lines[-1] if lines else ""
+def expected_leads(
+    search: Search, trials: pd.DataFrame, samples: Sequence[Sample]
+) -> tuple[FloatArray, FloatArray]:
+    """Return the expected lead over the base of any settings and its standard deviation, ``(M,)``.
+
+    Args:
+        search: the search.
+        trials: its trials.
+        samples: M settings, tried or not.
+    """
+    proposer = search.proposer()
+    for trial in trials[trials[STATUS] != LOST].to_dict("records"):
+        sample = {name: trial[name] for name in search.plan.space.ranges}
+        proposer.tell(Proposal(sample, trial[FOLD]), trial[METRIC])
+    return proposer.leads(samples)
 
 
-class _Reporter(tune.CLIReporter):
-    """Prints Tune's live table to stderr, because stdout is for the result."""
-
-    def __init__(self, objective: Objective, num_trials: int) -> None:
-        names = {METRIC: str(objective)[:18], LEAD: "lead over base", "folds": "folds"}
-        super().__init__(
-            metric_columns=names, max_report_frequency=30, max_progress_rows=num_trials
-        )
-
-    def report(self, trials: Iterable[Trial], done: bool, *sys_info: Any) -> None:
-        print(self._progress_str(list(trials), done, *sys_info), file=sys.stderr, flush=True)
-
-
-class _Keeper(tune.Callback):
-    """Saves the samples in the order of their draws, and the figures of trials for TensorBoard."""
-
-    def __init__(self, run_dir: AnyPath, given: list[dict[str, float]]) -> None:
-        self._run_dir, self._given = run_dir, given
-        self._tensorboard = SyncedFolder(run_dir / "tensorboard")
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        # Neither the list nor the starts are in the order of the draws. The experiment tag begins
-        # with the number of the draw.
-        drawn = sorted(trials, key=lambda other: int(other.experiment_tag.split("_")[0]))
-        samples = [dict(other.config) for other in drawn]
-        write_json(self._run_dir / SAMPLES, samples + self._given[len(samples) :])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
-    ) -> None:
-        with SummaryWriter(str(self._tensorboard.folder / str(trial.trial_id))) as writer:
-            for name in (METRIC, LEAD, "auroc"):
-                writer.add_scalar(name, result[name], result["folds"])
-        self._tensorboard.push()
+def _key(sample: Sample) -> tuple[float, ...]:
+    return tuple(sample.values())

@@ -1,13 +1,10 @@
-"""One trial: one setting on all folds, one fold after another, and the files of a finished fold.
+"""One trial: one fold of one setting, and the files of a finished fold.
 
-A fold is a rung: halving compares finished networks, on the same folds, after the same epochs.
-Training all folds in lockstep and comparing them early would cost less. But gamma and the class
-weights change how fast a network learns, so the searched settings themselves would decide which
-network looks good early.
+A trial trains for all epochs. Comparing unfinished networks would cost less, but gamma and the
+class weights change how fast a network learns, so the searched settings themselves would decide
+which network looks good early.
 
-The figure of a rung is the final figure on fewer folds. A finished fold is kept, so the same
-setting is never trained twice on the same fold. Some folds are harder than others, so a trial
-reports its lead over the base setting on the same folds, which makes rungs comparable.
+A finished fold is kept, so the same setting is never trained twice on the same fold.
 """
 
 import contextlib
@@ -32,25 +29,20 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.errors import is_deterministic, root_cause
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import (
-    OBJECTIVES,
-    FoldScores,
-    Objective,
-    choose_fold_scores,
-)
-from melanoma.io.files import read_json, read_parquet, write_json, write_parquet, write_text
+from melanoma.evidence.out_of_fold import OBJECTIVES, FoldScores, Objective, choose_fold_scores
+from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from melanoma.task import Task
 from melanoma.training.distributed import World
 from melanoma.training.engine import Training, TrainState, fit, predict, start_state
 from melanoma.training.networks import start_model
-from tune.space import LEAD, METRIC, to_config
+from tune.columns import ERROR, FOLD, METRIC
+from tune.space import to_config
 
-FAILED = "failed.json"
+FAILURE = "failed.json"
 PREDICTIONS = "predictions.parquet"
 # Retries of a trial, or of a fold whose worker is lost. A loss that is not finite is not retried.
 MAX_FAILURES = 2
-RECORDED = (LEAD, METRIC, *OBJECTIVES, "folds", "epochs", "spread")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Study:
         base: the base setting; a sample replaces some of its values.
         num_folds: number of folds of the training split.
         weights: none, imagenet or a path.
-        at_once: number of trials, or of folds, at a time.
+        at_once: number of trials at a time.
         num_cpus: CPUs of one worker.
         num_gpus: GPUs of one worker; a fraction if several trials share one GPU.
         num_workers: number of DDP workers of one trial; 1 trains in the trial's own process.
@@ -107,65 +99,27 @@ def _on_fold(config: TrainConfig, fold: int) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, validation_fold=fold))
 
 
-def run_trial(sample: Mapping[str, float], study: Study, objective: Objective) -> None:
-    """Train the setting of a sample fold by fold, and report to Ray Tune after each.
+def run_trial(config: Mapping[str, float], study: Study, objective: Objective) -> None:
+    """Train one fold of one setting, and report its objective to Ray Tune.
 
-    The folds of the base setting must be finished, because leads are measured against them.
-    """
-    config = to_config(sample, study.base)
-    with not_again(
-        study.folds_dir.parent / "search" / f"failed-{ray.tune.get_context().get_trial_id()}.txt"
-    ):
-        base = [fold_scores(study, study.base, fold) for fold in range(study.num_folds)]
-        folds: list[FoldScores] = []
-        for fold in range(study.num_folds):
-            folds.append(fold_scores(study, config, fold))
-            lead = objective.score(folds) - objective.score(base[: len(folds)])
-            ray.tune.report({LEAD: lead, **rung_metrics(folds, objective, config)})
-
-
-@contextlib.contextmanager
-def not_again(path: AnyPath) -> Iterator[None]:
-    """Run a block that must not be retried after a deterministic failure.
-
-    Such a failure is saved in a file, and later attempts raise it again at once. Tune retries every
-    failed trial and has no option to exclude some errors.
+    An error that would happen again is reported too, because Tune retries every trial that raises.
 
     Args:
-        path: the file for the failure.
-
-    Raises:
-        RuntimeError: if the file exists; its message is the content of the file.
+        config: the sample, and the fold as ``FOLD``.
+        study: what all trials share.
+        objective: what the search maximises.
     """
-    if path.is_file():
-        raise RuntimeError(path.read_text())
+    sample = {name: value for name, value in config.items() if name != FOLD}
     try:
-        yield
+        scores = [fold_scores(study, to_config(sample, study.base), int(config[FOLD]))]
     except Exception as error:
-        if is_deterministic(error):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cause = root_cause(error)
-            write_text(path, f"{type(cause).__name__}: {cause}")
-        raise
-
-
-def rung_metrics(
-    folds: list[FoldScores], objective: Objective, config: TrainConfig
-) -> dict[str, float]:
-    """Return the figures of a trial after some folds: all objectives and the cost.
-
-    Args:
-        folds: the scores of the finished folds.
-        objective: the objective of the search, recorded as ``METRIC``.
-        config: the setting of the trial.
-    """
-    return {
-        METRIC: objective.score(folds),
-        **{name: Objective.parse(name).score(folds) for name in OBJECTIVES},
-        "folds": len(folds),
-        "epochs": len(folds) * config.optim.epochs,
-        "spread": float(np.std([objective.score([fold]) for fold in folds])),
-    }
+        if not is_deterministic(error):
+            raise
+        cause = root_cause(error)
+        ray.tune.report({METRIC: float("nan"), ERROR: f"{type(cause).__name__}: {cause}"})
+    else:
+        others = {name: Objective.parse(name).score(scores) for name in OBJECTIVES}
+        ray.tune.report({METRIC: objective.score(scores), **others, ERROR: ""})
 
 
 def fold_scores(study: Study, config: TrainConfig, fold: int) -> FoldScores:
@@ -196,14 +150,14 @@ def fold_predictions(study: Study, config: TrainConfig, fold: int) -> pd.DataFra
     folder = study.fold_dir(config, fold)
     if not is_kept(folder):
         _train_fold(study, _on_fold(config, fold), folder)
-    if (folder / FAILED).is_file():
-        raise FloatingPointError(read_json(folder / FAILED)["error"])
+    if (folder / FAILURE).is_file():
+        raise FloatingPointError(read_json(folder / FAILURE)["error"])
     return read_parquet(folder / PREDICTIONS)
 
 
 def is_kept(folder: AnyPath) -> bool:
     """Return whether a fold is finished; its predictions or its failure are written last."""
-    return (folder / PREDICTIONS).is_file() or (folder / FAILED).is_file()
+    return (folder / PREDICTIONS).is_file() or (folder / FAILURE).is_file()
 
 
 def _train_fold(study: Study, config: TrainConfig, folder: AnyPath) -> None:
@@ -280,7 +234,7 @@ def _train_and_keep(
         return
     folder.mkdir(parents=True, exist_ok=True)
     if table is None:
-        write_json(folder / FAILED, {"error": error})
+        write_json(folder / FAILURE, {"error": error})
         return
     write_json(folder / "history.json", state.history)
     write_parquet(folder / PREDICTIONS, table)

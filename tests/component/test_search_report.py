@@ -6,14 +6,8 @@ import pandas as pd
 import pytest
 
 from melanoma.evidence.out_of_fold import Difference, FoldScores
-from melanoma.presets import smoke
 from tune.compare import verdict
 from tune.report import Findings, write_report
-from tune.search import make_searcher
-from tune.space import SearchSpace
-
-SPACE = SearchSpace()
-BASE = smoke()
 
 
 def _folds(seed: int) -> list[FoldScores]:
@@ -27,41 +21,43 @@ def _folds(seed: int) -> list[FoldScores]:
 
 
 def _trials() -> pd.DataFrame:
+    """Return all folds of base and plain cross-entropy, one of every other setting, a failure."""
     rng = np.random.default_rng(0)
+    names = ["base"] * 3 + ["plain"] * 3 + [f"setting {number}" for number in range(3, 9)]
     rows: list[dict[str, Any]] = []
-    for number in range(9):
-        gamma, value = (0.0 if number < 2 else 1 + number / 3), 0.6 + 0.02 * number
+    for number, name in enumerate(names):
+        lead = 0.0 if name == "base" else 0.02 * number - 0.1
         rows.append(
             {
-                "trial": ("base", "plain")[number] if number < 2 else f"run_{number}",
-                "gamma": gamma,
-                "gamma_drawn": gamma,
-                "tau": rng.random(),
+                "setting": name,
+                "fold": number % 3,
+                "gamma": 0.0 if number < 6 else number / 3,
+                "tau": 0.5 if name == "base" else rng.random(),
                 "target_factor": 1 + 7 * rng.random(),
-                "status": "finished" if number % 3 < 2 else "pruned",
+                "status": "finished",
                 "error": "",
-                "folds": 3,
-                "epochs": 6,
-                "objective": value,
-                "lead": value - 0.6,
+                "epochs": 2,
+                "objective": 0.6 + lead,
+                "lead": lead,
+                "expected_lead": lead / 2,
+                "expected_lead_sd": 0.01,
             }
         )
     failed = {
         "status": "failed",
         "error": "the loss was <nan>",
-        "folds": 0,
         "objective": np.nan,
         "lead": np.nan,
     }
-    return pd.DataFrame([*rows, {**rows[-1], **failed, "trial": "run_broken"}])
+    return pd.DataFrame([*rows, {**rows[-1], **failed, "setting": "setting 9"}])
 
 
-def _findings() -> Findings:
-    trials = _trials()
+def _findings(trials: pd.DataFrame) -> Findings:
     difference = {"value": 0.02, "low": -0.01, "high": 0.05, "by_seed": [0.01, 0.03]}
     loss = {"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}
     result = {
         "objective": "auroc",
+        "num_settings": 9,
         "by_status": trials["status"].value_counts().to_dict(),
         "winner_is_base": False,
         "num_test_accesses": 2,
@@ -77,31 +73,43 @@ def _findings() -> Findings:
         "contract": {"status": "unmet"},
         "contract_sentence": "No promise.",
     }
-    anchors = {"base": _folds(0), "plain": _folds(1), "winner": _folds(2)}
-    space = SPACE.distributions(BASE)
-    return Findings(
-        trials,
-        result,
-        space,
-        99,
-        [_folds(3), _folds(4)],
-        anchors,
-        commonest="nv",
-        others_per_target=6.0,
-    )
+    slices = {
+        name: pd.DataFrame({"value": [0.0, 1.0, 2.0], "lead": [0.0, 0.1, 0.2], "sd": 0.02})
+        for name in ("gamma", "tau", "target_factor")
+    }
+    folds = {"base": _folds(0), "plain": _folds(1), "winner": _folds(2)}
+    return Findings(trials, result, slices, folds)
+
+
+def _page(trials: pd.DataFrame, folder: Path) -> str:
+    write_report(_findings(trials), folder / "report.html")
+    return (folder / "report.html").read_text()
 
 
 def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
-    write_report(_findings(), tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert "the loss was &lt;nan&gt;" in page
+    page = _page(_trials(), tmp_path)
+    assert "setting 9, fold 2: the loss was &lt;nan&gt;" in page
     assert "No difference shown" in page
     assert "+0.020 [-0.010, +0.050]" in page
-    assert page.count("<img") == 4
-    assert "focal loss wins by" in page
+    assert page.count("<img") == 4  # recall, and one for each searched setting
+    assert "13 trials, each one fold of one of 9 settings: 12 finished, 1 failed" in page
+
+
+def test_the_page_compares_focal_loss_with_the_best_without(tmp_path: Path) -> None:
+    trials = _trials()
     assert (
-        "may come from the class weights alone" in page
-    )  # no other setting with gamma 0 saw all folds
+        "+0.060 &plusmn; 0.010 for the best focal setting, +0.000 &plusmn; 0.010 for the best"
+        " with gamma 0 (plain, unweighted cross-entropy: +0.000 &plusmn; 0.010)"
+    ) in _page(trials, tmp_path)
+    assert "No focal setting was tried" in _page(trials[trials["gamma"] == 0], tmp_path)
+
+
+def test_the_page_lists_each_setting_once_the_best_first(tmp_path: Path) -> None:
+    page = _page(_trials(), tmp_path)
+    table = page[page.index("<h2>Settings</h2>") :]
+    assert table.index("setting 8") < table.index("base")
+    assert table.count("setting 8") == 1
+    assert "-0.020" in table  # the mean lead of plain cross-entropy over its three folds
 
 
 @pytest.mark.parametrize(
@@ -114,42 +122,3 @@ def test_the_page_shows_what_failed_and_what_it_found(tmp_path: Path) -> None:
 )
 def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
     assert verdict(Difference((low + high) / 2, low, high, [])) == expected
-
-
-@pytest.mark.parametrize("kind", ["tpe", "random"])
-def test_a_search_played_again_draws_the_same(kind: str) -> None:
-    """Cut after nine trials: the samples drawn so far come first, and what follows is what would
-    have followed."""
-
-    def play(first: list[dict[str, float]], num: int) -> list[dict[str, float]]:
-        searcher = make_searcher(
-            SPACE, BASE, kind=kind, known=[(SPACE.sample_of(BASE), 0.0)], first=first
-        )
-        drawn = []
-        for number in range(num):
-            sample = searcher.suggest(str(number))
-            assert sample is not None
-            drawn.append(dict(sample))
-            searcher.on_trial_complete(
-                str(number),
-                {"lead": -abs(sample["gamma"] - 2) - sample["tau"], "training_iteration": 1},
-            )
-        return drawn
-
-    whole = play([], 14)
-    assert play(whole[:9], 14) == whole
-    assert len({sample["gamma"] for sample in whole}) == 14
-    assert all(sample["tau"] != sample["gamma"] / 5 for sample in whole)
-
-
-def test_tpe_goes_where_the_lead_is() -> None:
-    searcher = make_searcher(SPACE, BASE, kind="tpe", known=[], first=[])
-    drawn = []
-    for number in range(40):
-        sample = searcher.suggest(str(number))
-        assert sample is not None
-        drawn.append(sample["gamma"])
-        searcher.on_trial_complete(
-            str(number), {"lead": -abs(sample["gamma"] - 3), "training_iteration": 1}
-        )
-    assert np.abs(np.array(drawn[-10:]) - 3).mean() < np.abs(np.array(drawn[:6]) - 3).mean()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from melanoma.config import TrainConfig
@@ -5,6 +6,7 @@ from melanoma.presets import smoke
 from tune.space import SearchSpace, plain, to_config
 
 BASE = smoke()
+SPACE = SearchSpace.around(BASE, also=("lr", "drop_path"))
 
 
 def test_a_sample_changes_the_loss_and_nothing_else() -> None:
@@ -14,17 +16,28 @@ def test_a_sample_changes_the_loss_and_nothing_else() -> None:
 
 
 def test_below_one_gamma_is_zero() -> None:
-    assert to_config({"gamma": 0.99, "tau": 0.5, "target_factor": 1.0}, BASE).loss.gamma == 0
+    gamma = SPACE.ranges["gamma"]
+    assert [gamma.value_at(place) for place in (0.0, 0.19, 0.2, 1.0)] == [0.0, 0.0, 1.0, 5.0]
 
 
-def test_every_corner_of_the_space_is_a_valid_setting() -> None:
-    space = SearchSpace(lr=True, drop_path=True)
-    drawn = space.distributions(BASE)
-    for end in ("low", "high"):
-        to_config({name: getattr(distribution, end) for name, distribution in drawn.items()}, BASE)
+def test_every_random_sample_is_a_valid_setting_that_is_found_again() -> None:
+    samples = SPACE.draw(np.random.default_rng(0), 200)
+    for sample in samples:
+        config = to_config(sample, BASE)
+        assert SPACE.sample_of(config) == sample
+    places = np.array([SPACE.places_of(sample) for sample in samples])
+    assert places.min() >= 0
+    assert places.max() <= 1
+    # A fifth of the gammas is 0; the other settings are uniform over their ranges.
+    assert np.mean(places[:, 0] == 0) == pytest.approx(0.2, abs=0.08)
+    assert places[:, 1:].mean(axis=0) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("place", [0.0, 1.0])
+def test_every_corner_of_the_space_is_a_valid_setting(place: float) -> None:
+    to_config({name: range_.value_at(place) for name, range_ in SPACE.ranges.items()}, BASE)
 
 
 @pytest.mark.parametrize("config", [BASE, plain(BASE)])
 def test_a_setting_is_found_again_by_its_sample(config: TrainConfig) -> None:
-    space = SearchSpace(lr=True, drop_path=True)
-    assert to_config(space.sample_of(config), BASE) == config
+    assert to_config(SPACE.sample_of(config), BASE) == config

@@ -1,38 +1,49 @@
-"""What a trial does when it is tried again: what would fail in the same way is not computed
-again."""
+"""What a trial reports: what would fail in the same way again is not raised, so not tried again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from melanoma.errors import DataError
-from tune.trial import not_again
+from melanoma.evidence.out_of_fold import Objective
+from melanoma.presets import smoke
+from melanoma.task import TASKS
+from tune import trial
+from tune.trial import Study, run_trial
+
+CONFIG = {"gamma": 0.0, "tau": 0.5, "target_factor": 1.0, "fold": 2}
 
 
-def _try(kept: Path, error: Exception, tried: list[str]) -> None:
-    with not_again(kept):
-        tried.append("tried")
+def _reported(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> list[dict[str, Any]]:
+    def fails(study: Study, config: object, fold: int) -> None:
+        assert fold == 2
         raise error
+
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial, "fold_scores", fails)
+    monkeypatch.setattr("ray.tune.report", reported.append)
+    study = Study(tmp_path, TASKS["ham10000"], tmp_path / "folds", smoke(), num_folds=5)
+    run_trial(CONFIG, study, Objective("auroc"))
+    return reported
 
 
 @pytest.mark.parametrize(
     "error", [DataError("no such fold."), FloatingPointError("nan"), ValueError("shape")]
 )
-def test_what_would_happen_again_is_not_tried_again(error: Exception, tmp_path: Path) -> None:
-    kept, tried = tmp_path / "search" / "failed-one.txt", list[str]()
-    with pytest.raises(type(error), match=str(error)):
-        _try(kept, error, tried)
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"{type(error).__name__}: {error}"):
-            _try(kept, error, tried)
-    assert tried == ["tried"]
-    with not_again(tmp_path / "search" / "failed-another.txt"):
-        tried.append("another")
+def test_what_would_happen_again_is_reported(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [reported] = _reported(error, monkeypatch, tmp_path)
+    assert reported["error"] == f"{type(error).__name__}: {error}"
+    assert reported["objective"] != reported["objective"]
 
 
-def test_a_lost_worker_is_replaced(tmp_path: Path) -> None:
-    kept, tried = tmp_path / "failed-one.txt", list[str]()
-    for _ in range(3):
-        with pytest.raises(ConnectionResetError):
-            _try(kept, ConnectionResetError("Connection reset by peer"), tried)
-    assert tried == ["tried"] * 3
+def test_what_may_succeed_when_tried_again_is_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost = ConnectionResetError("Connection reset by peer")
+    with pytest.raises(ConnectionResetError):
+        _reported(lost, monkeypatch, tmp_path)

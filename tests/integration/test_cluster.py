@@ -185,8 +185,8 @@ def test_a_search_runs_where_it_is_told(
     replaced = {
         "s3://melanoma/dataset": dataset,
         "s3://melanoma/runs": _at("runs", bucket),
-        "16": "2",
-        "32": "2",
+        "40": "2",
+        "60": "2",
         "4": "2",
     }
     words = _entrypoint(f"{cluster}/tune", replaced)

@@ -18,9 +18,11 @@ from melanoma.io.files import write_json
 from ray_jobs.arguments import BAD_INPUT, DONE
 from ray_jobs.cli import main
 from tune.compare import train_all_folds
+from tune.pipeline import best_config
+from tune.proposer import Proposal
 from tune.search import Search, SearchPlan, run_search
 from tune.space import SearchSpace, to_config
-from tune.trial import FAILED, Study, fold_predictions, fold_scores
+from tune.trial import FAILURE, Study, fold_predictions, fold_scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SETTINGS = [
@@ -52,10 +54,9 @@ def _study(data: PreparedData, config: TrainConfig, folder: Path) -> Study:
     )
 
 
-def _search(study: Study, folder: Path, *, num_trials: int = 4) -> Search:
-    plan = SearchPlan(
-        folder, study.base, study.weights, SearchSpace(), Objective("auroc"), num_trials
-    )
+def _search(study: Study, folder: Path, *, num_trials: int = 2) -> Search:
+    space = SearchSpace.around(study.base)
+    plan = SearchPlan(folder, study.base, study.weights, space, Objective("auroc"), num_trials)
     return Search(plan, study)
 
 
@@ -96,18 +97,21 @@ def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
         "report.html",
         "bundle",
         "out_of_fold.parquet",
-        "tensorboard",
+        "proposals.json",
     } <= {path.name for path in run.iterdir()}
     result = json.loads((run / "result.json").read_text())
     trials = pd.read_parquet(run / "trials.parquet")
-    assert len(trials) == 4 == sum(result["by_status"].values())
-    assert trials["trial"].tolist()[:2] == ["base", "plain"]
-    assert trials["lead"][0] == 0
-    best = (
-        trials[trials["status"] == "finished"]
-        .sort_values("objective", ascending=False, kind="stable")
-        .iloc[0]
+    num_folds = open_prepared(dataset).manifest.num_folds
+    assert len(trials) == 2 * num_folds + 4 == result["num_trials"]
+    assert (
+        trials["setting"].tolist()[: 2 * num_folds] == ["base"] * num_folds + ["plain"] * num_folds
     )
+    assert (trials["status"] == "finished").all()
+    assert (trials["lead"][:num_folds] == 0).all()
+    of_base = dict(zip(trials["fold"][:num_folds], trials["objective"][:num_folds], strict=True))
+    last = trials.iloc[-1]
+    assert last["lead"] == last["objective"] - of_base[last["fold"]]
+    best = trials.sort_values("expected_lead", ascending=False, kind="stable").iloc[0]
     winner = TrainConfig.from_dict(json.loads((run / "best.json").read_text()))
     found = {
         "gamma": winner.loss.gamma,
@@ -115,7 +119,7 @@ def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
         "target_factor": winner.loss.target_factor,
     }
     assert found == best[list(found)].to_dict()
-    assert {*OBJECTIVES, "objective", "lead", "spread", "epochs"} <= set(trials)
+    assert {*OBJECTIVES, "objective", "lead", "expected_lead", "epochs"} <= set(trials)
     assert len(result["arms"]["winner"]["by_seed"]) == 3
     assert result["verdict"] in (
         "No difference shown",
@@ -152,14 +156,13 @@ def test_a_trial_may_be_several_workers(
     alone = dataclasses.replace(
         _study(prepared, tiny_config, tmp_path), num_folds=2
     )  # two are enough to be compared
-    search = _search(alone, tmp_path, num_trials=3)
+    search = _search(alone, tmp_path, num_trials=1)
     train_all_folds(
-        alone, list(search.anchors().values())
+        alone, list(search.given().values())
     )  # a fold is the same by however many it was trained
     together = dataclasses.replace(alone, num_workers=2, at_once=1)
     trials = run_search(dataclasses.replace(search, study=together))
-    assert trials["status"][2] in ("finished", "pruned")
-    assert trials["folds"][2] >= 2
+    assert trials["status"].tolist() == ["finished"] * 5
 
 
 def test_test_is_looked_at_once_for_each_of_two(finished: tuple[Path, Path]) -> None:
@@ -203,30 +206,46 @@ def test_calibration_and_test_are_never_read(
     trials = run_search(
         _search(_study(open_prepared(dataset), tiny_config, tmp_path / "run"), tmp_path / "run")
     )
-    assert (trials["status"] != "failed").all()
+    assert (trials["status"] == "finished").all()
 
 
 def test_a_failed_trial_is_reported_and_the_others_go_on(
     prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
-    search = _search(study, tmp_path, num_trials=4)
-    # The first sample is known to have failed on its first fold; the second is one like any other.
-    samples = [
-        {"gamma": 2.0, "tau": 0.5, "target_factor": 2.0},
-        {"gamma": 0.5, "tau": 1.0, "target_factor": 1.0},
-    ]
-    write_json(tmp_path / "samples.json", samples)
-    broken = study.fold_dir(to_config(samples[0], study.base), 0)
-    broken.mkdir()
-    write_json(broken / FAILED, {"error": "the loss must stay finite, it was nan in epoch 1."})
+    search = _search(study, tmp_path, num_trials=2)
+    # An interrupted search had proposed one more trial, which is known to have failed.
+    proposer = search.proposer()
+    first = [proposer.propose() for _ in range(2 * study.num_folds)]
+    broken = Proposal({"gamma": 2.0, "tau": 0.5, "target_factor": 2.0}, 0)
+    write_json(tmp_path / "proposals.json", [dataclasses.asdict(one) for one in [*first, broken]])
+    folder = study.fold_dir(to_config(broken.sample, study.base), 0)
+    folder.mkdir()
+    write_json(folder / FAILURE, {"error": "the loss must stay finite, it was nan in epoch 1."})
     trials = run_search(search)
-    assert trials["trial"].tolist()[:2] == ["base", "plain"]
-    assert trials["status"][2] == "failed"
-    assert "must stay finite" in trials["error"][2]
-    assert math.isnan(trials["objective"][2])
-    assert trials["status"][3] in ("finished", "pruned")
-    assert (trials["gamma"][3], trials["gamma_drawn"][3]) == (0, 0.5)
+    assert trials["setting"].tolist()[-2:] == ["setting 3", "setting 4"]
+    assert trials["status"].tolist()[-2:] == ["failed", "finished"]
+    assert trials["gamma"].iloc[-2] == 2.0
+    assert "must stay finite" in trials["error"].iloc[-2]
+    assert math.isnan(trials["objective"].iloc[-2])
+    assert trials["epochs"].iloc[-2] == 0
+
+
+def test_a_setting_that_fails_on_another_fold_is_not_the_best(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    study = _study(prepared, tiny_config, tmp_path)
+    search = _search(study, tmp_path, num_trials=1)
+    trials = run_search(search)
+    last = trials.iloc[-1]
+    trials["expected_lead"] = (trials.index == len(trials) - 1).astype(float)
+    winner = to_config({name: last[name] for name in search.plan.space.ranges}, study.base)
+    assert best_config(trials, search) == winner
+    other = study.fold_dir(winner, (int(last["fold"]) + 1) % study.num_folds)
+    shutil.rmtree(other)
+    other.mkdir()
+    write_json(other / FAILURE, {"error": "nan"})
+    assert best_config(trials, search) == study.base
 
 
 def test_a_base_that_cannot_be_trained_ends_the_search(
@@ -234,9 +253,10 @@ def test_a_base_that_cannot_be_trained_ends_the_search(
 ) -> None:
     study = _study(prepared, tiny_config, tmp_path)
     study.fold_dir(study.base, 1).mkdir()
-    write_json(study.fold_dir(study.base, 1) / FAILED, {"error": "nan"})
+    write_json(study.fold_dir(study.base, 1) / FAILURE, {"error": "nan"})
     with pytest.raises(FloatingPointError, match="base setting"):
         run_search(_search(study, tmp_path))
+    assert len(list(study.folds_dir.iterdir())) <= 4, "trials went on without a base"
 
 
 def test_a_broken_loss_is_kept_and_not_tried_again(
@@ -249,7 +269,7 @@ def test_a_broken_loss_is_kept_and_not_tried_again(
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="finite"):
             fold_predictions(study, broken, 0)
-    assert [path.name for path in study.fold_dir(broken, 0).iterdir()] == [FAILED]
+    assert [path.name for path in study.fold_dir(broken, 0).iterdir()] == [FAILURE]
 
 
 def test_a_finished_fold_is_not_trained_again(

@@ -28,12 +28,12 @@ SETTINGS = [
     "--set",
     "data.input_width=64",
     "--trials",
-    "12",
+    "14",  # the first 8 settings are random
     "--name",
-    "search",  # TPE draws from the sixth on
+    "search",
 ]
 Record = Callable[[str, object], None]
-OF_A_TRIAL = ["gamma", "tau", "target_factor", "status", "folds", "objective", "auroc"]
+OF_A_TRIAL = ["setting", "fold", "gamma", "tau", "target_factor", "status", "objective", "auroc"]
 
 
 def _tune(dataset: Path, out: Path, *more: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -87,7 +87,7 @@ def _same_end(out: Path, undisturbed: Path) -> None:
         assert results[0][name] == results[1][name], name
 
 
-@pytest.mark.parametrize("num_folds", [1, 8, 20])
+@pytest.mark.parametrize("num_folds", [1, 8, 21])
 def test_a_search_driver_is_killed(
     num_folds: int,
     prepared: PreparedData,
@@ -125,9 +125,8 @@ def test_a_trial_is_killed(
     prepared: PreparedData, undisturbed_search: Path, tmp_path: Path, record_property: Record
 ) -> None:
     process = _tune(_copy(prepared, tmp_path), tmp_path, "--at-once", "1")
-    wait_for(
-        lambda: _trials(process.pid), seconds=300
-    )  # base and plain are trained before there is one
+    wait_for(lambda: len(_folds(tmp_path)) >= 2, seconds=600)
+    wait_for(lambda: _trials(process.pid), seconds=300)
     killed = _trials(process.pid)
     assert killed, "the trial ended before it could be killed"
     for trial in killed:
@@ -166,8 +165,9 @@ def test_a_node_of_a_search_is_lost(
     assert process.wait(1800) == 0
     after = _folds(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert "failed" not in set(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"])
-    # Two at a time are drawn in another order; a setting's folds are the same wherever they were
+    trials = pd.read_parquet(tmp_path / "search" / "trials.parquet")
+    assert set(trials["status"]) == {"finished"}
+    # Two at a time are proposed from other results; a fold of a setting is the same wherever it was
     # trained.
     both = set(after) & set(_folds(undisturbed_search))
     assert len(both) > 2 * prepared.manifest.num_folds
