@@ -9,11 +9,13 @@ Knows nothing of networks, files or Ray.
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.stats import norm
 
 from melanoma.arrays import FloatArray
 from tune.space import Sample, SearchSpace
@@ -25,6 +27,9 @@ _LENGTHS = (0.25, 0.5, 1.0)
 _SIGNALS, _NOISES, _FOLDS = (0.01, 0.03, 0.1), (0.01, 0.03, 0.1), (0.0, 0.05)
 """The likeliest combination is used. Lengths are in sides of the unit cube; the others are standard
 deviations of an objective in [0, 1]: of settings, of one training, and of folds."""
+
+_SURPRISES = norm.ppf((np.arange(9) + 0.5) / 9)
+"""Standard normal values that stand for all that a training may show."""
 
 Draw = Callable[[np.random.Generator], Sequence[Sample]]
 """Draws the candidates of one proposal."""
@@ -55,6 +60,9 @@ class Posterior:
         places: ``(N, D)``, the settings in the unit cube.
         folds: ``(N,)``, the fold of each training.
         values: ``(N,)``, the objective of each, in [0, 1].
+
+    Attributes:
+        noise: standard deviation of one training.
     """
 
     def __init__(self, places: FloatArray, folds: NDArray[np.int_], values: FloatArray) -> None:
@@ -69,7 +77,7 @@ class Posterior:
             likelihood = -0.5 * (values - self._mean) @ weights - np.log(np.diag(factor[0])).sum()
             if likelihood > best:
                 best, self._weights, self._factor = likelihood, weights, factor
-                self._length, self._signal = length, signal
+                self._length, self._signal, self.noise = length, signal, noise
 
     def at(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return mean ``(M,)`` and covariance ``(M, M)`` of the values of settings ``(M, D)``."""
@@ -77,13 +85,23 @@ class Posterior:
         prior = _kernel(_squared(places, places), self._length, self._signal)
         return self._mean + cross @ self._weights, prior - cross @ cho_solve(self._factor, cross.T)
 
-    def draw(self, places: FloatArray, rng: np.random.Generator) -> FloatArray:
-        """Return one draw of the values of settings ``(M, D)``, ``(M,)``."""
+    def gains(self, places: FloatArray) -> FloatArray:
+        """Return what one more training of each setting ``(M, D)`` would be worth, ``(M,)``.
+
+        It is how high the best mean among all M settings is expected to be after that training: the
+        knowledge gradient. It is high where a setting may become the best, and where a training
+        says much about settings nearby.
+
+        Source: Frazier, Powell and Dayanik, The Knowledge-Gradient Policy for Correlated Normal
+        Beliefs, 2009.
+        """
         mean, covariance = self.at(places)
-        values, vectors = np.linalg.eigh(covariance)
-        scaled = np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(len(values))
-        drawn: FloatArray = mean + vectors @ scaled
-        return drawn
+        # Column j: how the means move with each standard deviation of what a training of j shows.
+        moves = covariance / np.sqrt(np.diag(covariance) + self.noise**2)
+        expected: FloatArray = np.mean(
+            [(mean[:, None] + moves * z).max(axis=0) for z in _SURPRISES], axis=0
+        )
+        return expected
 
 
 def _squared(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -100,14 +118,12 @@ class Proposer:
     """Proposes one training after another.
 
     First come all folds of the given settings, then one fold of each of some random settings. After
-    that each proposal draws one surface from the posterior and takes its best setting (Thompson
-    sampling). So several trainings at a time are no copies of each other. A setting may be proposed
-    again, on another fold.
+    that each proposal is the setting whose training would be worth most. A setting may be proposed
+    again, on another fold; the fold is the one trained least. A training that has not ended counts
+    as an average one, so that several at a time are no copies of each other.
 
     A proposal depends on the seed, on its number and on the trainings so far. The same calls in the
     same order propose the same.
-
-    Source: Thompson, On the likelihood that one unknown probability exceeds another, 1933.
 
     Args:
         space: where settings lie.
@@ -133,7 +149,6 @@ class Proposer:
         self._first = [Proposal(sample, fold) for sample in given for fold in range(num_folds)]
         self._again, self._made = list(proposed), list[Proposal]()
         self._seen: list[tuple[Proposal, float]] = []
-        self._known: Posterior | None = None  # from what was seen; None if more was seen since
 
     @property
     def proposed(self) -> list[Proposal]:
@@ -151,14 +166,16 @@ class Proposer:
             rng = np.random.default_rng([self._seed, number])
             sample = self._next_sample(rng)
             untrained = sorted(set(range(self._num_folds)) - self._folds_of(sample))
-            proposal = Proposal(sample, int(rng.choice(untrained)))
+            trained = Counter(proposal.fold for proposal in self._made)
+            proposal = Proposal(
+                sample, min(rng.permutation(untrained).tolist(), key=trained.__getitem__)
+            )
         self._made.append(proposal)
         return proposal
 
     def tell(self, proposal: Proposal, value: float) -> None:
         """Record the objective of a training; NaN if its loss did not stay finite."""
         self._seen.append((proposal, value))
-        self._known = None
 
     def leads(self, samples: Sequence[Sample]) -> tuple[FloatArray, FloatArray]:
         """Return the expected lead of each setting over the base, and its standard deviation.
@@ -178,8 +195,10 @@ class Proposer:
         ]
         if len(self._made) < len(self._first) + NUM_RANDOM or not self._values():
             return open_[0]
-        drawn = self._posterior().draw(self._places(open_), rng)
-        return open_[int(drawn.argmax())]
+        ended = [proposal for proposal, _ in self._seen]
+        pending = [proposal for proposal in self._made if proposal not in ended]
+        gains = self._posterior(pending).gains(self._places(open_))
+        return open_[int(gains.argmax())]
 
     def _folds_of(self, sample: Sample) -> set[int]:
         return {proposal.fold for proposal in self._made if proposal.sample == sample}
@@ -190,17 +209,17 @@ class Proposer:
     def _values(self) -> list[float]:
         return [value for _, value in self._seen if not np.isnan(value)]
 
-    def _posterior(self) -> Posterior:
+    def _posterior(self, pending: Sequence[Proposal] = ()) -> Posterior:
         # A setting whose loss does not stay finite counts as the worst that was seen, so that the
         # search leaves its neighbourhood.
-        if self._known is None:
-            worst = min(self._values())
-            self._known = Posterior(
-                self._places([proposal.sample for proposal, _ in self._seen]),
-                np.array([proposal.fold for proposal, _ in self._seen]),
-                np.array([worst if np.isnan(value) else value for _, value in self._seen]),
-            )
-        return self._known
+        worst, average = min(self._values()), float(np.mean(self._values()))
+        trained = [(one, worst if np.isnan(value) else value) for one, value in self._seen]
+        trained += [(one, average) for one in pending]
+        return Posterior(
+            self._places([proposal.sample for proposal, _ in trained]),
+            np.array([proposal.fold for proposal, _ in trained]),
+            np.array([value for _, value in trained]),
+        )
 
     def _places(self, samples: Sequence[Sample]) -> FloatArray:
         return np.array([self._space.places_of(sample) for sample in samples])

@@ -92,16 +92,30 @@ def test_a_hard_fold_says_nothing_about_a_setting() -> None:
     assert half[1] > half[0] - 0.01
 
 
-def test_draws_of_the_posterior_have_its_mean_and_spread() -> None:
+def test_a_training_is_worth_most_where_it_may_change_the_choice() -> None:
+    """The expected best mean after one training, against drawing what that training shows."""
     rng = np.random.default_rng(0)
-    places = rng.random((12, 2))
-    posterior = Posterior(places, np.arange(12) % 3, 0.7 + 0.1 * places[:, 0])
-    at = rng.random((4, 2))
+    places, folds = rng.random((12, 2)), np.arange(12) % 3
+    values = 0.7 + 0.1 * places[:, 0] + rng.normal(0, 0.03, 12)
+    posterior, at = Posterior(places, folds, values), rng.random((4, 2))
     mean, covariance = posterior.at(at)
-    drawn = np.array([posterior.draw(at, rng) for _ in range(4000)])
-    sd = np.sqrt(np.diag(covariance))
-    assert drawn.mean(axis=0) == pytest.approx(mean, abs=4 * float(sd.max()) / math.sqrt(4000))
-    assert drawn.std(axis=0) == pytest.approx(sd, rel=0.1)
+    gains = posterior.gains(at)
+    assert (gains >= mean.max() - 1e-12).all()
+    noise = posterior.noise
+    for index in range(4):
+        shown = rng.normal(0, 1, 20_000)
+        moved = mean + shown[:, None] * covariance[index] / np.sqrt(
+            covariance[index, index] + noise**2
+        )
+        assert gains[index] == pytest.approx(moved.max(axis=1).mean(), abs=1e-3)
+
+
+def test_trainings_at_the_same_time_are_no_copies() -> None:
+    proposer, _ = _search(lambda sample: 0.7 - 0.15 * abs(sample[TAU] - 1), 0)
+    together = [proposer.propose().sample for _ in range(4)]
+    places = [SPACE.places_of(sample) for sample in together]
+    apart = [float(np.abs(places[i] - places[j]).max()) for i in range(4) for j in range(i)]
+    assert max(apart) > 0.1
 
 
 def test_the_lead_of_the_base_is_zero() -> None:
