@@ -15,7 +15,8 @@ import pandas as pd
 
 from benchmarks.figures import keep, number
 from melanoma.data.dataset import open_prepared
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.data.splits import draw_splits
 from melanoma.evaluation import evaluate
 from melanoma.evidence.intervals import MIN_TARGETS

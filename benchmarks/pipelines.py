@@ -21,8 +21,10 @@ import numpy as np
 from benchmarks.machine import report
 from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
-from melanoma.data.phantom.layout import PhantomConfig, write_phantom
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.phantom.layout import write_phantom
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.scoring import score
 from ray_jobs.executor import RayExecutor

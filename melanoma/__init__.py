@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from melanoma.bundle.bundle import load_bundle
     from melanoma.bundle.predictor import Predictor
     from melanoma.config import TrainConfig
-    from melanoma.data.prepare import PrepareConfig, prepare
+    from melanoma.data.prepare import prepare
+    from melanoma.data.prepare_config import PrepareConfig
     from melanoma.evaluation import evaluate
     from melanoma.executor import Executor, LocalExecutor
     from melanoma.presets import preset
@@ -39,7 +40,7 @@ _HOMES = {
     "Executor": "melanoma.executor",
     "LocalExecutor": "melanoma.executor",
     "Predictor": "melanoma.bundle.predictor",
-    "PrepareConfig": "melanoma.data.prepare",
+    "PrepareConfig": "melanoma.data.prepare_config",
     "Task": "melanoma.task",
     "TrainConfig": "melanoma.config",
     "evaluate": "melanoma.evaluation",

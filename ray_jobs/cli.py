@@ -56,8 +56,7 @@ def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    from melanoma.data.phantom.layout import PhantomConfig, write_phantom
-    from ray_jobs.progress import counted
+    from melanoma.data.phantom.config import PhantomConfig
 
     config = PhantomConfig(
         num_lesions=args.lesions,
@@ -67,6 +66,9 @@ def _phantom(args: argparse.Namespace) -> int:
         melanomas=args.melanomas,
         mimics=args.mimics,
     )
+    from melanoma.data.phantom.layout import write_phantom
+    from ray_jobs.progress import counted
+
     with counted("drawing") as on_image:
         num = write_phantom(config, args.out, on_image=on_image)
     _print(
@@ -78,12 +80,8 @@ def _phantom(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from melanoma.data.left_out import left_out_sentence
-    from melanoma.data.prepare import PrepareConfig, prepare, read_notes
-    from melanoma.io.typed import to_plain
+    from melanoma.data.prepare_config import PrepareConfig
     from melanoma.task import read_task
-    from ray_jobs.executor import RayExecutor
-    from ray_jobs.progress import counted, say
 
     config = PrepareConfig(
         task=read_task(args.task),
@@ -100,6 +98,12 @@ def _prepare(args: argparse.Namespace) -> int:
         splits=args.splits,
         skip_bad=args.skip_bad,
     )
+    from melanoma.data.left_out import left_out_sentence
+    from melanoma.data.prepare import prepare, read_notes
+    from melanoma.io.typed import to_plain
+    from ray_jobs.executor import RayExecutor
+    from ray_jobs.progress import counted, say
+
     with counted("decoding") as progress:
         manifest = prepare(args.source, args.out, config, executor=RayExecutor(), progress=progress)
     left_out, notes = left_out_sentence(manifest.left_out, manifest.task), read_notes(args.out)
@@ -218,11 +222,11 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
+    config = _config_of(args)
     from melanoma.training.job import TrainJob
     from melanoma.training.run import run_job
     from ray_jobs.executor import RayExecutor
 
-    config = _config_of(args)
     job = TrainJob(
         args.dataset,
         args.out / (args.name or args.preset),
@@ -254,6 +258,7 @@ def _contract_code(args: argparse.Namespace, status: str) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     """Compose the search with training and evaluation, which it gets as two callables."""
+    config, run_dir = _config_of(args), args.out / _tune_name(args)
     from melanoma.data.dataset import open_prepared
     from melanoma.evidence.out_of_fold import Objective
     from melanoma.io.files import locked
@@ -263,17 +268,14 @@ def _tune(args: argparse.Namespace) -> int:
     from tune.search import SearchPlan
     from tune.space import SearchSpace
 
-    data, run_dir, config = (
-        open_prepared(args.dataset),
-        args.out / _tune_name(args),
-        _config_of(args),
-    )
+    objective = Objective.parse(args.objective) if args.objective else None
+    data = open_prepared(args.dataset)
     plan = SearchPlan(
         run_dir,
         config,
         args.weights,
         SearchSpace.around(config, also=args.also),
-        Objective.parse(args.objective) if args.objective else usual_objective(data),
+        objective or usual_objective(data),
         args.trials,
     )
     check_verdict(data)

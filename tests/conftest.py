@@ -30,8 +30,10 @@ os.environ.update(ENVIRONMENT)
 
 from melanoma.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.data.phantom.layout import PhantomConfig, write_phantom
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.phantom.layout import write_phantom
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from tests.datasets import copied
 from tests.tasks import CLASSES
 

@@ -145,6 +145,7 @@ def _run_tune(search: Search, on_trial: Callable[[int, int], None]) -> "_FoldSea
             num_samples=search.num_trials,
             max_concurrent_trials=study.at_once,
             search_alg=searcher,
+            reuse_actors=True,  # a new process would import torch for every fold
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(

@@ -18,6 +18,7 @@ from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, l
 from melanoma.data.manifest import MANIFEST, DatasetManifest
 from melanoma.data.names import shown
 from melanoma.data.pairs import read_pairs, reject_pairs
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import (
     REJECTED,
@@ -28,18 +29,17 @@ from melanoma.data.rejections import (
 from melanoma.data.splits import (
     SPLITS,
     apply_splits,
-    check_shares,
     draw_splits,
     read_splits,
     split_hash,
 )
-from melanoma.errors import DataError, SettingError
+from melanoma.errors import DataError
 from melanoma.executor import Executor, LocalExecutor, Progress
 from melanoma.imaging.letterbox import letterbox_shape
 from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet, write_text
 from melanoma.io.storage import AnyPath, remove_folder, to_path
 from melanoma.io.typed import to_plain
-from melanoma.task import DEFAULT_TASK, TASKS, Task
+from melanoma.task import Task
 
 DECODED = "decoded"
 NOTES = "notes.txt"
@@ -49,50 +49,6 @@ RECORD_COLUMNS = (
     "image_id", "lesion_id", "patient_id", "group", "label", "dx", "dx_type", "split", "fold",
     "age", "sex", "site", "source", "skin_type", "width_px", "height_px", "sha256", "shard", "row",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """How to prepare a data set.
-
-    Example:
-        >>> PrepareConfig(size=128, group_by=("patient",)).num_folds
-        5
-
-    Attributes:
-        task: the classes.
-        population: what the images are a sample of, in words. None takes the name of SOURCE.
-        size: long side of the stored images, 64 to 2048 px.
-        num_folds: folds of the training part, at least 2.
-        test_fraction: share of the images for test, in [0, 1).
-        calibration_fraction: share for calibration, in [0, 1); below 1 with test_fraction.
-        seed: of the splits.
-        group_by: metadata columns whose values must not be split. None takes those of patient_id
-            and lesion_id that exist.
-        same_lesion: CSV of known pairs (two columns of image ids), or None.
-        splits: CSV `image_id,split` to use instead of drawing splits, or None.
-        skip_bad: leave out bad rows instead of refusing them.
-
-    Raises:
-        SettingError: if a size, fraction or number of folds is out of range.
-    """
-
-    task: Task = TASKS[DEFAULT_TASK]
-    population: str | None = None
-    size: int = 256
-    num_folds: int = 5
-    test_fraction: float = 0.15
-    calibration_fraction: float = 0.15
-    seed: int = 0
-    group_by: tuple[str, ...] | None = None
-    same_lesion: AnyPath | None = None
-    splits: AnyPath | None = None
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        if not 64 <= self.size <= 2048:
-            raise SettingError(f"--size must be 64 to 2048 px; it is {self.size}.")
-        check_shares(self.test_fraction, self.calibration_fraction, self.num_folds)
 
 
 def prepare(

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from melanoma.data.metadata import ALIASES, image_keys
+from melanoma.data.prepare_config import check_shares
 from melanoma.data.tables import read_table
-from melanoma.errors import DataError, LeakageError, SettingError
+from melanoma.errors import DataError, LeakageError
 from melanoma.io.storage import AnyPath
 
 SPLITS = ("train", "calibration", "test")
@@ -71,21 +72,6 @@ def draw_splits(
     drawn = pd.DataFrame({"split": split, "fold": np.where(part < 2, -1, part - 2)})
     check_splits(pd.Series(list(groups)), drawn["split"], drawn["fold"])
     return drawn
-
-
-def check_shares(test_fraction: float, calibration_fraction: float, num_folds: int) -> None:
-    """Raise SettingError unless splits of such shares can be drawn."""
-    if not (
-        test_fraction >= 0
-        and calibration_fraction >= 0
-        and test_fraction + calibration_fraction < 1
-    ):
-        raise SettingError(
-            "Test and calibration fractions must be at least 0 and below 1 together; they are"
-            f" {test_fraction} and {calibration_fraction}."
-        )
-    if num_folds < 2:
-        raise SettingError(f"The number of folds must be at least 2; it is {num_folds}.")
 
 
 def _count_by_group(groups: Sequence[str], labels: Sequence[int]) -> tuple[list[str], np.ndarray]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from melanoma.data.phantom.layout import PhantomConfig
-from melanoma.data.prepare import PrepareConfig
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.task import DEFAULT_TASK, TASKS
 from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, build_parser
 from ray_jobs.cli import _contract_code, main

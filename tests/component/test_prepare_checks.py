@@ -13,7 +13,8 @@ from PIL import Image
 
 from melanoma.data.dataset import ACCESS_LOG, PreparedData
 from melanoma.data.decoding import DecodeChunk
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError, LeakageError, UserError
 from melanoma.evaluation import evaluate
 from melanoma.executor import LocalExecutor

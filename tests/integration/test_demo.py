@@ -12,7 +12,8 @@ from PIL import Image
 
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import open_prepared
-from melanoma.data.phantom.layout import PhantomConfig, write_phantom
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.phantom.layout import write_phantom
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,8 @@ import torch
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.evaluation import evaluate
 from melanoma.executor import Executor, LocalExecutor
 from melanoma.io.files import sha256_of

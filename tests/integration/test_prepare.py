@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import ray.data
 
-from melanoma.data.prepare import PrepareConfig
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED
 from ray_jobs.cli import main

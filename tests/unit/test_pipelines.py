@@ -13,7 +13,8 @@ import torch
 from melanoma.bundle.bundle import load_bundle, verify_bundle
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError, SettingError
 from melanoma.evaluation import evaluate
 from melanoma.executor import Item, LocalExecutor, Row

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from melanoma.data.diagnoses import SPELLINGS, _plain, class_in, read_diagnoses, says_target
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.data.records import read_source
 from melanoma.errors import DataError
 from melanoma.task import TASKS, Task

@@ -11,8 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from melanoma.data.phantom.camera import Camera
+from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.phantom.drawing import Lesion, draw
-from melanoma.data.phantom.layout import PhantomConfig, class_counts, lay_out, write_phantom
+from melanoma.data.phantom.layout import class_counts, lay_out, write_phantom
 from melanoma.data.records import read_source
 from melanoma.errors import DataError, SettingError
 from melanoma.imaging.decode import decode_image

@@ -11,7 +11,8 @@ from PIL import Image
 
 from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.data.decoding import shard_rows
-from melanoma.data.prepare import PrepareConfig, prepare
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError, LeakageError
 from melanoma.imaging.decode import decode_image
 from melanoma.imaging.letterbox import letterbox

@@ -6,10 +6,10 @@ import pytest
 
 from melanoma.data.groups import join_groups
 from melanoma.data.pairs import read_pairs
+from melanoma.data.prepare_config import check_shares
 from melanoma.data.records import read_source
 from melanoma.data.splits import (
     apply_splits,
-    check_shares,
     check_splits,
     draw_splits,
     read_splits,
