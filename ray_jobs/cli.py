@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from melanoma import __version__
 from melanoma.errors import SettingError
-from melanoma.io.storage import is_address
+from melanoma.io.storage import check_free, is_address
 from melanoma.places import (
     check_bundle,
     check_data,
@@ -58,6 +58,7 @@ def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 def _phantom(args: argparse.Namespace) -> int:
     from melanoma.data.phantom.config import PhantomConfig
 
+    _check_new(args.out)
     config = PhantomConfig(
         num_lesions=args.lesions,
         seed=args.seed,
@@ -83,6 +84,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from melanoma.data.prepare_config import PrepareConfig
     from melanoma.task import read_task
 
+    _check_new(args.out)
     config = PrepareConfig(
         task=read_task(args.task),
         population=args.population,
@@ -544,6 +546,12 @@ def _check_paths(args: argparse.Namespace) -> None:
         folder = getattr(args, name, None)
         if isinstance(folder, Path):
             check(folder)
+
+
+def _check_new(folder: "AnyPath") -> None:
+    """Check an output folder on this machine; one in object storage is checked later."""
+    if isinstance(folder, Path):
+        check_free(folder)
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {

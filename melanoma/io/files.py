@@ -18,7 +18,14 @@ import pandas as pd
 import pyarrow as pa
 
 from melanoma.errors import DataError
-from melanoma.io.storage import AnyPath, RemotePath, publish, remove_folder
+from melanoma.io.storage import (
+    AnyPath,
+    RemotePath,
+    check_free,
+    occupied,
+    publish,
+    remove_folder,
+)
 
 INCOMPLETE = ".incomplete"
 """File that marks a folder in object storage as incomplete.
@@ -228,10 +235,8 @@ def new_folder(path: AnyPath, *, replace_if: str | None = None) -> Iterator[Path
         with _new_remote_folder(path, replace_if=replace_if) as work:
             yield work
         return
-    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    replaceable = replace_if is not None and path.is_dir() and (path / replace_if).is_file()
-    if occupied and not replaceable:
-        raise _occupied(path)
+    if not (replace_if is not None and path.is_dir() and (path / replace_if).is_file()):
+        check_free(path)
     with _making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.with_name(_hidden(path.name))
@@ -288,13 +293,7 @@ def _check_free(path: RemotePath, *, replace_if: str | None) -> None:
     """
     allowed = [INCOMPLETE, *([replace_if] if replace_if else [])]
     if path.is_bucket or (path.exists() and not any((path / name).is_file() for name in allowed)):
-        raise _occupied(path)
-
-
-def _occupied(path: AnyPath) -> DataError:
-    return DataError(
-        f"The output folder must be new or empty; {path} is not. Name another one or remove it."
-    )
+        raise occupied(path)
 
 
 def sha256_of(path: AnyPath) -> str:

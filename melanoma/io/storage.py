@@ -453,3 +453,16 @@ def rename(path: AnyPath, target: AnyPath) -> None:
     assert isinstance(target, Path)
     target.parent.mkdir(parents=True, exist_ok=True)
     path.rename(target)
+
+
+def check_free(folder: AnyPath) -> None:
+    """Raise DataError unless an output folder on this machine is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise occupied(folder)
+
+
+def occupied(folder: AnyPath) -> DataError:
+    """Return the error of an output folder that holds something."""
+    return DataError(
+        f"The output folder must be new or empty; {folder} is not. Name another one or remove it."
+    )
