@@ -44,6 +44,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.start $(BENCH)/atto --json $(BENCH)/start.json
 	$(BIN)/python -m benchmarks.pipelines $(BENCH)/atto --json $(BENCH)/pipelines.json
 	$(BIN)/python -m benchmarks.training_speed --json $(BENCH)/training_speed.json
+	$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.training_speed \
+		--json $(BENCH)/training_speed_torchrun.json
 	for name in atto tiny; do \
 		$(BIN)/python -m benchmarks.serve_peers $(BENCH)/$$name --peers $(PEERS) \
 			--json $(BENCH)/serve_peers_$$name.json && \

@@ -65,7 +65,7 @@ def overload_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def training_rows(folder: Path) -> list[dict[str, str]]:
-    """Return a row for each network."""
+    """Return a row for each network, in one process and in the two of torchrun."""
     ratios = {
         "engine with AdamW over plain loop": "AdamW over plain loop",
         "engine with AdamW over forward and backward": "AdamW over both passes",
@@ -75,10 +75,12 @@ def training_rows(folder: Path) -> list[dict[str, str]]:
         {
             "network": name,
             "input, batch": f"{each['size'][1]} x {each['size'][0]} px, {each['batch']}",
+            "processes": str(found["processes"]),
             "plain loop, images/s": f"{each['plain loop']:g}",
             **{title: f"{each[key]:.2f}" for key, title in ratios.items()},
         }
-        for name, each in _read(folder, "training_speed")["images/s"].items()
+        for found in (_read(folder, "training_speed"), _read(folder, "training_speed_torchrun"))
+        for name, each in found["images/s"].items()
     ]
 
 
@@ -98,7 +100,14 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
     limit = start["bare Ray with Serve"] + start["loading the bundle"]
     rows += [
         {"what": f"start: {name}", "measured": f"{start[name]:g} s", "limit": "-", "share": "-"}
-        for name in ("--help", "train --help", "a missing data set", "a missing bundle")
+        for name in (
+            "--help",
+            "train --help",
+            "a missing data set",
+            "a missing bundle",
+            "a size out of range",
+            "no such setting",
+        )
     ]
     rows.append(
         {
@@ -106,6 +115,14 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
             "measured": f"{start['serve, ready']:g} s",
             "limit": f"{limit:.1f} s (bare Ray and the bundle)",
             "share": f"{start['serve over both']:.2f} times",
+        }
+    )
+    rows.append(
+        {
+            "what": "start: train, until its first step",
+            "measured": f"{start['train, first step']:g} s",
+            "limit": f"{start['bare Ray Train']:g} s (bare Ray Train)",
+            "share": f"{start['train over bare Ray Train']:.2f} times",
         }
     )
     return rows

@@ -4,12 +4,17 @@
 
 Help and refusals are the median of five runs. `serve` is timed until /readyz answers 200; the
 limit is the start of a bare Ray with Ray Serve, in the same run, plus the loading of the bundle.
+`train` is timed until its first step is recorded; the limit is a bare Ray Train with one worker
+that builds the same network.
 """
 
 import argparse
+import contextlib
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,16 @@ class Empty:
         return "ok"
 serve.run(Empty.bind(), route_prefix="/")
 """
+BARE_TRAIN = """
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+def build():
+    import timm
+    timm.create_model("test_convnext", num_classes=7)
+ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+TorchTrainer(build, scaling_config=ScalingConfig(num_workers=1)).fit()
+"""
 LOAD = "from pathlib import Path; import sys; from melanoma import Predictor, load_bundle;"
 LOAD += " Predictor(load_bundle(Path(sys.argv[1])))"
 
@@ -47,14 +62,48 @@ def _ready(bundle: Path) -> float:
         return time.perf_counter() - started
 
 
+def _first_step(dataset: Path) -> float:
+    """Return the seconds until a training records its first step; it is then stopped."""
+    with tempfile.TemporaryDirectory() as out:
+        words = ["-m", "ray_jobs.cli", "train", str(dataset), out, "--preset", "smoke"]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *words, "--name", "run"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while not (Path(out) / "run" / "progress.json").is_file():
+                if process.poll() is not None:
+                    raise RuntimeError("The training ended before its first step.")
+                time.sleep(0.02)
+            return time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+
+
+def _trainings(folder: Path) -> list[tuple[float, float]]:
+    """Return the seconds of a bare Ray Train, and of a training to its first step, in rounds."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "data"]
+    source, dataset = folder / "source", folder / "dataset"
+    subprocess.run([*command, "phantom", str(source), "--lesions", "200"], check=True)
+    subprocess.run([*command, "prepare", str(source), str(dataset), "--size", "64"], check=True)
+    return [(_seconds("-c", BARE_TRAIN), _first_step(dataset)) for _ in range(ROUNDS)]
+
+
 def measure(bundle: Path) -> dict[str, Any]:
-    """Return the seconds of each start, and of `serve` as a ratio to what it stands on."""
+    """Return the seconds of each start, and ratios to what it stands on."""
     command = ("-m", "ray_jobs.cli")
     short = {
         "--help": (*command, "--help"),
         "train --help": (*command, "train", "--help"),
         "a missing data set": (*command, "train", "nowhere", "out"),
         "a missing bundle": (*command, "serve", "nowhere"),
+        "a size out of range": (*command, "data", "prepare", ".", "out", "--size", "1"),
+        "no such setting": (*command, "train", str(bundle), "out", "--set", "loss.none=1"),
     }
     figures: dict[str, Any] = {
         name: round(statistics.median(_seconds(*words) for _ in range(REPEATS)), 2)
@@ -66,11 +115,19 @@ def measure(bundle: Path) -> dict[str, Any]:
     ]
     ray, loading, ready = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(ready / (ray + loading) for ray, loading, ready in rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = _trainings(Path(folder))
+    bare, first = (statistics.median(column) for column in zip(*trainings, strict=True))
     return figures | {
         "bare Ray with Serve": round(ray, 1),
         "loading the bundle": round(loading, 1),
         "serve, ready": round(ready, 1),
         "serve over both": round(ratio, 2),
+        "bare Ray Train": round(bare, 1),
+        "train, first step": round(first, 1),
+        "train over bare Ray Train": round(
+            statistics.median(step / bare for bare, step in trainings), 2
+        ),
     }
 
 

@@ -6,10 +6,15 @@ once with AdamW and once with Muon. The upper limit is forward and backward pass
 in memory. The images are random, because only the time is measured.
 
     python -m benchmarks.training_speed [--gpu]
+    torchrun --nproc-per-node 2 -m benchmarks.training_speed [--gpu]
+
+Under torchrun the plain loop is wrapped in DDP, and the engine shares the same batches among the
+same processes; Ray Train would start the same engine.
 """
 
 import argparse
 import dataclasses
+import os
 import statistics
 import sys
 import time
@@ -17,7 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +33,7 @@ from melanoma.config import TrainConfig
 from melanoma.imaging.letterbox import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
+from melanoma.training.distributed import World
 from melanoma.training.engine import Training, autocast, start_state, train_one_epoch
 from melanoma.training.networks import start_model
 
@@ -96,7 +104,9 @@ def _model(case: Case, device: torch.device) -> nn.Module:
     return start_model(config, TASK.num_classes, weights="none", seed=0, device=device).train()
 
 
-def _loops(case: Case, images: _Images, device: torch.device) -> dict[str, Callable[[], None]]:
+def _loops(
+    case: Case, images: _Images, device: torch.device, world: World
+) -> dict[str, Callable[[], None]]:
     """Return the passes alone and the plain loop, one epoch each, on images resized in advance."""
     stored = images.images(list(range(len(images))))
     small = F.interpolate(stored.permute(0, 3, 1, 2).float() / 255, case.size)
@@ -105,11 +115,13 @@ def _loops(case: Case, images: _Images, device: torch.device) -> dict[str, Calla
 
     def loop(*, is_plain: bool) -> Callable[[], None]:
         model = _model(case, device)
+        model = world.wrap(model) if is_plain else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         kept = small.to(device)
 
         def run() -> None:
-            for batch in torch.randperm(len(images)).split(case.batch):
+            for whole in torch.randperm(len(images)).split(case.batch):
+                batch = whole[world.rank :: world.size]
                 inputs = kept[batch] if not is_plain else small[batch].to(device)
                 if is_plain and torch.rand(()) < 0.5:
                     inputs = inputs.flip(3)
@@ -126,10 +138,12 @@ def _loops(case: Case, images: _Images, device: torch.device) -> dict[str, Calla
     return {BOUND: loop(is_plain=False), PLAIN: loop(is_plain=True)}
 
 
-def _engine(case: Case, images: Any, optimizer: str, device: torch.device) -> Callable[[], None]:
+def _engine(
+    case: Case, images: Any, optimizer: str, device: torch.device, world: World
+) -> Callable[[], None]:
     """Return a function that runs one epoch of the engine."""
     config, model = _config(case, optimizer), _model(case, device)
-    state = start_state(model, config)
+    state, wrapped = start_state(model, config, world), world.wrap(model)
     training = Training(
         config,
         images,
@@ -138,30 +152,35 @@ def _engine(case: Case, images: Any, optimizer: str, device: torch.device) -> Ca
         torch.ones(len(images)),
         torch.zeros(len(images), TASK.num_classes),
         TASK,
+        world=world,
     )
 
     def run() -> None:
-        train_one_epoch(training, model, state)
+        train_one_epoch(training, wrapped, state)
 
     return run
 
 
-def measure(case: Case, device: torch.device) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, world: World) -> dict[str, Any]:
     """Return the images per second of each loop, and ratios within the same repeat.
 
     The loops run in turn; a first round warms up and does not count.
     """
     torch.manual_seed(0)
     images = _Images(case)
-    runs = _loops(case, images, device) | {
-        ADAMW: _engine(case, images, "adamw", device),
-        MUON: _engine(case, images, "muon", device),
+    runs = _loops(case, images, device, world) | {
+        ADAMW: _engine(case, images, "adamw", device, world),
+        MUON: _engine(case, images, "muon", device, world),
     }
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(REPEATS + 1):
         for name, run in runs.items():
+            if world.size > 1:
+                dist.barrier()
             started = time.perf_counter()
             run()
+            if world.size > 1:
+                dist.barrier()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if repeat > 0:
@@ -187,12 +206,27 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    device = torch.device("cuda" if args.gpu else "cpu")
+    world, device = _world(use_gpu=args.gpu)
     figures = {}
     for case in CASES:
         print(f"training {case.backbone}", file=sys.stderr, flush=True)
-        figures[case.backbone] = {**dataclasses.asdict(case), **measure(case, device)}
-    report("training_speed", {"threads": torch.get_num_threads(), "images/s": figures}, args.json)
+        figures[case.backbone] = {**dataclasses.asdict(case), **measure(case, device, world)}
+    if world.rank == 0:
+        each = {"processes": world.size, "threads each": torch.get_num_threads()}
+        report("training_speed", {**each, "images/s": figures}, args.json)
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def _world(*, use_gpu: bool) -> tuple[World, torch.device]:
+    """Return the processes that torchrun started, or one, and the device of this one."""
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    world = World.current()
+    if use_gpu:
+        return world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.set_num_threads(max(1, joblib.cpu_count() // world.size))
+    return world, torch.device("cpu")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 import httpx
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.bodies import read_body
+from serve.in_flight import InFlight
 from serve.listener import Listen, Listener
 from serve.middleware import install_middleware
 from serve.problems import install_problem_handlers
@@ -38,11 +40,14 @@ class _Waits:
 
 
 @contextlib.asynccontextmanager
-async def _listening(app: ASGIApp) -> AsyncIterator[tuple[Listener, httpx.AsyncClient]]:
+async def _listening(
+    app: ASGIApp, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[Listener, httpx.AsyncClient]]:
     (port,) = free_ports(1)
-    listener = Listener(Listen("127.0.0.1", port, max_requests=8, keep_alive_seconds=5))
+    listener = Listener(Listen(host, port, max_requests=8, keep_alive_seconds=5))
     await listener.ensure_running(app)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
         yield listener, client
     assert listener._serving is not None
     listener._serving.cancel()
@@ -126,6 +131,46 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
 
     asyncio.run(ask())
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+def test_it_listens_on_an_address_of_ipv6() -> None:
+    async def ask() -> httpx.Response:
+        async with _listening(_application(), "::1") as (_, client):
+            return await client.get("/status")
+
+    assert asyncio.run(ask()).status_code == 200
+
+
+def test_a_large_body_is_refused_for_overload_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer comes although hardly any of the body does; the connection is then closed."""
+    full = InFlight()
+    full.limit = full.num_computing = 2
+    monkeypatch.setattr("serve.middleware.in_flight", lambda: full)
+
+    async def ask() -> bytes:
+        async with _listening(_application()) as (listener, _):
+            place = listener._listen
+            reader, writer = await asyncio.open_connection(place.host, place.port)
+            stated = b"Content-Length: 20971520"
+            writer.write(b"POST /read HTTP/1.1\r\nHost: a\r\n" + stated + b"\r\n\r\n")
+            writer.write(b"x" * 1000)
+            answer = await asyncio.wait_for(reader.read(), 10)  # to the end of the connection
+            writer.close()
+            return answer
+
+    head = asyncio.run(ask()).lower()
+    assert head.startswith(b"http/1.1 503")
+    assert b"\nretry-after: " in head
 
 
 def test_an_upload_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ SETTINGS = [
     "--set",
     "data.input_width=64",
     "--trials",
-    "4",
+    "2",
 ]
 
 
@@ -102,7 +102,7 @@ def test_a_search_leaves_what_it_promises(finished: tuple[Path, Path]) -> None:
     result = json.loads((run / "result.json").read_text())
     trials = pd.read_parquet(run / "trials.parquet")
     num_folds = open_prepared(dataset).manifest.num_folds
-    assert len(trials) == 2 * num_folds + 4 == result["num_trials"]
+    assert len(trials) == 2 * num_folds + 2 == result["num_trials"]
     assert (
         trials["setting"].tolist()[: 2 * num_folds] == ["base"] * num_folds + ["plain"] * num_folds
     )
