@@ -185,6 +185,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "training-speed",
             "speed",
             "machine",
+            "search-efficiency",
+            "growth",
         )
     },
 }

@@ -2,40 +2,42 @@
 
 Two searches are compared on a grid of settings. The search trains one fold of a setting at a time
 and recommends the setting with the highest expected lead. Random search trains all folds of random
-settings and recommends the one with the highest mean. Both start with all folds of the base.
+settings and recommends the one with the highest mean. As `melanoma tune` does, both start with all
+folds of the base and of plain cross-entropy.
 
-`surfaces` replays both on drawn surfaces, a smooth and a rough one, with noise of the size that
-folds have. There the true value of each setting is known, and so is the regret of a recommendation:
-how far it lies below the best setting.
+`surfaces` replays both on drawn surfaces, where the true value of each setting is known, and so is
+the regret of a recommendation: how far it lies below the best setting.
 
 `record` trains every setting of the grid on all folds with three seeds. `replay` runs both searches
 on the results of one seed and scores their recommendations by the mean of the other seeds.
 
-    python -m benchmarks.search_efficiency surfaces
+    python -m benchmarks.search_efficiency surfaces [--keep]
     python -m benchmarks.search_efficiency record DATASET table.parquet
     python -m benchmarks.search_efficiency replay table.parquet
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.figures import PAGES, filled, keep
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import Objective
-from melanoma.io.files import claim_folder, write_parquet
+from melanoma.io.files import claim_folder, write_parquet, write_text
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from ray_jobs.progress import counted
 from tune.compare import train_all_folds
 from tune.proposer import Proposer
-from tune.space import FACTOR, GAMMA, TAU, SearchSpace, to_config
+from tune.space import FACTOR, GAMMA, TAU, SearchSpace, plain, to_config
 from tune.trial import Study
 
 GRID = {GAMMA: (0.0, 1.0, 2.0, 3.5, 5.0), TAU: (0.0, 0.5, 1.0), FACTOR: (1.0, 2.8, 8.0)}
@@ -43,10 +45,10 @@ SAMPLES = [dict(zip(GRID, values, strict=True)) for values in itertools.product(
 OBJECTIVE = Objective("melanoma_recall", 0.8)
 GOAL = 0.02
 NUM_FOLDS, NUM_SEEDS = 5, 3
-SPACE = SearchSpace.around(TrainConfig.from_dict({}))
-BASE = SAMPLES.index(dict(SPACE.sample_of(TrainConfig.from_dict({}))))
-SURFACES = {"smooth": 0.7, "rough": 0.25}
-"""The distance in the unit cube over which settings are alike."""
+SPACE = SearchSpace.around(TrainConfig())
+BASE, PLAIN = (
+    SAMPLES.index(dict(SPACE.sample_of(config))) for config in (TrainConfig(), plain(TrainConfig()))
+)
 SETTING_SPREAD, FOLD_SPREAD = 0.045, 0.05
 """Standard deviations of the drawn values of settings and of folds."""
 NOISES = (0.02, 0.04)
@@ -61,21 +63,20 @@ def propose_folds(values: FloatArray, *, seed: int, num_trained: int) -> Recomme
     """Run the project's search on known values ``(S, K)`` of all settings and folds."""
     proposer = Proposer(
         SPACE,
-        [SAMPLES[BASE]],
+        [SAMPLES[BASE], SAMPLES[PLAIN]],
         num_folds=values.shape[1],
         seed=seed,
         draw=lambda rng: [SAMPLES[index] for index in rng.permutation(len(SAMPLES))],
     )
-    tried, recommended = [BASE], [BASE] * (values.shape[1] - 1)
-    for number in range(num_trained):
+    tried, recommended = [BASE], Recommended()
+    for _ in range(min(num_trained, values.size)):
         proposal = proposer.propose()
         setting = SAMPLES.index(dict(proposal.sample))
         proposer.tell(proposal, float(values[setting, proposal.fold]))
         if setting not in tried:
             tried.append(setting)
-        if number >= values.shape[1] - 1:
-            leads, _ = proposer.leads([SAMPLES[index] for index in tried])
-            recommended.append(tried[int(leads.argmax())])
+        leads, _ = proposer.leads([SAMPLES[index] for index in tried])
+        recommended.append(tried[int(leads.argmax())])
     return recommended
 
 
@@ -84,10 +85,9 @@ def try_all_folds(values: FloatArray, *, seed: int, num_trained: int = 0) -> Rec
 
     It costs nothing here, so it always tries the whole grid.
     """
-    others = np.random.default_rng(seed).permutation(np.delete(np.arange(len(values)), BASE))
-    num_folds, best = values.shape[1], BASE
-    recommended = [BASE] * num_folds
-    for setting in others:
+    others = np.delete(np.arange(len(values)), [BASE, PLAIN])
+    num_folds, best, recommended = values.shape[1], BASE, Recommended()
+    for setting in [BASE, PLAIN, *np.random.default_rng(seed).permutation(others)]:
         recommended += [best] * (num_folds - 1)
         best = max(best, int(setting), key=lambda index: float(values[index].mean()))
         recommended.append(best)
@@ -97,22 +97,45 @@ def try_all_folds(values: FloatArray, *, seed: int, num_trained: int = 0) -> Rec
 SEARCHES = {"random, all folds": try_all_folds, "one fold at a time": propose_folds}
 
 
-def draw_surface(length: float, noise: float, rng: np.random.Generator) -> tuple[FloatArray, ...]:
+def _alike(length: float, places: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Draw a surface on which settings at this distance in the unit cube are still alike."""
+    squared = ((places[:, None] - places[None]) ** 2).sum(axis=2)
+    drawn: FloatArray = rng.multivariate_normal(
+        np.zeros(len(places)), np.exp(-0.5 * squared / length**2)
+    )
+    return drawn
+
+
+def _ridge(places: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Draw a surface that the model of the search does not expect: a sharp ridge and a step."""
+    direction, at = rng.normal(size=places.shape[1]), places[rng.integers(len(places))]
+    values = -np.abs((places - at) @ direction) - 0.5 * (places[:, rng.integers(3)] > 0.5)
+    ridge: FloatArray = (values - values.mean()) / values.std()
+    return ridge
+
+
+SURFACES: dict[str, Callable[[FloatArray, np.random.Generator], FloatArray]] = {
+    "smooth": functools.partial(_alike, 0.7),
+    "rough": functools.partial(_alike, 0.25),
+    "ridge": _ridge,
+}
+
+
+def draw_surface(name: str, noise: float, rng: np.random.Generator) -> tuple[FloatArray, ...]:
     """Draw true values ``(S,)`` of all settings, and what trainings show of them ``(S, K)``."""
     places = np.array([SPACE.places_of(sample) for sample in SAMPLES])
-    squared = ((places[:, None] - places[None]) ** 2).sum(axis=2)
-    covariance = SETTING_SPREAD**2 * np.exp(-0.5 * squared / length**2)
-    true = rng.multivariate_normal(np.zeros(len(SAMPLES)), covariance)
+    true = SETTING_SPREAD * SURFACES[name](places, rng)
     folds = rng.normal(0.0, FOLD_SPREAD, NUM_FOLDS)
     shown = true[:, None] + folds + rng.normal(0.0, noise, (len(SAMPLES), NUM_FOLDS))
     return true, shown
 
 
-def surfaces(*, num_replays: int, num_trained: int) -> None:
-    """Print the mean regret of both searches on drawn surfaces."""
-    for (name, length), noise in itertools.product(SURFACES.items(), NOISES):
+def surfaces(*, num_replays: int, num_trained: int) -> list[dict[str, str]]:
+    """Print the mean regret of both searches on drawn surfaces, and return a row for each kind."""
+    rows = []
+    for name, noise in itertools.product(SURFACES, NOISES):
         rng = np.random.default_rng(0)
-        drawn = [draw_surface(length, noise, rng) for _ in range(num_replays)]
+        drawn = [draw_surface(name, noise, rng) for _ in range(num_replays)]
         print(f"\n{name} surface, noise {noise} a fold, {num_replays} surfaces: mean regret after")
         needed = {}
         for search, run in SEARCHES.items():
@@ -127,13 +150,20 @@ def surfaces(*, num_replays: int, num_trained: int) -> None:
             needed[search] = int(reached[0]) + 1 if len(reached) else None
             print(_row(search, regret), f"  to {GOAL}: {needed[search] or 'not reached'}")
         of_random, ours = needed.values()
-        if of_random and ours:
-            print(f"folds trained, ratio {ours / of_random:.2f}")
+        rows.append(
+            {
+                "surface": name,
+                "noise of a fold": f"{noise:g}",
+                **{search: str(num or "not reached") for search, num in needed.items()},
+                "ratio": f"{ours / of_random:.2f}" if ours and of_random else "-",
+            }
+        )
+    return rows
 
 
 def _row(name: str, values: FloatArray) -> str:
     shown = (f"{n}: {values[n - 1]:+.3f}" for n in SHOWN if n <= len(values))
-    return f"{name:20} {'  '.join(shown)}"
+    return f"{name:28} {'  '.join(shown)}"
 
 
 def record(dataset: Path, table: Path, *, at_once: int) -> None:
@@ -167,7 +197,12 @@ def replay(path: Path, *, num_replays: int, num_trained: int) -> None:
     """Print what both searches gain on a recorded grid."""
     table = pd.read_parquet(path)
     wide = table.set_index(["seed", *GRID, "fold"])["objective"].unstack("fold")
-    values: FloatArray = np.stack([wide.loc[seed].to_numpy() for seed in range(NUM_SEEDS)])
+    order = [tuple(sample.values()) for sample in SAMPLES]
+    values = np.stack([wide.loc[seed].reindex(order).to_numpy() for seed in range(NUM_SEEDS)])
+    if np.isnan(values).any():
+        raise ValueError(
+            "Every setting must have trained on every fold with every seed; one has not."
+        )
     noise = float(np.mean(values.std(axis=0, ddof=1)))
     by_seed = values.mean(axis=2)
     print(
@@ -175,17 +210,21 @@ def replay(path: Path, *, num_replays: int, num_trained: int) -> None:
         f" {noise:.3f} a fold, spread of the settings' means {np.std(by_seed.mean(axis=0)):.3f},"
         f" their correlation between seeds {_mean_correlation(by_seed):.2f}"
     )
-    print(f"mean lead of the recommended setting over the base on the other seeds, {num_replays}:")
+    print(f"means over {num_replays} replays of the {NUM_SEEDS} seeds in turn, after")
     for name, run in SEARCHES.items():
-        leads = [
-            lead[run(shown, seed=index, num_trained=num_trained)]
-            for index, (lead, shown) in zip(range(num_replays), _splits(values), strict=False)
-        ]
-        print(_row(name, np.mean(leads, axis=0)))
+        leads, regrets = [], []
+        for index, (lead, shown) in zip(range(num_replays), _splits(values), strict=False):
+            recommended = run(shown, seed=index, num_trained=num_trained)
+            leads.append(lead[recommended])
+            regrets.append((lead.max() - lead)[recommended])
+        print(_row(f"{name}: lead", np.mean(leads, axis=0)))
+        print(_row(f"{name}: regret", np.mean(regrets, axis=0)))
     best = [
         lead[shown.mean(axis=1).argmax()] for lead, shown in itertools.islice(_splits(values), 3)
     ]
-    print(f"best of all {values[0].size} trainings of a seed: {np.mean(best):+.3f}")
+    print(
+        f"lead of the best mean of all {values[0].size} trainings of a seed: {np.mean(best):+.3f}"
+    )
 
 
 def _splits(values: FloatArray) -> Iterator[tuple[FloatArray, FloatArray]]:
@@ -208,11 +247,16 @@ def main() -> None:
     parser.add_argument("step", choices=("surfaces", "record", "replay"))
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="put the table into the documentation")
     parser.add_argument("--replays", type=int, default=100)
     parser.add_argument("--trained", type=int, default=80, help="folds that our search trains")
     args = parser.parse_args()
     if args.step == "surfaces":
-        surfaces(num_replays=args.replays, num_trained=args.trained)
+        rows = surfaces(num_replays=args.replays, num_trained=args.trained)
+        if args.keep:
+            keep("search-efficiency", rows)
+            for page in PAGES:
+                write_text(page, filled(page.read_text()))
     elif args.step == "record":
         record(*args.paths, at_once=args.at_once)
     else:

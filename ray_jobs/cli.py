@@ -266,7 +266,8 @@ def _tune(args: argparse.Namespace) -> int:
     from melanoma.io.files import locked
     from melanoma.training.run import RESULT, check_data, check_network
     from ray_jobs.progress import say
-    from tune.pipeline import check_verdict, claim_search, describe_search, usual_objective
+    from tune.checks import check_objective, check_verdict, usual_objective
+    from tune.pipeline import claim_search, describe_search
     from tune.search import SearchPlan
     from tune.space import SearchSpace
 
@@ -281,6 +282,7 @@ def _tune(args: argparse.Namespace) -> int:
         args.trials,
     )
     check_verdict(data)
+    check_objective(data, plan.objective)
     for fold in range(data.manifest.num_folds):
         on_fold = config.with_overrides([f"data.validation_fold={fold}"])
         check_data(_tune_job(args, on_fold, run_dir), data)

@@ -16,9 +16,7 @@ import pandas as pd
 from melanoma.bundle.bundle import fetch_bundle
 from melanoma.bundle.manifest import MANIFEST, read_manifest
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.errors import DataError
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.data.dataset import open_prepared
 from melanoma.io.files import (
     claim_folder,
     new_folder,
@@ -29,7 +27,7 @@ from melanoma.io.files import (
 )
 from melanoma.io.storage import AnyPath
 from melanoma.training.run import RESULT, TrainResult
-from tune.columns import EPOCHS, EXPECTED, FINISHED, SETTING, STATUS
+from tune.columns import EPOCHS, EXPECTED, FAILED, FINISHED, SETTING, STATUS
 from tune.compare import (
     Arm,
     Counted,
@@ -51,33 +49,6 @@ TrainBundle = Callable[[TrainConfig, AnyPath], TrainResult]
 """(settings, run folder) -> the result of the run; the same call again resumes it."""
 ScoreTest = Callable[[AnyPath, AnyPath], AnyPath]
 """(bundle, folder) -> path of predictions.parquet for test; the access is logged."""
-
-
-def check_verdict(data: PreparedData) -> None:
-    """Check, before hours of search, that test holds what a verdict needs: targets and others.
-
-    Raises:
-        DataError: if it does not.
-    """
-    rows, nouns = data.rows("test"), data.task.noun[1]
-    num_target = int(rows["dx"].isin(data.task.targets).sum())
-    if not 0 < num_target < len(rows):
-        raise DataError(
-            f"The test split must hold {nouns} and others for a verdict; {num_target} of its"
-            f" {len(rows)} images are {nouns}. Prepare the data set with a larger test fraction."
-        )
-
-
-def usual_objective(data: PreparedData) -> Objective:
-    """Return the objective of a search for which none is named.
-
-    It is the recall of the targets at a specificity of 0.8, within sources if more than one source
-    of the training split holds both targets and others.
-    """
-    rows = data.rows("train")
-    is_target = rows["dx"].isin(data.task.targets)
-    kinds = is_target.groupby(rows["source"]).nunique()
-    return Objective("melanoma_recall", 0.8, within_source=int((kinds == 2).sum()) > 1)
 
 
 def claim_search(plan: SearchPlan, *, content: str) -> dict[str, Any] | None:
@@ -162,13 +133,16 @@ def best_config(
 ) -> TrainConfig:
     """Return the setting with the highest expected lead over the base, and train all its folds.
 
-    The highest figure seen would mostly be the luckiest. A setting whose loss does not stay finite
-    on a fold is passed over. If no expected lead is above 0, the best is the base.
+    The highest figure seen would mostly be the luckiest. A setting that fails on a fold is passed
+    over. If no expected lead is above 0, the best is the base.
     """
-    ranked = trials.drop_duplicates(SETTING).sort_values(EXPECTED, ascending=False, kind="stable")
+    sound = trials[~trials[SETTING].isin(trials.loc[trials[STATUS] == FAILED, SETTING])]
+    ranked = sound.drop_duplicates(SETTING).sort_values(EXPECTED, ascending=False, kind="stable")
     for _, best in ranked[list(search.plan.space.ranges)].iterrows():
         config = to_config(dict(best), search.study.base)
-        [folds] = train_all_folds(search.study, [config], what="best setting", counted=counted)
+        [folds] = train_all_folds(
+            search.study, [config], what="other folds of the best setting", counted=counted
+        )
         if folds is not None:
             return config
     raise AssertionError("The base setting has trained on all folds.")

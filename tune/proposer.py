@@ -24,12 +24,12 @@ NUM_RANDOM = 8
 """Settings drawn at random before the process proposes any."""
 NUM_CANDIDATES = 256
 _LENGTHS = (0.25, 0.5, 1.0)
-_SIGNALS, _NOISES, _FOLDS = (0.01, 0.03, 0.1), (0.01, 0.03, 0.1), (0.0, 0.05)
-"""The likeliest combination is used. Lengths are in sides of the unit cube; the others are standard
-deviations of an objective in [0, 1]: of settings, of one training, and of folds."""
-
-_SURPRISES = norm.ppf((np.arange(9) + 0.5) / 9)
-"""Standard normal values that stand for all that a training may show."""
+_SIGNALS, _NOISES, _FOLDS = (0.15, 0.35, 0.7, 1.2), (0.25, 0.5, 0.75, 1.0), (0.0, 0.4, 0.8)
+"""The scales that a process may have. Lengths are in sides of the unit cube. The others are
+standard deviations of settings, trainings and folds, as shares of that of all objectives seen."""
+_LEAST_WEIGHT = 1e-3  # scales that are less likely than this beside the likeliest are left out
+_NORMAL = norm.ppf((np.arange(33) + 0.5) / 33)
+"""Equally likely values of a standard normal variable."""
 
 Draw = Callable[[np.random.Generator], Sequence[Sample]]
 """Draws the candidates of one proposal."""
@@ -48,18 +48,52 @@ class Proposal:
     fold: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Process:
+    """A Gaussian process of known scales, conditioned on some trainings.
+
+    Attributes:
+        length: over which settings are alike.
+        signal: standard deviation of settings.
+        noise: standard deviation of a training.
+        log_likelihood: of the trainings, without a constant.
+        factor: the Cholesky factor of their covariance, as scipy returns it.
+        weights: ``(N,)``, the inverse of that covariance times the objectives.
+    """
+
+    length: float
+    signal: float
+    noise: float
+    log_likelihood: float
+    factor: tuple[FloatArray, bool]
+    weights: FloatArray
+
+    def at(self, squared: FloatArray, cross: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return mean ``(M,)`` and covariance ``(M, M)`` of the values of M settings.
+
+        Args:
+            squared: ``(M, M)``, squared distances between them.
+            cross: ``(M, N)``, squared distances to the settings of the trainings.
+        """
+        prior = _kernel(squared, self.length, self.signal)
+        to_seen = _kernel(cross, self.length, self.signal)
+        return to_seen @ self.weights, prior - to_seen @ cho_solve(self.factor, to_seen.T)
+
+
 class Posterior:
-    """What some trainings say about all settings: a Gaussian process.
+    """What some trainings say about all settings: Gaussian processes of several scales.
 
     The objective of a training is the value of its setting, plus the effect of its fold, plus
-    noise. The effect of a fold is what makes it hard or easy for every setting.
+    noise. The effect of a fold is what makes it hard or easy for every setting. Each process counts
+    by the likelihood of what was seen. One process alone, the likeliest, would be too sure of
+    itself.
 
     Source: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapters 2 and 5.
 
     Args:
         places: ``(N, D)``, the settings in the unit cube.
         folds: ``(N,)``, the fold of each training.
-        values: ``(N,)``, the objective of each, in [0, 1].
+        values: ``(N,)``, the objective of each.
 
     Attributes:
         noise: standard deviation of one training.
@@ -67,30 +101,36 @@ class Posterior:
 
     def __init__(self, places: FloatArray, folds: NDArray[np.int_], values: FloatArray) -> None:
         self._places, self._mean = places, float(values.mean())
+        self._scale = float(values.std()) or 1.0
+        scaled = (values - self._mean) / self._scale
         squared, same_fold = _squared(places, places), folds[:, None] == folds[None, :]
-        best = -np.inf
-        for length, signal, noise, fold in itertools.product(_LENGTHS, _SIGNALS, _NOISES, _FOLDS):
-            covariance = _kernel(squared, length, signal) + fold**2 * same_fold
-            covariance[np.diag_indices_from(covariance)] += noise**2
-            factor = cho_factor(covariance, lower=True)
-            weights = cho_solve(factor, values - self._mean)
-            likelihood = -0.5 * (values - self._mean) @ weights - np.log(np.diag(factor[0])).sum()
-            if likelihood > best:
-                best, self._weights, self._factor = likelihood, weights, factor
-                self._length, self._signal, self.noise = length, signal, noise
+        scales = itertools.product(_LENGTHS, _SIGNALS, _NOISES, _FOLDS)
+        processes = [_condition(squared, same_fold, scaled, *each) for each in scales]
+        likelihoods = np.array([process.log_likelihood for process in processes])
+        weights = np.exp(likelihoods - likelihoods.max())
+        kept = np.flatnonzero(weights > _LEAST_WEIGHT)
+        self._processes = [processes[index] for index in kept]
+        self._weights = weights[kept] / weights[kept].sum()
+        variances = np.array([process.noise**2 for process in self._processes])
+        self.noise = self._scale * float(np.sqrt(self._weights @ variances))
 
     def at(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return mean ``(M,)`` and covariance ``(M, M)`` of the values of settings ``(M, D)``."""
-        cross = _kernel(_squared(places, self._places), self._length, self._signal)
-        prior = _kernel(_squared(places, places), self._length, self._signal)
-        return self._mean + cross @ self._weights, prior - cross @ cho_solve(self._factor, cross.T)
+        squared, cross = _squared(places, places), _squared(places, self._places)
+        each = [process.at(squared, cross) for process in self._processes]
+        means = np.array([mean for mean, _ in each])
+        mean = self._weights @ means
+        covariance = np.tensordot(self._weights, np.array([one for _, one in each]), 1)
+        covariance += (self._weights[:, None] * (means - mean)).T @ (means - mean)
+        return self._mean + self._scale * mean, self._scale**2 * covariance
 
     def gains(self, places: FloatArray) -> FloatArray:
         """Return what one more training of each setting ``(M, D)`` would be worth, ``(M,)``.
 
-        It is how high the best mean among all M settings is expected to be after that training: the
-        knowledge gradient. It is high where a setting may become the best, and where a training
-        says much about settings nearby.
+        It is by how much that training is expected to raise the best mean among these M settings:
+        the knowledge gradient, computed for a normal posterior with the same mean and covariance.
+        It is high where a setting may become the best, and where a training says much about
+        settings nearby.
 
         Source: Frazier, Powell and Dayanik, The Knowledge-Gradient Policy for Correlated Normal
         Beliefs, 2009.
@@ -98,10 +138,26 @@ class Posterior:
         mean, covariance = self.at(places)
         # Column j: how the means move with each standard deviation of what a training of j shows.
         moves = covariance / np.sqrt(np.diag(covariance) + self.noise**2)
-        expected: FloatArray = np.mean(
-            [(mean[:, None] + moves * z).max(axis=0) for z in _SURPRISES], axis=0
-        )
-        return expected
+        best = np.mean([(mean[:, None] + moves * z).max(axis=0) for z in _NORMAL], axis=0)
+        gains: FloatArray = best - mean.max()
+        return gains
+
+
+def _condition(
+    squared: FloatArray,
+    same_fold: NDArray[np.bool_],
+    values: FloatArray,
+    length: float,
+    signal: float,
+    noise: float,
+    fold: float,
+) -> _Process:
+    covariance = _kernel(squared, length, signal) + fold**2 * same_fold
+    covariance[np.diag_indices_from(covariance)] += noise**2
+    factor = cho_factor(covariance, lower=True)
+    weights = cho_solve(factor, values)
+    log_likelihood = -0.5 * float(values @ weights) - float(np.log(np.diag(factor[0])).sum())
+    return _Process(length, signal, noise, log_likelihood, factor, weights)
 
 
 def _squared(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -118,9 +174,10 @@ class Proposer:
     """Proposes one training after another.
 
     First come all folds of the given settings, then one fold of each of some random settings. After
-    that each proposal is the setting whose training would be worth most. A setting may be proposed
-    again, on another fold; the fold is the one trained least. A training that has not ended counts
-    as an average one, so that several at a time are no copies of each other.
+    that each proposal is the setting whose training would be worth most, among random new settings
+    and those tried that have a fold left. The fold is the one trained least. A training that has
+    not ended counts as an average one on its fold, so that trainings at the same time do not repeat
+    each other.
 
     A proposal depends on the seed, on its number and on the trainings so far. The same calls in the
     same order propose the same.
@@ -131,7 +188,7 @@ class Proposer:
         num_folds: number of folds.
         seed: seed of the draws.
         draw: draws the candidates; by default from the whole space.
-        proposed: proposals of an interrupted search, which are made again before any other.
+        interrupted: the proposals of an interrupted search, which are made again before any other.
     """
 
     def __init__(
@@ -142,40 +199,35 @@ class Proposer:
         num_folds: int,
         seed: int,
         draw: Draw | None = None,
-        proposed: Sequence[Proposal] = (),
+        interrupted: Sequence[Proposal] = (),
     ) -> None:
         self._space, self._base, self._num_folds, self._seed = space, given[0], num_folds, seed
         self._draw = draw or (lambda rng: space.draw(rng, NUM_CANDIDATES))
-        self._first = [Proposal(sample, fold) for sample in given for fold in range(num_folds)]
-        self._again, self._made = list(proposed), list[Proposal]()
-        self._seen: list[tuple[Proposal, float]] = []
+        self._given = [Proposal(sample, fold) for sample in given for fold in range(num_folds)]
+        self._interrupted, self._proposed = list(interrupted), list[Proposal]()
+        self._ended: list[tuple[Proposal, float | None]] = []
+        self._known: dict[tuple[int, int], Posterior] = {}  # the last, by what it rests on
 
     @property
-    def proposed(self) -> list[Proposal]:
+    def proposals(self) -> list[Proposal]:
         """All proposals made so far, and those of an interrupted search that are still to come."""
-        return self._made + self._again[len(self._made) :]
+        return self._proposed + self._interrupted[len(self._proposed) :]
 
     def propose(self) -> Proposal:
         """Return the next training."""
-        number = len(self._made)
-        if number < len(self._again):
-            proposal = self._again[number]
-        elif number < len(self._first):
-            proposal = self._first[number]
+        number = len(self._proposed)
+        if number < len(self._interrupted):
+            proposal = self._interrupted[number]
+        elif number < len(self._given):
+            proposal = self._given[number]
         else:
-            rng = np.random.default_rng([self._seed, number])
-            sample = self._next_sample(rng)
-            untrained = sorted(set(range(self._num_folds)) - self._folds_of(sample))
-            trained = Counter(proposal.fold for proposal in self._made)
-            proposal = Proposal(
-                sample, min(rng.permutation(untrained).tolist(), key=trained.__getitem__)
-            )
-        self._made.append(proposal)
+            proposal = self._choose(np.random.default_rng([self._seed, number]))
+        self._proposed.append(proposal)
         return proposal
 
-    def tell(self, proposal: Proposal, value: float) -> None:
-        """Record the objective of a training; NaN if its loss did not stay finite."""
-        self._seen.append((proposal, value))
+    def tell(self, proposal: Proposal, value: float | None) -> None:
+        """Record the objective of a training; None if it failed and would fail again."""
+        self._ended.append((proposal, value))
 
     def leads(self, samples: Sequence[Sample]) -> tuple[FloatArray, FloatArray]:
         """Return the expected lead of each setting over the base, and its standard deviation.
@@ -187,39 +239,51 @@ class Proposer:
         variance = np.diag(covariance) + covariance[0, 0] - 2 * covariance[0]
         return mean[1:] - mean[0], np.sqrt(np.maximum(variance[1:], 0.0))
 
-    def _next_sample(self, rng: np.random.Generator) -> Sample:
-        open_ = [
+    def _choose(self, rng: np.random.Generator) -> Proposal:
+        candidates = [
             sample
-            for sample in [*self._draw(rng), *_distinct(self._made)]
+            for sample in [*self._draw(rng), *_distinct(self._proposed)]
             if len(self._folds_of(sample)) < self._num_folds and not self._failed(sample)
         ]
-        if len(self._made) < len(self._first) + NUM_RANDOM or not self._values():
-            return open_[0]
-        ended = [proposal for proposal, _ in self._seen]
-        pending = [proposal for proposal in self._made if proposal not in ended]
-        gains = self._posterior(pending).gains(self._places(open_))
-        return open_[int(gains.argmax())]
+        chosen = 0
+        if len(self._proposed) >= len(self._given) + NUM_RANDOM and self._values():
+            ended = [proposal for proposal, _ in self._ended]
+            pending = [proposal for proposal in self._proposed if proposal not in ended]
+            gains = self._posterior(pending).gains(self._places(candidates))
+            chosen = int(gains.argmax())
+        untrained = sorted(set(range(self._num_folds)) - self._folds_of(candidates[chosen]))
+        trained = Counter(proposal.fold for proposal in self._proposed)
+        fold = min(rng.permutation(untrained).tolist(), key=trained.__getitem__)
+        return Proposal(candidates[chosen], fold)
 
     def _folds_of(self, sample: Sample) -> set[int]:
-        return {proposal.fold for proposal in self._made if proposal.sample == sample}
+        return {proposal.fold for proposal in self._proposed if proposal.sample == sample}
 
     def _failed(self, sample: Sample) -> bool:
-        return any(np.isnan(value) for proposal, value in self._seen if proposal.sample == sample)
+        return any(value is None for proposal, value in self._ended if proposal.sample == sample)
 
     def _values(self) -> list[float]:
-        return [value for _, value in self._seen if not np.isnan(value)]
+        return [value for _, value in self._ended if value is not None]
 
     def _posterior(self, pending: Sequence[Proposal] = ()) -> Posterior:
-        # A setting whose loss does not stay finite counts as the worst that was seen, so that the
-        # search leaves its neighbourhood.
-        worst, average = min(self._values()), float(np.mean(self._values()))
-        trained = [(one, worst if np.isnan(value) else value) for one, value in self._seen]
-        trained += [(one, average) for one in pending]
-        return Posterior(
-            self._places([proposal.sample for proposal, _ in trained]),
-            np.array([proposal.fold for proposal, _ in trained]),
-            np.array([value for _, value in trained]),
-        )
+        # A failed training counts as the worst that was seen, so that the search leaves its
+        # neighbourhood.
+        key = len(self._ended), len(pending)
+        if key not in self._known:
+            worst = min(self._values())
+            trained = [(one, worst if value is None else value) for one, value in self._ended]
+            trained += [(one, self._average(one.fold)) for one in pending]
+            posterior = Posterior(
+                self._places([proposal.sample for proposal, _ in trained]),
+                np.array([proposal.fold for proposal, _ in trained]),
+                np.array([value for _, value in trained]),
+            )
+            self._known = {key: posterior}
+        return self._known[key]
+
+    def _average(self, fold: int) -> float:
+        on_fold = [value for one, value in self._ended if value is not None and one.fold == fold]
+        return float(np.mean(on_fold or self._values()))
 
     def _places(self, samples: Sequence[Sample]) -> FloatArray:
         return np.array([self._space.places_of(sample) for sample in samples])

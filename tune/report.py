@@ -14,7 +14,18 @@ from melanoma.evidence.page import html_table, image, page, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.io.files import write_text
 from melanoma.io.storage import AnyPath
-from tune.columns import DEVIATION, ERROR, EXPECTED, FOLD, LEAD, SETTING
+from tune.columns import (
+    BASE,
+    DEVIATION,
+    ERROR,
+    EXPECTED,
+    FAILED,
+    FOLD,
+    LEAD,
+    PLAIN,
+    SETTING,
+    STATUS,
+)
 from tune.space import GAMMA
 
 SPECIFICITIES = np.linspace(0.4, 0.98, 30)
@@ -81,8 +92,8 @@ choice. {_accesses(result)}</p>{same}
 Intervals are 95 %, paired, with groups and seeds drawn with replacement. The spread over folds is
 between groups of images; the spread over seeds is between runs.{_within(result)}</small></p>
 <p>{len(trials)} trials, each one fold of one of {result["num_settings"]} settings: {counts}. They
-trained {result["epochs_of_search"]} epochs; the comparison trained
-{result["epochs_of_comparison"]} more.</p>
+trained {result["epochs_of_search"]} epochs; the winner's other folds and the new seeds trained
+{result["epochs_of_comparison"]} more, besides the final trainings.</p>
 {f"<h2>Failed</h2><ul>{failures}</ul>" if failures else ""}
 {figures}
 <h2>Settings</h2>
@@ -108,9 +119,8 @@ def _interval(difference: dict[str, Any]) -> str:
 
 def _accesses(result: dict[str, Any]) -> str:
     num = result["num_test_accesses"]
-    return (
-        f"The access log of the data set counts {num} accesses to test, this comparison included."
-    )
+    accesses = "access" if num == 1 else "accesses"
+    return f"The access log of the data set counts {num} {accesses} to test, with this comparison."
 
 
 def _spread(values: list[float]) -> str:
@@ -119,9 +129,10 @@ def _spread(values: list[float]) -> str:
 
 def _focal_against_plain(trials: pd.DataFrame) -> str:
     """Return the expected leads of the best focal loss and of the best loss without focusing."""
-    ranked = trials.sort_values(EXPECTED, ascending=False)
+    failed = trials.loc[trials[STATUS] == FAILED, SETTING]
+    ranked = trials[~trials[SETTING].isin(failed)].sort_values(EXPECTED, ascending=False)
     focal, without = ranked[ranked[GAMMA] > 0], ranked[ranked[GAMMA] == 0]
-    plain = ranked[ranked[SETTING] == "plain"]
+    plain = ranked[ranked[SETTING] == PLAIN]
     unweighted = f" (plain, unweighted cross-entropy: {_expected(plain)})" if len(plain) else ""
     if focal.empty:
         return "No focal setting was tried."
@@ -133,7 +144,8 @@ def _focal_against_plain(trials: pd.DataFrame) -> str:
 
 def _expected(settings: pd.DataFrame) -> str:
     """Return the expected lead of the first of some settings."""
-    return f"{settings[EXPECTED].iloc[0]:+.3f} &plusmn; {settings[DEVIATION].iloc[0]:.3f}"
+    lead = round(settings[EXPECTED].iloc[0], 3) + 0.0  # not -0
+    return f"{lead:+.3f} &plusmn; {settings[DEVIATION].iloc[0]:.3f}"
 
 
 def _settings_table(findings: Findings) -> str:
@@ -143,12 +155,12 @@ def _settings_table(findings: Findings) -> str:
             str(name),
             *(f"{trials[setting].iloc[0]:.3g}" for setting in findings.slices),
             str(trials[LEAD].count()),
-            f"{trials[LEAD].mean():+.3f}",
+            f"{trials[LEAD].mean():+.3f}" if trials[LEAD].count() else "-",
             _expected(trials),
         ]
         for name, trials in ordered.groupby(SETTING, sort=False)
     ]
-    head = ["", *findings.slices, "folds", "mean lead on them", "expected lead"]
+    head = ["", *findings.slices, "folds", "mean lead there", "expected lead"]
     return html_table(head, rows)
 
 
@@ -165,7 +177,7 @@ def _plot_recall(findings: Findings) -> Figure:
             for at in SPECIFICITIES
         ]
 
-    styles = {"base": (INK, "-"), "plain": (INK, ":"), "winner": (ACCENT, "-")}
+    styles = {BASE: (INK, "-"), PLAIN: (INK, ":"), "winner": (ACCENT, "-")}
     for name, folds in findings.folds.items():
         axes.plot(
             SPECIFICITIES,
@@ -181,7 +193,9 @@ def _plot_recall(findings: Findings) -> Figure:
 
 def _plot_slice(findings: Findings, name: str) -> Figure:
     """Draw the expected lead over one setting, with the leads of all trials as dots."""
-    figure, axes = new_axes("Other settings as in the winner", name, "lead over the base")
+    figure, axes = new_axes(
+        f"By {name}, other settings as in the winner", name, "lead over the base"
+    )
     trials, slice_ = findings.trials, findings.slices[name]
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.scatter(trials[name], trials[LEAD], s=14, color=MUTED, label="one fold of a setting")

@@ -20,6 +20,7 @@ from melanoma.evidence.out_of_fold import Objective
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from tune.columns import (
+    BASE,
     DEVIATION,
     EPOCHS,
     ERROR,
@@ -28,8 +29,8 @@ from tune.columns import (
     FINISHED,
     FOLD,
     LEAD,
-    LOST,
     METRIC,
+    PLAIN,
     RECORDED,
     SETTING,
     STATUS,
@@ -40,7 +41,6 @@ from tune.space import Sample, SearchSpace, plain
 from tune.trial import MAX_FAILURES, Study, run_trial
 
 TRIALS, PROPOSALS = "trials.parquet", "proposals.json"
-_LOST_ERROR = f"Ray lost its processes {MAX_FAILURES + 1} times."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +87,19 @@ class Search:
         If the two are the same, there is only the base.
         """
         base = self.study.base
-        return {"base": base} if plain(base) == base else {"base": base, "plain": plain(base)}
+        return {BASE: base} if plain(base) == base else {BASE: base, PLAIN: plain(base)}
 
     @property
     def num_trials(self) -> int:
         """Number of all trials, those of the given settings among them."""
         return len(self.given()) * self.study.num_folds + self.plan.num_trials
 
-    def proposer(self, proposed: Sequence[Proposal] = ()) -> Proposer:
+    def proposer(self, interrupted: Sequence[Proposal] = ()) -> Proposer:
         """Return a new proposer, which first repeats the proposals of an interrupted search."""
         space, study = self.plan.space, self.study
         given = [space.sample_of(config) for config in self.given().values()]
         return Proposer(
-            space, given, num_folds=study.num_folds, seed=study.base.seed, proposed=proposed
+            space, given, num_folds=study.num_folds, seed=study.base.seed, interrupted=interrupted
         )
 
 
@@ -112,32 +112,44 @@ def run_search(search: Search, *, counted: Counted = silently) -> pd.DataFrame:
     Raises:
         FloatingPointError: if the loss of the base setting does not stay finite, because then there
             is nothing to compare with.
-        ConnectionError: if Ray loses the processes of the base setting again and again.
-        RuntimeError: if the base setting fails in another way.
+        RuntimeError: if the base setting fails in another way, or not all trials were run.
+        Exception: what ended a trial in every attempt, such as a full disk or a node that is lost.
+            The same call tries that trial again.
     """
     path = search.plan.run_dir / TRIALS
     if path.is_file():
         return read_parquet(path)
+    searcher = _FoldSearcher(search)
     with counted("search", "trials") as on_trial:
-        searcher = _run_tune(search, on_trial)
+        results = _tuner(search, searcher, on_trial).fit()
+    if results.errors:
+        raise results.errors[0]
+    if searcher.base_error:
+        raise _base_failed(searcher.base_error)
+    if len(searcher.proposals) != search.num_trials:
+        raise RuntimeError(
+            f"The search must end with {search.num_trials} trials; it ended with"
+            f" {len(searcher.proposals)}. Run the same command again."
+        )
     trials = _trials(search, searcher)
     write_parquet(path, trials)
     return trials
 
 
-def _run_tune(search: Search, on_trial: Callable[[int, int], None]) -> "_FoldSearcher":
-    """Run all trials, and return the searcher, which knows how they ended."""
+def _tuner(
+    search: Search, searcher: "_FoldSearcher", on_trial: Callable[[int, int], None]
+) -> tune.Tuner:
     # Tune's newer output goes to stdout. Its own signal handler would make Ctrl-C look like the end
     # of the search.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    # trials.parquet reports each failed trial in one sentence.
+    # What ends a search is raised, and trials.parquet has one sentence on each failed trial.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     remove_folder(search.plan.run_dir / "search")  # a resumed search gives its trials new names
-    study, searcher = search.study, _FoldSearcher(search)
+    study = search.study
     storage_path, file_system = as_file_system(search.plan.run_dir)
     trainable = tune.with_parameters(run_trial, study=study, objective=search.plan.objective)
-    tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(trainable, resources=study.resources()),
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -156,20 +168,10 @@ def _run_tune(search: Search, on_trial: Callable[[int, int], None]) -> "_FoldSea
             callbacks=[_Progress(on_trial, search.num_trials)],
             verbose=0,
         ),
-    ).fit()
-    if searcher.base_error:
-        raise _base_failed(searcher.base_error)
-    if len(searcher.proposals) != search.num_trials:
-        raise RuntimeError(
-            f"The search must end with {search.num_trials} trials; it ended with"
-            f" {len(searcher.proposals)}. Run the same command again."
-        )
-    return searcher
+    )
 
 
 def _base_failed(error: str) -> Exception:
-    if error == _LOST_ERROR:
-        return ConnectionError(f"The base setting must train on every fold; it did not. {error}")
     if error.startswith(FloatingPointError.__name__):
         return FloatingPointError(
             "The loss of the base setting must stay finite on every fold; it did not. Lower"
@@ -181,7 +183,8 @@ def _base_failed(error: str) -> Exception:
 class _FoldSearcher(Searcher):  # type: ignore[misc]  # Ray Tune has no types
     """Gives Ray Tune the folds that a proposer proposes, and tells the proposer their objectives.
 
-    Every proposal is kept in proposals.json before its trial starts.
+    Every proposal is kept in proposals.json before its trial starts. After a trial that raised in
+    every attempt, or a base that failed, nothing is proposed any more.
 
     Attributes:
         proposals: the trials that were started, by number.
@@ -195,6 +198,7 @@ class _FoldSearcher(Searcher):  # type: ignore[misc]  # Ray Tune has no types
         kept = read_json(self._path) if self._path.is_file() else []
         self._proposer = search.proposer([Proposal(**one) for one in kept])
         self._numbers: dict[str, int] = {}
+        self._has_raised = False
         self.proposals: list[Proposal] = []
         self.values: dict[int, dict[str, float]] = {}
         self.errors: dict[int, str] = {}
@@ -204,19 +208,13 @@ class _FoldSearcher(Searcher):  # type: ignore[misc]  # Ray Tune has no types
         """Why the base setting could not be trained on a fold; empty if it could."""
         return next((self.errors[n] for n in range(self._num_folds) if n in self.errors), "")
 
-    def status_of(self, number: int) -> str:
-        """Return how a trial ended."""
-        if number in self.values:
-            return FINISHED
-        return LOST if self.errors[number] == _LOST_ERROR else FAILED
-
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of the next trial, or that there is none."""
-        if self.base_error:
+        if self._has_raised or self.base_error:
             return Searcher.FINISHED
         self._numbers[trial_id] = len(self.proposals)
         self.proposals.append(self._proposer.propose())
-        write_json(self._path, [dataclasses.asdict(one) for one in self._proposer.proposed])
+        write_json(self._path, [dataclasses.asdict(one) for one in self._proposer.proposals])
         return {**self.proposals[-1].sample, FOLD: self.proposals[-1].fold}
 
     def on_trial_complete(
@@ -225,13 +223,13 @@ class _FoldSearcher(Searcher):  # type: ignore[misc]  # Ray Tune has no types
         """Record how a trial ended."""
         number = self._numbers[trial_id]
         if error or result is None:
-            self.errors[number] = _LOST_ERROR
-            return
-        if result[ERROR]:
+            self._has_raised = True
+        elif result[ERROR]:
             self.errors[number] = result[ERROR]
+            self._proposer.tell(self.proposals[number], None)
         else:
             self.values[number] = {name: result[name] for name in RECORDED}
-        self._proposer.tell(self.proposals[number], result[METRIC])
+            self._proposer.tell(self.proposals[number], result[METRIC])
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing; proposals.json and the finished folds are what a search resumes from."""
@@ -250,8 +248,6 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         self._num_ended += 1
         self._on_trial(self._num_ended, self._num_trials)
 
-    on_trial_error = on_trial_complete
-
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, and a progress bar cannot be pickled
 
@@ -267,7 +263,7 @@ def _trials(search: Search, searcher: _FoldSearcher) -> pd.DataFrame:
                 SETTING: name,
                 FOLD: proposal.fold,
                 **proposal.sample,
-                STATUS: searcher.status_of(number),
+                STATUS: FINISHED if number in searcher.values else FAILED,
                 ERROR: searcher.errors.get(number, ""),
                 EPOCHS: search.study.base.optim.epochs if number in searcher.values else 0,
                 **dict.fromkeys(RECORDED, float("nan")),
@@ -294,9 +290,10 @@ def expected_leads(
         samples: M settings, tried or not.
     """
     proposer = search.proposer()
-    for trial in trials[trials[STATUS] != LOST].to_dict("records"):
+    for trial in trials.to_dict("records"):
         sample = {name: trial[name] for name in search.plan.space.ranges}
-        proposer.tell(Proposal(sample, trial[FOLD]), trial[METRIC])
+        value = trial[METRIC] if trial[STATUS] == FINISHED else None
+        proposer.tell(Proposal(sample, trial[FOLD]), value)
     return proposer.leads(samples)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.errors import root_cause
 from melanoma.evidence.out_of_fold import OBJECTIVES, Objective
 from melanoma.io.files import write_json
 from ray_jobs.arguments import BAD_INPUT, DONE
@@ -229,6 +230,21 @@ def test_a_failed_trial_is_reported_and_the_others_go_on(
     assert "must stay finite" in trials["error"].iloc[-2]
     assert math.isnan(trials["objective"].iloc[-2])
     assert trials["epochs"].iloc[-2] == 0
+
+
+def test_what_ends_a_trial_ends_the_search_which_can_be_resumed(
+    prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    """Storage that takes no files: here a file stands where a fold is to be kept."""
+    study = _study(prepared, tiny_config, tmp_path)
+    search, taken = _search(study, tmp_path, num_trials=1), study.fold_dir(study.base, 1)
+    taken.write_text("")
+    with pytest.raises(Exception, match="trial") as caught:
+        run_search(search)
+    assert isinstance(root_cause(caught.value), FileExistsError)
+    assert not (tmp_path / "trials.parquet").exists()
+    taken.unlink()
+    assert (run_search(search)["status"] == "finished").all()
 
 
 def test_a_setting_that_fails_on_another_fold_is_not_the_best(
