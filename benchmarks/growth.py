@@ -21,6 +21,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+import ray
 from PIL import Image
 
 from benchmarks.machine import report
@@ -97,6 +98,7 @@ def _timed(name: str, folder: Path) -> tuple[float, float]:
     started = time.perf_counter()
     STEPS[name](folder, executor)
     seconds = time.perf_counter() - started
+    ray.shutdown()  # so that nothing of it runs beside the next step
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

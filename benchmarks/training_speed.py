@@ -179,10 +179,10 @@ def measure(case: Case, device: torch.device, world: World) -> dict[str, Any]:
                 dist.barrier()
             started = time.perf_counter()
             run()
-            if world.size > 1:
-                dist.barrier()
             if device.type == "cuda":
                 torch.cuda.synchronize()
+            if world.size > 1:
+                dist.barrier()
             if repeat > 0:
                 rates[name].append(len(images) / (time.perf_counter() - started))
 
@@ -220,13 +220,15 @@ def main() -> None:
 
 def _world(*, use_gpu: bool) -> tuple[World, torch.device]:
     """Return the processes that torchrun started, or one, and the device of this one."""
+    device = torch.device("cpu")
+    if use_gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if use_gpu else "gloo")
     world = World.current()
-    if use_gpu:
-        return world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(max(1, joblib.cpu_count() // world.size))
-    return world, torch.device("cpu")
+    return world, device
 
 
 if __name__ == "__main__":
