@@ -46,9 +46,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.training_speed --json $(BENCH)/training_speed.json
 	$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.training_speed \
 		--json $(BENCH)/training_speed_torchrun.json
+	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/atto --peers $(PEERS) \
+		--json $(BENCH)/serve_peers_atto.json
+	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/tiny --peers $(PEERS) --rounds 2 --seconds 5 \
+		--json $(BENCH)/serve_peers_tiny.json
 	for name in atto tiny; do \
-		$(BIN)/python -m benchmarks.serve_peers $(BENCH)/$$name --peers $(PEERS) \
-			--json $(BENCH)/serve_peers_$$name.json && \
 		$(BIN)/python -m benchmarks.overload $(BENCH)/$$name \
 			--json $(BENCH)/overload_$$name.json || exit 1; \
 	done

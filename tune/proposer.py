@@ -20,7 +20,7 @@ from scipy.stats import norm
 from melanoma.arrays import FloatArray
 from tune.space import Sample, SearchSpace
 
-NUM_RANDOM = 8
+NUM_RANDOM = 2
 """Settings drawn at random before the process proposes any."""
 NUM_CANDIDATES = 256
 _LENGTHS = (0.25, 0.5, 1.0)
