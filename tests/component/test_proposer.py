@@ -161,10 +161,9 @@ def test_a_setting_that_failed_is_not_proposed_again() -> None:
         assert proposal.sample not in failed
         fails = proposal.sample[GAMMA] > 3
         failed += [proposal.sample] if fails else []
-        proposer.tell(proposal, None if fails else 0.5 + proposal.sample[TAU] / 10)
-    # It counts as the worst seen: where others failed, less is expected than elsewhere.
-    heavy = {TAU: 1.0, FACTOR: 2.0}
-    leads, _ = proposer.leads([{GAMMA: 1.5, **heavy}, {GAMMA: 4.5, **heavy}])
+        proposer.tell(proposal, None if fails else 0.5 + proposal.sample[GAMMA] / 20)
+    # It counts as the worst seen. Otherwise more would be expected of more gamma.
+    leads, _ = proposer.leads([{GAMMA: g, TAU: 0.5, FACTOR: 1.0} for g in (2.5, 4.5)])
     assert leads[0] > leads[1]
 
 
