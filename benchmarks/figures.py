@@ -186,7 +186,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "speed",
             "machine",
             "search-efficiency",
-            "growth",
         )
     },
 }

@@ -23,7 +23,7 @@ from benchmarks.http_load import Target
 from benchmarks.machine import report
 from benchmarks.serve_peers import OURS, running, servers_of
 
-REPEATS, ROUNDS = 5, 3
+REPEATS, ROUNDS = 5, 2
 BARE_RAY = """
 import ray
 from ray import serve

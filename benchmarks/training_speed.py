@@ -38,7 +38,7 @@ from melanoma.training.engine import Training, autocast, start_state, train_one_
 from melanoma.training.networks import start_model
 
 TASK = TASKS[DEFAULT_TASK]
-REPEATS = 5
+REPEATS = 4
 BOUND, PLAIN, ADAMW, MUON = "forward and backward", "plain loop", "engine, AdamW", "engine, Muon"
 
 
