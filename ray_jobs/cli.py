@@ -58,7 +58,7 @@ def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 def _phantom(args: argparse.Namespace) -> int:
     from melanoma.data.phantom.config import PhantomConfig
 
-    _check_new(args.out)
+    _check_new(args.out)  # before the slow imports, as are the settings
     config = PhantomConfig(
         num_lesions=args.lesions,
         seed=args.seed,
@@ -84,7 +84,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from melanoma.data.prepare_config import PrepareConfig
     from melanoma.task import read_task
 
-    _check_new(args.out)
+    _check_new(args.out)  # before the slow imports, as are the settings
     config = PrepareConfig(
         task=read_task(args.task),
         population=args.population,
@@ -224,7 +224,7 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = _config_of(args)
+    config = _config_of(args)  # a wrong setting is refused before the slow imports
     from melanoma.training.job import TrainJob
     from melanoma.training.run import run_job
     from ray_jobs.executor import RayExecutor

@@ -1,8 +1,7 @@
 """One trial: one fold of one setting, and the files of a finished fold.
 
 A trial trains for all epochs. Comparing unfinished networks would cost less, but gamma and the
-class weights change how fast a network learns, so the searched settings themselves would decide
-which network looks good early.
+class weights change how fast a network learns, so early results would compare speeds of learning.
 
 A finished fold is kept, so the same setting is never trained twice on the same fold.
 """
