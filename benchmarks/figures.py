@@ -186,6 +186,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "speed",
             "machine",
             "search-efficiency",
+            "growth",
         )
     },
 }
@@ -209,6 +210,12 @@ def keep(name: str, content: Any) -> None:
     write_text(FIGURES / f"{name}.json", json.dumps(content, indent=1) + "\n")
 
 
+def write_pages() -> None:
+    """Write the tables of every page anew."""
+    for page in PAGES:
+        write_text(page, filled(page.read_text()))
+
+
 def main() -> None:
     """Keep figures, or write the tables."""
     parser = argparse.ArgumentParser(
@@ -227,8 +234,7 @@ def main() -> None:
             report = json.loads(Path(path).read_text())
             found[title] = {part: report[part] for part in KEPT}
         keep(args.name, found)
-    for page in PAGES:
-        write_text(page, filled(page.read_text()))
+    write_pages()
 
 
 if __name__ == "__main__":

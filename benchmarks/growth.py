@@ -1,14 +1,14 @@
 """Measures whether the cost per image and the memory of the driver stay flat as data sets grow.
 
-    python -m benchmarks.growth [--sizes 1000 10000 100000]
+    python -m benchmarks.growth [--sizes 1000 10000 100000] [--keep]
 
 Draws small images of coloured noise, and prepares, trains one epoch, evaluates and scores each
 number of them. Every step runs in a new process with a new local Ray, which is started before its
-time begins. Marginal cost leaves out what does not depend on the number of images.
+time begins. The cost of an image is that of the images which a size has more than the one before,
+so it leaves out what does not depend on their number.
 """
 
 import argparse
-import itertools
 import multiprocessing
 import resource
 import sys
@@ -16,27 +16,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import joblib
-import numpy as np
-import pandas as pd
 import ray
-from PIL import Image
 
-from benchmarks.machine import report
+from benchmarks.figures import keep, rows_table, write_pages
+from benchmarks.noise_images import draw_images
 from melanoma.data.prepare import prepare
 from melanoma.data.prepare_config import PrepareConfig
 from melanoma.evaluation import evaluate
 from melanoma.presets import smoke
 from melanoma.scoring import score
-from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.job import TrainJob
 from melanoma.training.run import run_job
 from ray_jobs.executor import RayExecutor
 
 SIZES = (1_000, 10_000, 100_000)
-WIDTH, HEIGHT = 64, 48
+SIZE = (64, 48)
 SETTINGS = [
     "optim.epochs=1",
     "optim.warmup_epochs=0",
@@ -44,25 +40,6 @@ SETTINGS = [
     "data.input_width=64",
     "data.tta=1",
 ]
-
-
-def draw_images(num: int, folder: Path) -> None:
-    """Write small JPEGs of coloured noise and their metadata; each lesion has one image."""
-    (folder / "images").mkdir(parents=True)
-    classes, rng = TASKS[DEFAULT_TASK].classes, np.random.default_rng(num)
-    labels = rng.choice(len(classes), num, p=[0.05, 0.05, 0.1, 0.02, 0.11, 0.65, 0.02])
-    for index, label in enumerate(labels):
-        small = rng.integers(40, 216, (6, 8, 3)).astype(np.uint8)
-        small[..., label % 3] >>= int(label) // 3  # so that there is something to learn
-        image = Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-        image.save(folder / "images" / f"image_{index:06d}.jpg", quality=90)
-    table = {
-        "image_id": [f"image_{index:06d}" for index in range(num)],
-        "lesion_id": [f"lesion_{index:06d}" for index in range(num)],
-        "dx": [classes[label] for label in labels],
-        "dataset": "noise",
-    }
-    pd.DataFrame(table).to_csv(folder / "metadata.csv", index=False)
 
 
 def _prepare(folder: Path, executor: RayExecutor) -> None:
@@ -104,7 +81,7 @@ def _timed(name: str, folder: Path) -> tuple[float, float]:
 
 def measure(num: int, folder: Path) -> dict[str, tuple[float, float]]:
     """Return seconds and driver memory of each step."""
-    draw_images(num, folder / "source")
+    draw_images(num, folder / "source", size=SIZE)
     found = {}
     for name in STEPS:
         print(f"{num} images: {name}", file=sys.stderr, flush=True)
@@ -113,36 +90,50 @@ def measure(num: int, folder: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def growth(sizes: list[int]) -> dict[str, Any]:
-    """Return for each step seconds, driver memory, and the marginal cost between the sizes, ms."""
-    found = {}
-    for num in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            found[num] = measure(num, Path(folder))
-    return {
-        name: {
-            "seconds": {num: round(found[num][name][0], 1) for num in sizes},
-            "driver_mb": {num: round(found[num][name][1]) for num in sizes},
-            "marginal_ms_per_image": {
-                f"{few} to {many}": round(
-                    (found[many][name][0] - found[few][name][0]) / (many - few) * 1000, 2
-                )
-                for few, many in itertools.pairwise(sizes)
-            },
-        }
-        for name in STEPS
-    }
+def rows(found: dict[int, dict[str, tuple[float, float]]]) -> list[dict[str, str]]:
+    """Return a row for each step and size.
+
+    Args:
+        found: seconds and driver memory, MB, by number of images and step.
+    """
+    table = []
+    for name in STEPS:
+        before: int | None = None
+        for num, steps in found.items():
+            seconds, memory = steps[name]
+            each = None if before is None else (seconds - found[before][name][0]) / (num - before)
+            table.append(
+                {
+                    "step": name,
+                    "images": f"{num:,}",
+                    "seconds": f"{seconds:.1f}",
+                    "ms for each further image": "-" if each is None else f"{1000 * each:.2f}",
+                    "memory of the driver, MB": f"{memory:.0f}",
+                    "10 million at this rate, hours": (
+                        "-" if each is None else f"{each * 1e7 / 3600:.1f}"
+                    ),
+                }
+            )
+            before = num
+    return table
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Print the figures as a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--keep", action="store_true", help="put them into the documentation")
     args = parser.parse_args()
-    report("growth", growth(args.sizes), args.json)
+    found = {}
+    for num in args.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            found[num] = measure(num, Path(folder))
+    print(rows_table(table := rows(found)))
+    if args.keep:
+        keep("growth", table)
+        write_pages()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks.pipelines BUNDLE
 
-Drawing and preparing use all cores. The limit of preparing is the rate at which one core decodes
-the same files, times the cores. The limit of predicting is the bundle's network on images in
-memory. Ray is started before anything is timed.
+Draws some phantoms. Then prepares, evaluates and scores as many images of noise as HAM10000 has,
+at 200 x 150 px. All use all cores. The limit of preparing is the rate at which one core decodes the
+same files, times the cores. The limit of the others is the bundle's network on images in memory,
+measured before and after. Ray is started before anything is timed; its workers are not.
 """
 
 import argparse
@@ -19,18 +20,20 @@ import joblib
 import numpy as np
 
 from benchmarks.machine import report
+from benchmarks.noise_images import draw_images
 from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.phantom.layout import write_phantom
 from melanoma.data.prepare import prepare
 from melanoma.data.prepare_config import PrepareConfig
+from melanoma.evaluation import evaluate
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.scoring import score
 from ray_jobs.executor import RayExecutor
 
-NUM_LESIONS = 2000
-NUM_DECODED, NUM_PREDICTED, BATCH = 300, 160, 8
+NUM_LESIONS, NUM_IMAGES, SIZE = 1000, 10_015, (200, 150)
+NUM_DECODED, BATCH = 400, 8
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -63,26 +66,31 @@ def _network_rate(bundle: Path, files: list[bytes]) -> float:
 
 def measure(bundle: Path, folder: Path) -> dict[str, Any]:
     """Return the images per second of each pipeline and its share of the limit."""
-    cores, source = joblib.cpu_count(), folder / "phantom"
-    drawing = _seconds(lambda: write_phantom(PhantomConfig(num_lesions=NUM_LESIONS), source))
-    paths = sorted((source / "images").iterdir())
-    files = [path.read_bytes() for path in paths[:NUM_DECODED]]
+    cores, source, phantoms = joblib.cpu_count(), folder / "source", folder / "phantom"
+    drawing = _seconds(lambda: write_phantom(PhantomConfig(num_lesions=NUM_LESIONS), phantoms))
+    num_drawn = len(list((phantoms / "images").iterdir()))
+    draw_images(NUM_IMAGES, source, size=SIZE)
+    files = [path.read_bytes() for path in sorted((source / "images").iterdir())[:NUM_DECODED]]
     executor = RayExecutor()
     executor.start(cores)
-    config = PrepareConfig(size=128)
+    config = PrepareConfig(size=SIZE[0])
     preparing = _seconds(lambda: prepare(source, folder / "dataset", config, executor=executor))
-    decoding = _decoding_rate(files)
-    scoring = _seconds(
-        lambda: score(bundle, source / "images", folder / "scores", executor=executor)
-    )
-    network = _network_rate(bundle, files[:NUM_PREDICTED])
+    decoding = _decoding_rate(files) * cores
+    predicting, network = {}, [_network_rate(bundle, files)]
+    for name, work in {
+        "scored": lambda: score(bundle, source / "images", folder / "scores", executor=executor),
+        "evaluated": lambda: evaluate(bundle, source, folder / "evidence", executor=executor),
+    }.items():
+        predicting[name] = _seconds(work)
+        network.append(_network_rate(bundle, files))
+    limit = float(np.mean(network))
     figures = {
-        "drawn": (len(paths) / drawing, None),
-        "prepared": (len(paths) / preparing, decoding * cores),
-        "scored": (len(paths) / scoring, network),
+        "drawn": (num_drawn / drawing, None),
+        "prepared": (NUM_IMAGES / preparing, decoding),
+        **{name: (NUM_IMAGES / seconds, limit) for name, seconds in predicting.items()},
     }
     return {
-        "images": len(paths),
+        "images": NUM_IMAGES,
         **{
             name: {
                 "images_per_second": round(rate, 1),
@@ -102,7 +110,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    print("drawing, preparing and scoring", file=sys.stderr, flush=True)
+    print("drawing, preparing, scoring and evaluating", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         report("pipelines", measure(args.bundle.resolve(), Path(folder)), args.json)
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from melanoma.config import DataConfig, ModelConfig
 from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.evidence.metrics import METRICS, Predicted, validation_scores
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import write_parquet
 from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.engine import predict

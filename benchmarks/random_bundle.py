@@ -25,7 +25,8 @@ from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import fit_calibrator
 from melanoma.evidence.operating_point import Promise, select_operating_point
 from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
-from melanoma.imaging.letterbox import Preprocess, letterbox_shape
+from melanoma.imaging.letterbox import letterbox_shape
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import write_json
 from melanoma.io.typed import to_plain
 from melanoma.task import DEFAULT_TASK, TASKS

@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.figures import PAGES, filled, keep
+from benchmarks.figures import keep, write_pages
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.evidence.out_of_fold import Objective
-from melanoma.io.files import claim_folder, write_parquet, write_text
+from melanoma.io.files import claim_folder, write_parquet
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect
 from ray_jobs.progress import counted
@@ -255,8 +255,7 @@ def main() -> None:
         rows = surfaces(num_replays=args.replays, num_trained=args.trained)
         if args.keep:
             keep("search-efficiency", rows)
-            for page in PAGES:
-                write_text(page, filled(page.read_text()))
+            write_pages()
     elif args.step == "record":
         record(*args.paths, at_once=args.at_once)
     else:

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import PAGES, filled, keep, rows_table
-from melanoma.io.files import write_text
+from benchmarks.figures import keep, rows_table, write_pages
 
 NETWORKS = {"atto": "ConvNeXt-Atto, 128 x 96 px", "tiny": "ConvNeXt-Tiny, 224 x 168 px"}
 
@@ -160,8 +159,7 @@ def main() -> None:
         if args.keep:
             keep(name, found)
     if args.keep:
-        for page in PAGES:
-            write_text(page, filled(page.read_text()))
+        write_pages()
 
 
 if __name__ == "__main__":

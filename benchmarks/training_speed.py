@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import report
 from melanoma.config import TrainConfig
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.distributed import World
@@ -69,19 +70,19 @@ CASES = (
 
 
 class _Images:
-    """Random images in memory, in place of `ImageDataset`."""
+    """Random images in memory, in place of `ImageDataset`, and read in the same way."""
 
     def __init__(self, case: Case) -> None:
         num = case.batch * case.steps
         self.image_ids = [str(number) for number in range(num)]
         self.labels = torch.randint(0, TASK.num_classes, (num,))
-        self._images = torch.randint(0, 256, (num, *case.stored, 3), dtype=torch.uint8)
+        self._images = torch.randint(0, 256, (num, *case.stored, 3), dtype=torch.uint8).numpy()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def images(self, indices: list[int]) -> Tensor:
-        return self._images[indices]
+        return torch.from_numpy(np.stack([self._images[index] for index in indices]))
 
 
 def _config(case: Case, optimizer: str) -> TrainConfig:

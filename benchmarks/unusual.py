@@ -19,7 +19,7 @@ from melanoma.arrays import Uint8Array
 from melanoma.bundle.bundle import load_bundle
 from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.evidence.intervals import clopper_pearson
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 
 NUM_IMAGES, NUM_CROPS = 200, 40
 Spoil = Callable[[Uint8Array], Uint8Array]

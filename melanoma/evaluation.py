@@ -27,7 +27,7 @@ from melanoma.imaging.fingerprint import fingerprint
 from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, to_path
-from melanoma.judging import judge, read_stored
+from melanoma.judging import in_threads, judge, read_stored
 from melanoma.task import Task
 
 BATCH = 64
@@ -299,20 +299,25 @@ class ScoreRows:
     def __call__(self, item: Item) -> list[Row]:
         """Score the rows from start up to stop."""
         positions = range(item["start"], item["stop"])
-        images = [self._image(position) for position in positions]
+        images = self._images(positions)
+        described = in_threads(_described, images)
         rows = judge(self._predictor, images)
         return [
-            {
-                "position": position,
-                "fingerprint": fingerprint(image) if isinstance(image, np.ndarray) else b"",
-                "ita": skin_tone(image) if isinstance(image, np.ndarray) else float("nan"),
-                **row,
-            }
-            for position, image, row in zip(positions, images, rows, strict=True)
+            {"position": position, **description, **row}
+            for position, description, row in zip(positions, described, rows, strict=True)
         ]
 
-    def _image(self, position: int) -> np.ndarray | tuple[str, str]:
-        """Return a stored image, or the reason and detail for which the server would refuse it."""
+    def _images(self, positions: range) -> list[np.ndarray | tuple[str, str]]:
+        """Return stored images, or the reason and detail for which the server refuses one."""
         if self._dataset is not None:
-            return self._dataset.images([position])[0].numpy()
-        return read_stored(self.rows["path"].iloc[position], self._predictor.bundle)
+            return list(self._dataset.images(positions).numpy())
+        paths = self.rows["path"].iloc[list(positions)].tolist()
+        read = functools.partial(read_stored, bundle=self._predictor.bundle)
+        return in_threads(read, paths)
+
+
+def _described(image: np.ndarray | tuple[str, str]) -> Row:
+    """Return the fingerprint and the skin's tone of an image that could be read."""
+    if not isinstance(image, np.ndarray):
+        return {"fingerprint": b"", "ita": float("nan")}
+    return {"fingerprint": fingerprint(image), "ita": skin_tone(image)}

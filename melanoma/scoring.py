@@ -21,7 +21,7 @@ from melanoma.evaluation import BATCH
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
-from melanoma.judging import judge, read_stored
+from melanoma.judging import in_threads, judge, read_stored
 from melanoma.places import check_images
 
 SCORES, PARTS = "scores.parquet", "parts"
@@ -159,6 +159,7 @@ class ScoreFiles:
         return [{"path": shown(name)} for name in names]
 
     def _rows(self, names: tuple[str, ...], bundle: Bundle) -> list[dict[str, Any]]:
-        images = [read_stored(str(to_path(self.folder) / name), bundle) for name in names]
+        paths = [str(to_path(self.folder) / name) for name in names]
+        images = in_threads(functools.partial(read_stored, bundle=bundle), paths)
         rows = judge(self._predictor, images)
         return [{"path": shown(name), **row} for name, row in zip(names, rows, strict=True)]

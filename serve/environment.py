@@ -21,6 +21,9 @@ ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # Large enough that a body over 20 MiB gets this service's own error and not gRPC's.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # Ray gives its workers a low priority (niceness 15), so that on a machine which does anything
+    # else every request would wait.
+    "RAY_worker_niceness": "0",
     # The log file is enough.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Replicas call each other at this machine's addresses. A proxy from the environment would

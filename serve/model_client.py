@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.bundle.predictor import Prediction
 from melanoma.explain.overlay import MAX_SIDE_PX
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from serve.classifier import Answer, Job
 from serve.described import Described
 from serve.explainer import ExplainJob

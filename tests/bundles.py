@@ -14,7 +14,7 @@ from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import Promise, select_operating_point
 from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from serve.described import Described
 from tests.tasks import HAM
 

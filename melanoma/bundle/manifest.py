@@ -13,7 +13,7 @@ from melanoma.errors import BundleError
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.evidence.reference_models import Comparison, hardest
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain
 from melanoma.places import MANIFEST as MANIFEST

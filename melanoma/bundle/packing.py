@@ -40,7 +40,7 @@ from melanoma.evidence.operating_point import (
 )
 from melanoma.evidence.reference_models import Comparison, compare_with_references, hardest
 from melanoma.imaging.descriptors import descriptors
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.training.engine import predict
 from melanoma.training.networks import features
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from melanoma.arrays import Uint8Array
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.io.typed import Strict
 from melanoma.training.networks import tta_logits

@@ -1,17 +1,18 @@
 """The parallel work of `prepare`: decodes images into shards, then gives each split its own.
 
-Workers write every shard themselves, so no image passes through the calling process.
+Workers write every shard themselves, so no image passes through the calling process. They import
+this module, so it must load quickly: nothing here imports torch.
 """
 
 import dataclasses
 import hashlib
 import os
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from melanoma.arrays import Uint8Array
 from melanoma.data.image_files import read_image
-from melanoma.data.records import Source
 from melanoma.data.rejections import UNREADABLE, reason_of
 from melanoma.data.shards import open_shard, write_shard
 from melanoma.errors import InvalidImageError
@@ -19,6 +20,9 @@ from melanoma.executor import Executor, Item, Progress, Row
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.letterbox import letterbox, letterbox_shape
 from melanoma.io.storage import AnyPath, is_address, to_path
+
+if TYPE_CHECKING:
+    from melanoma.data.records import Source
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20
 
@@ -33,7 +37,7 @@ def shard_rows(size: int) -> int:
 
 
 def decode_images(
-    source: Source,
+    source: "Source",
     shards: AnyPath,
     size: int,
     *,

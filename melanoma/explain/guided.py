@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.training.networks import tta_logits
 
 

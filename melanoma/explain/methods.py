@@ -14,7 +14,7 @@ from torch import nn
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
 from melanoma.explain.guided import GuidedExplainer
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)

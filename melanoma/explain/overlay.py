@@ -9,8 +9,9 @@ from PIL import Image
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.explain.grad_cam import Heatmap, render_heatmap
-from melanoma.imaging.letterbox import Preprocess, letterbox_box
+from melanoma.imaging.letterbox import letterbox_box
 from melanoma.imaging.png_writer import to_png
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import write_bytes
 
 OPACITY = 0.55

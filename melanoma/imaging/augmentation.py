@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from melanoma.config import AugmentConfig
-from melanoma.imaging.letterbox import resize
+from melanoma.imaging.preprocess import resize
 
 NUM_DRAWS = 12
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -64,11 +64,14 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
     Returns:
         ``(N, 3, h, w)`` float32 in [0, 1].
     """
-    pixels = images.permute(0, 3, 1, 2).float()  # `_recolour` scales it to [0, 1]
+    pixels = images.permute(0, 3, 1, 2)
+    if pixels.device.type != "cpu":  # a CPU shrinks whole numbers several times as fast
+        pixels = pixels.float()
     height, width = pixels.shape[-2:]
     if height > 2 * size[0]:
         # A bilinear sample covers two pixels, so a larger image would alias. Shrink it first.
         pixels = resize(pixels, (2 * size[0], 2 * size[1]))
+    pixels = pixels.float()  # `_recolour` scales it to [0, 1]
     draws = draws.to(pixels.device)
     grid = F.affine_grid(
         _affine(draws, config, aspect=width / height), [len(pixels), 3, *size], align_corners=False

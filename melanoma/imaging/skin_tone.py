@@ -8,7 +8,7 @@ images, never at one person.
 import numpy as np
 from PIL import Image, ImageCms
 
-from melanoma.arrays import FloatArray, Uint8Array
+from melanoma.arrays import Uint8Array
 from melanoma.imaging.descriptors import without_padding
 
 BANDS = {
@@ -23,7 +23,8 @@ BANDS = {
 _DARKEST, _LIGHTEST = 15.0, 97.0
 """Lightness below is the rim of the dermatoscope or hair, above it is glare."""
 _LEAST_PIXELS = 200
-_BINS = 64
+_LEVELS = 255 / 100
+"""Steps of 8 bits in one unit of lightness."""
 _TO_LAB = ImageCms.buildTransform(
     ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
 )
@@ -40,16 +41,17 @@ def skin_tone(stored: Uint8Array) -> float:
     image = Image.fromarray(without_padding(stored))
     found = ImageCms.applyTransform(image, _TO_LAB)
     assert found is not None  # only with inPlace
+    # Whole numbers of 8 bits, in which medians and histograms take a fraction of the time.
     lab = np.asarray(found)
-    lightness = lab[..., 0].astype(np.float64) * 100 / 255
-    yellow = lab[..., 2].view(np.int8).astype(np.float64)
-    usable = (lightness > _DARKEST) & (lightness < _LIGHTEST)
+    lightness, yellow = np.ascontiguousarray(lab[..., 0]), lab[..., 2].view(np.int8)
+    usable = (lightness > _DARKEST * _LEVELS) & (lightness < _LIGHTEST * _LEVELS)
     if usable.sum() < _LEAST_PIXELS:
         return float("nan")
     skin = usable & (lightness > _otsu(lightness[usable]))
     if skin.sum() < _LEAST_PIXELS:
         return float("nan")
-    return float(np.degrees(np.arctan2(np.median(lightness[skin]) - 50, np.median(yellow[skin]))))
+    median_lightness = np.median(lightness[skin]) / _LEVELS
+    return float(np.degrees(np.arctan2(median_lightness - 50, np.median(yellow[skin]))))
 
 
 def band_of(ita: float) -> str:
@@ -57,13 +59,13 @@ def band_of(ita: float) -> str:
     return next((name for name, least in BANDS.items() if ita > least), "")
 
 
-def _otsu(values: FloatArray) -> float:
+def _otsu(values: Uint8Array) -> int:
     """Return the threshold between the two groups of values that differ most (Otsu, 1979)."""
-    counts, edges = np.histogram(values, _BINS)
-    share, centres = counts / counts.sum(), (edges[1:] + edges[:-1]) / 2
-    below, mean_below = np.cumsum(share), np.cumsum(share * centres)
+    counts = np.bincount(values, minlength=256)
+    share, levels = counts / counts.sum(), np.arange(256)
+    below, mean_below = np.cumsum(share), np.cumsum(share * levels)
     apart = below * (1 - below)
-    between = np.zeros(_BINS)
+    between = np.zeros(256)
     mixed = apart > 0
     between[mixed] = (mean_below[-1] * below - mean_below)[mixed] ** 2 / apart[mixed]
-    return float(centres[between.argmax()])
+    return int(between.argmax())

@@ -22,7 +22,7 @@ from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import validation_scores
 from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.task import Task
 from melanoma.training.distributed import World

@@ -13,8 +13,8 @@ from melanoma.presets import preset
 from melanoma.training.job import TrainJob
 from ray_jobs import cluster
 from ray_jobs.cluster import Bundle, cpus_per_worker, gpus_per_trial, num_placeable, wait_for_room
-from ray_jobs.executor import CLEANER, Trainer, worker_bundle
 from ray_jobs.local_ray import INSECURE, allow_insecure_ray, safe_defaults
+from ray_jobs.trainer import CLEANER, Trainer, worker_bundle
 
 HEAD = {"CPU": 4.0}
 GPU_NODE = {"CPU": 16.0, "GPU": 8.0}
@@ -170,7 +170,7 @@ def test_a_run_does_not_wait_for_a_dashboard_that_is_not_there(
     there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the first assertion fails, Ray has changed and `Trainer` may go."""
-    monkeypatch.setattr("ray_jobs.executor.has_dashboard", lambda: there)
+    monkeypatch.setattr("ray_jobs.trainer.has_dashboard", lambda: there)
 
     def kinds(trainer: type[TorchTrainer]) -> set[str]:
         made = trainer(lambda: None)._create_default_callbacks()  # type: ignore[attr-defined]

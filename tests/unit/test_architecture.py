@@ -23,6 +23,15 @@ def test_the_command_imports_lazily() -> None:
     assert not {"torch", "ray", "pandas", "numpy", "pyarrow", "pydantic", "timm"} & set(loaded)
 
 
+def test_workers_of_prepare_do_not_load_torch() -> None:
+    """A worker would take several times as long to load torch as to decode a small data set."""
+    seen = "import sys, ray_jobs.executor, melanoma.data.decoding; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", seen], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "timm", "scipy", "sklearn", "onnxruntime", "ray.train"} & set(loaded)
+
+
 OF_CLASSES = {
     "melanoma/task.py",  # the built-in tasks
     "melanoma/data/diagnoses.py",  # the table of spellings

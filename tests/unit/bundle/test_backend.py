@@ -15,7 +15,7 @@ from melanoma.bundle.predictor import Predictor
 from melanoma.config import ModelConfig, TrainConfig
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.grad_cam import explain_feature_maps
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import tta_features
 from melanoma.training.networks import build_model, features
 from tests.bundles import sign

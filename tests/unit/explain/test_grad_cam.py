@@ -7,7 +7,7 @@ import torch
 
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.explain.grad_cam import render_heatmap
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import flip
 from melanoma.training.networks import tta_logits
 from tests.explaining import explain_batch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import SettingError
 from melanoma.explain.guided import GuidedNetwork, guided_grad_cam_map
-from melanoma.imaging.letterbox import Preprocess
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import flip
 from tests.explaining import explain_batch
 from tests.tasks import MELANOMA_INDEX
