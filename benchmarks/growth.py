@@ -4,8 +4,8 @@
 
 Draws small images of coloured noise, and prepares, trains one epoch, evaluates and scores each
 number of them. Every step runs in a new process with a new local Ray, which is started before its
-time begins. The cost of an image is that of the images which a size has more than the one before,
-so it leaves out what does not depend on their number.
+time begins. The cost of a further image is the difference in time between two sizes, divided by the
+difference in images.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     python -m benchmarks.pipelines BUNDLE
 
-Draws some phantoms. Then prepares, evaluates and scores as many images of noise as HAM10000 has,
+Draws some phantoms. Then prepares, scores and evaluates as many images of noise as HAM10000 has,
 at 200 x 150 px. All use all cores. The limit of preparing is the rate at which one core decodes the
 same files, times the cores. The limit of the others is the bundle's network on images in memory,
-measured before and after. Ray is started before anything is timed; its workers are not.
+measured before, between and after them. Ray is started before preparing is timed; its workers are
+not.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """What a bundle says of stored images, as rows; shared by evaluation and scoring."""
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -13,17 +15,19 @@ from melanoma.data.image_files import read_image
 from melanoma.data.rejections import UNREADABLE, reason_of
 from melanoma.errors import InvalidImageError
 from melanoma.executor import Row
-from melanoma.imaging.decode import check_content, decode_image
+from melanoma.imaging.decode import SMALL_WORK, check_content, decode_image, decoding_work
 from melanoma.io.storage import is_address
 from melanoma.task import Task
 
 MAX_THREADS = 8
-"""Threads that work on images side by side; one may need 400 MB to decode 25 megapixels."""
-T = TypeVar("T")
-Result = TypeVar("Result")
+"""Threads that work on images side by side."""
+_ONE_LARGE = threading.Lock()
+"""Held while a large image is decoded, because that may take 400 MB."""
+_T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 
-def in_threads(work: Callable[[T], Result], items: Iterable[T]) -> list[Result]:
+def in_threads(work: Callable[[_T], _Result], items: Iterable[_T]) -> list[_Result]:
     """Return the results of some work for each item, in order.
 
     Args:
@@ -37,10 +41,13 @@ def in_threads(work: Callable[[T], Result], items: Iterable[T]) -> list[Result]:
 def read_stored(path: str, bundle: Bundle) -> np.ndarray | tuple[str, str]:
     """Return the image at a path as a bundle takes it.
 
-    If it cannot be judged, return a reason and a detail instead.
+    If it cannot be judged, return a reason and a detail instead. Of several threads, one at a time
+    decodes a large image.
     """
     try:
-        image = decode_image(read_image(path))
+        data = read_image(path)
+        with _ONE_LARGE if decoding_work(data) > SMALL_WORK else contextlib.nullcontext():
+            image = decode_image(data)
         check_content(image)
         return bundle.preprocess.stored(image)
     except InvalidImageError as error:

@@ -84,7 +84,7 @@ class _Actor:
         self._work, self._num_threads = work, num_threads
 
     def __call__(self, row: Mapping[str, Any]) -> list[Row]:
-        import torch
+        import torch  # tasks, which do not predict, never load it
 
         torch.set_num_threads(self._num_threads)
         return list(self._work(row["item"]))

@@ -1,9 +1,9 @@
-"""Environment variables that set how Ray Serve passes requests between replicas of one machine.
+"""Environment variables that set how Ray runs replicas and passes requests between them.
 
-Ray reads them when it is imported, so they must be set before that. Together they make the graph
-about twice as fast: without them a small request spends most of its time in hops between the
-threads and event loops of each replica. On your own cluster, set them in the environment in which
-Ray is started (a shell or a pod):
+Ray reads them when it starts or is imported, so they must be set before that. Together they make
+the graph about twice as fast: without them a small request spends most of its time in hops between
+the threads and event loops of each replica. On your own cluster, set them in the environment in
+which Ray is started (a shell or a pod):
 
     eval "$(python -m serve.environment)" && ray start --head
 """
@@ -22,7 +22,7 @@ ENVIRONMENT = {
     # Large enough that a body over 20 MiB gets this service's own error and not gRPC's.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     # Ray gives its workers a low priority (niceness 15), so that on a machine which does anything
-    # else every request would wait.
+    # else every request would wait. It applies to all workers of a cluster, also to trainings.
     "RAY_worker_niceness": "0",
     # The log file is enough.
     "RAY_SERVE_LOG_TO_STDERR": "0",

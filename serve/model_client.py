@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.bundle.predictor import Prediction
 from melanoma.explain.overlay import MAX_SIDE_PX
+from melanoma.imaging.decode import SMALL_WORK
 from melanoma.imaging.preprocess import Preprocess
 from serve.classifier import Answer, Job
 from serve.described import Described
@@ -37,10 +38,7 @@ ATTEMPTS = 24
 PAUSE_SECONDS = 0.1
 READY_SECONDS = 5
 IMAGES_AT_ONCE = 8  # of one request, so that it does not fill the queue of all requests
-# Decoding 25 megapixels takes up to two seconds and 400 MB. Large images are decoded one at a time,
-# and small ones do not wait for them. The unit is that of `Source.work`; a progressive JPEG of
-# 600 x 450 px has 3 million.
-SMALL_WORK = 4_000_000
+# Large images are decoded one at a time, and small ones do not wait for them.
 SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
 MAX_LARGE_WAITING = 16  # a longer queue would not be answered in time
 # Far longer than the largest image takes. A thread that works for longer is assumed never to end.

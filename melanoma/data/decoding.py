@@ -1,7 +1,7 @@
 """The parallel work of `prepare`: decodes images into shards, then gives each split its own.
 
 Workers write every shard themselves, so no image passes through the calling process. They import
-this module, so it must load quickly: nothing here imports torch.
+this module, so it must load quickly: nothing here imports torch or scipy.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.letterbox import letterbox, letterbox_shape
 from melanoma.io.storage import AnyPath, is_address, to_path
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it would load scipy
     from melanoma.data.records import Source
 
 SHARD_ROWS, SHARD_BYTES = 512, 96 * 2**20

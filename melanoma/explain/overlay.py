@@ -41,7 +41,7 @@ def heatmap_on(
     shown.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     left, top, right, bottom = letterbox_box(image.size, preprocess.stored_shape)
     cut = torch.from_numpy(framed.values[top:bottom, left:right])[None, None]
-    # The values of Pillow's `resize`, in half the time.
+    # torch resizes 8 bits faster than Pillow; their values differ by at most 1.
     values = resize(cut, (shown.height, shown.width))[0, 0]
     return shown, Heatmap(framed.peak, values.numpy())
 

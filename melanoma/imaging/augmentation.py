@@ -1,6 +1,7 @@
 """Batched augmentation on the device, with randomness from (seed, epoch, image_id) alone.
 
-So an image is changed in the same way in any worker and any batch, and after any restart.
+So an image is changed in the same way in any worker and any batch, and after any restart. Between
+a CPU and a GPU, pixels may differ by rounding.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ def augment(images: Tensor, draws: Tensor, config: AugmentConfig, size: tuple[in
         ``(N, 3, h, w)`` float32 in [0, 1].
     """
     pixels = images.permute(0, 3, 1, 2)
-    if pixels.device.type != "cpu":  # a CPU shrinks whole numbers several times as fast
+    if pixels.device.type != "cpu":  # a GPU resizes floats only; a CPU is faster with 8 bits
         pixels = pixels.float()
     height, width = pixels.shape[-2:]
     if height > 2 * size[0]:

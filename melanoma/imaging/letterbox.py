@@ -1,7 +1,7 @@
 """The letterbox: an image fitted into the stored frame with its aspect ratio kept.
 
-This is the only definition of it, for shards, evaluation and server. Imports no torch, because the
-workers of `prepare` would take longer to load it than to decode thousands of images.
+This is the only definition of it, for shards, evaluation and server. Imports no torch: a
+worker of `prepare` decodes thousands of images in the time that torch takes to load.
 """
 
 import numpy as np

@@ -63,7 +63,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize ``(N, 3, H, W)`` images to (h, w), antialiased."""
+    """Resize images to (h, w), antialiased.
+
+    Args:
+        images: ``(N, C, H, W)``, float, or uint8 on a CPU; returned as they are if they fit.
+        size: (h, w) of the result, px.
+    """
     if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -173,7 +173,8 @@ def test_a_read_only_data_set_is_found_out_before_anything_starts(
 
     monkeypatch.setattr(PreparedData, "check_writable", refuse)
     monkeypatch.setattr("ray_jobs.cluster.connect", lambda **_: pytest.fail("Ray was started"))
-    monkeypatch.setattr("ray_jobs.executor.connect", lambda **_: pytest.fail("Ray was started"))
+    for module in ("ray_jobs.executor", "ray_jobs.trainer"):
+        monkeypatch.setattr(f"{module}.connect", lambda **_: pytest.fail("Ray was started"))
     places = {"BUNDLE": bundle_dir, "DATA": copied, "OUT": tmp_path / "out"}
     assert main([str(places.get(word, word)) for word in words]) == BAD_INPUT
     assert "must be writable" in capsys.readouterr().err
