@@ -3,6 +3,7 @@ import torch
 
 from melanoma.config import AugmentConfig
 from melanoma.imaging.augmentation import NUM_DRAWS, _recolour, augment, image_keys, uniform_draws
+from melanoma.imaging.preprocess import resize
 
 IDS = [f"ISIC_{number:07d}" for number in range(4000)]
 
@@ -66,3 +67,14 @@ def test_colours_change_step_by_step_as_described() -> None:
     grey = expected.mean(dim=1, keepdim=True)
     expected = (grey + (expected - grey) * factor(7, config.saturation)).clamp(0, 1)
     assert torch.allclose(_recolour(images, draws, config), expected, atol=1e-5)
+
+
+def test_a_much_larger_image_is_shrunk_in_8_bits_as_in_floats() -> None:
+    """Only rounding tells the two apart."""
+    images = torch.randint(0, 256, (3, 96, 128, 3), dtype=torch.uint8)
+    draws = torch.full((3, NUM_DRAWS), 0.5)  # changes no colour
+    found = augment(images, draws, AugmentConfig(), (24, 32))
+    shrunk = resize(images.permute(0, 3, 1, 2).float(), (48, 64))
+    again = augment(shrunk.permute(0, 2, 3, 1), draws, AugmentConfig(), (24, 32))
+    assert found.shape == (3, 3, 24, 32)
+    assert (found - again).abs().max() <= 1 / 255

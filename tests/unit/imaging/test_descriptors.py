@@ -67,6 +67,21 @@ def test_darker_skin_has_a_smaller_angle_and_the_lesion_does_not_count() -> None
     assert light == pytest.approx(skin_tone(plain), abs=3)
 
 
+def test_the_tone_is_the_angle_of_the_median_colour() -> None:
+    """Computed again in floats, from the two halves of an image that Otsu's threshold parts."""
+    image = np.full((100, 101, 3), LIGHT, dtype=np.uint8)
+    image[:50] = DARK
+    red, green, blue = (np.array(LIGHT) / 255).tolist()
+    linear = [((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    # sRGB to XYZ, adapted to D50, the white of profiles (ICC.1:2022, Bradford).
+    y = 0.2225 * linear[0] + 0.7169 * linear[1] + 0.0606 * linear[2]
+    z = (0.0139 * linear[0] + 0.0971 * linear[1] + 0.7141 * linear[2]) / 0.8249
+    lightness, yellow = 116 * np.cbrt(y) - 16, 200 * (np.cbrt(y) - np.cbrt(z))
+    assert skin_tone(image) == pytest.approx(
+        np.degrees(np.arctan2(lightness - 50, yellow)), abs=1.5
+    )
+
+
 def test_where_no_skin_is_seen_there_is_no_tone() -> None:
     assert np.isnan(skin_tone(np.zeros((48, 64, 3), "u1")))
     assert band_of(float("nan")) == ""

@@ -518,9 +518,11 @@ def test_the_canvas_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     assert (canvas[~inside] == PADDING_RGB).all()
 
 
-def test_an_image_of_nothing_is_told_from_a_faint_one() -> None:
+@pytest.mark.parametrize("shape", [(600, 800), (1025, 993), (481, 481)])
+def test_an_image_of_nothing_is_told_from_a_faint_one(shape: tuple[int, int]) -> None:
+    """Also if its sides are a pixel longer than equal parts are."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(-20, 21, (600, 800, 3))
+    noise = rng.integers(-20, 21, (*shape, 3))
     covered = Image.fromarray((120 + noise).astype(np.uint8))
     with pytest.raises(InvalidImageError) as refused:
         check_content(covered)
