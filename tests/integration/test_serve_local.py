@@ -185,6 +185,9 @@ def test_it_ends_well_under_load(
     with serving(tmp_path, str(bundle_dir), env=env) as server:
         server.wait_until_serving()
         family = psutil.Process(server.pid()).children(recursive=True)
+        replicas = [each for each in family if "ServeReplica" in " ".join(each.cmdline())]
+        assert replicas
+        assert {each.nice() for each in replicas} == {psutil.Process().nice()}
         _no_port_runs_what_a_stranger_sends(family, tmp_path / "run-by-a-stranger")
         later = _stop_under_load(server, image, number)
         # New requests are refused in words a client may retry on, until nobody listens any more.
