@@ -51,6 +51,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/tiny --peers $(PEERS) --rounds 2 --seconds 5 \
 		--json $(BENCH)/serve_peers_tiny.json
 	for name in atto tiny; do \
+		$(BIN)/python -m benchmarks.answer_steps $(BENCH)/$$name \
+			--json $(BENCH)/answer_steps_$$name.json && \
 		$(BIN)/python -m benchmarks.overload $(BENCH)/$$name \
 			--json $(BENCH)/overload_$$name.json || exit 1; \
 	done

@@ -181,6 +181,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "copies",
             "epochs",
             "served",
+            "answer-steps",
             "overload",
             "training-speed",
             "speed",

@@ -43,6 +43,17 @@ def served_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def step_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each step of an answer."""
+    found = {
+        title: _read(folder, f"answer_steps_{short}")["ms"] for short, title in NETWORKS.items()
+    }
+    return [
+        {"step": name, **{f"{title}, ms": f"{steps[name]:g}" for title, steps in found.items()}}
+        for name in next(iter(found.values()))
+    ]
+
+
 def overload_rows(folder: Path) -> list[dict[str, str]]:
     """Return a row for each network at ten times its capacity."""
     found = {
@@ -149,6 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, rows in {
         "served": served_rows,
+        "answer-steps": step_rows,
         "overload": overload_rows,
         "training-speed": training_rows,
         "speed": other_rows,
