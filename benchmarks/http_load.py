@@ -122,6 +122,16 @@ async def closed_loop(target: Target, *, clients: int, seconds: float) -> list[A
     ]
 
 
+def closed_rate(asked: list[Asked], *, clients: int) -> float:
+    """Return the answers per second in a closed loop.
+
+    Each client always waits for one answer, so it is their number divided by the mean time of an
+    answer. The number of answers divided by the length of the loop would be too high, because those
+    under way at its end count too.
+    """
+    return clients / float(np.mean([one.seconds for one in asked]))
+
+
 async def open_loop(target: Target, *, rate: float, seconds: float) -> list[Asked]:
     """Send requests at Poisson times, whether or not earlier ones were answered.
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Asked, Connection, Target, closed_loop, open_loop
+from benchmarks.http_load import Asked, Connection, Target, closed_loop, closed_rate, open_loop
 from benchmarks.machine import report
 from benchmarks.sample import image_or_phantom
-from benchmarks.serve_peers import OURS, running, servers_of
+from benchmarks.serve_peers import CLIENTS, OURS, running, servers_of
 
 FACTOR = 10
 
@@ -42,20 +42,30 @@ async def _overload(target: Target, rate: float, seconds: float) -> tuple[list[A
     return asked, health
 
 
+def _capacity(target: Target, seconds: float) -> float:
+    """Return the answers per second to clients who wait for theirs.
+
+    Raises:
+        RuntimeError: if a request was not answered 200.
+    """
+    asked = asyncio.run(closed_loop(target, clients=CLIENTS, seconds=seconds))
+    if any(one.status != 200 for one in asked):
+        raise RuntimeError("Every request must be answered 200; one was not.")
+    return closed_rate(asked, clients=CLIENTS)
+
+
 def measure(target: Target, seconds: float) -> dict[str, Any]:
     """Return the capacity of a service, and what it does at ten times that."""
-    asyncio.run(closed_loop(target, clients=8, seconds=3))
-    before = asyncio.run(closed_loop(target, clients=8, seconds=seconds))
-    capacity = sum(one.status == 200 for one in before) / seconds
+    _capacity(target, 3)  # warms up
+    capacity = _capacity(target, seconds)
     started, cpu = time.monotonic(), sum(os.times()[:2])
     asked, health = asyncio.run(_overload(target, FACTOR * capacity, seconds))
     ended = time.monotonic() - started
     generator = (sum(os.times()[:2]) - cpu) / ended
-    after = asyncio.run(closed_loop(target, clients=8, seconds=seconds))
+    capacity_after = _capacity(target, seconds)
     good = [one for one in asked if one.status == 200]
     refused = [one for one in asked if one.status == 503]
     within = [one for one in good if one.sent + one.seconds <= started + seconds]
-    capacity_after = sum(one.status == 200 for one in after) / seconds
     return {
         "capacity_per_second": round(capacity, 1),
         "capacity_after_per_second": round(capacity_after, 1),

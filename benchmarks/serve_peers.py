@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Target, closed_loop, until_ready
+from benchmarks.http_load import Target, closed_loop, closed_rate, until_ready
 from benchmarks.machine import report
 from benchmarks.peers import BACKEND, BUNDLE, EXPLAIN, MAX_BATCH, Peer
 from benchmarks.sample import image_or_phantom
@@ -149,7 +149,7 @@ def _ask(target: Target, measured: Measured, seconds: float) -> None:
             raise RuntimeError("Every request must be answered 200; one was not.")
         found.append(float(np.median([one.seconds for one in asked])))
         if clients == CLIENTS:
-            measured.rates.append(len(asked) / seconds)
+            measured.rates.append(closed_rate(asked, clients=clients))
 
 
 def _ask_network(peer: Peer, stored: Any, measured: Measured, seconds: float) -> None:
