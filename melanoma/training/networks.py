@@ -1,5 +1,6 @@
 """timm networks behind one interface, features and head. Knows nothing of data or losses."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -16,6 +17,10 @@ from melanoma.imaging.tta import FeatureExtractor, tta_features
 from melanoma.io.storage import to_path
 from melanoma.training.stochastic_depth import install_stochastic_depth
 from melanoma.training.weights import load_weights
+
+# MKL reads this at its first product. Without it, on some processors a sum depends on where its
+# numbers lie in memory, and a run that is resumed in another process would end with other weights.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = False) -> nn.Module:
