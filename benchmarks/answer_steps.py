@@ -2,7 +2,7 @@
 
     python -m benchmarks.answer_steps BUNDLE [IMAGE]
 
-Explains how far a server of a small network can come: what is not the network is paid as well.
+What is not the network limits how close a server of a small network can come to it.
 """
 
 import argparse

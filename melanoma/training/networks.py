@@ -18,8 +18,8 @@ from melanoma.io.storage import to_path
 from melanoma.training.stochastic_depth import install_stochastic_depth
 from melanoma.training.weights import load_weights
 
-# MKL reads this at its first product. Without it, on some processors a sum depends on where its
-# numbers lie in memory, and a run that is resumed in another process would end with other weights.
+# MKL reads this at its first product. Without it, two processes that trained the same run on an AMD
+# processor ended with other weights.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
