@@ -185,6 +185,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "overload",
             "training-speed",
             "speed",
+            "pipeline-steps",
             "machine",
             "search-efficiency",
             "growth",

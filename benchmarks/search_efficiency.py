@@ -30,7 +30,7 @@ from benchmarks.figures import keep, write_pages
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.evidence.objective import Objective
 from melanoma.io.files import claim_folder, write_parquet
 from melanoma.presets import smoke
 from ray_jobs.cluster import connect

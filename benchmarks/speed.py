@@ -101,8 +101,8 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
         {
             "what": f"images {name}",
             "measured": f"{each['images_per_second']:g} a second",
-            "limit": f"{each['limit']:g} a second" if each["limit"] else "-",
-            "share": f"{each['share_of_limit']:.2f}" if each["limit"] else "-",
+            "limit": f"{each['limit']:g} a second" if "limit" in each else "-",
+            "share": f"{each['share_of_limit']:.2f}" if "limit" in each else "-",
         }
         for name, each in pipelines.items()
         if isinstance(each, dict) and "images_per_second" in each
@@ -117,6 +117,7 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
             "a missing bundle",
             "a size out of range",
             "no such setting",
+            "no such objective",
         )
     ]
     rows.append(
@@ -136,6 +137,53 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
         }
     )
     return rows
+
+
+def pipeline_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a row for each step of an image, with the pipelines that take it."""
+    found = _read(folder, "pipelines")
+    taken = {"prepare": "prepared", "score": "scored", "evaluate": "evaluated"}
+    by_all, by_prepare = tuple(taken), ("prepare",)
+    judging = ("score", "evaluate")
+    takers = {
+        "decoding and checking": by_all,
+        "hashing the file and its pixels": by_prepare,
+        "fitting into the stored size": by_prepare,
+        "writing two shards": by_prepare,
+        "reducing to the bundle's size": judging,
+        "fingerprint and skin's tone": ("evaluate",),
+        "the network": judging,
+    }
+    steps = {
+        name: {taker: found["steps_ms"][name] if taker in used else 0.0 for taker in taken}
+        for name, used in takers.items()
+    }
+    totals = {
+        "all steps": {
+            taker: round(sum(step[taker] for step in steps.values()), 2) for taker in taken
+        },
+        "measured": {
+            taker: round(1000 * found["machine"]["cores"] / found[name]["images_per_second"], 2)
+            for taker, name in taken.items()
+        },
+        "of that outside the workers": {
+            taker: round(
+                1000
+                * found["machine"]["cores"]
+                * found[name]["seconds_outside_workers"]
+                / found["images"],
+                2,
+            )
+            for taker, name in taken.items()
+        },
+    }
+    return [
+        {
+            "ms of a core for each image": name,
+            **{taker: f"{value:g}" if value else "-" for taker, value in values.items()},
+        }
+        for name, values in (steps | totals).items()
+    ]
 
 
 def machine_rows(folder: Path) -> list[dict[str, str]]:
@@ -164,6 +212,7 @@ def main() -> None:
         "overload": overload_rows,
         "training-speed": training_rows,
         "speed": other_rows,
+        "pipeline-steps": pipeline_rows,
         "machine": machine_rows,
     }.items():
         found = rows(args.folder)

@@ -85,16 +85,15 @@ def _first_step(dataset: Path) -> float:
             process.kill()
 
 
-def _trainings(folder: Path) -> list[tuple[float, float]]:
-    """Return the seconds of a bare Ray Train, and of a training to its first step, in rounds."""
+def _dataset(folder: Path) -> Path:
     command = [sys.executable, "-m", "ray_jobs.cli", "data"]
     source, dataset = folder / "source", folder / "dataset"
     subprocess.run([*command, "phantom", str(source), "--lesions", "200"], check=True)
     subprocess.run([*command, "prepare", str(source), str(dataset), "--size", "64"], check=True)
-    return [(_seconds("-c", BARE_TRAIN), _first_step(dataset)) for _ in range(ROUNDS)]
+    return dataset
 
 
-def measure(bundle: Path) -> dict[str, Any]:
+def measure(bundle: Path, dataset: Path) -> dict[str, Any]:
     """Return the seconds of each start, and ratios to what it stands on."""
     command = ("-m", "ray_jobs.cli")
     short = {
@@ -103,7 +102,8 @@ def measure(bundle: Path) -> dict[str, Any]:
         "a missing data set": (*command, "train", "nowhere", "out"),
         "a missing bundle": (*command, "serve", "nowhere"),
         "a size out of range": (*command, "data", "prepare", ".", "out", "--size", "1"),
-        "no such setting": (*command, "train", str(bundle), "out", "--set", "loss.none=1"),
+        "no such setting": (*command, "train", str(dataset), "out", "--set", "loss.none=1"),
+        "no such objective": (*command, "tune", str(dataset), "out", "--objective", "loss"),
     }
     figures: dict[str, Any] = {
         name: round(statistics.median(_seconds(*words) for _ in range(REPEATS)), 2)
@@ -115,8 +115,7 @@ def measure(bundle: Path) -> dict[str, Any]:
     ]
     ray, loading, ready = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(ready / (ray + loading) for ray, loading, ready in rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        trainings = _trainings(Path(folder))
+    trainings = [(_seconds("-c", BARE_TRAIN), _first_step(dataset)) for _ in range(ROUNDS)]
     bare, first = (statistics.median(column) for column in zip(*trainings, strict=True))
     return figures | {
         "bare Ray with Serve": round(ray, 1),
@@ -139,7 +138,9 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    report("start, seconds", measure(args.bundle.resolve()), args.json)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(args.bundle.resolve(), _dataset(Path(folder)))
+    report("start, seconds", figures, args.json)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ manifest of a bundle. Everything else reads it from there. No other module knows
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.errors import SettingError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy and pydantic take longer to load than a refusal should
+    from pydantic import TypeAdapter
+
+    from melanoma.arrays import BoolArray, FloatArray, IntArray
     from melanoma.io.storage import AnyPath
 
 
@@ -45,7 +45,7 @@ class Task:
         SettingError: if the parts contradict each other.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     classes: tuple[str, ...]
     targets: tuple[str, ...]
@@ -105,11 +105,13 @@ class Task:
         """The targets in one word, for figures and file names."""
         return "+".join(self.targets)
 
-    def is_target(self, labels: IntArray) -> BoolArray:
+    def is_target(self, labels: "IntArray") -> "BoolArray":
         """Return which of some labels ``(N,)`` are targets."""
+        import numpy as np
+
         return np.isin(labels, self.target_indices)
 
-    def target_scores(self, probabilities: FloatArray) -> FloatArray:
+    def target_scores(self, probabilities: "FloatArray") -> "FloatArray":
         """Return the probability ``(N,)`` that a lesion is one of the targets.
 
         Args:
@@ -130,7 +132,7 @@ class Task:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a manifest."""
-        values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
         return values
 
 
@@ -139,7 +141,13 @@ def _require(condition: bool, field: str, rule: str, value: object) -> None:
         raise SettingError(f"The {field} of a task must be {rule}; got {value!r}.")
 
 
-_ADAPTER: TypeAdapter[Task] = TypeAdapter(Task)
+@functools.cache
+def _adapter() -> "TypeAdapter[Task]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Task)
+
+
 _NAMES = {
     "akiec": "Actinic keratosis, Bowen's disease",
     "bcc": "Basal cell carcinoma",
@@ -227,8 +235,10 @@ def task_of(values: Any) -> Task:
         SettingError: if a field is missing, unknown or of another type, or the parts contradict
             each other.
     """
+    from pydantic import ValidationError
+
     try:
-        return _ADAPTER.validate_python(values)
+        return _adapter().validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":

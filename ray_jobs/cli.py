@@ -261,8 +261,10 @@ def _contract_code(args: argparse.Namespace, status: str) -> int:
 def _tune(args: argparse.Namespace) -> int:
     """Compose the search with training and evaluation, which it gets as two callables."""
     config, run_dir = _config_of(args), args.out / _tune_name(args)
-    from melanoma.data.dataset import open_prepared
-    from melanoma.evidence.out_of_fold import Objective
+    from melanoma.evidence.objective import Objective
+
+    objective = Objective.parse(args.objective) if args.objective else None
+    from melanoma.data.dataset import open_prepared  # slow, so after the settings
     from melanoma.io.files import locked
     from melanoma.training.run import RESULT, check_data, check_network
     from ray_jobs.progress import say
@@ -271,7 +273,6 @@ def _tune(args: argparse.Namespace) -> int:
     from tune.search import SearchPlan
     from tune.space import SearchSpace
 
-    objective = Objective.parse(args.objective) if args.objective else None
     data = open_prepared(args.dataset)
     plan = SearchPlan(
         run_dir,

@@ -4,7 +4,7 @@ import numpy as np
 
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
-from melanoma.evidence.out_of_fold import FoldScores, Objective
+from melanoma.evidence.objective import FoldScores, Objective
 
 
 def check_verdict(data: PreparedData) -> None:

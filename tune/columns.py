@@ -1,6 +1,6 @@
 """The columns of trials.parquet; a trial reports some of them to Ray Tune under the same names."""
 
-from melanoma.evidence.out_of_fold import OBJECTIVES
+from melanoma.evidence.objective import OBJECTIVES
 
 SETTING, FOLD, STATUS, ERROR, EPOCHS = "setting", "fold", "status", "error", "epochs"
 METRIC, LEAD = "objective", "lead"

@@ -15,13 +15,8 @@ import ray
 from melanoma.config import TrainConfig
 from melanoma.errors import DataError
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import (
-    Difference,
-    FoldScores,
-    Objective,
-    choose_fold_scores,
-    paired_difference,
-)
+from melanoma.evidence.objective import FoldScores, Objective
+from melanoma.evidence.out_of_fold import Difference, choose_fold_scores, paired_difference
 from melanoma.task import Task
 from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 

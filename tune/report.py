@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from melanoma.evidence.out_of_fold import WITHIN_SOURCE, FoldScores, Objective
+from melanoma.evidence.objective import WITHIN_SOURCE, FoldScores, Objective
 from melanoma.evidence.page import html_table, image, page, to_png
 from melanoma.evidence.plots import ACCENT, INK, MUTED, new_axes
 from melanoma.io.files import write_text

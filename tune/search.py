@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.evidence.objective import Objective
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from tune.columns import (

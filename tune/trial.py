@@ -28,7 +28,8 @@ from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
 from melanoma.errors import is_deterministic, root_cause
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import OBJECTIVES, FoldScores, Objective, choose_fold_scores
+from melanoma.evidence.objective import OBJECTIVES, FoldScores, Objective
+from melanoma.evidence.out_of_fold import choose_fold_scores
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from melanoma.task import Task

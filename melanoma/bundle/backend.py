@@ -24,8 +24,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 _INPUT, _OUTPUT = "images", "feature_map"
-IMAGES_IN_PASS = 8
-"""Images in one pass of a thread. It gains nothing from more, and needs more memory for them."""
+PIXELS_IN_PASS = 100_000
+"""Pixels of the images in one pass of a thread. More gain nothing, need more memory, and slow large
+images down; a pass holds at least one image."""
 
 
 class _Features(nn.Module):
@@ -68,8 +69,9 @@ def export_features(model: nn.Module, input_size: tuple[int, int]) -> bytes:
 class OnnxFeatures:
     """Computes a network's feature maps on the CPU. Threads may share it.
 
-    The images are shared out among threads, each of which computes passes of up to 8 on its own.
-    That is faster than threads that share every layer, because they need not wait for each other.
+    The images are shared out among threads, each of which computes passes of a few images on its
+    own. That is faster than threads that share every layer, because they need not wait for each
+    other.
     Calls with fewer images than threads do share every layer.
 
     Args:
@@ -91,7 +93,8 @@ class OnnxFeatures:
         pixels = images.contiguous().numpy()
         if len(pixels) < self._num_threads:
             return torch.from_numpy(_run(self._all_threads, pixels))
-        num_passes = max(self._num_threads, math.ceil(len(pixels) / IMAGES_IN_PASS))
+        images_in_pass = max(1, PIXELS_IN_PASS // math.prod(pixels.shape[2:]))
+        num_passes = max(self._num_threads, math.ceil(len(pixels) / images_in_pass))
         passes = np.array_split(pixels, num_passes)
         feature_maps = self._threads.map(partial(_run, self._one_thread), passes)
         return torch.from_numpy(np.concatenate(list(feature_maps)))

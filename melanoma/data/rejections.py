@@ -40,11 +40,11 @@ def reject_conflicts(
         noun: the value in words, for the detail.
     """
     known = records[(records[column] != "") & (records["label"] >= 0)]
-    for _, rows in known.groupby(column):
-        names = sorted(set(rows["dx"]))
-        if len(names) > 1:
-            for image_id in rows["image_id"]:
-                yield Rejection(image_id, reason, f"{noun} is labelled {' and '.join(names)}")
+    conflicting = known[known.groupby(column)["dx"].transform("nunique") > 1]
+    for _, rows in conflicting.groupby(column):
+        names = " and ".join(sorted(set(rows["dx"])))
+        for image_id in rows["image_id"]:
+            yield Rejection(image_id, reason, f"{noun} is labelled {names}")
 
 
 def reason_of(error: InvalidImageError) -> str:

@@ -17,7 +17,7 @@ def write_shard(path: AnyPath, image_ids: Sequence[str], images: Sequence[Uint8A
     """Write ``(H, W, 3)`` uint8 images of one size as an Arrow IPC file and return its sha256."""
     num_bytes = images[0].size
     storage = pa.Array.from_buffers(
-        pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images).tobytes())]
+        pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images))]
     )
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "pixels": storage})
     sink = pa.BufferOutputStream()

@@ -381,19 +381,45 @@ def test_an_unusable_image_costs_no_other_its_answer(
 )
 def test_help_and_refusals_wait_for_no_library(words: list[str], tmp_path: Path) -> None:
     """The libraries of a command take seconds to import."""
+    code, loaded, told = _answered(words, tmp_path)
+    assert code == (DONE if "--help" in words else BAD_INPUT)
+    assert not {"torch", "ray", "pandas", "numpy", "pydantic", "fastapi"} & loaded
+    assert "nowhere" not in words or re.search("has no manifest|is not a folder", told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "prepare", ".", "out", "--size", "1"],
+        ["data", "phantom", "out", "--lesions", "0"],
+        ["train", "data", "out", "--set", "loss.none=1"],
+        ["tune", "data", "out", "--objective", "loss"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_settings_wait_for_few_libraries(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").touch()  # it is not read before the settings
+    code, loaded, told = _answered(words, tmp_path)
+    assert code == BAD_INPUT
+    assert not {"torch", "ray", "pandas", "scipy", "sklearn", "fastapi"} & loaded
+    assert re.search("must be|is not a setting", told), told
+
+
+def _answered(words: list[str], folder: Path) -> tuple[int, set[str], str]:
+    """Run a command in a new process; return its exit code, its modules and what it told."""
     code = (
         "import sys; from ray_jobs.cli import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as ended: code = ended.code\n"
-        "slow = {'torch', 'ray', 'pandas', 'numpy', 'fastapi'} & set(sys.modules)\n"
-        "print(code, *sorted(slow))"
+        "print(code, *sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == ("0" if "--help" in words else "2"), done.stdout
-    assert "nowhere" not in words or re.search("has no manifest|is not a folder", done.stderr)
+    number, *loaded = done.stdout.splitlines()[-1].split()
+    return int(number), set(loaded), done.stderr

@@ -10,7 +10,7 @@ import pytest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.evidence.objective import Objective
 from melanoma.presets import smoke
 from melanoma.task import TASKS
 from tune.checks import check_objective, usual_objective

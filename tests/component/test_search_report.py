@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma.evidence.out_of_fold import Difference, FoldScores
+from melanoma.evidence.objective import FoldScores
+from melanoma.evidence.out_of_fold import Difference
 from tune.compare import verdict
 from tune.report import Findings, write_report
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from melanoma.errors import DataError
-from melanoma.evidence.out_of_fold import Objective
+from melanoma.evidence.objective import Objective
 from melanoma.presets import smoke
 from melanoma.task import TASKS
 from tune import trial

@@ -14,7 +14,7 @@ import torch
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import root_cause
-from melanoma.evidence.out_of_fold import OBJECTIVES, Objective
+from melanoma.evidence.objective import OBJECTIVES, Objective
 from melanoma.io.files import write_json
 from ray_jobs.arguments import BAD_INPUT, DONE
 from ray_jobs.cli import main

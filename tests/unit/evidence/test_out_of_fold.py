@@ -6,12 +6,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import Predicted
-from melanoma.evidence.out_of_fold import (
-    FoldScores,
-    Objective,
-    choose_fold_scores,
-    paired_difference,
-)
+from melanoma.evidence.objective import FoldScores, Objective
+from melanoma.evidence.out_of_fold import choose_fold_scores, paired_difference
 from tests.tasks import HAM
 
 RECALL = Objective("melanoma_recall", 0.8)
