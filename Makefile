@@ -48,7 +48,7 @@ bench: setup
 		--json $(BENCH)/training_speed_torchrun.json
 	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/atto --peers $(PEERS) \
 		--json $(BENCH)/serve_peers_atto.json
-	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/tiny --peers $(PEERS) --rounds 2 --seconds 5 \
+	$(BIN)/python -m benchmarks.serve_peers $(BENCH)/tiny --peers $(PEERS) --rounds 2 --seconds 8 \
 		--json $(BENCH)/serve_peers_tiny.json
 	for name in atto tiny; do \
 		$(BIN)/python -m benchmarks.answer_steps $(BENCH)/$$name \

@@ -127,9 +127,16 @@ def closed_rate(asked: list[Asked], *, clients: int) -> float:
 
     Each client always waits for one answer, so it is their number divided by the mean time of an
     answer. The number of answers divided by the length of the loop would be too high, because those
-    under way at its end count too.
+    under way at its end count too. The first answer of each client is left out, because the first
+    requests find no others before them.
+
+    Raises:
+        ValueError: if no client was answered twice.
     """
-    return clients / float(np.mean([one.seconds for one in asked]))
+    later = sorted(asked, key=lambda one: one.sent)[clients:]
+    if not later:
+        raise ValueError("Every client must be answered more than once; ask for longer.")
+    return clients / float(np.mean([one.seconds for one in later]))
 
 
 async def open_loop(target: Target, *, rate: float, seconds: float) -> list[Asked]:

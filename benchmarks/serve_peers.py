@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ from benchmarks.sample import image_or_phantom
 
 CLIENTS = 8
 OURS, BARE = "this graph", "network alone"
-START_SECONDS = 180
+START_SECONDS, WARM_UP_SECONDS = 180, 3.0
 HERE = Path(__file__).resolve().parents[1]
 
 
@@ -182,15 +183,16 @@ def compare(
             )
             for name, server in servers.items()
         }
-        runs: dict[str, Callable[[Measured], None]] = {
-            BARE: lambda measured: _ask_network(peer, stored, measured, seconds)
+        runs: dict[str, Callable[[Measured, float], None]] = {
+            BARE: functools.partial(_ask_network, peer, stored),
+            **{name: functools.partial(_ask, target) for name, target in targets.items()},
         }
-        for name, target in targets.items():
-            runs[name] = lambda measured, target=target: _ask(target, measured, seconds)  # type: ignore[misc]
         found = {name: Measured() for name in runs}
-        for number in range(rounds + 1):
+        for run in runs.values():
+            run(Measured(), WARM_UP_SECONDS)
+        for number in range(1, rounds + 1):
             for name, run in runs.items():
-                run(found[name] if number else Measured())  # the first round warms up
+                run(found[name], seconds)
             print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
     return {name: measured.beside(found[BARE]) for name, measured in found.items()}
 
@@ -205,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="folder into which LitServe and BentoML were installed"
     )
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.5, help="of each load in each round")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
