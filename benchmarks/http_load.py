@@ -131,11 +131,14 @@ def closed_rate(asked: list[Asked], *, clients: int) -> float:
     requests find no others before them.
 
     Raises:
-        ValueError: if no client was answered twice.
+        ValueError: if the clients were answered less than twice, on average.
     """
+    if len(asked) < 2 * clients:
+        raise ValueError(
+            f"{clients} clients must get {2 * clients} answers at least; they got {len(asked)}. Ask"
+            " for longer."
+        )
     later = sorted(asked, key=lambda one: one.sent)[clients:]
-    if not later:
-        raise ValueError("Every client must be answered more than once; ask for longer.")
     return clients / float(np.mean([one.seconds for one in later]))
 
 

@@ -56,7 +56,7 @@ def _capacity(target: Target, seconds: float) -> float:
 
 def measure(target: Target, seconds: float) -> dict[str, Any]:
     """Return the capacity of a service, and what it does at ten times that."""
-    _capacity(target, 3)  # warms up
+    asyncio.run(closed_loop(target, clients=CLIENTS, seconds=3))  # warms up
     capacity = _capacity(target, seconds)
     started, cpu = time.monotonic(), sum(os.times()[:2])
     asked, health = asyncio.run(_overload(target, FACTOR * capacity, seconds))

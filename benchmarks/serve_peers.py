@@ -5,11 +5,11 @@ All use the same network, machine and image.
     pip install --target PEERS litserve bentoml
     python -m benchmarks.serve_peers BUNDLE IMAGE --peers PEERS
 
-All servers are started first. Then they are asked in turn, for a few seconds each, in many rounds,
+All servers are started first. Then they are asked in turn, for a few seconds each, in rounds,
 because the speed of a machine may change from minute to minute. Each may use all cores. Eight
-clients send requests at the same time, then one client. The upper limit of any server is the
-network alone: in one process with two batches of four images under way, so that no core waits for
-the other, and then with one image.
+clients send requests at the same time, then one client. All are compared with the network alone: in
+one process with two batches of four images under way, so that no core waits for the other, and then
+with one image.
 """
 
 import argparse
@@ -22,9 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from benchmarks.http_load import Target, closed_loop, closed_rate, until_ready
 from benchmarks.machine import report
 from benchmarks.peers import BACKEND, BUNDLE, EXPLAIN, MAX_BATCH, Peer
 from benchmarks.sample import image_or_phantom
+from benchmarks.timing import side_by_side
 
 CLIENTS = 8
 NETWORK_AT_ONCE = 2
@@ -157,25 +156,12 @@ def _ask(target: Target, measured: Measured, seconds: float) -> None:
 
 
 def _ask_network(peer: Peer, stored: Any, measured: Measured, seconds: float) -> None:
-    stop = time.perf_counter() + seconds
     batch = [stored] * (MAX_BATCH // NETWORK_AT_ONCE)
-    with ThreadPoolExecutor(NETWORK_AT_ONCE) as threads:
-        loops = [threads.submit(_predict_until, stop, peer, batch) for _ in range(NETWORK_AT_ONCE)]
-        times = [loop.result() for loop in loops]
+    times = side_by_side(lambda: peer.predict(batch), at_once=NETWORK_AT_ONCE, seconds=seconds)
     measured.rates.append(sum(len(batch) * len(each) / sum(each) for each in times))
     measured.many.append(float(np.median(np.concatenate(times))))
-    alone = _predict_until(time.perf_counter() + seconds, peer, [stored])
+    (alone,) = side_by_side(lambda: peer.predict([stored]), at_once=1, seconds=seconds)
     measured.one.append(float(np.median(alone)))
-
-
-def _predict_until(stop: float, peer: Peer, batch: list[Any]) -> list[float]:
-    """Return the seconds of each call."""
-    times = []
-    while time.perf_counter() < stop:
-        started = time.perf_counter()
-        peer.predict(batch)
-        times.append(time.perf_counter() - started)
-    return times
 
 
 def compare(
@@ -201,8 +187,9 @@ def compare(
             **{name: functools.partial(_ask, target) for name, target in targets.items()},
         }
         found = {name: Measured() for name in runs}
-        for run in runs.values():
-            run(Measured(), WARM_UP_SECONDS)
+        peer.predict([stored] * MAX_BATCH)  # all warm up
+        for target in targets.values():
+            asyncio.run(closed_loop(target, clients=CLIENTS, seconds=WARM_UP_SECONDS))
         for number in range(1, rounds + 1):
             for name, run in runs.items():
                 run(found[name], seconds)

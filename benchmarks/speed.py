@@ -10,6 +10,16 @@ from typing import Any
 
 from benchmarks.figures import keep, rows_table, write_pages
 
+TAKEN_BY = {
+    "hashing the file": ("prepare",),
+    "hashing the pixels": ("prepare",),
+    "fitting into the stored size": ("prepare",),
+    "writing two shards": ("prepare",),
+    "reducing to the bundle's size": ("score", "evaluate"),
+    "fingerprint and skin's tone": ("evaluate",),
+    "the network": ("score", "evaluate"),
+}
+"""The pipelines that take a step; all take what is not named."""
 NETWORKS = {"atto": "ConvNeXt-Atto, 128 x 96 px", "tiny": "ConvNeXt-Tiny, 224 x 168 px"}
 
 
@@ -142,47 +152,36 @@ def other_rows(folder: Path) -> list[dict[str, str]]:
 def pipeline_rows(folder: Path) -> list[dict[str, str]]:
     """Return a row for each step of an image, with the pipelines that take it."""
     found = _read(folder, "pipelines")
+    cores, num_images = found["machine"]["cores"], found["images"]
     taken = {"prepare": "prepared", "score": "scored", "evaluate": "evaluated"}
-    by_all, by_prepare = tuple(taken), ("prepare",)
-    judging = ("score", "evaluate")
-    takers = {
-        "decoding and checking": by_all,
-        "hashing the file and its pixels": by_prepare,
-        "fitting into the stored size": by_prepare,
-        "writing two shards": by_prepare,
-        "reducing to the bundle's size": judging,
-        "fingerprint and skin's tone": ("evaluate",),
-        "the network": judging,
-    }
     steps = {
-        name: {taker: found["steps_ms"][name] if taker in used else 0.0 for taker in taken}
-        for name, used in takers.items()
+        name: {pipeline: ms for pipeline in taken if pipeline in TAKEN_BY.get(name, taken)}
+        for name, ms in found["steps_ms"].items()
     }
-    totals = {
-        "all steps": {
-            taker: round(sum(step[taker] for step in steps.values()), 2) for taker in taken
-        },
-        "measured": {
-            taker: round(1000 * found["machine"]["cores"] / found[name]["images_per_second"], 2)
-            for taker, name in taken.items()
-        },
-        "of that outside the workers": {
-            taker: round(
-                1000
-                * found["machine"]["cores"]
-                * found[name]["seconds_outside_workers"]
-                / found["images"],
-                2,
-            )
-            for taker, name in taken.items()
-        },
+    total = {
+        pipeline: sum(step.get(pipeline, 0.0) for step in steps.values()) for pipeline in taken
+    }
+    measured = {
+        pipeline: 1000 * cores / found[name]["images_per_second"]
+        for pipeline, name in taken.items()
+    }
+    outside = {
+        pipeline: 1000 * cores * found[name]["seconds_outside_workers"] / num_images
+        for pipeline, name in taken.items()
+    }
+    rest = {each: measured[each] - total[each] - outside[each] for each in taken}
+    rows = steps | {
+        "all steps": total,
+        "outside the workers": outside,
+        "everything else": rest,
+        "measured": measured,
     }
     return [
         {
             "ms of a core for each image": name,
-            **{taker: f"{value:g}" if value else "-" for taker, value in values.items()},
+            **{each: f"{values[each]:.2f}" if each in values else "-" for each in taken},
         }
-        for name, values in (steps | totals).items()
+        for name, values in rows.items()
     ]
 
 

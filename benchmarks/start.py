@@ -48,10 +48,14 @@ LOAD = "from pathlib import Path; import sys; from melanoma import Predictor, lo
 LOAD += " Predictor(load_bundle(Path(sys.argv[1])))"
 
 
-def _seconds(*command: str) -> float:
+def _seconds(*command: str, code: int = 0) -> float:
+    """Return the seconds of a command that must end with an exit code."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *command], capture_output=True, check=False)
-    return time.perf_counter() - started
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode != code:
+        raise RuntimeError(f"{command} must end with {code}; it ended so: {done.stderr[-500:]}")
+    return seconds
 
 
 def _ready(bundle: Path) -> float:
@@ -106,7 +110,12 @@ def measure(bundle: Path, dataset: Path) -> dict[str, Any]:
         "no such objective": (*command, "tune", str(dataset), "out", "--objective", "loss"),
     }
     figures: dict[str, Any] = {
-        name: round(statistics.median(_seconds(*words) for _ in range(REPEATS)), 2)
+        name: round(
+            statistics.median(
+                _seconds(*words, code=0 if "--help" in words else 2) for _ in range(REPEATS)
+            ),
+            2,
+        )
         for name, words in short.items()
     }
     rounds = [

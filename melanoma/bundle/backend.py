@@ -25,8 +25,8 @@ import onnxruntime
 
 _INPUT, _OUTPUT = "images", "feature_map"
 PIXELS_IN_PASS = 100_000
-"""Pixels of the images in one pass of a thread. More gain nothing, need more memory, and slow large
-images down; a pass holds at least one image."""
+"""Pixels of the images in one pass of a thread, which holds at least one image. More pixels gain
+nothing and need more memory."""
 
 
 class _Features(nn.Module):

@@ -16,9 +16,8 @@ from melanoma.io.storage import AnyPath
 def write_shard(path: AnyPath, image_ids: Sequence[str], images: Sequence[Uint8Array]) -> str:
     """Write ``(H, W, 3)`` uint8 images of one size as an Arrow IPC file and return its sha256."""
     num_bytes = images[0].size
-    storage = pa.Array.from_buffers(
-        pa.binary(num_bytes), len(images), [None, pa.py_buffer(np.stack(images))]
-    )
+    pixels = np.ascontiguousarray(np.stack(images))  # a turned image may have another order
+    storage = pa.Array.from_buffers(pa.binary(num_bytes), len(images), [None, pa.py_buffer(pixels)])
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "pixels": storage})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

@@ -381,10 +381,10 @@ def test_an_unusable_image_costs_no_other_its_answer(
 )
 def test_help_and_refusals_wait_for_no_library(words: list[str], tmp_path: Path) -> None:
     """The libraries of a command take seconds to import."""
-    code, loaded, told = _answered(words, tmp_path)
+    code, loaded, stderr = _answered(words, tmp_path)
     assert code == (DONE if "--help" in words else BAD_INPUT)
     assert not {"torch", "ray", "pandas", "numpy", "pydantic", "fastapi"} & loaded
-    assert "nowhere" not in words or re.search("has no manifest|is not a folder", told)
+    assert "nowhere" not in words or re.search("has no manifest|is not a folder", stderr)
 
 
 @pytest.mark.parametrize(
@@ -400,14 +400,14 @@ def test_help_and_refusals_wait_for_no_library(words: list[str], tmp_path: Path)
 def test_wrong_settings_wait_for_few_libraries(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").touch()  # it is not read before the settings
-    code, loaded, told = _answered(words, tmp_path)
+    code, loaded, stderr = _answered(words, tmp_path)
     assert code == BAD_INPUT
     assert not {"torch", "ray", "pandas", "scipy", "sklearn", "fastapi"} & loaded
-    assert re.search("must be|is not a setting", told), told
+    assert re.search("must be|is not a setting", stderr), stderr
 
 
 def _answered(words: list[str], folder: Path) -> tuple[int, set[str], str]:
-    """Run a command in a new process; return its exit code, its modules and what it told."""
+    """Run a command in a new process; return its exit code, its modules and its stderr."""
     code = (
         "import sys; from ray_jobs.cli import main\n"
         "try: code = main(sys.argv[1:])\n"

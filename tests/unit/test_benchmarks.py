@@ -3,15 +3,24 @@
 import pytest
 
 from benchmarks.http_load import Asked, closed_rate
+from benchmarks.timing import side_by_side
 
 
 def test_the_rate_of_a_closed_loop_is_that_of_the_steady_state() -> None:
-    """Two clients, one request at a time, half a second each: two answers a second."""
-    asked = [Asked(0.0, 0.5, 200), Asked(0.0, 1.0, 200)]
-    asked += [Asked(0.5 + 0.5 * step, 1.0, 200) for step in range(8)]
-    assert closed_rate(asked, clients=2) == pytest.approx(2.0)
+    """Three clients and a server that takes half a second for each request: two answers a second.
+    The first requests wait for fewer others."""
+    asked = [Asked(0.0, seconds, 200) for seconds in (0.5, 1.0, 1.5)]
+    asked += [Asked(0.5 + 0.5 * step, 1.5, 200) for step in range(9)]
+    assert closed_rate(asked, clients=3) == pytest.approx(2.0)
 
 
 def test_a_loop_that_was_too_short_has_no_rate() -> None:
-    with pytest.raises(ValueError, match="ask for longer"):
-        closed_rate([Asked(0.0, 0.5, 200)], clients=1)
+    with pytest.raises(ValueError, match="Ask for longer"):
+        closed_rate([Asked(0.0, 0.5, 200), Asked(0.0, 1.0, 200), Asked(0.5, 0.5, 200)], clients=2)
+
+
+def test_calls_side_by_side_are_timed_by_thread() -> None:
+    called: list[None] = []
+    times = side_by_side(lambda: called.append(None), at_once=2, seconds=0.0)
+    assert [len(each) for each in times] == [1, 1]
+    assert len(called) == 2
