@@ -90,6 +90,6 @@ lock:
 	$(LOCK) --extra dev --extra weights --output-file requirements.lock
 	$(LOCK) --constraint requirements.lock --output-file k8s/requirements.lock
 
-# Writes each overlay's Serve config anew from serve/config.yaml and its own values.
+# Writes each Serve config anew from serve/config.yaml and the values beside it.
 manifests: setup
-	$(BIN)/python -m serve.render $(dir $(wildcard k8s/overlays/*/serve/serve-values.yaml))
+	$(BIN)/python -m serve.render $(dir $(wildcard k8s/*/*/serve-values.yaml))

@@ -43,6 +43,7 @@ class RequestMetrics:
             "melanoma_invalid_key_lines",
             "lines of the API key file that are not a hash and are ignored",
         )
+        self.read_keys(0)  # a series that does not exist would look like a quiet one
 
     def read_keys(self, num_invalid_lines: int) -> None:
         """Record how many lines of the file of API keys are invalid."""

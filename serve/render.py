@@ -5,7 +5,8 @@
 Each folder holds `serve-values.yaml` and gets `serve-config.yaml`, which is serve/config.yaml
 changed by those values. `melanoma serve`, `serve deploy` and Kubernetes thus share one source. The
 result is checked strictly before it is written. All this module knows of KubeRay is where a
-RayService keeps the Serve config.
+RayService keeps the Serve config. Bundle and sha256 stand between quotes, the only ones in the
+text, where k8s/components/values puts those of an overlay.
 """
 
 import sys
@@ -27,6 +28,10 @@ class _Text(str):
     """A text of several lines, written as one YAML block."""
 
 
+class _Quoted(str):
+    """A text that is written between single quotes."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes every value in full, so that a reader need not follow anchors."""
 
@@ -36,6 +41,9 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
+)
+_Dumper.add_representer(
+    _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
 )
 
 
@@ -95,7 +103,10 @@ def patch(folder: Path) -> str:
         ) from error
     if not isinstance(values, dict):
         raise SettingError("The file must be a mapping with args and deployments.")
-    text = _Text(_dump(serve_config(values)))
+    config = serve_config(values)
+    args = config["applications"][0]["args"]
+    args |= {name: _Quoted(args[name]) for name in ("bundle", "manifest_sha256")}
+    text = _Text(_dump(config))
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",

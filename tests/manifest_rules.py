@@ -9,9 +9,21 @@ import yaml
 
 from serve.settings import check_config
 from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs
+from tests.network import selects
 
 PROXY_DRAIN_SECONDS = 30
 ANSWERING = ("Ingress", "Classifier")
+MOST_SECONDS_AFTER_THE_END = 300
+QUEUE = "kueue.x-k8s.io/queue-name"
+SPOT_LABELS = {
+    "karpenter.sh/capacity-type",
+    "eks.amazonaws.com/capacityType",
+    "cloud.google.com/gke-spot",
+    "kubernetes.azure.com/scalesetpriority",
+}
+LOG_FILES = 100
+"""Streams that Ray rotates in one pod: four for each of twenty replicas, and Ray's own."""
+RAY_MAX_BYTES, RAY_BACKUPS = 512 * 2**20, 5  # ray_constants.LOGGING_ROTATE_BYTES, _BACKUP_COUNT
 
 
 def retry_findings(document: Document) -> Iterator[str]:
@@ -24,11 +36,82 @@ def retry_findings(document: Document) -> Iterator[str]:
         yield "a submitter that is lost must be replaced, or the job is given up while it runs"
 
 
+def ending_findings(document: Document) -> Iterator[str]:
+    """Check that a job's nodes are free minutes after it ended, however it ended."""
+    spec = document["spec"]
+    if not spec.get("shutdownAfterJobFinishes"):
+        yield "a job's cluster must go when the job has ended"
+    if spec.get("ttlSecondsAfterFinished", 0) > MOST_SECONDS_AFTER_THE_END:
+        yield (
+            f"a job's cluster must go within {MOST_SECONDS_AFTER_THE_END} s after the job; it stays"
+            f" {spec['ttlSecondsAfterFinished']}"
+        )
+    cluster = cluster_of(document)
+    if QUEUE in document["metadata"].get("labels", {}) and cluster.get("enableInTreeAutoscaling"):
+        yield "Kueue refuses a cluster that Ray's autoscaler may change"
+
+
+def placement_findings(document: Document) -> Iterator[str]:
+    """Check that pods need no label that only some clouds or operators set, that heads avoid nodes
+    that may vanish, and that the kubelet knows what disk they take."""
+    for spec in pod_specs(document):
+        if spec.get("nodeSelector"):
+            yield f"nodes must be found by what they offer, not by {spec['nodeSelector']}"
+        for container in spec["containers"]:
+            if container["name"] == "ray-head" and not _avoids_spot(spec):
+                yield "the head must not run on a spot node"
+            if container["name"].startswith("ray-") and not all(
+                "ephemeral-storage" in container["resources"][kind]
+                for kind in ("requests", "limits")
+                if container["name"] != "ray-job-submitter"
+            ):
+                yield f"{container['name']} must say what disk it takes"
+
+
+def _avoids_spot(spec: dict[str, Any]) -> bool:
+    needed = (
+        spec.get("affinity", {})
+        .get("nodeAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    )
+    terms = needed.get("nodeSelectorTerms", [])
+    return bool(terms) and all(
+        {rule["key"] for rule in term["matchExpressions"] if rule["operator"] == "NotIn"}
+        >= SPOT_LABELS
+        for term in terms
+    )
+
+
+def log_findings(documents: list[Document]) -> Iterator[str]:
+    """Check that Ray's logs of all processes of a pod fit into the volume for /tmp."""
+    told = {
+        key: value
+        for document in of_kind(documents, "ConfigMap")
+        for key, value in document["data"].items()
+    }
+    for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
+        rotated = int(told.get("RAY_ROTATION_MAX_BYTES", RAY_MAX_BYTES)) * (
+            1 + int(told.get("RAY_ROTATION_BACKUP_COUNT", RAY_BACKUPS))
+        )
+        for group in groups_of(cluster_of(document)):
+            (size,) = (
+                int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+                for volume in group["template"]["spec"]["volumes"]
+                if volume["name"] == "tmp"
+            )
+            if rotated * LOG_FILES > size:
+                yield (
+                    f"{LOG_FILES} log files of {rotated} bytes must fit into /tmp, which has {size}"
+                )
+
+
 def hardening_findings(document: Document) -> Iterator[str]:
     """Check what Pod Security `restricted` asks, and more: a read-only root, bounded memory, no
     token where none is needed."""
-    # KubeRay puts one more container, the autoscaler's, into the head's pod.
-    yield from _container_findings("autoscaler", cluster_of(document).get("autoscalerOptions", {}))
+    cluster = cluster_of(document)
+    if cluster.get("enableInTreeAutoscaling"):
+        # KubeRay puts one more container, the autoscaler's, into the head's pod.
+        yield from _container_findings("autoscaler", cluster.get("autoscalerOptions", {}))
     for spec in pod_specs(document):
         if not spec.get("securityContext", {}).get("runAsNonRoot"):
             yield "a pod must not run as root"
@@ -56,7 +139,7 @@ def _container_findings(name: str, container: dict[str, Any]) -> Iterator[str]:
         yield f"{name} must ask for as much memory as it may take"
 
 
-def serve_findings(document: Document) -> Iterator[str]:
+def serve_findings(document: Document, *, least_replicas: int = 2) -> Iterator[str]:
     """Check a RayService's Serve config strictly, that what it imports is there, and that its
     replicas fit the workers."""
     values = yaml.safe_load(document["spec"]["serveConfigV2"])
@@ -72,14 +155,20 @@ def serve_findings(document: Document) -> Iterator[str]:
     group = cluster_of(document)["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     for resource, option, there in (
-        ("CPU", "num_cpus", limits["cpu"]),
+        ("CPU", "num_cpus", group["rayStartParams"].get("num-cpus", limits["cpu"])),
         ("GPU", "num_gpus", limits.get("nvidia.com/gpu", 0)),
     ):
         wanted = dict.fromkeys(("min_replicas", "max_replicas"), 0.0)
         deployments = values["applications"][0]["deployments"]
         # A new version's first replica starts beside all old ones.
-        wanted["max_replicas"] += max(
-            deployment["ray_actor_options"].get(option, 0) for deployment in deployments
+        wanted["max_replicas"] += (
+            max(
+                deployment["ray_actor_options"].get(option, 0)
+                for deployment in deployments
+                if deployment["max_surge_percent"]
+            )
+            if any(deployment["max_surge_percent"] for deployment in deployments)
+            else 0
         )
         for deployment in deployments:
             for edge in wanted:
@@ -93,9 +182,11 @@ def serve_findings(document: Document) -> Iterator[str]:
                     f" workers have {float(there) * group[workers]}"
                 )
     for deployment in values["applications"][0]["deployments"]:
-        if deployment["name"] in ANSWERING and deployment["autoscaling_config"]["min_replicas"] < 2:
+        least = deployment["autoscaling_config"]["min_replicas"]
+        if deployment["name"] in ANSWERING and least < least_replicas:
             yield (
-                f"{deployment['name']} must have two replicas at least, or a lost node is an outage"
+                f"{deployment['name']} must have {least_replicas} replicas at least, or a lost node"
+                " is an outage"
             )
     for group in groups_of(cluster_of(document)):
         ports = {
@@ -154,15 +245,13 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             yield f"the secret {name} must be one that the README tells to make"
     for kind in ("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
         for document in of_kind(documents, kind):
-            wanted = (
-                document["spec"].get("selector") or document["spec"].get("podSelector", {})
-            ).get("matchLabels", {})
-            # One policy is of serving alone, and part of what jobs share; one is of a Redis that
-            # others bring.
-            elsewhere = "redis" in str(wanted) or (
-                "serve" in str(wanted) and not of_kind(documents, "RayService")
-            )
-            if not elsewhere and not any(wanted.items() <= found.items() for found in labels):
+            wanted = document["spec"].get("selector") or document["spec"].get("podSelector", {})
+            # Redis is brought by others.
+            if (
+                labels
+                and "redis" not in str(wanted)
+                and not any(selects(wanted, found) for found in labels)
+            ):
                 yield f"{kind} {document['metadata']['name']} selects no pod"
 
 
@@ -278,55 +367,6 @@ def _port_findings(documents: list[Document], service: Document) -> Iterator[str
                 f"NetworkPolicy {policy['metadata']['name']} lets in to"
                 f" {sorted(asked - open_ports)}, which no pod opens"
             )
-    yield from _way_in_findings(documents)
-
-
-def _way_in_findings(documents: list[Document]) -> Iterator[str]:
-    """Serve is reached through the gateway alone, Ray's dashboard by the operator alone; all else
-    talks inside."""
-    policies = of_kind(documents, "NetworkPolicy")
-    closed = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    if not any(policy["spec"] == closed for policy in policies):
-        yield "one policy must deny everything to every pod"
-    for policy in policies:
-        for rule in policy["spec"].get("ingress", []):
-            peers = rule.get("from") or [{}]
-            inside = all(
-                peer.get("podSelector", {}).get("matchLabels") and len(peer) == 1 for peer in peers
-            )
-            named = all(
-                peer.get("namespaceSelector", {}).get("matchLabels") and len(peer) == 1
-                for peer in peers
-            )
-            if not inside and not (named and rule.get("ports")):
-                yield (
-                    f"NetworkPolicy {policy['metadata']['name']} must let in pods by their labels,"
-                    " or a namespace to some ports"
-                )
-        for rule in policy["spec"].get("egress", []):
-            peers = rule.get("to", [])
-            if not rule.get("ports") and not (
-                peers and all(peer.get("podSelector", {}).get("matchLabels") for peer in peers)
-            ):
-                yield (
-                    f"NetworkPolicy {policy['metadata']['name']} must let out to pods by their"
-                    " labels, or to some ports"
-                )
-    allowed = {
-        (port["port"], source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
-        for policy in policies
-        for rule in policy["spec"].get("ingress", [])
-        for source in rule.get("from", [])
-        for port in rule.get("ports", [])
-        if source.get("namespaceSelector", {}).get("matchLabels")
-    }
-    expected = {(8000, "envoy-gateway-system"), (8265, "kuberay-operator")}
-    expected |= {(port, "monitoring") for port in (8080, 44217, 44227)}
-    if allowed != expected:
-        yield (
-            f"other namespaces must reach nothing but {sorted(expected)}, they reach"
-            f" {sorted(allowed)}"
-        )
 
 
 def _named(value: Any) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,12 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from yamllint.config import YamlLintConfig
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = sorted(
     str(path.parent.relative_to(K8S / "overlays"))
-    for path in K8S.glob("overlays/*/*/kustomization.yaml")
-    if path.parent.name not in ("images", "workers")
+    for path in K8S.glob("overlays/**/kustomization.yaml")
+    if path.parent.name != "values"
 )
+COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml"))
 YAMLLINT = YamlLintConfig(
     "{extends: default, rules: {line-length: {max: 160}, document-start: disable, comments:"
     " {min-spaces-from-content: 1}, braces: {max-spaces-inside: 1}, indentation: {indent-sequences:"
@@ -50,14 +53,52 @@ CORE_GROUPS = (
     "networking.k8s.io/v1",
     "rbac.authorization.k8s.io/v1",
     "batch/v1",
+    "scheduling.k8s.io/v1",
 )
 
 
-def render(overlay: str) -> list[Document]:
-    """Return the documents of an overlay as `kubectl kustomize` gives them."""
+def render(overlay: str, *, below: Path = K8S) -> list[Document]:
+    """Return the documents of an overlay as `kubectl kustomize` gives them.
+
+    Args:
+        overlay: its folder in k8s/overlays.
+        below: the folder k8s, or a copy of it.
+    """
+    return _render(below / "overlays" / overlay)
+
+
+def world(overlay: str) -> list[Document]:
+    """Return the documents of an overlay, for a job with those of the jobs' namespace."""
+    cluster, _, purpose = overlay.partition("/")
+    jobs = purpose in ("prepare", "train", "tune", "evaluate")
+    return [*(render(f"{cluster}/jobs") if jobs else []), *render(overlay)]
+
+
+def combined(namespace: str, resources: Sequence[str], components: Sequence[str]) -> list[Document]:
+    """Return the documents of an overlay that is no file.
+
+    Args:
+        namespace: of its documents.
+        resources: folders below k8s/.
+        components: names of components.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inside = os.path.relpath(K8S, Path(folder).resolve())
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": namespace,
+            "resources": [f"{inside}/{name}" for name in resources],
+            "components": [f"{inside}/components/{name}" for name in components],
+        }
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return _render(Path(folder))
+
+
+def _render(folder: Path) -> list[Document]:
     kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run(
-        [kubectl, "kustomize", K8S / "overlays" / overlay],
+        [kubectl, "kustomize", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -234,7 +275,11 @@ def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]
     pick or sum by."""
     (rules,) = of_kind(documents, "PrometheusRule")
     asked = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
-    board = json.loads((K8S / "base/serve/dashboards/melanoma.json").read_text())
+    (board,) = (
+        json.loads(document["data"]["melanoma.json"])
+        for document in of_kind(documents, "ConfigMap")
+        if document["metadata"]["name"] == "melanoma-dashboard"
+    )
     asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     for text in asked:
         for summed, name, picked in re.findall(

@@ -16,7 +16,7 @@ def serving() -> list[Document]:
 
 @pytest.fixture(scope="session")
 def training() -> list[Document]:
-    return manifests.render("cpu/train")
+    return manifests.world("cpu/train")
 
 
 @pytest.fixture(scope="session")

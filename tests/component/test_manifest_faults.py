@@ -79,6 +79,46 @@ def test_a_job_that_is_tried_again_or_given_up_is_found(
     assert list(rules.retry_findings(job))
 
 
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda job: job["spec"].update(ttlSecondsAfterFinished=3600),
+        lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
+        lambda job: job["metadata"].update(labels={rules.QUEUE: "melanoma"}),
+    ],
+    ids=["an hour", "for ever", "Kueue with Ray's autoscaler"],
+)
+def test_a_job_that_keeps_its_nodes_or_never_starts_is_found(
+    plant: Any, training: list[Document]
+) -> None:
+    (job,) = of_kind(planted(training, "RayJob", plant), "RayJob")
+    assert list(rules.ending_findings(job))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda cluster: cluster["workerGroupSpecs"][0]["template"]["spec"].update(
+            nodeSelector={"nvidia.com/gpu.present": "true"}
+        ),
+        lambda cluster: cluster["headGroupSpec"]["template"]["spec"].pop("affinity"),
+        lambda cluster: cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
+            "resources"
+        ]["requests"].pop("ephemeral-storage"),
+    ],
+    ids=["a label that few nodes have", "a head on a spot node", "disk that nobody knows of"],
+)
+def test_a_pod_on_the_wrong_node_is_found(plant: Any, serving: list[Document]) -> None:
+    changed = planted(serving, "RayService", lambda d: plant(cluster_of(d)))
+    assert list(rules.placement_findings(of_kind(changed, "RayService")[0]))
+
+
+def test_logs_that_fill_their_volume_are_found(serving: list[Document]) -> None:
+    for key in ("RAY_ROTATION_MAX_BYTES", "RAY_ROTATION_BACKUP_COUNT"):
+        changed = planted(serving, "ConfigMap/melanoma-ray", lambda d, key=key: d["data"].pop(key))
+        assert list(rules.log_findings(changed)), key
+
+
 _POD_FAULTS: dict[str, Callable[[Any], object]] = {
     "root": lambda pod: pod["securityContext"].update(runAsNonRoot=False),
     "no seccomp": lambda pod: pod["securityContext"].pop("seccompProfile"),
@@ -154,7 +194,7 @@ def test_what_is_named_and_not_there_is_found(name: str, serving: list[Document]
     told = {
         "melanoma-ray-token",
         "melanoma-redis",
-        "melanoma-storage-read",
+        "melanoma-storage",
         "melanoma-api-keys",
         "melanoma-tls",
     }
@@ -217,14 +257,6 @@ def test_a_fault_against_another_definition_is_found(
     )
 
 
-def _namespace(name: str) -> dict[str, Any]:
-    return {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}]}
-
-
-def _let_in(rule: dict[str, Any]) -> tuple[str, Callable[[Any], object]]:
-    return "NetworkPolicy/melanoma-ray", lambda spec: spec["ingress"].append(rule)
-
-
 _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "another listener": (
         "HTTPRoute",
@@ -250,18 +282,6 @@ _WIRING_FAULTS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "a port nobody names": (
         "PodMonitor",
         lambda spec: spec["podMetricsEndpoints"][0].update(port="metric"),
-    ),
-    "an open dashboard": _let_in({**_namespace("default"), "ports": [{"port": 8265}]}),
-    "the world on the dashboard": _let_in(
-        {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 8265}]}
-    ),
-    "a namespace on every port": _let_in(_namespace("monitoring")),
-    "every pod of the namespace": _let_in({"from": [{"podSelector": {}}]}),
-    "everybody": _let_in({"ports": [{"port": 8265}]}),
-    "out to the world": ("NetworkPolicy/melanoma-ray", lambda spec: spec["egress"].append({})),
-    "nothing denied": (
-        "NetworkPolicy/melanoma-deny",
-        lambda spec: spec.update(policyTypes=["Ingress"]),
     ),
     "endless bodies": ("BackendTrafficPolicy", lambda spec: spec.pop("requestBuffer")),
     "no rate": ("BackendTrafficPolicy", lambda spec: spec.pop("rateLimit")),

@@ -397,13 +397,15 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("cluster", ["cpu", pytest.param("gpu", marks=pytest.mark.drill)])
+@pytest.mark.parametrize(
+    "overlay", ["cpu/serve", "serve-minimal", pytest.param("gpu/serve", marks=pytest.mark.drill)]
+)
 def test_the_service_of_the_manifests_answers(
-    cluster: str, head: Head, trained_run: str, image: bytes, tmp_path: Path
+    overlay: str, head: Head, trained_run: str, image: bytes, tmp_path: Path
 ) -> None:
     """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve
     deploy` as KubeRay would."""
-    (service,) = manifests.of_kind(manifests.render(f"{cluster}/serve"), "RayService")
+    (service,) = manifests.of_kind(manifests.render(overlay), "RayService")
     config: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
     bundle = trained_run.replace("?", "/bundle?")
     config["http_options"] |= {"host": "127.0.0.1", "port": head.serve_port}
