@@ -48,7 +48,6 @@ from ray_jobs.executor import RayExecutor
 
 NUM_LESIONS, NUM_IMAGES, NUM_FEW, SIZE = 1000, 10_015, 400, (200, 150)
 BATCH, NETWORK_AT_ONCE, NETWORK_SECONDS, REPEATS = 4, 2, 4.0, 3
-DECODING, NETWORK = "decoding and checking", "the network"
 _T = TypeVar("_T")
 
 
@@ -112,7 +111,7 @@ def _steps(predictor: Predictor, files: Sequence[bytes], folder: Path) -> dict[s
     network = Predictor(predictor.bundle)
     batches = [stored[:BATCH]] * 5
     steps = {
-        DECODING: _milliseconds(_decode, files),
+        "decoding and checking": _milliseconds(_decode, files),
         "hashing the file": _milliseconds(lambda data: hashlib.sha256(data).digest(), files),
         "hashing the pixels": _milliseconds(
             lambda image: hashlib.sha256(image.tobytes()).digest(), images
@@ -127,7 +126,7 @@ def _steps(predictor: Predictor, files: Sequence[bytes], folder: Path) -> dict[s
         "fingerprint and skin's tone": _milliseconds(
             lambda image: (fingerprint(image), skin_tone(image)), stored
         ),
-        NETWORK: _milliseconds(network.predict, batches) / BATCH,
+        "the network": _milliseconds(network.predict, batches) / BATCH,
     }
     return {name: round(value, 2) for name, value in steps.items()}
 
