@@ -5,8 +5,8 @@
 Each folder holds `serve-values.yaml` and gets `serve-config.yaml`, which is serve/config.yaml
 changed by those values. `melanoma serve`, `serve deploy` and Kubernetes thus share one source. The
 result is checked strictly before it is written. All this module knows of KubeRay is where a
-RayService keeps the Serve config. Bundle and sha256 stand between quotes, the only ones in the
-text, where k8s/components/values puts those of an overlay.
+RayService keeps the Serve config. Bundle, sha256 and numbers of replicas stand between quotes, the
+only ones in the text, where k8s/components/values puts those of an overlay.
 """
 
 import sys
@@ -104,8 +104,10 @@ def patch(folder: Path) -> str:
     if not isinstance(values, dict):
         raise SettingError("The file must be a mapping with args and deployments.")
     config = serve_config(values)
-    args = config["applications"][0]["args"]
-    args |= {name: _Quoted(args[name]) for name in ("bundle", "manifest_sha256")}
+    (app,) = config["applications"]
+    _quote(app["args"], "bundle", "manifest_sha256")
+    for deployment in app["deployments"]:
+        _quote(deployment["autoscaling_config"], "min_replicas", "max_replicas")
     text = _Text(_dump(config))
     service = {
         "apiVersion": "ray.io/v1",
@@ -114,6 +116,10 @@ def patch(folder: Path) -> str:
         "spec": {"serveConfigV2": text},
     }
     return HEADER + _dump(service)
+
+
+def _quote(values: dict[str, Any], *names: str) -> None:
+    values |= {name: _Quoted(values[name]) for name in names}
 
 
 def _dump(value: Any) -> str:

@@ -103,6 +103,18 @@ def token_file(folder: Path) -> Path:
     return path
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate of this machine's loopback that is its own CA, and its key."""
+    cert, key = folder / "tls.crt", folder / "tls.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """A head that asks for a token.
@@ -121,9 +133,19 @@ class Head:
 
 
 @contextlib.contextmanager
-def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> Iterator[Head]:
+def head_with_token(
+    folder: Path, *options: str, num_cpus: int = 4, num_gpus: int = 2, **environment: str
+) -> Iterator[Head]:
     """Start a cluster of one node, as a pod would, with an environment of its own; it says it has
-    GPUs, so that what asks for them is placed."""
+    GPUs, so that what asks for them is placed.
+
+    Args:
+        folder: for its token and its log.
+        options: more words for `ray start`.
+        num_cpus: CPUs that it says it has.
+        num_gpus: GPUs that it says it has.
+        environment: more variables for it and for whoever uses it.
+    """
     from ray.util import get_node_ip_address  # unit tests start without Ray
 
     session = tempfile.mkdtemp(
@@ -153,12 +175,13 @@ def head_with_token(folder: Path, *, num_cpus: int = 4, **environment: str) -> I
         "--num-cpus",
         str(num_cpus),
         "--num-gpus",
-        "2",
+        str(num_gpus),
         "--object-store-memory",
         str(256 * 2**20),
         "--disable-usage-stats",
         "--temp-dir",
         session,
+        *options,
     ]
     # Shells of the cluster find `python` where this one is.
     inside = os.environ | around | {"PATH": f"{BIN}:{os.environ['PATH']}"}

@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from serve.settings import check_config
-from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs
+from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs, rays
 from tests.network import selects
 
 PROXY_DRAIN_SECONDS = 30
 ANSWERING = ("Ingress", "Classifier")
 MOST_SECONDS_AFTER_THE_END = 300
+MOST_QUEUED_GROUPS = 7
 QUEUE = "kueue.x-k8s.io/queue-name"
 SPOT_LABELS = {
     "karpenter.sh/capacity-type",
@@ -46,9 +47,25 @@ def ending_findings(document: Document) -> Iterator[str]:
             f"a job's cluster must go within {MOST_SECONDS_AFTER_THE_END} s after the job; it stays"
             f" {spec['ttlSecondsAfterFinished']}"
         )
-    cluster = cluster_of(document)
-    if QUEUE in document["metadata"].get("labels", {}) and cluster.get("enableInTreeAutoscaling"):
+
+
+def kueue_findings(document: Document) -> Iterator[str]:
+    """Check what Kueue's webhook refuses of a job that has a queue (rayjob_webhook.go,
+    raycluster_webhook.go)."""
+    if QUEUE not in document["metadata"].get("labels", {}):
+        return
+    spec, cluster = document["spec"], cluster_of(document)
+    if cluster.get("enableInTreeAutoscaling"):
         yield "Kueue refuses a cluster that Ray's autoscaler may change"
+    if not spec.get("shutdownAfterJobFinishes"):
+        yield "Kueue refuses a job that leaves its cluster"
+    if spec.get("clusterSelector"):
+        yield "Kueue refuses a job on a cluster that is there already"
+    if len(cluster["workerGroupSpecs"]) > MOST_QUEUED_GROUPS:
+        yield f"Kueue refuses more than {MOST_QUEUED_GROUPS} groups of workers"
+    for group in cluster["workerGroupSpecs"]:
+        if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]:
+            yield "without Ray's autoscaler the number of workers is fixed"
 
 
 def placement_findings(document: Document) -> Iterator[str]:
@@ -82,6 +99,20 @@ def _avoids_spot(spec: dict[str, Any]) -> bool:
     )
 
 
+def written_out_findings(document: Document) -> Iterator[str]:
+    """Check that lists hold what an API server would fill in, by the defaults of KubeRay's
+    definitions."""
+    for group in groups_of(cluster_of(document)):
+        for container in group["template"]["spec"]["containers"]:
+            for port in container.get("ports", []):
+                if "protocol" not in port:
+                    yield f"port {port['name']} must name its protocol"
+    for group in cluster_of(document)["workerGroupSpecs"]:
+        for name in ("numOfHosts", "priority"):
+            if name not in group:
+                yield f"a group of workers must say {name}"
+
+
 def log_findings(documents: list[Document]) -> Iterator[str]:
     """Check that Ray's logs of all processes of a pod fit into the volume for /tmp."""
     told = {
@@ -89,7 +120,7 @@ def log_findings(documents: list[Document]) -> Iterator[str]:
         for document in of_kind(documents, "ConfigMap")
         for key, value in document["data"].items()
     }
-    for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
+    for document in rays(documents):
         rotated = int(told.get("RAY_ROTATION_MAX_BYTES", RAY_MAX_BYTES)) * (
             1 + int(told.get("RAY_ROTATION_BACKUP_COUNT", RAY_BACKUPS))
         )
@@ -172,7 +203,7 @@ def serve_findings(document: Document, *, least_replicas: int = 2) -> Iterator[s
         )
         for deployment in deployments:
             for edge in wanted:
-                wanted[edge] += deployment["autoscaling_config"][edge] * deployment[
+                wanted[edge] += int(deployment["autoscaling_config"][edge]) * deployment[
                     "ray_actor_options"
                 ].get(option, 0)
         for edge, workers in (("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")):
@@ -182,7 +213,7 @@ def serve_findings(document: Document, *, least_replicas: int = 2) -> Iterator[s
                     f" workers have {float(there) * group[workers]}"
                 )
     for deployment in values["applications"][0]["deployments"]:
-        least = deployment["autoscaling_config"]["min_replicas"]
+        least = int(deployment["autoscaling_config"]["min_replicas"])
         if deployment["name"] in ANSWERING and least < least_replicas:
             yield (
                 f"{deployment['name']} must have {least_replicas} replicas at least, or a lost node"
@@ -213,7 +244,7 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
     """
     made = {(document["kind"], document["metadata"]["name"]) for document in documents}
     labels: list[dict[str, str]] = []
-    for document in (*of_kind(documents, "RayService"), *of_kind(documents, "RayJob")):
+    for document in rays(documents):
         labels += [
             group["template"]["metadata"]["labels"] for group in groups_of(cluster_of(document))
         ]
@@ -235,6 +266,7 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             container["image"].partition("@")[0].rpartition(":")[2]
             for spec in pod_specs(document)
             for container in spec["containers"]
+            if container["name"].startswith("ray-")
         }
         if {tag.partition("-")[0] for tag in tags} != {cluster["rayVersion"]}:
             yield f"image tags {sorted(tags)} must be of the rayVersion {cluster['rayVersion']}"

@@ -40,6 +40,9 @@ YAMLLINT = YamlLintConfig(
     " consistent}, octal-values: enable}}"
 )
 Document = dict[str, Any]
+JOBS = ("prepare", "train", "tune", "evaluate", "nightly")
+VALUES = {"serve_identity": "reader", "jobs_identity": "writer"}
+"""What components ask of an overlay's values."""
 CUSTOM_GROUPS = (
     "ray.io/v1",
     "gateway.networking.k8s.io/v1",
@@ -70,7 +73,7 @@ def render(overlay: str, *, below: Path = K8S) -> list[Document]:
 def world(overlay: str) -> list[Document]:
     """Return the documents of an overlay, for a job with those of the jobs' namespace."""
     cluster, _, purpose = overlay.partition("/")
-    jobs = purpose in ("prepare", "train", "tune", "evaluate")
+    jobs = purpose in JOBS
     return [*(render(f"{cluster}/jobs") if jobs else []), *render(overlay)]
 
 
@@ -90,6 +93,16 @@ def combined(namespace: str, resources: Sequence[str], components: Sequence[str]
             "namespace": namespace,
             "resources": [f"{inside}/{name}" for name in resources],
             "components": [f"{inside}/components/{name}" for name in components],
+            "configMapGenerator": [
+                {
+                    "name": "melanoma-values",
+                    "options": {
+                        "disableNameSuffixHash": True,
+                        "annotations": {"config.kubernetes.io/local-config": "true"},
+                    },
+                    "literals": [f"{key}={value}" for key, value in VALUES.items()],
+                }
+            ],
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return _render(Path(folder))
@@ -286,6 +299,47 @@ def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]
             r"(?:by \(([^)]+)\) \((?:rate\()?)?(ray_\w+)(?:\{([^}]*)\})?", text
         ):
             yield name, {*re.findall(r"\w+", summed), *re.findall(r"(\w+)=", picked)}
+
+
+def rays(documents: list[Document]) -> list[Document]:
+    """Return the RayServices and RayJobs, among them the jobs that a RayCronJob makes."""
+    nightly = [
+        {**document, "kind": "RayJob", "spec": document["spec"]["jobTemplate"]}
+        for document in of_kind(documents, "RayCronJob")
+    ]
+    return [*of_kind(documents, "RayService"), *of_kind(documents, "RayJob"), *nightly]
+
+
+def filled_in(document: Document, crds: Path) -> list[str]:
+    """Return what an API server would write into the lists of a document.
+
+    GitOps tools compare lists as they are, and would find a difference there for ever.
+    """
+    return [
+        place
+        for definition in _definitions(crds)
+        for version in definition["spec"]["versions"]
+        if _kind(document)
+        == (definition["spec"]["group"], version["name"], definition["spec"]["names"]["kind"])
+        for place in _added(
+            document,
+            _with_defaults(version["schema"]["openAPIV3Schema"], copy.deepcopy(document)),
+            "",
+            within=False,
+        )
+    ]
+
+
+def _added(before: Any, after: Any, place: str, *, within: bool) -> Iterator[str]:
+    if isinstance(after, dict):
+        for key, value in after.items():
+            if key in before:
+                yield from _added(before[key], value, f"{place}.{key}", within=within)
+            elif within:
+                yield f"{place}.{key}"
+    elif isinstance(after, list):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _added(old, new, f"{place}[{index}]", within=True)
 
 
 def cluster_of(document: Document) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _autoscaler_findings(cluster: Fields) -> Iterator[str]:
         never = group["template"]["spec"].get("restartPolicy", "Never") == "Never"
         if autoscaling and options.get("version", "v2") == "v2" and not never:
             yield "with autoscaler v2 the restartPolicy of every pod must be Never"
-        if {"idleTimeoutSeconds", "priority"} & set(group) and not (
+        if ("idleTimeoutSeconds" in group or group.get("priority")) and not (
             autoscaling and options.get("version") == "v2"
         ):
             yield "idleTimeoutSeconds and priority of a group need autoscaler v2"

@@ -84,15 +84,45 @@ def test_a_job_that_is_tried_again_or_given_up_is_found(
     [
         lambda job: job["spec"].update(ttlSecondsAfterFinished=3600),
         lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
-        lambda job: job["metadata"].update(labels={rules.QUEUE: "melanoma"}),
     ],
-    ids=["an hour", "for ever", "Kueue with Ray's autoscaler"],
+    ids=["an hour", "for ever"],
 )
-def test_a_job_that_keeps_its_nodes_or_never_starts_is_found(
-    plant: Any, training: list[Document]
-) -> None:
+def test_a_job_that_keeps_its_nodes_is_found(plant: Any, training: list[Document]) -> None:
     (job,) = of_kind(planted(training, "RayJob", plant), "RayJob")
     assert list(rules.ending_findings(job))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda job: job["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=True),
+        lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
+        lambda job: job["spec"].update(clusterSelector={"ray.io/cluster": "mine"}),
+        lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(maxReplicas=9),
+    ],
+    ids=["an autoscaler", "a cluster that stays", "a cluster that is there", "a range of workers"],
+)
+def test_a_job_that_kueue_refuses_is_found(plant: Any) -> None:
+    queued = manifests.combined("melanoma-jobs", ["jobs/train"], ["kueue"])
+    (job,) = of_kind(planted(queued, "RayJob", plant), "RayJob")
+    assert list(rules.kueue_findings(job))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda cluster: cluster["workerGroupSpecs"][0].pop("numOfHosts"),
+        lambda cluster: cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][
+            0
+        ].pop("protocol"),
+    ],
+    ids=["hosts", "protocol"],
+)
+def test_a_list_that_is_filled_in_is_found(plant: Any, training: list[Document]) -> None:
+    (job,) = of_kind(
+        planted(training, "RayJob", lambda job: plant(job["spec"]["rayClusterSpec"])), "RayJob"
+    )
+    assert list(rules.written_out_findings(job))
 
 
 @pytest.mark.parametrize(
@@ -146,8 +176,8 @@ def test_a_right_too_many_is_found(name: str, serving: list[Document]) -> None:
     [
         ("max_ongoing_requests", "max_ongoing_request"),
         ("serve.app:build_app", "serve.app:build"),
-        ("max_replicas: 4", "max_replicas: 40"),
-        ("min_replicas: 2", "min_replicas: 1"),
+        ("max_replicas: '4'", "max_replicas: '40'"),
+        ("min_replicas: '2'", "min_replicas: '1'"),
         ("port: 8000", "port: 8001"),
         ("host: 0.0.0.0", "host: 127.0.0.1"),
     ],

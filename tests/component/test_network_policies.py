@@ -32,7 +32,7 @@ def test_what_is_needed_passes_and_nothing_else(everything: list[Document]) -> N
 @pytest.mark.parametrize(
     ("storage", "place", "ports"),
     [
-        ("storage-aws", POD_IDENTITY, (80,)),
+        ("storage-aws-pod-identity", POD_IDENTITY, (80,)),
         ("storage-gcs", METADATA, (80,)),
         ("storage-gcs", Place(address="169.254.169.252"), (988,)),
     ],

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 from melanoma.config import DataConfig
 from melanoma.explain.grad_cam import render_heatmap
-from melanoma.explain.overlay import MAX_SIDE_PX, OPACITY, heatmap_on, overlay
+from melanoma.explain.overlay import COLOURS, MAX_SIDE_PX, OPACITY, heatmap_on, overlay
 from melanoma.imaging.letterbox import letterbox_box
 from melanoma.imaging.preprocess import Preprocess
 
@@ -53,3 +54,8 @@ def test_higher_values_are_more_opaque() -> None:
     assert (seen[0] == 255).all()
     assert (np.diff(seen, axis=0) <= 1).all()  # of rounding
     assert np.abs(seen[-1] - (1 - OPACITY) * 255).max() <= 1
+
+
+def test_colours_are_those_of_magma() -> None:
+    magma = colormaps["magma"](np.arange(256))[:, :3] * 255
+    assert np.abs(COLOURS - magma).max() <= 4
