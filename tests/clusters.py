@@ -103,12 +103,12 @@ def token_file(folder: Path) -> Path:
     return path
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate of this machine's loopback that is its own CA, and its key."""
+def certificate(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """Make a certificate of an address that is its own CA, and its key."""
     cert, key = folder / "tls.crt", folder / "tls.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "/CN=melanoma", "-addext", f"subjectAltName=IP:{address}",
          "-keyout", key, "-out", cert],
         check=True, capture_output=True,
     )  # fmt: skip

@@ -20,17 +20,18 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.clusters import BIN, end, title_of, token_file, wait_for, wait_for_http
+from tests.clusters import BIN, certificate, end, title_of, token_file, wait_for, wait_for_http
 
 NETWORK = "198.18.{}"
 """Addresses set aside for tests of networks (RFC 2544), so that they are nobody's."""
+REDIS_PORT = 6380  # with TLS, as in the component redis
 
 
 def missing() -> str:
     """Return why there can be no machines here, or nothing."""
     lacking = [
         name
-        for name in ("ip", "unshare", "nsenter", "mount", "redis-server")
+        for name in ("ip", "unshare", "nsenter", "mount", "openssl", "redis-cli", "redis-server")
         if shutil.which(name) is None
     ]
     if os.geteuid() != 0 or lacking:
@@ -164,8 +165,8 @@ class Network:
 
 
 class RayMachines:
-    """A Ray cluster whose head keeps what it knows in Redis, as in the manifests; state: the
-    machines it has."""
+    """A Ray cluster whose head keeps what it knows in Redis over TLS with a CA of its own, as in
+    the manifests; state: the machines it has, and the password of Redis."""
 
     def __init__(self, network: Network, folder: Path, **environment: str) -> None:
         self._network, self._folder = network, folder
@@ -173,7 +174,7 @@ class RayMachines:
             tempfile.mkdtemp(prefix="ray-")
         )  # short: the names of Ray's sockets must fit into 107 letters
         token = token_file(folder)
-        password = secrets.token_hex(16)
+        self._cert, key = certificate(folder, network.address)
         self.around = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
@@ -181,12 +182,13 @@ class RayMachines:
             "PATH": f"{BIN}:{os.environ['PATH']}",
             **environment,
         }
-        # As KubeRay sets them where gcsFaultToleranceOptions are.
+        # As KubeRay sets them where gcsFaultToleranceOptions are, and the component redis-ca.
         self._of_head = {
-            "RAY_REDIS_ADDRESS": f"{network.address}:6379",
+            "RAY_REDIS_ADDRESS": f"rediss://{network.address}:{REDIS_PORT}",
+            "RAY_REDIS_CA_CERT": str(self._cert),
             "RAY_external_storage_namespace": "drill",
         }
-        self._password = password
+        self._password = secrets.token_hex(16)
         self._of_worker = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
         with (folder / "redis.log").open("wb") as log:
             self._redis = subprocess.Popen(
@@ -195,9 +197,19 @@ class RayMachines:
                     "--bind",
                     network.address,
                     "--port",
-                    "6379",
+                    "0",
+                    "--tls-port",
+                    str(REDIS_PORT),
+                    "--tls-cert-file",
+                    str(self._cert),
+                    "--tls-key-file",
+                    str(key),
+                    "--tls-ca-cert-file",
+                    str(self._cert),
+                    "--tls-auth-clients",
+                    "no",
                     "--requirepass",
-                    password,
+                    self._password,
                     "--save",
                     "",
                     "--dir",
@@ -242,6 +254,25 @@ class RayMachines:
         )
         assert self.head.process is not None
         wait_for_http(f"{self.dashboard}/api/version", self.head.process)
+
+    def new_password(self) -> None:
+        """Give Redis one more password, which the head takes when it starts again."""
+        new = secrets.token_hex(16)
+        self._redis_cli("ACL", "SETUSER", "default", f">{new}")
+        self._old, self._password = self._password, new
+
+    def forget_old_password(self) -> None:
+        """Take the old password away, and from whoever is connected with it."""
+        self._redis_cli("ACL", "SETUSER", "default", f"<{self._old}")
+
+    def _redis_cli(self, *words: str) -> None:
+        done = subprocess.run(
+            ["redis-cli", "--tls", "--cacert", self._cert, "-h", self._network.address,
+             "-p", str(REDIS_PORT), *words],
+            env=os.environ | {"REDISCLI_AUTH": self._password},
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == "OK", done.stdout
 
     def add_worker(self, num_cpus: int) -> Machine:
         """Bring up a machine that computes."""

@@ -272,6 +272,29 @@ def test_a_bad_bundle_is_rolled_out_and_back(
     record_property("lost", balancer.lost())
 
 
+def test_the_password_of_redis_is_changed(
+    service: Service,
+    balancer: Balancer,
+    bundle_dir: Path,
+    tmp_path: Path,
+    record_property: Record,
+) -> None:
+    """Redis takes both passwords while the head starts again with the new one."""
+
+    def act() -> None:
+        service.cluster.new_password()
+        service.cluster.head.crash()
+        service.cluster.start_head()
+        service.cluster.forget_old_password()
+        service.wait_until_whole()
+
+    balancer.during(act)
+    record_property("lost", balancer.lost())
+    service.deploy(other_shape(bundle_dir, tmp_path / "bundle"))  # what a head does is stored
+    service.wait_until_whole()
+    service.deploy(bundle_dir)
+
+
 def test_the_head_is_lost_and_starts_again_from_redis(
     service: Service,
     balancer: Balancer,
