@@ -1,9 +1,11 @@
 """The commands as jobs on a cluster with a token, everything in object storage; then the Serve
-config on that cluster, and one request."""
+config on that cluster, with what the serving image has, and requests."""
 
+import importlib.metadata
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -383,7 +385,7 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
     for at least."""
     app = _asked(head, "/api/serve/applications/")["applications"].get("melanoma", {})
     wanted = {
-        each["name"]: each["autoscaling_config"]["min_replicas"]
+        each["name"]: int(each["autoscaling_config"]["min_replicas"])
         for each in config["applications"][0]["deployments"]
     }
     return (
@@ -397,11 +399,55 @@ def _runs(head: Head, config: dict[str, Any]) -> bool:
     )
 
 
+NOT_THERE = """
+import sys
+from importlib.machinery import PathFinder
+
+class WhatIsThere(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in {modules} else super().find_spec(name, path, target)
+
+sys.meta_path = [WhatIsThere if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture(scope="module")
+def as_in_the_image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a Python that has no package that the serving image is without."""
+    text = (manifests.K8S / "Dockerfile").read_text()
+    listed = re.search(r"pip uninstall --yes (.*?)&&", text, re.DOTALL)
+    assert listed is not None
+    left_out = {name for name in listed[1].split() if name != "\\"}
+    modules = {
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if left_out & {re.sub("[-_.]+", "-", name).lower() for name in packages}
+    }
+    assert {"matplotlib", "sklearn", "joblib", "onnx"} <= modules
+    folder = tmp_path_factory.mktemp("image")
+    (folder / "sitecustomize.py").write_text(NOT_THERE.format(modules=sorted(modules)))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_package_that_the_image_lacks_is_missed(as_in_the_image: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import matplotlib"],
+        env=os.environ | as_in_the_image, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "No module named 'matplotlib'" in done.stderr
+
+
 @pytest.mark.parametrize(
     "overlay", ["cpu/serve", "serve-minimal", pytest.param("gpu/serve", marks=pytest.mark.drill)]
 )
 def test_the_service_of_the_manifests_answers(
-    overlay: str, head: Head, trained_run: str, image: bytes, tmp_path: Path
+    overlay: str,
+    head: Head,
+    trained_run: str,
+    image: bytes,
+    as_in_the_image: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     """The overlay's own Serve config, with this test's bundle, port and keys, sent by `serve
     deploy` as KubeRay would."""
@@ -415,6 +461,7 @@ def test_the_service_of_the_manifests_answers(
         "require_api_key": False,
         "allow_uncontracted": True,
     }
+    config["applications"][0]["runtime_env"] = {"env_vars": as_in_the_image}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     subprocess.run(
         [BIN / "serve", "deploy", tmp_path / "config.yaml", "--address", head.dashboard],
@@ -422,9 +469,11 @@ def test_the_service_of_the_manifests_answers(
     )  # fmt: skip
     url = f"http://127.0.0.1:{head.serve_port}"
     wait_for(lambda: _runs(head, config) and _status(f"{url}/readyz") == 200, seconds=180)
-    answer = httpx.post(
-        f"{url}/v1/predict?explain=guided_grad_cam", content=image, timeout=60
-    ).json()
-    assert answer["decision"] in get_args(Decision)
-    assert "contract_not_met" not in answer["warnings"]
-    assert answer["explanation"]["method"] == "guided_grad_cam"
+    for method in ("grad_cam", "guided_grad_cam"):
+        answer = httpx.post(
+            f"{url}/v1/predict?explain={method}", content=image, timeout=60
+        ).json()
+        assert answer["decision"] in get_args(Decision)
+        assert "contract_not_met" not in answer["warnings"]
+        assert answer["explanation"]["method"] == method
+    assert httpx.post(f"{url}/v1/report", content=image, timeout=60).content[:5] == b"%PDF-"
