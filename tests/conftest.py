@@ -216,8 +216,8 @@ def drawn_source(source: Path, tmp_path: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
-    """Show every drill that ran: what was done to the system, what was lost by it, how soon it was
-    back, how long it all took."""
+    """Show every drill that ran: what was done to the system, what was lost by it or measured, how
+    soon it was back, how long it all took."""
     reports = [
         report
         for outcome in ("passed", "failed", "error")
@@ -228,12 +228,14 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
     if not reports:
         return
     terminalreporter.section("drills")
-    terminalreporter.write_line(f"{'what was done':78}{'lost':50}{'back in':>8}{'took':>8}")
+    terminalreporter.write_line(
+        f"{'what was done':78}{'lost, or measured':50}{'back in':>8}{'took':>8}"
+    )
     for report in sorted(reports, key=lambda report: report.nodeid):
         told, found = (
             report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " "),
             dict(report.user_properties),
         )
-        lost = found.get("lost", "") if report.passed else "FAILED"
+        lost = found.get("lost", found.get("measured", "")) if report.passed else "FAILED"
         back = f"{found['back_seconds']:.0f} s" if "back_seconds" in found else ""
         terminalreporter.write_line(f"{told[:76]:78}{lost:50}{back:>8}{report.duration:6.0f} s")

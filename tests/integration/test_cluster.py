@@ -414,7 +414,8 @@ sys.meta_path = [WhatIsThere if finder is PathFinder else finder for finder in s
 
 @pytest.fixture(scope="module")
 def as_in_the_image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a Python that has no package that the serving image is without."""
+    """The environment of a Python that has no package, or part of one, that the serving image is
+    without."""
     text = (manifests.K8S / "Dockerfile").read_text()
     listed = re.search(r"pip uninstall --yes (.*?)&&", text, re.DOTALL)
     assert listed is not None
@@ -424,7 +425,12 @@ def as_in_the_image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for module, packages in importlib.metadata.packages_distributions().items()
         if left_out & {re.sub("[-_.]+", "-", name).lower() for name in packages}
     }
-    assert {"matplotlib", "sklearn", "joblib", "onnx"} <= modules
+    modules |= {
+        path.replace("/", ".")
+        for path in re.findall(r'"\$\{site:\?\}"/([\w/]+)', text)
+        if not path.endswith(("/include", "/jars"))
+    }
+    assert {"matplotlib", "sklearn", "joblib", "onnx", "ray.rllib"} <= modules
     folder = tmp_path_factory.mktemp("image")
     (folder / "sitecustomize.py").write_text(NOT_THERE.format(modules=sorted(modules)))
     return {"PYTHONPATH": str(folder)}
@@ -470,9 +476,7 @@ def test_the_service_of_the_manifests_answers(
     url = f"http://127.0.0.1:{head.serve_port}"
     wait_for(lambda: _runs(head, config) and _status(f"{url}/readyz") == 200, seconds=180)
     for method in ("grad_cam", "guided_grad_cam"):
-        answer = httpx.post(
-            f"{url}/v1/predict?explain={method}", content=image, timeout=60
-        ).json()
+        answer = httpx.post(f"{url}/v1/predict?explain={method}", content=image, timeout=60).json()
         assert answer["decision"] in get_args(Decision)
         assert "contract_not_met" not in answer["warnings"]
         assert answer["explanation"]["method"] == method
