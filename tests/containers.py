@@ -44,7 +44,7 @@ def missing_image() -> str:
     if shutil.which("runc") is None:
         return "containers need runc"
     if not Path(os.environ.get(IMAGE_ROOT, "/nowhere")).is_dir():
-        return f"{IMAGE_ROOT} names no folder; docs/kubernetes.md says how to make it"
+        return f"{IMAGE_ROOT} names no folder; docs/kubernetes/images.md says how to make it"
     return ""
 
 

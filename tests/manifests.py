@@ -7,6 +7,7 @@ tests/operator_rules.py, ours in tests/manifest_rules.py.
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -41,7 +42,12 @@ YAMLLINT = YamlLintConfig(
 )
 Document = dict[str, Any]
 JOBS = ("prepare", "train", "tune", "evaluate", "nightly")
-VALUES = {"serve_identity": "reader", "jobs_identity": "writer"}
+VALUES = {
+    "serve_identity": "reader",
+    "jobs_identity": "writer",
+    "host": "melanoma.example.org",
+    "redis": "rediss://melanoma-redis:6380",
+}
 """What components ask of an overlay's values."""
 CUSTOM_GROUPS = (
     "ray.io/v1",
@@ -67,7 +73,7 @@ def render(overlay: str, *, below: Path = K8S) -> list[Document]:
         overlay: its folder in k8s/overlays.
         below: the folder k8s, or a copy of it.
     """
-    return _render(below / "overlays" / overlay)
+    return render_folder(below / "overlays" / overlay)
 
 
 def world(overlay: str) -> list[Document]:
@@ -105,10 +111,11 @@ def combined(namespace: str, resources: Sequence[str], components: Sequence[str]
             ],
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return _render(Path(folder))
+        return render_folder(Path(folder))
 
 
-def _render(folder: Path) -> list[Document]:
+def render_folder(folder: Path) -> list[Document]:
+    """Return the documents of a kustomization as `kubectl kustomize` gives them."""
     kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run(
         [kubectl, "kustomize", folder],
@@ -178,12 +185,15 @@ def crd_findings(documents: list[Document], crds: Path) -> Iterator[str]:
                     )
 
 
-def _definitions(folder: Path) -> Iterator[Document]:
-    for path in sorted(folder.glob("*.yaml")):
-        for found in yaml.load_all(path.read_text(), yaml.CSafeLoader):
-            for document in found["items"] if found and found["kind"] == "List" else [found]:
-                if document and document["kind"] == "CustomResourceDefinition":
-                    yield document
+@functools.cache
+def _definitions(folder: Path) -> list[Document]:
+    return [
+        document
+        for path in sorted(folder.glob("*.yaml"))
+        for found in yaml.load_all(path.read_text(), yaml.CSafeLoader)
+        for document in (found["items"] if found and found["kind"] == "List" else [found])
+        if document and document["kind"] == "CustomResourceDefinition"
+    ]
 
 
 def _kind(document: Document) -> tuple[str, str, str]:

@@ -1,19 +1,25 @@
 """What the documentation copies from the code, because readers want it there."""
 
 import dataclasses
+import os
 import re
+import subprocess
 import tomllib
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.prepare_config import PrepareConfig
+from melanoma.io.files import sha256_of
 from melanoma.task import DEFAULT_TASK, TASKS
 from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, build_parser
 from ray_jobs.cli import _contract_code, main
+from tests.clusters import BIN
+from tests.manifests import of_kind, pod_specs
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,8 +73,29 @@ def test_the_tested_versions_are_those_of_the_lock() -> None:
         assert set(bounds[name].split(",")) == set(accepted.split(","))
 
 
+def test_the_readme_of_kubernetes_pins_the_bundle_of_its_image(tmp_path: Path) -> None:
+    """Its command, with what it reads and without sending it to a cluster."""
+    text = (ROOT / "k8s" / "README.md").read_text()
+    found = re.search(r"kubectl kustomize (.*?) \| kubectl apply -f -", text, re.DOTALL)
+    assert found is not None
+    (tmp_path / "manifest.json").write_text("{}")
+    rendered = subprocess.run(
+        ["bash", "-c", f"BUNDLE={tmp_path}; kubectl kustomize {found[1]}"],
+        cwd=ROOT, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (service,) = of_kind(list(yaml.safe_load_all(rendered)), "RayService")
+    (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert app["args"]["manifest_sha256"] == sha256_of(tmp_path / "manifest.json")
+    (image,) = {
+        container["image"] for spec in pod_specs(service) for container in spec["containers"]
+    }
+    assert f"-t {image} " in text
+    assert f"load docker-image {image}\n" in text
+
+
 def test_no_figure_is_left_out() -> None:
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         assert not re.search(r"<!-- [A-Z]|TODO|FIXME", page.read_text()), page.name
 
 
@@ -91,6 +118,6 @@ def test_an_unmet_contract_fails_a_command_that_requires_it(
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -3,12 +3,14 @@
 import ast
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
 
+from melanoma import __version__
 from serve.environment import ENVIRONMENT
 from serve.render import patch
 from tests import manifest_rules as rules
@@ -77,10 +79,13 @@ def test_pods_have_no_rights_they_do_not_need(overlay: list[Document]) -> None:
 
 
 def test_what_is_named_is_there(overlay: list[Document]) -> None:
-    told = set(
-        re.findall(r"create secret \S+ (\S+)", (K8S.parent / "docs" / "kubernetes.md").read_text())
-    )
-    assert list(rules.reference_findings(overlay, given=told)) == []
+    assert list(rules.reference_findings(overlay, given=_told())) == []
+
+
+def _told() -> set[str]:
+    """Return the secrets that the documentation tells to make."""
+    text = (ROOT / "docs" / "kubernetes" / "production.md").read_text()
+    return set(re.findall(r"create secret \S+ (\S+)", text))
 
 
 @pytest.mark.parametrize("name", ["cpu/serve", "gpu/serve", "serve-minimal"])
@@ -118,6 +123,12 @@ def test_values_stand_in_one_file_and_reach_their_places(name: str, tmp_path: Pa
     assert app["args"]["bundle"] == changed.pop("bundle")
     assert app["args"]["manifest_sha256"] == changed.pop("manifest_sha256")
     if name != "serve-minimal":
+        token = changed.pop("ray_token")
+        assert {cluster_of(each)["authOptions"]["secretName"] for each in rays(documents)} == {
+            token
+        }
+        redis = cluster_of(service)["gcsFaultToleranceOptions"]["redisAddress"]
+        assert redis == changed.pop("redis")
         _check_scale(service, app["deployments"], changed)
         for account in of_kind(documents, "ServiceAccount"):
             zone = {"melanoma": "serve", "melanoma-jobs": "jobs"}[account["metadata"]["namespace"]]
@@ -157,6 +168,61 @@ def _check_scale(service: Document, deployments: list[Document], changed: dict[s
     assert group["maxReplicas"] == int(changed["max_workers"])
     for name in ("min_replicas", "max_replicas", "min_workers", "max_workers"):
         del changed[name]
+
+
+@pytest.fixture(scope="module")
+def gitops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example of a repository of one's own, with this checkout in place of the address."""
+    folder = tmp_path_factory.mktemp("gitops") / "k8s"
+    shutil.copytree(K8S, folder, ignore=shutil.ignore_patterns("requirements.lock"))
+    address = re.compile(
+        rf"https://git\.example\.org/melanoma//k8s/(\S+)\?ref=v{re.escape(__version__)}"
+    )
+    for path in (folder / "examples" / "gitops").glob("*/kustomization.yaml"):
+        text, num = address.subn(r"../../../\1", path.read_text())
+        assert num > 0
+        assert "git.example.org" not in text
+        path.write_text(text)
+    return folder / "examples" / "gitops"
+
+
+@pytest.mark.parametrize("purpose", ["serve", "jobs", "train"])
+def test_a_repository_of_ones_own_is_rendered(purpose: str, gitops: Path) -> None:
+    documents = manifests.render_folder(gitops / purpose)
+    zone = [] if purpose != "train" else manifests.render_folder(gitops / "jobs")
+    assert list(manifests.core_findings(documents)) == []
+    assert list(rules.reference_findings([*zone, *documents], given=_told())) == []
+    for document in rays(documents):
+        assert list(operator_findings(document)) == []
+        assert list(rules.hardening_findings(document)) == []
+    if purpose == "serve":
+        assert list(rules.wiring_findings(documents)) == []
+    own = [line for line in yaml.safe_dump_all(documents).splitlines() if "example.org" in line]
+    assert own == []
+
+
+def test_argo_cd_applies_what_is_there(gitops: Path) -> None:
+    for application in yaml.safe_load_all((gitops / "argo-cd.yaml").read_text()):
+        path = gitops / Path(application["spec"]["source"]["path"]).name / "kustomization.yaml"
+        namespace = yaml.safe_load(path.read_text())["namespace"]
+        assert application["spec"]["destination"]["namespace"] == namespace
+
+
+@pytest.mark.parametrize(
+    "overlay", [f"{cluster}/{job}" for cluster in ("cpu", "gpu") for job in JOBS[:4]]
+)
+def test_a_job_can_be_created_a_second_time(overlay: str) -> None:
+    """The documented command gives each run a name of its own and changes nothing else."""
+    text = (ROOT / "docs" / "kubernetes" / "jobs.md").read_text()
+    (command,) = re.findall(r"\| (sed .+) \| kubectl create -f -", text)
+    (job,) = manifests.render(overlay)
+    made = subprocess.run(
+        ["bash", "-c", f"JOB={overlay.partition('/')[2]}; {command}"],
+        input=yaml.safe_dump(job), capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    name = job["metadata"].pop("name")
+    job["metadata"]["generateName"] = f"{name}-"
+    assert yaml.safe_load(made) == job
 
 
 NOT_OF_THE_SERVICE = ("values", "values-serve", "monitoring-jobs", "nightly")

@@ -1,6 +1,6 @@
 """The serving image runs the pods of `serve-minimal`: read-only, as their user, in their memory.
 
-Needs runc and the unpacked image; docs/kubernetes.md has the commands.
+Needs runc and the unpacked image; docs/kubernetes/images.md has the commands.
 """
 
 import secrets
