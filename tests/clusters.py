@@ -123,7 +123,7 @@ class Head:
         address: what a driver on this machine connects to.
         dashboard: its address for jobs and for Serve.
         serve_port: where a service may listen.
-        environment: what whoever uses it needs around them.
+        environment: the variables that a user of it needs.
     """
 
     address: str
@@ -144,7 +144,7 @@ def head_with_token(
         options: more words for `ray start`.
         num_cpus: CPUs that it says it has.
         num_gpus: GPUs that it says it has.
-        environment: more variables for it and for whoever uses it.
+        environment: more variables for it and for its users.
     """
     from ray.util import get_node_ip_address  # unit tests start without Ray
 

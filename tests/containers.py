@@ -139,8 +139,8 @@ class Container:
         )  # fmt: skip
 
     def memory(self) -> tuple[int, int]:
-        """Return how many of its processes were killed for want of memory, and the MiB that they
-        hold now, without files."""
+        """Return how many of its processes were killed because memory ran out, and the MiB that
+        they hold now, without files."""
         for folder, kills, held in (
             (Path("/sys/fs/cgroup/memory/melanoma"), "memory.oom_control", "total_rss"),
             (Path("/sys/fs/cgroup/melanoma"), "memory.events", "anon"),

@@ -262,7 +262,7 @@ class RayMachines:
         self._old, self._password = self._password, new
 
     def forget_old_password(self) -> None:
-        """Take the old password away, and from whoever is connected with it."""
+        """Take the old password away, also from clients that are connected with it."""
         self._redis_cli("ACL", "SETUSER", "default", f"<{self._old}")
 
     def _redis_cli(self, *words: str) -> None:

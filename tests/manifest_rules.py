@@ -8,7 +8,15 @@ from typing import Any
 import yaml
 
 from serve.settings import check_config
-from tests.manifests import Document, cluster_of, groups_of, of_kind, pod_specs, rays
+from tests.manifests import (
+    Document,
+    cluster_of,
+    containers_of,
+    groups_of,
+    of_kind,
+    pod_specs,
+    rays,
+)
 from tests.network import selects
 
 PROXY_DRAIN_SECONDS = 30
@@ -28,8 +36,8 @@ RAY_MAX_BYTES, RAY_BACKUPS = 512 * 2**20, 5  # ray_constants.LOGGING_ROTATE_BYTE
 
 
 def retry_findings(document: Document) -> Iterator[str]:
-    """Check that an exit code, a finding here, never makes a job run again, and that whoever
-    follows its log may come back."""
+    """Check that an exit code, a finding here, never makes a job run again, and that the pod that
+    follows its log is replaced."""
     spec = document["spec"]
     if spec.get("backoffLimit") != 0:
         yield "a job must not be tried again, backoffLimit must be 0"
@@ -74,7 +82,7 @@ def placement_findings(document: Document) -> Iterator[str]:
     for spec in pod_specs(document):
         if spec.get("nodeSelector"):
             yield f"nodes must be found by what they offer, not by {spec['nodeSelector']}"
-        for container in spec["containers"]:
+        for container in containers_of(spec):
             if container["name"] == "ray-head" and not _avoids_spot(spec):
                 yield "the head must not run on a spot node"
             if container["name"].startswith("ray-") and not all(
@@ -99,18 +107,33 @@ def _avoids_spot(spec: dict[str, Any]) -> bool:
     )
 
 
-def written_out_findings(document: Document) -> Iterator[str]:
-    """Check that lists hold what an API server would fill in, by the defaults of KubeRay's
-    definitions."""
-    for group in groups_of(cluster_of(document)):
-        for container in group["template"]["spec"]["containers"]:
-            for port in container.get("ports", []):
-                if "protocol" not in port:
-                    yield f"port {port['name']} must name its protocol"
-    for group in cluster_of(document)["workerGroupSpecs"]:
-        for name in ("numOfHosts", "priority"):
-            if name not in group:
-                yield f"a group of workers must say {name}"
+def written_out_findings(documents: list[Document]) -> Iterator[str]:
+    """Check that lists hold what an API server would fill in, by the defaults of KubeRay's and the
+    Gateway API's definitions."""
+    for cluster in map(cluster_of, rays(documents)):
+        for group in groups_of(cluster):
+            for container in group["template"]["spec"]["containers"]:
+                for port in container.get("ports", []):
+                    if "protocol" not in port:
+                        yield f"port {port['name']} must name its protocol"
+        for group in cluster["workerGroupSpecs"]:
+            for name in ("numOfHosts", "priority"):
+                if name not in group:
+                    yield f"a group of workers must say {name}"
+    for gateway in of_kind(documents, "Gateway"):
+        for listener in gateway["spec"]["listeners"]:
+            for reference in listener["tls"]["certificateRefs"]:
+                yield from _missing(reference, "group", "kind")
+    for route in of_kind(documents, "HTTPRoute"):
+        for reference in route["spec"]["parentRefs"]:
+            yield from _missing(reference, "group", "kind")
+        for rule in route["spec"]["rules"]:
+            for reference in rule["backendRefs"]:
+                yield from _missing(reference, "group", "kind", "weight")
+
+
+def _missing(reference: dict[str, Any], *names: str) -> Iterator[str]:
+    yield from (f"{reference['name']} must say {name}" for name in names if name not in reference)
 
 
 def log_findings(documents: list[Document]) -> Iterator[str]:
@@ -151,7 +174,7 @@ def hardening_findings(document: Document) -> Iterator[str]:
             != "RuntimeDefault"
         ):
             yield "a pod must have the seccomp profile RuntimeDefault"
-        for container in spec["containers"]:
+        for container in containers_of(spec):
             yield from _container_findings(container["name"], container)
         is_head = any(container["name"] == "ray-head" for container in spec["containers"])
         if not is_head and spec.get("automountServiceAccountToken", True):
@@ -257,7 +280,7 @@ def reference_findings(documents: list[Document], *, given: set[str]) -> Iterato
             if ("ServiceAccount", spec["serviceAccountName"]) not in made:
                 yield f"the account {spec['serviceAccountName']} must be made"
             volumes = {volume["name"] for volume in spec.get("volumes", [])}
-            for container in spec["containers"]:
+            for container in containers_of(spec):
                 for mount in container.get("volumeMounts", []):
                     if mount["name"] not in volumes:
                         yield f"the volume {mount['name']} must be there to be mounted"

@@ -83,13 +83,16 @@ def world(overlay: str) -> list[Document]:
     return [*(render(f"{cluster}/jobs") if jobs else []), *render(overlay)]
 
 
-def combined(namespace: str, resources: Sequence[str], components: Sequence[str]) -> list[Document]:
+def combined(
+    namespace: str, resources: Sequence[str], components: Sequence[str], **more: Any
+) -> list[Document]:
     """Return the documents of an overlay that is no file.
 
     Args:
         namespace: of its documents.
         resources: folders below k8s/.
         components: names of components.
+        more: what else its kustomization.yaml says.
     """
     with tempfile.TemporaryDirectory() as folder:
         inside = os.path.relpath(K8S, Path(folder).resolve())
@@ -109,6 +112,7 @@ def combined(namespace: str, resources: Sequence[str], components: Sequence[str]
                     "literals": [f"{key}={value}" for key, value in VALUES.items()],
                 }
             ],
+            **more,
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return render_folder(Path(folder))
@@ -370,6 +374,11 @@ def pod_specs(document: Document) -> Iterator[dict[str, Any]]:
         yield group["template"]["spec"]
     if "submitterPodTemplate" in document["spec"]:
         yield document["spec"]["submitterPodTemplate"]["spec"]
+
+
+def containers_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the containers of a pod, with those that start before the others."""
+    return [*spec.get("initContainers", []), *spec["containers"]]
 
 
 def planted(documents: list[Document], kind: str, plant: Callable[[Any], object]) -> list[Document]:

@@ -177,6 +177,7 @@ def _needed() -> Iterator[tuple[Place, Place, int]]:
     yield SERVE_HEAD, REDIS, 6380
     yield from ((SERVE_HEAD, ANYWHERE, port) for port in (6378, 6379, 6380))  # managed Redis
     yield from ((REDIS, REDIS, port) for port in (6380, 26379))  # copies and sentinels
+    yield PROMETHEUS, REDIS, 9121
     yield GATEWAY, SERVE_WORKER, 8000
     yield from ((PROMETHEUS, SERVE_HEAD, port) for port in (8080, 44217, 44227))
     yield from ((PROMETHEUS, pod, 8080) for pod in (SERVE_WORKER, JOB_HEAD, JOB_WORKER))

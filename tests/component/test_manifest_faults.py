@@ -119,10 +119,23 @@ def test_a_job_that_kueue_refuses_is_found(plant: Any) -> None:
     ids=["hosts", "protocol"],
 )
 def test_a_list_that_is_filled_in_is_found(plant: Any, training: list[Document]) -> None:
-    (job,) = of_kind(
-        planted(training, "RayJob", lambda job: plant(job["spec"]["rayClusterSpec"])), "RayJob"
-    )
-    assert list(rules.written_out_findings(job))
+    changed = planted(training, "RayJob", lambda job: plant(job["spec"]["rayClusterSpec"]))
+    assert list(rules.written_out_findings(changed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant"),
+    [
+        ("Gateway", lambda spec: spec["listeners"][0]["tls"]["certificateRefs"][0].pop("kind")),
+        ("HTTPRoute", lambda spec: spec["parentRefs"][0].pop("group")),
+        ("HTTPRoute", lambda spec: spec["rules"][0]["backendRefs"][0].pop("weight")),
+    ],
+)
+def test_a_list_of_the_gateway_that_is_filled_in_is_found(
+    kind: str, plant: Any, serving: list[Document]
+) -> None:
+    changed = planted(serving, kind, lambda document: plant(document["spec"]))
+    assert list(rules.written_out_findings(changed))
 
 
 @pytest.mark.parametrize(

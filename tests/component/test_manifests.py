@@ -201,6 +201,28 @@ def test_a_repository_of_ones_own_is_rendered(purpose: str, gitops: Path) -> Non
     assert own == []
 
 
+def test_the_documented_patches_can_be_applied(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "kubernetes" / "gitops.md").read_text()
+    (block,) = re.findall(r"```yaml\n(patches:.*?)```", text, re.DOTALL)
+    documents = manifests.combined(
+        "melanoma", ["zones/serve", "base/serve"], [], **yaml.safe_load(block)
+    )
+    assert list(manifests.core_findings(documents)) == []
+    for account in of_kind(documents, "ServiceAccount"):
+        assert account["imagePullSecrets"] == [{"name": "registry"}]
+    (out,) = (
+        policy
+        for policy in of_kind(documents, "NetworkPolicy")
+        if policy["metadata"]["name"] == "melanoma-out"
+    )
+    assert 9000 in {port["port"] for rule in out["spec"]["egress"] for port in rule["ports"]}
+    (service,) = of_kind(documents, "RayService")
+    assert list(operator_findings(service)) == []
+    worker = cluster_of(service)["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["runtimeClassName"] == "nvidia"
+    assert len(worker["tolerations"]) == 1
+
+
 def test_argo_cd_applies_what_is_there(gitops: Path) -> None:
     for application in yaml.safe_load_all((gitops / "argo-cd.yaml").read_text()):
         path = gitops / Path(application["spec"]["source"]["path"]).name / "kustomization.yaml"
@@ -287,7 +309,8 @@ def test_pods_run_on_the_nodes_that_people_have(overlay: list[Document]) -> None
 
 
 def test_the_minimal_service_fits_a_small_machine() -> None:
-    """Kubernetes itself and KubeRay's operator ask for about one CPU and 1 GiB on kind."""
+    """A machine of 6 GiB has about 5,900 MiB, of which Kubernetes itself and KubeRay's operator ask
+    for 800 on kind, and for one CPU."""
     (service,) = of_kind(manifests.render("serve-minimal"), "RayService")
     asked = [
         container["resources"]["requests"]
@@ -295,7 +318,7 @@ def test_the_minimal_service_fits_a_small_machine() -> None:
         for container in spec["containers"]
     ]
     assert sum(_millicores(each["cpu"]) for each in asked) <= 1000
-    assert sum(_mebibytes(each["memory"]) for each in asked) <= 5 * 1024
+    assert sum(_mebibytes(each["memory"]) for each in asked) <= 5000
 
 
 def _millicores(text: str) -> int:
@@ -339,7 +362,7 @@ def test_serving_and_jobs_have_rights_of_their_own(storage: str) -> None:
 
 
 def test_keys_for_storage_can_be_done_without() -> None:
-    """Whoever has an identity of a cloud makes no secret for storage."""
+    """Someone with an identity of a cloud makes no secret for storage."""
     for components in (["storage-aws-irsa"], ["storage-gcs"], ["storage-aws-pod-identity"], []):
         documents = manifests.combined("melanoma", ["zones/serve", "base/serve"], components)
         (service,) = of_kind(documents, "RayService")
@@ -350,10 +373,14 @@ def test_nothing_is_filled_in_within_lists(overlay: list[Document], crds: Path) 
     assert [found for document in overlay for found in manifests.filled_in(document, crds)] == []
 
 
+def test_nothing_is_filled_in_within_lists_of_other_kinds(
+    overlay: list[Document], more_crds: Path
+) -> None:
+    assert [found for each in overlay for found in manifests.filled_in(each, more_crds)] == []
+
+
 def test_lists_are_written_out(overlay: list[Document]) -> None:
-    assert [
-        found for document in rays(overlay) for found in rules.written_out_findings(document)
-    ] == []
+    assert list(rules.written_out_findings(overlay)) == []
 
 
 @pytest.mark.parametrize("name", ["cpu/serve", "gpu/serve"])

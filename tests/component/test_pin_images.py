@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import manifests
 from tests.manifests import K8S, rays
@@ -45,11 +46,32 @@ def test_a_digest_reaches_every_pod(overlay: str, tmp_path: Path) -> None:
         } == {image}
 
 
+def test_an_entry_with_comments_is_replaced_whole(tmp_path: Path) -> None:
+    values = tmp_path / "kustomization.yaml"
+    values.write_text(
+        "images:\n  - name: melanoma-serve # ours\n    # our registry\n    newName: old\n"
+        "    newTag: old # soon\n  - name: melanoma-serve-old\n    newName: other\n"
+    )
+    done = _pin(values, f"registry.example.org/melanoma-serve:9@{DIGEST}")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(values.read_text())["images"] == [
+        {
+            "name": "melanoma-serve",
+            "newName": "registry.example.org/melanoma-serve",
+            "newTag": "9",
+            "digest": DIGEST,
+        },
+        {"name": "melanoma-serve-old", "newName": "other"},
+    ]
+    assert "    # our registry\n" in values.read_text()
+
+
 @pytest.mark.parametrize(
     ("image", "told"),
     [
         (IMAGES[0], "sha256:DIGEST"),
         (f"registry.example.org/melanoma-serve@{DIGEST}", "sha256:DIGEST"),
+        (f"https://registry.example.org/melanoma-serve:1@{DIGEST}", "sha256:DIGEST"),
         (f"registry.example.org/other:1@{DIGEST}", "one entry with the name other; it has 0"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Ray listens on every address of the machine; whoever reaches one of its ports without the token
-gets nothing."""
+"""Ray listens on every address of the machine. Without the token nobody gets anything from its
+ports."""
 
 import os
 from collections.abc import Iterator

@@ -112,8 +112,8 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
 def test_another_networks_features_are_found_out(
     bundle_dir: Path, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """Signed by a forger, so that only its answers can give it away: to whoever verifies and to the
-    replica that loads it."""
+    """Signed by a forger, so that only its answers can give it away: to the command that verifies
+    and to the replica that loads it."""
     from melanoma.io.files import sha256_of
 
     folder = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
