@@ -315,6 +315,12 @@ def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]
             yield name, {*re.findall(r"\w+", summed), *re.findall(r"(\w+)=", picked)}
 
 
+def documented_secrets() -> set[str]:
+    """Return the secrets that the documentation tells to make."""
+    text = (K8S.parent / "docs" / "kubernetes" / "production.md").read_text()
+    return set(re.findall(r"create secret \S+ (\S+)", text))
+
+
 def rays(documents: list[Document]) -> list[Document]:
     """Return the RayServices and RayJobs, among them the jobs that a RayCronJob makes."""
     nightly = [
