@@ -149,6 +149,15 @@ def test_the_documented_patches_can_be_applied(tmp_path: Path) -> None:
     assert len(worker["tolerations"]) == 1
 
 
+def test_the_lines_of_an_installation_of_ones_own_are_counted() -> None:
+    text = (ROOT / "docs" / "kubernetes" / "gitops.md").read_text()
+    (command,) = re.findall(r"`(grep .* \| wc -l)`", text)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"{done.stdout.strip()} lines in `values` and `serve`" in text
+
+
 def test_argo_cd_applies_what_is_there(gitops: Path) -> None:
     for application in yaml.safe_load_all((gitops / "argo-cd.yaml").read_text()):
         path = gitops / Path(application["spec"]["source"]["path"]).name / "kustomization.yaml"
