@@ -44,7 +44,7 @@ def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentP
     _add_config(commands, run)
     _add_training(commands, run)
     _add_serving(commands, run)
-    _add_bundle(_group(commands, "bundle", "check bundles"), run)
+    _add_bundle(_group(commands, "bundle", "check bundles and watch their promises"), run)
     return parser
 
 
@@ -86,6 +86,21 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; it is {text!r}")
     return int(text)
+
+
+def _between(low: float) -> Callable[[str], float]:
+    """Return what reads a number between a bound and 1, without these two."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low
+        if not low < value < 1:
+            raise argparse.ArgumentTypeError(f"must be between {low:g} and 1; it is {text!r}")
+        return value
+
+    return read
 
 
 def _workers(text: str) -> tuple[int, int]:
@@ -571,3 +586,40 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         "check hashes, replay probes and recompute the contract; exit code 1: do not serve it",
     )
     verify.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+
+    monitor = _add(
+        bundle,
+        "monitor",
+        run["monitor"],
+        "test a bundle's promise on outcomes that came in later; exit code 1: it is broken",
+    )
+    monitor.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+    monitor.add_argument(
+        "outcomes",
+        type=path,
+        metavar="OUTCOMES",
+        help=(
+            "CSV in the order of arrival: request_id or image_id, score, a diagnosis (blank while"
+            " not known); if there are any, patient_id or lesion_id, decision, version"
+        ),
+    )
+
+    plan = _add(
+        bundle,
+        "plan",
+        run["plan"],
+        "print how many targets a promise takes: to make it, to confirm it, to watch it",
+    )
+    plan.add_argument(
+        "--promise",
+        type=_between(0.5),
+        action="append",
+        metavar="S",
+        help="sensitivity to promise, between 0.5 and 1; may be repeated (default 0.8 to 0.95)",
+    )
+    plan.add_argument(
+        "--share",
+        type=_between(0.0),
+        metavar="F",
+        help="share of targets at the site, between 0 and 1, to print how many units hold them",
+    )

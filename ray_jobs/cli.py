@@ -479,6 +479,23 @@ def _verify(args: argparse.Namespace) -> int:
     return FOUND if findings else DONE
 
 
+def _monitor(args: argparse.Namespace) -> int:
+    from melanoma.monitoring import describe_monitoring, monitor
+
+    found = monitor(args.bundle, args.outcomes)
+    _print(args, found, describe_monitoring(found))
+    return FOUND if found["verdict"] == "broken" else DONE
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from melanoma.evidence.plan import PROMISES, describe_plan, plan
+
+    plans = plan(args.promise or PROMISES)
+    value = {"promises": [dataclasses.asdict(each) for each in plans]}
+    _print(args, value, describe_plan(plans, args.share))
+    return DONE
+
+
 _COMMANDS: dict[str, Command] = {
     "phantom": _phantom,
     "prepare": _prepare,
@@ -491,6 +508,8 @@ _COMMANDS: dict[str, Command] = {
     "predict": _predict,
     "serve": _serve,
     "verify": _verify,
+    "monitor": _monitor,
+    "plan": _plan,
 }
 
 

@@ -1,0 +1,175 @@
+"""Watches the promise of a bundle on outcomes that came in later. Needs no image.
+
+The outcomes are a CSV table in the order in which they became known:
+
+- ``request_id`` or ``image_id``: each stands once
+- ``score``: the probability of the targets that was answered, in [0, 1]
+- a diagnosis, in a column and in words as data sets have them; blank while it is not known
+- if there is one, ``patient_id`` or ``lesion_id``: the first target of each counts
+- if there is one, ``decision``: images that got cannot_assess are left out
+- if there is one, ``version``: of the bundle that answered; others are left out
+"""
+
+import dataclasses
+from typing import Any
+
+import pandas as pd
+
+from melanoma.bundle.manifest import read_manifest
+from melanoma.data.diagnoses import has_diagnosis, no_diagnosis, read_diagnoses, says_target
+from melanoma.data.group_ids import known_ids
+from melanoma.data.tables import Table, read_table
+from melanoma.errors import BundleError, DataError
+from melanoma.evidence.contract import PATIENT, Contract
+from melanoma.evidence.operating_point import is_referred
+from melanoma.evidence.sequential import Watch, watch
+from melanoma.io.storage import AnyPath, to_path
+from melanoma.task import Task
+
+IDS, SCORE, GROUPS = ("request_id", "image_id"), "score", (PATIENT, "lesion_id")
+DECISION, VERSION, UNASSESSED = "decision", "version", "cannot_assess"
+_MAX_LINES = 3
+
+
+def monitor(bundle_dir: str | AnyPath, outcomes: str | AnyPath) -> dict[str, Any]:
+    """Return what outcomes say of a bundle's promise.
+
+    Args:
+        bundle_dir: folder of the bundle; only its manifest is read.
+        outcomes: the table.
+
+    Returns:
+        verdict (holds, broken or open) and the other fields of `Watch`; sentence; num_rows;
+        left_out (reason -> number of rows); known (decision -> rows, and how many of them have a
+        diagnosis); not_understood (diagnosis -> number of rows).
+
+    Raises:
+        BundleError: if the bundle cannot be read or promises nothing.
+        DataError: if the table is not as above.
+    """
+    manifest = read_manifest(to_path(bundle_dir))
+    contract, task = manifest.operating_point.contract, manifest.task
+    if contract.status != "met":
+        raise BundleError(
+            f"BUNDLE must have a contract that is met; it is {contract.status}. There is no promise"
+            " to watch."
+        )
+    table = read_table(to_path(outcomes))
+    rows, left_out = _usable(table, task, manifest.version)
+    referred = is_referred(rows[SCORE].to_numpy(float), manifest.operating_point.threshold)
+    given = rows["said"] != ""
+    targets = rows["is_target"].to_numpy(bool)
+    repeated = _is_repeated(rows, table, targets)
+    if repeated.any():
+        left_out["not the first target of a patient or lesion"] = int(repeated.sum())
+    found = watch(
+        referred[targets & ~repeated],
+        target_sensitivity=contract.target_sensitivity,
+        confidence=contract.confidence,
+    )
+    understood = (rows["class"] != "") | rows["is_target"]
+    return {
+        **dataclasses.asdict(found),
+        "sentence": _sentence(found, contract, task),
+        "num_rows": len(table.rows),
+        "left_out": left_out,
+        "known": {
+            name: {"rows": int(part.sum()), "with_diagnosis": int((part & given).sum())}
+            for name, part in (("refer", referred), ("no_referral", ~referred))
+        },
+        "not_understood": {
+            str(text): int(num)
+            for text, num in rows.loc[given & ~understood, "said"].value_counts().items()
+        },
+    }
+
+
+def describe_monitoring(found: dict[str, Any]) -> str:
+    """Return what outcomes say, as text for a terminal."""
+    lines = [found["sentence"]]
+    lines += [f"left out: {num} rows ({reason})" for reason, num in found["left_out"].items()]
+    for decision, num in found["known"].items():
+        lines.append(f"{decision}: {num['with_diagnosis']} of {num['rows']} rows have a diagnosis")
+    if found["not_understood"]:
+        words = ", ".join(f"{text} ({num})" for text, num in found["not_understood"].items())
+        lines.append(f"taken as no target, because no class of the task: {words}")
+    lines.append(
+        "This holds only if a diagnosis becomes known as often without a referral as with one, and"
+        " if the rows stand in the order in which that happened."
+    )
+    return "\n".join(lines)
+
+
+def _usable(table: Table, task: Task, version: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the rows that count, with their score, class and diagnosis; and how many do not."""
+    ids = table.first(IDS)
+    if ids is None or SCORE not in table.rows.columns:
+        raise DataError(
+            f"{table.name} must have the columns {IDS[0]} (or {IDS[1]}), {SCORE} and a diagnosis;"
+            f" it has {', '.join(table.header)}. Rename its columns."
+        )
+    if not has_diagnosis(table.rows.columns, task):
+        raise no_diagnosis([table], task)
+    rows = table.rows.assign(**{SCORE: pd.to_numeric(table.rows[SCORE], errors="coerce")})
+    _refuse(table, ~rows[SCORE].between(0, 1), f"{SCORE} must be in [0, 1]")
+    _refuse(table, rows[ids] == "", f"{ids} must not be blank")
+    _refuse(table, rows[ids].duplicated(), f"{ids} must stand once")
+    named = read_diagnoses(table.rows, task)
+    rows["class"], rows["said"] = [name for name, _ in named], [said for _, said in named]
+    rows["is_target"] = [
+        name in task.targets if name else says_target(said, task) for name, said in named
+    ]
+    left_out: dict[str, int] = {}
+    if VERSION in rows.columns:
+        rows = _without(rows, ~rows[VERSION].isin(("", version)), "another bundle", left_out)
+    if DECISION in rows.columns:
+        rows = _without(rows, rows[DECISION] == UNASSESSED, UNASSESSED, left_out)
+    return rows, left_out
+
+
+def _without(
+    rows: pd.DataFrame, out: pd.Series, reason: str, left_out: dict[str, int]
+) -> pd.DataFrame:
+    """Leave rows out, and count them if there are any."""
+    if out.any():
+        left_out[reason] = int(out.sum())
+    return rows[~out]
+
+
+def _refuse(table: Table, wrong: pd.Series, rule: str) -> None:
+    if wrong.any():
+        lines = [str(place + 2) for place in wrong.to_numpy().nonzero()[0]]
+        more = f" and {len(lines) - _MAX_LINES} more" if len(lines) > _MAX_LINES else ""
+        raise DataError(
+            f"{table.name}: {rule}; it is otherwise in row {', '.join(lines[:_MAX_LINES])}{more}."
+            " Correct the table."
+        )
+
+
+def _is_repeated(rows: pd.DataFrame, table: Table, targets: Any) -> Any:
+    """Return which target rows follow another target of the same patient or lesion."""
+    column = table.first(GROUPS)
+    if column is None:
+        return targets & False
+    ids, _ = known_ids(rows[column], column)
+    seen = ids.where(targets, "")
+    return targets & ((seen != "") & seen.duplicated()).to_numpy(bool)
+
+
+def _sentence(found: Watch, contract: Contract, task: Task) -> str:
+    promise = f"at least {contract.target_sensitivity:.0%} of {task.noun[1]} are referred"
+    seen = f"{found.num_referred} of {found.num_target} were referred"
+    chance = f"{contract.confidence:.0%} confidence, whenever this is asked"
+    if found.verdict == "open":
+        return (
+            f"Open: the promise ({promise}) is neither confirmed nor refuted; {seen}. The evidence"
+            f" against it has reached {found.against:.1f}, that for it {found.in_favour:.1f}; the"
+            f" limit is {found.limit:.0f}."
+        )
+    after = f"This was clear after {found.decided_after} of them, with {chance}."
+    if found.verdict == "broken":
+        return (
+            f"Broken: fewer than promised ({promise}) are referred; {seen}. {after} Stop using the"
+            " decisions, and make a contract on images of this site."
+        )
+    return f"Holds: {promise}; {seen}. {after}"
