@@ -478,21 +478,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "out", type=path, metavar="OUT", help="folder of runs; this run is written to OUT/RUN"
     )
     _add_settings(command)
-    command.add_argument(
-        "--require-contract",
-        action="store_true",
-        help="exit with code 1 if the bundle's contract is not met",
-    )
-    command.add_argument(
-        "--accesses",
-        type=_positive,
-        metavar="N",
-        help=(
-            "declare, before the first, how many networks will be calibrated on this data set; each"
-            " may then be wrong about its promise with a probability of 0.05 / N (default: the k-th"
-            " with 0.05 / (k (k + 1)))"
-        ),
-    )
+    _add_contract(command)
     command.add_argument("--gpu", action="store_true", help="train on GPUs, one for each worker")
     command.add_argument(
         "--cpus-per-worker",
@@ -508,6 +494,24 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         help=(
             "start weights: none (random), imagenet (published by timm), or a safetensors or"
             " tensors-only torch file (default %(default)s)"
+        ),
+    )
+
+
+def _add_contract(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--require-contract",
+        action="store_true",
+        help="exit with code 1 if the bundle's contract is not met",
+    )
+    command.add_argument(
+        "--accesses",
+        type=_positive,
+        metavar="N",
+        help=(
+            "declare, before the first, how many networks will be calibrated on this data set; each"
+            " may then be wrong about its promise with a probability of 0.05 / N (default: the k-th"
+            " with 0.05 / (k (k + 1)))"
         ),
     )
 
@@ -586,6 +590,23 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         "check hashes, replay probes and recompute the contract; exit code 1: do not serve it",
     )
     verify.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+
+    recontract = _add(
+        bundle,
+        "recontract",
+        run["recontract"],
+        "give a bundle's network a contract on another site's data",
+    )
+    recontract.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+    recontract.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+    recontract.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
+    recontract.add_argument(
+        "--promise",
+        type=_between(0.5),
+        metavar="S",
+        help="sensitivity to promise, between 0.5 and 1 (default: that of the bundle)",
+    )
+    _add_contract(recontract)
 
     monitor = _add(
         bundle,

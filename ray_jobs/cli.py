@@ -479,6 +479,38 @@ def _verify(args: argparse.Namespace) -> int:
     return FOUND if findings else DONE
 
 
+def _recontract(args: argparse.Namespace) -> int:
+    from melanoma.recontract import recontract
+
+    _check_new(args.out)
+    manifest = recontract(
+        args.bundle,
+        args.dataset,
+        args.out,
+        promise=args.promise,
+        accesses=args.accesses or 0,
+    )
+    point, origin = manifest.operating_point, manifest.origin
+    assert origin is not None
+    before, now = (
+        each.contract.sentence(manifest.task) for each in (origin.operating_point, point)
+    )
+    value = {
+        "bundle": str(args.out),
+        "version": manifest.version,
+        "origin": dataclasses.asdict(origin),
+        "threshold": point.threshold,
+        "contract": dataclasses.asdict(point.contract),
+        "contract_sentence": now,
+    }
+    _print(
+        args,
+        value,
+        f"before: {before}\nnow: contract {point.contract.status}. {now}\nbundle {args.out}",
+    )
+    return _contract_code(args, point.contract.status)
+
+
 def _monitor(args: argparse.Namespace) -> int:
     from melanoma.monitoring import describe_monitoring, monitor
 
@@ -508,6 +540,7 @@ _COMMANDS: dict[str, Command] = {
     "predict": _predict,
     "serve": _serve,
     "verify": _verify,
+    "recontract": _recontract,
     "monitor": _monitor,
     "plan": _plan,
 }

@@ -19,6 +19,12 @@ _HASH_CHARACTERS = 16
 
 def known_images(data: PreparedData) -> bytes:
     """Return the content of the file for the images of a data set."""
+    rows = fingerprinted(data)
+    return _content(rows["sha256"].str[:_HASH_CHARACTERS].tolist(), rows["fingerprint"].tolist())
+
+
+def fingerprinted(data: PreparedData) -> pd.DataFrame:
+    """Return the records of a data set with the fingerprints of their images."""
     rows = data.records
     dataset = ImageDataset(data, rows)
     prints = [
@@ -26,7 +32,14 @@ def known_images(data: PreparedData) -> bytes:
         for start in range(0, len(rows), _BATCH)
         for image in dataset.images(range(start, min(start + _BATCH, len(rows))))
     ]
-    return _content(rows["sha256"].str[:_HASH_CHARACTERS].tolist(), prints)
+    return rows.assign(fingerprint=prints)
+
+
+def joined(*files: bytes) -> bytes:
+    """Return the content of one file for the images of several."""
+    tables = [pd.read_parquet(io.BytesIO(file)) for file in files]
+    table = pd.concat(tables).drop_duplicates()
+    return _content(table["file"].tolist(), table["image"].tolist())
 
 
 def no_known_images() -> bytes:

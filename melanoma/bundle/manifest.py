@@ -20,7 +20,7 @@ from melanoma.places import MANIFEST as MANIFEST
 from melanoma.places import check_bundle
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-bundle", 3
+KIND, FORMAT_VERSION = "melanoma-bundle", 4
 WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
     "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
     "known_images.parquet",
@@ -59,6 +59,23 @@ class CpuBackend(Strict):
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin(Strict):
+    """The bundle whose network another one has, with a contract of its own.
+
+    Attributes:
+        version: of that bundle.
+        population: on which the network was trained.
+        split_hash: of those data.
+        operating_point: the threshold and the contract there.
+    """
+
+    version: str
+    population: str
+    split_hash: str
+    operating_point: OperatingPoint
+
+
+@dataclasses.dataclass(frozen=True)
 class BundleManifest(Strict):
     """The content of ``manifest.json``.
 
@@ -78,6 +95,8 @@ class BundleManifest(Strict):
         best_epoch: the epoch that was chosen, from 1.
         validation: the scores that chose it.
         versions: the versions of the libraries that wrote the bundle.
+        origin: the bundle from which the network was taken, if `recontract` wrote this one. All
+            that follows from data is then of the data of the new contract.
         files: name -> sha256 of every other file.
         probes: synthetic images with the network's outputs.
         version: a short hash of all other fields.
@@ -101,12 +120,13 @@ class BundleManifest(Strict):
     best_epoch: int
     validation: dict[str, float]
     versions: dict[str, str]
+    origin: Origin | None = None
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
     version: str = ""
     name: str = "melanoma"
     kind: Literal["melanoma-bundle"] = "melanoma-bundle"
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
 
     @property
     def hardest_reference(self) -> Comparison:

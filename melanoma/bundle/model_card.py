@@ -117,13 +117,11 @@ Reference standards, images of each:
 {_standards(data)}
 
 Licence of the images: **not stated**; that of their publisher holds for the bundle too. HAM10000 is
-not for commercial use. Start weights: {_start(config.model.backbone, weights)}.
+not for commercial use. {_start(draft, weights)}
 
 ## Choice of the network
 
-Epoch {draft.best_epoch} of {config.optim.epochs} was chosen on validation fold
-{config.data.validation_fold} by the AUROC of the targets within sources{_chosen_by(draft)}.
-Figures of this fold are optimistic, because it chose the epoch.
+{_choice(draft)}
 
 {_comparisons(draft.reference_models)}
 
@@ -145,7 +143,7 @@ Figures of this fold are optimistic, because it chose the epoch.
 ## Strata
 
 At the threshold, on one image per group of the validation fold, as far as it is assessed. The fold
-chose the epoch, but not the threshold.
+did not choose the threshold.
 
 {_strata(fold, draft.operating_point.threshold)}
 
@@ -216,13 +214,33 @@ def _standards(data: PreparedData) -> str:
     return f"| standard | {data.task.noun[1]} | others |\n|---|---|---|\n{_rows(rows)}"
 
 
-def _start(backbone: str, weights: str) -> str:
+def _start(draft: BundleManifest, weights: str) -> str:
+    if draft.origin is not None:
+        return "Start weights: see the card of the bundle that trained the network."
     if weights == "none":
-        return "none, the network began at random"
+        return "Start weights: none, the network began at random."
     if weights != "imagenet":
-        return "a file, licence **not stated**"
-    published = timm.get_pretrained_cfg(backbone)
-    return f"those of timm for ImageNet, licence {(published and published.license) or _NOT_STATED}"
+        return "Start weights: a file, licence **not stated**."
+    published = timm.get_pretrained_cfg(draft.architecture.backbone)
+    licence = (published and published.license) or _NOT_STATED
+    return f"Start weights: those of timm for ImageNet, licence {licence}."
+
+
+def _choice(draft: BundleManifest) -> str:
+    config, origin = draft.training_config, draft.origin
+    fold = config.data.validation_fold
+    if origin is not None:
+        contract = origin.operating_point.contract
+        return f"""The network is that of the bundle `{origin.version}`, trained on
+{origin.population} (split hash `{origin.split_hash[:16]}`), and was not changed.
+Its contract there: {contract.sentence(draft.task)}
+
+The data above are of another site. Validation fold {fold} of them fitted the calibrator and
+decided whether the network is informative{_chosen_by(draft)}; the calibration split placed the
+threshold."""
+    return f"""Epoch {draft.best_epoch} of {config.optim.epochs} was chosen on validation fold
+{fold} by the AUROC of the targets within sources{_chosen_by(draft)}.
+Figures of this fold are optimistic, because it chose the epoch."""
 
 
 def _chosen_by(draft: BundleManifest) -> str:

@@ -17,11 +17,11 @@ from torch import nn
 
 from melanoma.arrays import FloatArray, IntArray, Uint8Array
 from melanoma.bundle.backend import OnnxFeatures, export_features
-from melanoma.bundle.bundle import Extras, library_versions, weights_of, write_bundle
+from melanoma.bundle.bundle import Bundle, Extras, library_versions, weights_of, write_bundle
 from melanoma.bundle.cpu_backend import compare_backend
 from melanoma.bundle.drift import FeatureReference, fit_reference, pooled
-from melanoma.bundle.known_images import known_images
-from melanoma.bundle.manifest import ONNX_RUNTIME, TORCH, BundleManifest, CpuBackend
+from melanoma.bundle.known_images import joined, known_images
+from melanoma.bundle.manifest import ONNX_RUNTIME, TORCH, BundleManifest, CpuBackend, Origin
 from melanoma.bundle.model_card import model_card
 from melanoma.bundle.usual_images import UsualImages, fit_usual
 from melanoma.config import TrainConfig
@@ -56,16 +56,18 @@ def pack(
     *,
     best_epoch: int,
     weights: str = "none",
+    origin: Bundle | None = None,
 ) -> BundleManifest:
     """Fit the calibrator, make the contract and write the bundle.
 
     Args:
         model: the network of the best epoch.
         config: the settings of its run.
-        data: the data set on which it was trained.
+        data: the data set on which it was trained, or, with an origin, that of the new contract.
         work: folder of this node for the files of the bundle.
         best_epoch: the epoch of the network, from 1, for the manifest.
         weights: what the run started from (none, imagenet or a file), for the model card.
+        origin: the bundle of the network, if it was trained on other data.
 
     Raises:
         DataError: if the data set has no calibration split, or if that split holds no target.
@@ -101,14 +103,25 @@ def pack(
         best_epoch=best_epoch,
         validation=fixed.validation,
         versions=library_versions(),
+        origin=None if origin is None else _origin(origin.manifest),
     )
     extras = Extras(
         calibration_rows=calibrated.units,
         features_onnx=onnx if cpu_backend.name == ONNX_RUNTIME else None,
         model_card=model_card(draft, data, fixed.fold, weights=weights),
-        known_images=known_images(data),
+        known_images=joined(known_images(data), *([] if origin is None else [origin.known_images])),
     )
     return write_bundle(work, draft, model, extras)
+
+
+def _origin(manifest: BundleManifest) -> Origin:
+    """Return the bundle that trained the network, also if its contract was made elsewhere too."""
+    return manifest.origin or Origin(
+        manifest.version,
+        manifest.operating_point.contract.population,
+        manifest.split_hash,
+        manifest.operating_point,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

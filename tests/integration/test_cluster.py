@@ -425,12 +425,12 @@ def as_in_the_image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for module, packages in importlib.metadata.packages_distributions().items()
         if left_out & {re.sub("[-_.]+", "-", name).lower() for name in packages}
     }
-    modules |= {
-        path.replace("/", ".")
-        for path in re.findall(r'"\$\{site:\?\}"/([\w/]+)', text)
-        if not path.endswith(("/include", "/jars"))
-    }
+    removed = re.search(r"&& rm -r (.*?)&&", text, re.DOTALL)
+    assert removed is not None
+    parts = re.findall(r'"\$\{site:\?\}"/([\w/]+)', removed[1])
+    modules |= {part.replace("/", ".") for part in parts}
     assert {"matplotlib", "sklearn", "joblib", "onnx", "ray.rllib"} <= modules
+    assert not {"ray", "torch", "pandas", "pyarrow"} & modules
     folder = tmp_path_factory.mktemp("image")
     (folder / "sitecustomize.py").write_text(NOT_THERE.format(modules=sorted(modules)))
     return {"PYTHONPATH": str(folder)}

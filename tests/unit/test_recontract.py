@@ -1,0 +1,99 @@
+"""A bundle's network gets a contract on the data of another site."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from melanoma.bundle.bundle import load_bundle, verify_bundle
+from melanoma.bundle.manifest import WEIGHTS
+from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.phantom.layout import write_phantom
+from melanoma.data.prepare import prepare
+from melanoma.data.prepare_config import PrepareConfig
+from melanoma.errors import DataError
+from melanoma.executor import LocalExecutor
+from melanoma.recontract import recontract
+
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Another site: other lesions and patients."""
+    folder = tmp_path_factory.mktemp("site")
+    write_phantom(PhantomConfig(num_lesions=500, seed=77), folder / "source")
+    config = PrepareConfig(
+        size=128, num_folds=2, calibration_fraction=0.6, test_fraction=0.1, population="Site B"
+    )
+    prepare(folder / "source", folder / "dataset", config, executor=LocalExecutor())
+    return open_prepared(folder / "dataset")
+
+
+@pytest.fixture
+def fresh(site: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The site's data set, opened by nobody yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert isinstance(site.folder, Path)
+    ignored = shutil.ignore_patterns("*.jsonl")
+    return Path(shutil.copytree(site.folder, tmp_path / "dataset", ignore=ignored))
+
+
+def test_the_network_stays_and_the_contract_is_of_the_site(
+    bundle_dir: Path, fresh: Path, tmp_path: Path
+) -> None:
+    before, data = load_bundle(bundle_dir), open_prepared(fresh)
+    manifest = recontract(bundle_dir, fresh, tmp_path / "out")
+    after = load_bundle(tmp_path / "out")
+    assert after.manifest == manifest
+    assert manifest.files[WEIGHTS] == before.manifest.files[WEIGHTS]
+    contract = manifest.operating_point.contract
+    assert contract.population == "Site B"
+    assert manifest.split_hash == data.manifest.split_hash
+    assert contract.access == 1
+    assert len(data.accesses("calibration")) == 1
+    assert manifest.origin is not None
+    assert manifest.origin.version == before.manifest.version
+    assert manifest.origin.operating_point == before.manifest.operating_point
+    assert contract.num_target != before.manifest.operating_point.contract.num_target
+    assert [found for found in verify_bundle(tmp_path / "out") if "contract" not in found] == []
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert f"The network is that of the bundle `{before.manifest.version}`" in card
+    assert "was chosen on validation fold" not in card
+    known = pd.read_parquet(tmp_path / "out" / "known_images.parquet")
+    assert (
+        len(known)
+        >= len(data.records) + len(pd.read_parquet(bundle_dir / "known_images.parquet")) - 1
+    )
+
+
+def test_a_third_site_still_names_the_bundle_that_was_trained(
+    bundle_dir: Path, fresh: Path, tmp_path: Path
+) -> None:
+    first = recontract(bundle_dir, fresh, tmp_path / "first")
+    other = dataclasses.replace(open_prepared(fresh))
+    with pytest.raises(DataError, match="must hold new images"):
+        recontract(tmp_path / "first", other.folder, tmp_path / "second")
+    assert first.origin is not None
+    assert not (tmp_path / "second").exists()
+
+
+def test_images_that_the_network_was_trained_on_are_refused(
+    bundle_dir: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    log = len(prepared.accesses("calibration"))
+    with pytest.raises(DataError, match=r"of its \d+ are of the data set of the bundle"):
+        recontract(bundle_dir, prepared.folder, tmp_path / "out")
+    assert len(prepared.accesses("calibration")) == log
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_promise_of_ones_own_is_made(bundle_dir: Path, fresh: Path, tmp_path: Path) -> None:
+    manifest = recontract(bundle_dir, fresh, tmp_path / "out", promise=0.8)
+    assert manifest.operating_point.contract.target_sensitivity == 0.8
+    assert manifest.origin is not None
+    assert manifest.origin.operating_point.contract.target_sensitivity == 0.9
