@@ -310,7 +310,7 @@ def series_asked_for(documents: list[Document]) -> Iterator[tuple[str, set[str]]
     asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     for text in asked:
         for summed, name, picked in re.findall(
-            r"(?:by \(([^)]+)\) \((?:rate\()?)?(ray_\w+)(?:\{([^}]*)\})?", text
+            r"(?:by \(([^)]+)\) \((?:rate\()?)?(\bray_\w+)(?:\{([^}]*)\})?", text
         ):
             yield name, {*re.findall(r"\w+", summed), *re.findall(r"(\w+)=", picked)}
 

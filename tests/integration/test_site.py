@@ -40,7 +40,9 @@ Record = Callable[[str, object], None]
 def site(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     """Other lesions, some of which look like the other class, through a brighter, duller camera."""
     folder = tmp_path_factory.mktemp("site")
-    write_phantom(PhantomConfig(num_lesions=1500, seed=99, melanomas=0.3, mimics=0.2), folder / "source")
+    write_phantom(
+        PhantomConfig(num_lesions=1500, seed=99, melanomas=0.3, mimics=0.2), folder / "source"
+    )
     curve = [round(255 * (value / 255) ** 0.7) for value in range(256)]
     red = [round(0.95 * value) for value in curve]
     for path in sorted((folder / "source" / "images").glob("*.jpg")):
