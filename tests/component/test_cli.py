@@ -374,6 +374,8 @@ def test_an_unusable_image_costs_no_other_its_answer(
         ["evaluate", "nowhere", "nowhere", "out"],
         ["serve", "nowhere"],
         ["bundle", "verify", "nowhere"],
+        ["bundle", "recontract", "nowhere", "nowhere", "out"],
+        ["bundle", "monitor", "nowhere", "nowhere.csv"],
         ["data", "prepare", "nowhere", "out"],
         ["score", "nowhere", "nowhere", "out"],
     ],

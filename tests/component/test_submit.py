@@ -15,23 +15,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 
 from melanoma.errors import DataError
 from ray_jobs.arguments import FAILED, build_parser
+from ray_jobs.cli import _COMMANDS
 from ray_jobs.remote_job import JobLog, RemoteJob, follow
 from ray_jobs.submit import _exit_code, _interrupted, check_paths, submit
 
-COMMANDS = (
-    "phantom",
-    "prepare",
-    "describe",
-    "config",
-    "train",
-    "tune",
-    "evaluate",
-    "score",
-    "predict",
-    "serve",
-    "verify",
-)
-PARSER = build_parser({name: lambda _: 0 for name in COMMANDS}, "0")
+PARSER = build_parser(dict.fromkeys(_COMMANDS, lambda _: 0), "0")
 
 
 @pytest.mark.parametrize(
