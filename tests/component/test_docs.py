@@ -1,6 +1,7 @@
 """What the documentation copies from the code, because readers want it there."""
 
 import dataclasses
+import itertools
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 
 from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.prepare_config import PrepareConfig
+from melanoma.evidence.sequential import chances_of_verdict
 from melanoma.io.files import sha256_of
 from melanoma.task import DEFAULT_TASK, TASKS
 from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, build_parser
@@ -92,6 +94,17 @@ def test_the_readme_of_kubernetes_pins_the_bundle_of_its_image(tmp_path: Path) -
     }
     assert f"-t {image} " in text
     assert f"load docker-image {image}\n" in text
+
+
+def test_the_chances_to_notice_a_broken_promise_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "site.md").read_text()
+    rows = re.findall(r"(?m)^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", text)
+    assert len(rows) == 4
+    for place, sensitivity in enumerate((0.8, 0.85, 0.9), 1):
+        found = chances_of_verdict("broken", sensitivity, target_sensitivity=0.9)
+        chances = list(itertools.islice(found, int(rows[-1][0])))
+        for row in rows:
+            assert row[place] == f"{chances[int(row[0]) - 1]:.2f}"
 
 
 def test_no_figure_is_left_out() -> None:
