@@ -5,7 +5,8 @@ The outcomes are a CSV table in the order in which they became known:
 - ``request_id`` or ``image_id``: each stands once
 - ``score``: the probability of the targets that was answered, in [0, 1]
 - a diagnosis, in a column and in words as data sets have them; blank while it is not known
-- if there is one, ``patient_id`` or ``lesion_id``: the first target of each counts
+- if there are any, ``patient_id`` and ``lesion_id``: the first target of each patient counts, or of
+  each lesion if the patient is not known
 - if there is one, ``decision``: images that got cannot_assess are left out
 - if there is one, ``version``: of the bundle that answered; others are left out
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from melanoma.arrays import BoolArray
 from melanoma.bundle.manifest import read_manifest
 from melanoma.data.diagnoses import has_diagnosis, no_diagnosis, read_diagnoses, says_target
 from melanoma.data.group_ids import known_ids
@@ -146,14 +148,19 @@ def _refuse(table: Table, wrong: pd.Series, rule: str) -> None:
         )
 
 
-def _is_repeated(rows: pd.DataFrame, table: Table, targets: Any) -> Any:
-    """Return which target rows follow another target of the same patient or lesion."""
-    column = table.first(GROUPS)
-    if column is None:
-        return targets & False
-    ids, _ = known_ids(rows[column], column)
-    seen = ids.where(targets, "")
-    return targets & ((seen != "") & seen.duplicated()).to_numpy(bool)
+def _is_repeated(rows: pd.DataFrame, table: Table, targets: BoolArray) -> BoolArray:
+    """Return which target rows follow another target of the same patient.
+
+    If the patient is not known, of the same lesion.
+    """
+    units = pd.Series("", index=rows.index)
+    for column in GROUPS:
+        if table.first((column,)) is not None:
+            ids, _ = known_ids(rows[column], column)
+            units = units.where((units != "") | (ids == ""), column + " " + ids)
+    seen = units.where(targets, "")
+    repeated: BoolArray = ((seen != "") & seen.duplicated()).to_numpy(bool)
+    return repeated
 
 
 def _sentence(found: Watch, contract: Contract, task: Task) -> str:

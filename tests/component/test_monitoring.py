@@ -90,6 +90,23 @@ def test_only_what_the_promise_speaks_of_counts(
     assert found["not_understood"] == {"something rare": 1}
 
 
+def test_a_lesion_counts_once_if_its_patient_is_not_known(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = _outcomes(
+        tmp_path,
+        "1,0.9,mel,,L1",
+        "2,0.9,mel,,L1",
+        "3,0.9,mel,P,L2",
+        "4,0.9,mel,P,L3",
+        "5,0.9,mel,,",
+        "6,0.9,mel,,",
+        header="image_id,score,dx,patient_id,lesion_id",
+    )
+    _, found = _run(bundle, outcomes, capsys)
+    assert found["num_target"] == 4
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "told"),
     [
