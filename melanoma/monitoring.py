@@ -12,18 +12,18 @@ The outcomes are a CSV table in the order in which they became known:
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from melanoma.arrays import BoolArray
-from melanoma.bundle.manifest import read_manifest
+from melanoma.bundle.manifest import BundleManifest, read_manifest
 from melanoma.data.diagnoses import has_diagnosis, no_diagnosis, read_diagnoses, says_target
 from melanoma.data.group_ids import known_ids
 from melanoma.data.tables import Table, read_table
 from melanoma.errors import BundleError, DataError
 from melanoma.evidence.contract import PATIENT, Contract
-from melanoma.evidence.operating_point import is_referred
+from melanoma.evidence.operating_point import Decision, is_referred
 from melanoma.evidence.sequential import Watch, watch
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.task import Task
@@ -43,7 +43,7 @@ def monitor(bundle_dir: str | AnyPath, outcomes: str | AnyPath) -> dict[str, Any
     Returns:
         verdict (holds, broken or open) and the other fields of `Watch`; sentence; num_rows;
         left_out (reason -> number of rows); known (decision -> rows, and how many of them have a
-        diagnosis); not_understood (diagnosis -> number of rows).
+        diagnosis); not_understood (taken_as_target and taken_as_other -> diagnosis -> rows).
 
     Raises:
         BundleError: if the bundle cannot be read or promises nothing.
@@ -57,7 +57,7 @@ def monitor(bundle_dir: str | AnyPath, outcomes: str | AnyPath) -> dict[str, Any
             " to watch."
         )
     table = read_table(to_path(outcomes))
-    rows, left_out = _usable(table, task, manifest.version)
+    rows, left_out = _usable(table, manifest)
     referred = is_referred(rows[SCORE].to_numpy(float), manifest.operating_point.threshold)
     given = rows["said"] != ""
     targets = rows["is_target"].to_numpy(bool)
@@ -69,7 +69,7 @@ def monitor(bundle_dir: str | AnyPath, outcomes: str | AnyPath) -> dict[str, Any
         target_sensitivity=contract.target_sensitivity,
         confidence=contract.confidence,
     )
-    understood = (rows["class"] != "") | rows["is_target"]
+    unclear = rows[given & (rows["class"] == "")]
     return {
         **dataclasses.asdict(found),
         "sentence": _sentence(found, contract, task),
@@ -80,8 +80,11 @@ def monitor(bundle_dir: str | AnyPath, outcomes: str | AnyPath) -> dict[str, Any
             for name, part in (("refer", referred), ("no_referral", ~referred))
         },
         "not_understood": {
-            str(text): int(num)
-            for text, num in rows.loc[given & ~understood, "said"].value_counts().items()
+            name: {str(text): int(num) for text, num in part["said"].value_counts().items()}
+            for name, part in (
+                ("taken_as_target", unclear[unclear["is_target"]]),
+                ("taken_as_other", unclear[~unclear["is_target"]]),
+            )
         },
     }
 
@@ -92,9 +95,10 @@ def describe_monitoring(found: dict[str, Any]) -> str:
     lines += [f"left out: {num} rows ({reason})" for reason, num in found["left_out"].items()]
     for decision, num in found["known"].items():
         lines.append(f"{decision}: {num['with_diagnosis']} of {num['rows']} rows have a diagnosis")
-    if found["not_understood"]:
-        words = ", ".join(f"{text} ({num})" for text, num in found["not_understood"].items())
-        lines.append(f"taken as no target, because no class of the task: {words}")
+    for name, texts in found["not_understood"].items():
+        if texts:
+            words = ", ".join(f"{text} ({num})" for text, num in texts.items())
+            lines.append(f"no class of the task, {name.replace('_', ' ')}: {words}")
     lines.append(
         "This holds only if a diagnosis becomes known as often without a referral as with one, and"
         " if the rows stand in the order in which that happened."
@@ -102,10 +106,10 @@ def describe_monitoring(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usable(table: Table, task: Task, version: str) -> tuple[pd.DataFrame, dict[str, int]]:
+def _usable(table: Table, manifest: BundleManifest) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows that count, with their score, class and diagnosis; and how many do not."""
-    ids = table.first(IDS)
-    if ids is None or SCORE not in table.rows.columns:
+    ids, score, task = table.first(IDS), table.first((SCORE,)), manifest.task
+    if ids is None or score is None:
         raise DataError(
             f"{table.name} must have the columns {IDS[0]} (or {IDS[1]}), {SCORE} and a diagnosis;"
             f" it has {', '.join(table.header)}. Rename its columns."
@@ -113,19 +117,34 @@ def _usable(table: Table, task: Task, version: str) -> tuple[pd.DataFrame, dict[
     if not has_diagnosis(table.rows.columns, task):
         raise no_diagnosis([table], task)
     rows = table.rows.assign(**{SCORE: pd.to_numeric(table.rows[SCORE], errors="coerce")})
-    _refuse(table, ~rows[SCORE].between(0, 1), f"{SCORE} must be in [0, 1]")
     _refuse(table, rows[ids] == "", f"{ids} must not be blank")
     _refuse(table, rows[ids].duplicated(), f"{ids} must stand once")
     named = read_diagnoses(table.rows, task)
-    rows["class"], rows["said"] = [name for name, _ in named], [said for _, said in named]
+    said, _ = known_ids(pd.Series([text for _, text in named], index=rows.index, dtype=str), "dx")
+    rows["class"], rows["said"] = [name for name, _ in named], said
     rows["is_target"] = [
-        name in task.targets if name else says_target(said, task) for name, said in named
+        name in task.targets if name else says_target(text, task)
+        for name, text in zip(rows["class"], said, strict=True)
     ]
     left_out: dict[str, int] = {}
-    if VERSION in rows.columns:
-        rows = _without(rows, ~rows[VERSION].isin(("", version)), "another bundle", left_out)
-    if DECISION in rows.columns:
+    if table.first((VERSION,)) is not None:
+        others = ~rows[VERSION].isin(("", manifest.version))
+        if others.all() and len(rows):
+            raise DataError(
+                f"{table.name} must hold answers of this bundle, version {manifest.version}; all"
+                " are of another version. Name that bundle, or correct the column."
+            )
+        rows = _without(rows, others, "another bundle", left_out)
+    if table.first((DECISION,)) is not None:
+        rows[DECISION] = rows[DECISION].str.casefold()
+        allowed = (*get_args(Decision), "")
+        _refuse(table, ~rows[DECISION].isin(allowed), f"{DECISION} must be one of {allowed[:3]}")
         rows = _without(rows, rows[DECISION] == UNASSESSED, UNASSESSED, left_out)
+    _refuse(table, ~rows[SCORE].between(0, 1), f"{SCORE} must be in [0, 1]")
+    if DECISION in rows.columns:
+        referred = is_referred(rows[SCORE].to_numpy(float), manifest.operating_point.threshold)
+        other = (rows[DECISION] != "") & ((rows[DECISION] == "refer") != referred)
+        _refuse(table, other, f"{DECISION} must follow from {SCORE} and the bundle's threshold")
     return rows, left_out
 
 
@@ -140,11 +159,11 @@ def _without(
 
 def _refuse(table: Table, wrong: pd.Series, rule: str) -> None:
     if wrong.any():
-        lines = [str(place + 2) for place in wrong.to_numpy().nonzero()[0]]
+        lines = [str(int(place) + 1) for place in wrong.index[wrong]]
         more = f" and {len(lines) - _MAX_LINES} more" if len(lines) > _MAX_LINES else ""
         raise DataError(
-            f"{table.name}: {rule}; it is otherwise in row {', '.join(lines[:_MAX_LINES])}{more}."
-            " Correct the table."
+            f"{table.name}: {rule}; it is otherwise in row {', '.join(lines[:_MAX_LINES])}{more}"
+            " below the header. Correct the table."
         )
 
 
@@ -179,4 +198,7 @@ def _sentence(found: Watch, contract: Contract, task: Task) -> str:
             f"Broken: fewer than promised ({promise}) are referred; {seen}. {after} Stop using the"
             " decisions, and make a contract on images of this site."
         )
-    return f"Holds: {promise}; {seen}. {after}"
+    return (
+        f"Holds: {promise}, over all these outcomes taken together; {seen}. {after} A change since"
+        " then may not show yet."
+    )

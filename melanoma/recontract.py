@@ -58,15 +58,27 @@ def recontract(
     trained = bundle.manifest.training_config
     config = dataclasses.replace(
         trained,
+        data=dataclasses.replace(trained.data, validation_fold=0),
         accesses=accesses,
         target_sensitivity=promise or trained.target_sensitivity,
     )
-    fold, nouns = config.data.validation_fold, data.task.noun[1]
-    if not data.rows("train", fold=fold)["dx"].isin(data.task.targets).any():
+    wanted = bundle.manifest.preprocessing.stored_shape
+    if data.stored_shape != wanted:
         raise DataError(
-            f"Fold {fold} of DATASET must hold {nouns}, to fit the calibrator; it has none. Prepare"
-            " the data set with fewer folds."
+            f"The images of DATASET must have the bundle's size, {wanted[1]} x {wanted[0]} px; they"
+            f" have {data.stored_shape[1]} x {data.stored_shape[0]}. Prepare it with --size"
+            f" {max(wanted)}."
         )
+    for name, rows in (
+        ("Fold 0", data.rows("train", fold=0)),
+        ("The other folds", data.rows("train", without_fold=0)),
+        ("The calibration split", data.rows("calibration")),
+    ):
+        if not rows["dx"].isin(data.task.targets).any():
+            raise DataError(
+                f"{name} of DATASET must hold {data.task.noun[1]}; there are none. Prepare it with"
+                " --folds 2, and with more of them."
+            )
     num_known = int(is_known(bundle.known_images, fingerprinted(data)).sum())
     if num_known:
         raise DataError(

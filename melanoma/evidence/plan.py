@@ -77,9 +77,12 @@ def describe_plan(plans: Sequence[Plan], share: float | None) -> str:
             "at least this share of targets is referred",
             [f"{p.target_sensitivity:.0%}" for p in plans],
         ),
-        ("targets to promise it, first network on them", [str(p.to_promise[0]) for p in plans]),
-        ("second; third network", ["{}; {}".format(*p.to_promise[1:]) for p in plans]),
-        ("targets to confirm it on other data", [str(p.to_confirm or "-") for p in plans]),
+        ("targets in calibration to promise it, first time", [str(p.to_promise[0]) for p in plans]),
+        (
+            "second; third network or promise there",
+            ["{}; {}".format(*p.to_promise[1:]) for p in plans],
+        ),
+        ("targets to confirm it elsewhere, if 95% are", [str(p.to_confirm or "-") for p in plans]),
         ("targets until a broken promise is noticed", [str(p.to_notice or "-") for p in plans]),
     ]
     if share is not None:

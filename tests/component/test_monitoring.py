@@ -15,6 +15,8 @@ from ray_jobs.arguments import BAD_INPUT, DONE, FOUND
 from ray_jobs.cli import main
 from tests.bundles import made_up_manifest
 
+HEAD = "request_id,score,diagnosis"
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
@@ -87,7 +89,7 @@ def test_only_what_the_promise_speaks_of_counts(
     _, found = _run(bundle, outcomes, capsys)
     assert (found["num_target"], found["num_referred"]) == (3, 3)
     assert sorted(found["left_out"].values()) == [1, 1, 1]
-    assert found["not_understood"] == {"something rare": 1}
+    assert found["not_understood"]["taken_as_other"] == {"something rare": 1}
 
 
 def test_a_lesion_counts_once_if_its_patient_is_not_known(
@@ -110,11 +112,15 @@ def test_a_lesion_counts_once_if_its_patient_is_not_known(
 @pytest.mark.parametrize(
     ("rows", "header", "told"),
     [
-        (["1,1.5,mel"], None, "score must be in [0, 1]; it is otherwise in row 2"),
+        (["1,1.5,mel"], None, "score must be in [0, 1]; it is otherwise in row 1"),
         (["1,,mel"], None, "score must be in [0, 1]"),
-        (["1,0.5,mel", "1,0.5,mel"], None, "request_id must stand once; it is otherwise in row 3"),
+        (["1,0.5,mel", "1,0.5,mel"], None, "request_id must stand once; it is otherwise in row 2"),
         ([",0.5,mel"], None, "request_id must not be blank"),
         (["1,0.5"], "request_id,score", "diagnosis column"),
+        (["1,0.999,mel,no_referral"], f"{HEAD},decision", "must follow from score"),
+        (["1,0.999,mel,maybe"], f"{HEAD},decision", "decision must be one of"),
+        (["1,0.9,mel,another"], f"{HEAD},version", "all are of another version"),
+        (["1,0.9,mel,0.1"], f"{HEAD},Score", "2 columns called score"),
         (
             ["1,mel"],
             "request_id,diagnosis",
@@ -153,7 +159,7 @@ def test_without_a_promise_there_is_nothing_to_watch(
 def test_a_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle", "plan", "--promise", "0.9", "--share", "0.05"]) == DONE
     out = capsys.readouterr().out
-    assert "targets to promise it, first network on them" in out
+    assert "targets in calibration to promise it, first time" in out
     assert "720" in out  # 36 targets, of 5 %
     assert main(["bundle", "plan", "--json"]) == DONE
     assert len(json.loads(capsys.readouterr().out)["promises"]) == 4

@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     folder = tmp_path_factory.mktemp("site")
     write_phantom(PhantomConfig(num_lesions=500, seed=77), folder / "source")
     config = PrepareConfig(
-        size=128, num_folds=2, calibration_fraction=0.6, test_fraction=0.1, population="Site B"
+        size=96, num_folds=2, calibration_fraction=0.6, test_fraction=0.1, population="Site B"
     )
     prepare(folder / "source", folder / "dataset", config, executor=LocalExecutor())
     return open_prepared(folder / "dataset")
@@ -90,6 +90,17 @@ def test_images_that_the_network_was_trained_on_are_refused(
         recontract(bundle_dir, prepared.folder, tmp_path / "out")
     assert len(prepared.accesses("calibration")) == log
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_are_refused_before_anything_is_opened(
+    bundle_dir: Path, tmp_path: Path
+) -> None:
+    write_phantom(PhantomConfig(num_lesions=60, seed=5), tmp_path / "source")
+    config = PrepareConfig(size=64, num_folds=2)
+    prepare(tmp_path / "source", tmp_path / "dataset", config, executor=LocalExecutor())
+    with pytest.raises(DataError, match="--size 96"):
+        recontract(bundle_dir, tmp_path / "dataset", tmp_path / "out")
+    assert open_prepared(tmp_path / "dataset").accesses("calibration") == []
 
 
 def test_a_promise_of_ones_own_is_made(bundle_dir: Path, fresh: Path, tmp_path: Path) -> None:
