@@ -7,12 +7,12 @@ network was trained on.
 
 import dataclasses
 
-from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.known_images import fingerprinted, is_known
 from melanoma.bundle.manifest import BundleManifest
 from melanoma.bundle.packing import pack
 from melanoma.data.accesses import check_declared
-from melanoma.data.dataset import open_prepared
+from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, check_free, to_path
@@ -42,17 +42,13 @@ def recontract(
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if the data set has another task, holds images that the network was trained on,
-            or has no targets in its validation fold or its calibration split.
+        DataError: if the data set has another task or another size of images, holds images that the
+            network was trained on, or has no targets in a fold or in its calibration split.
     """
     data, out = open_prepared(to_path(dataset)), to_path(out)
     check_free(out)
     bundle = load_bundle(bundle_dir)
-    if data.task != bundle.task:
-        raise DataError(
-            f"DATASET must have the task of the bundle, {bundle.task.name}; it has"
-            f" {data.task.name}. Prepare it with --task."
-        )
+    _check(bundle, data)
     check_declared(data, accesses)
     data.check_writable()
     trained = bundle.manifest.training_config
@@ -62,6 +58,28 @@ def recontract(
         accesses=accesses,
         target_sensitivity=promise or trained.target_sensitivity,
     )
+    with new_folder(out) as work:
+        return pack(
+            bundle.model,
+            config,
+            data,
+            work,
+            best_epoch=bundle.manifest.best_epoch,
+            origin=bundle,
+        )
+
+
+def _check(bundle: Bundle, data: PreparedData) -> None:
+    """Check, before any access is logged, that a data set can carry a contract of a bundle.
+
+    Raises:
+        DataError: see `recontract`.
+    """
+    if data.task != bundle.task:
+        raise DataError(
+            f"DATASET must have the task of the bundle, {bundle.task.name}; it has"
+            f" {data.task.name}. Prepare it with --task."
+        )
     wanted = bundle.manifest.preprocessing.stored_shape
     if data.stored_shape != wanted:
         raise DataError(
@@ -84,13 +102,4 @@ def recontract(
         raise DataError(
             f"DATASET must hold new images; {num_known} of its {len(data.records)} are of the data"
             " set of the bundle, or copies of them. Leave them out."
-        )
-    with new_folder(out) as work:
-        return pack(
-            bundle.model,
-            config,
-            data,
-            work,
-            best_epoch=bundle.manifest.best_epoch,
-            origin=bundle,
         )

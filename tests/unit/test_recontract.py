@@ -1,6 +1,5 @@
 """A bundle's network gets a contract on the data of another site."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -70,14 +69,14 @@ def test_the_network_stays_and_the_contract_is_of_the_site(
     )
 
 
-def test_a_third_site_still_names_the_bundle_that_was_trained(
+def test_the_images_of_a_contract_are_not_new_to_the_next_one(
     bundle_dir: Path, fresh: Path, tmp_path: Path
 ) -> None:
-    first = recontract(bundle_dir, fresh, tmp_path / "first")
-    other = dataclasses.replace(open_prepared(fresh))
+    recontract(bundle_dir, fresh, tmp_path / "first")
+    log = open_prepared(fresh).accesses("calibration")
     with pytest.raises(DataError, match="must hold new images"):
-        recontract(tmp_path / "first", other.folder, tmp_path / "second")
-    assert first.origin is not None
+        recontract(tmp_path / "first", fresh, tmp_path / "second")
+    assert open_prepared(fresh).accesses("calibration") == log
     assert not (tmp_path / "second").exists()
 
 
