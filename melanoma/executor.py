@@ -5,8 +5,9 @@ The default is this process. `ray_jobs/executor.py` puts the same work on Ray. A
 result wherever they run.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ Item = Mapping[str, Any]
 """Plain values by name: the input of one piece of work."""
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+Counted = Callable[[str, str], contextlib.AbstractContextManager[Progress]]
+"""(what, unit) -> a context that gives a function for reporting progress."""
+
+
+@contextlib.contextmanager
+def silently(what: str, unit: str) -> Iterator[Progress]:
+    """Give a function that shows no progress; a `Counted`."""
+    yield lambda done, total: None
 
 
 class Work(Protocol):

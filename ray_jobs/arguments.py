@@ -40,7 +40,7 @@ def build_parser(run: Mapping[str, Command], version: str) -> argparse.ArgumentP
     )
     parser.add_argument("--version", action="version", version=f"melanoma {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_data(_group(commands, "data", "make, prepare and describe data sets"), run)
+    _add_data(_group(commands, "data", "make, prepare, describe and audit data sets"), run)
     _add_config(commands, run)
     _add_training(commands, run)
     _add_serving(commands, run)
@@ -161,6 +161,20 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         "count images by class, split, group and source, and verify every checksum",
     )
     describe.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+
+    audit = _add(
+        data,
+        "audit",
+        run["audit"],
+        "look for one lesion under several ids, and for shortcuts; exit code 1: a leak",
+    )
+    audit.add_argument("dataset", type=path, metavar="DATASET", help=PREPARED)
+    audit.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder for the page and the list of pairs; it replaces an earlier audit",
+    )
 
 
 def _add_phantom(data: Any, run: Mapping[str, Command]) -> None:

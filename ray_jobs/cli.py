@@ -175,6 +175,16 @@ def _describe(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _audit(args: argparse.Namespace) -> int:
+    from melanoma.audit.pipeline import audit, describe_audit
+    from ray_jobs.progress import counted
+
+    found = audit(args.dataset, args.out, counted=counted)
+    text = describe_audit(found)
+    _print(args, found, text if args.out is None else f"{text}\nwritten to {args.out}")
+    return FOUND if found["leak"] else DONE
+
+
 def _config(args: argparse.Namespace) -> int:
 
     from melanoma.config import settings_of
@@ -532,6 +542,7 @@ _COMMANDS: dict[str, Command] = {
     "phantom": _phantom,
     "prepare": _prepare,
     "describe": _describe,
+    "audit": _audit,
     "config": _config,
     "train": _train,
     "tune": _tune,

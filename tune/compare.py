@@ -5,7 +5,7 @@ Both are trained with new seeds on the same folds, and compared once on test.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,12 @@ from melanoma.errors import DataError
 from melanoma.evidence.metrics import Predicted
 from melanoma.evidence.objective import FoldScores, Objective
 from melanoma.evidence.out_of_fold import Difference, choose_fold_scores, paired_difference
+from melanoma.executor import Counted, silently
 from melanoma.task import Task
 from tune.trial import MAX_FAILURES, Study, fold_predictions, fold_scores
 
 NUM_SEEDS = 3
 Folds = list[FoldScores]
-Counted = Callable[[str, str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
-"""(what, unit) -> a context that gives a function for reporting progress, (done, total)."""
-
-
-@contextlib.contextmanager
-def silently(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows no progress; a `Counted`."""
-    yield lambda done, total: None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from melanoma.bundle.bundle import fetch_bundle
 from melanoma.bundle.manifest import MANIFEST, read_manifest
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import open_prepared
+from melanoma.executor import Counted, silently
 from melanoma.io.files import (
     claim_folder,
     new_folder,
@@ -30,12 +31,10 @@ from melanoma.training.run import RESULT, TrainResult
 from tune.columns import EPOCHS, EXPECTED, FAILED, FINISHED, SETTING, STATUS
 from tune.compare import (
     Arm,
-    Counted,
     Folds,
     compare_arms,
     compare_predictions,
     repeat,
-    silently,
     train_all_folds,
     verdict,
 )

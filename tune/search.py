@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
 from melanoma.evidence.objective import Objective
+from melanoma.executor import Counted, silently
 from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from tune.columns import (
@@ -35,7 +36,6 @@ from tune.columns import (
     SETTING,
     STATUS,
 )
-from tune.compare import Counted, silently
 from tune.proposer import Proposal, Proposer
 from tune.space import Sample, SearchSpace, plain
 from tune.trial import MAX_FAILURES, Study, run_trial

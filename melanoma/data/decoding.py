@@ -102,7 +102,8 @@ class DecodeChunk:
                 "reason": "",
                 "detail": "",
             }
-            row |= {"width_px": 0, "height_px": 0, "sha256": "", "pixel_sha256": ""}
+            row |= {"width_px": 0, "height_px": 0, "file_bytes": 0}
+            row |= {"sha256": "", "pixel_sha256": ""}
             rows.append(row)
             try:
                 data = read_image(path)
@@ -120,6 +121,7 @@ class DecodeChunk:
             row |= {
                 "width_px": image.width,
                 "height_px": image.height,
+                "file_bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "pixel_sha256": pixels,
             }

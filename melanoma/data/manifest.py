@@ -13,7 +13,7 @@ from melanoma.places import MANIFEST as MANIFEST
 from melanoma.places import check_dataset
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-dataset", 3
+KIND, FORMAT_VERSION = "melanoma-dataset", 4
 _REMEDY = "Prepare the data set again."
 
 
@@ -59,7 +59,7 @@ class DatasetManifest(Strict):
     split_hash: str
     shards: dict[str, str]
     kind: Literal["melanoma-dataset"] = "melanoma-dataset"
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
 
     @property
     def stored_shape(self) -> tuple[int, int]:

@@ -47,7 +47,8 @@ LARGE_GROUP, LARGE_GROUP_IMAGES = 0.05, 3
 """A group with a larger share of the images and more images than this gets a warning."""
 RECORD_COLUMNS = (
     "image_id", "lesion_id", "patient_id", "group", "label", "dx", "dx_type", "split", "fold",
-    "age", "sex", "site", "source", "skin_type", "width_px", "height_px", "sha256", "shard", "row",
+    "age", "sex", "site", "source", "skin_type", "width_px", "height_px", "file_bytes",
+    "sha256", "shard", "row",
 )  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def _write_dataset(
 ) -> DatasetManifest:
     drawn = _split(records, config, plan.given)
     records["split"], records["fold"] = drawn["split"], drawn["fold"]
-    records = records.astype({"width_px": int, "height_px": int, "row": int})
+    records = records.astype(dict.fromkeys(("width_px", "height_px", "file_bytes", "row"), int))
     records, digests = store_by_split(
         records, work / DECODED, work / "shards", config.size, executor=executor
     )
