@@ -176,6 +176,32 @@ def _add_data(data: Any, run: Mapping[str, Command]) -> None:
         help="folder for the page and the list of pairs; it replaces an earlier audit",
     )
 
+    replay = _add(
+        data,
+        "seed-replay",
+        run["seed_replay"],
+        "rebuild the split of the seed system on HAM10000, and evaluate a bundle on its test",
+    )
+    replay.add_argument("source", type=path, metavar="SOURCE", help="folder of HAM10000")
+    replay.add_argument(
+        "--bundle",
+        type=path,
+        metavar="BUNDLE",
+        help="bundle trained on this split, or on other images, to evaluate on its test",
+    )
+    replay.add_argument(
+        "--same-lesion",
+        type=path,
+        metavar="FILE",
+        help="CSV of known pairs of images of one lesion, to count those on two sides",
+    )
+    replay.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="new folder for splits.csv, which prepare --splits takes, and for the evidence",
+    )
+
 
 def _add_phantom(data: Any, run: Mapping[str, Command]) -> None:
     phantom = _add(

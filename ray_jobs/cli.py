@@ -185,6 +185,23 @@ def _audit(args: argparse.Namespace) -> int:
     return FOUND if found["leak"] else DONE
 
 
+def _seed_replay(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        _check_new(args.out)
+    from melanoma.seed_replay import describe_seed_replay, seed_replay
+    from ray_jobs.progress import counted
+
+    found = seed_replay(
+        args.source,
+        bundle=args.bundle,
+        same_lesion=args.same_lesion,
+        out=args.out,
+        counted=counted,
+    )
+    _print(args, found, describe_seed_replay(found))
+    return DONE
+
+
 def _config(args: argparse.Namespace) -> int:
 
     from melanoma.config import settings_of
@@ -543,6 +560,7 @@ _COMMANDS: dict[str, Command] = {
     "prepare": _prepare,
     "describe": _describe,
     "audit": _audit,
+    "seed_replay": _seed_replay,
     "config": _config,
     "train": _train,
     "tune": _tune,

@@ -97,7 +97,11 @@ def _content(evaluated: Evaluated, images: Level, lesions: Level | None) -> dict
             "left_out_before": sum(sum(counts.values()) for counts in evaluated.left_out.values()),
         },
         "left_out": {reason: dict(counts) for reason, counts in evaluated.left_out.items()},
-        **{name: _numbers(level, threshold) for name, level in levels.items() if level is not None},
+        **{
+            name: numbers_of(level, threshold)
+            for name, level in levels.items()
+            if level is not None
+        },
         "cannot_assess": _unassessed(evaluated),
         "by_class": by_class(contract_units, threshold),
         "by_source": by_column(contract_units, rows[SOURCE], threshold),
@@ -156,7 +160,13 @@ def _plots(
     return {name: to_png(figure) for name, figure in figures.items()}
 
 
-def _numbers(level: Level, threshold: float) -> dict[str, Any]:
+def numbers_of(level: Level, threshold: float) -> dict[str, Any]:
+    """Return every number of some units, those with an interval as {value, low, high}.
+
+    Args:
+        level: the units.
+        threshold: of the bundle.
+    """
     units, groups = level.units, level.groups
     is_target, referred = units.is_target, is_referred(units.scores, threshold)
     numbers = {
