@@ -31,6 +31,7 @@ from melanoma.judging import in_threads, judge, read_stored
 from melanoma.task import Task
 
 BATCH = 64
+EVALUATION = "report.json"
 log = logging.getLogger(__name__)
 
 
@@ -77,12 +78,12 @@ def evaluate(
     """
     bundle_dir, data_dir, out = to_path(bundle_dir), to_path(data_dir), to_path(out)
     executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
-    asked = _asked(bundle, data_dir, split=split, skip_bad=skip_bad)
+    asked = read_asked(bundle, data_dir, split=split, skip_bad=skip_bad)
     learned = asked.prepared if known is None else open_prepared(to_path(known))
     if learned is not None and learned.task != bundle.task:
         learned = None
     executor.start(num_workers)  # An unreachable cluster must not cost an access.
-    with new_folder(out, replace_if="report.json") as work:
+    with new_folder(out, replace_if=EVALUATION) as work:
         # Log before anything is predicted, because an evaluation that crashes may still have shown
         # something.
         accesses = asked.log_access(bundle)
@@ -113,7 +114,7 @@ def evaluate(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What is evaluated: a split of a prepared data set, or a SOURCE folder.
 
     Attributes:
@@ -150,12 +151,12 @@ class _Asked:
         return left_out
 
 
-def _asked(bundle: Bundle, data_dir: AnyPath, *, split: str | None, skip_bad: bool) -> _Asked:
+def read_asked(bundle: Bundle, data_dir: AnyPath, *, split: str | None, skip_bad: bool) -> Asked:
     """Read what is to be evaluated, after all checks that are possible before an access."""
     if (data_dir / MANIFEST).is_file():
         prepared, name = open_prepared(data_dir), split or "test"
         rows = _prepared_rows(bundle, prepared, name)
-        return _Asked(name, prepared.manifest.population, rows, prepared=prepared)
+        return Asked(name, prepared.manifest.population, rows, prepared=prepared)
     if split is not None:
         raise DataError(
             "--split needs a prepared data set; DATA is a folder of images. Leave --split out, or"
@@ -166,7 +167,7 @@ def _asked(bundle: Bundle, data_dir: AnyPath, *, split: str | None, skip_bad: bo
     )
     for note in external.notes:
         log.info("%s", note)
-    return _Asked(EXTERNAL, shown(data_dir.resolve().name), external.rows, external=external)
+    return Asked(EXTERNAL, shown(data_dir.resolve().name), external.rows, external=external)
 
 
 def _usable(
@@ -299,7 +300,7 @@ class ScoreRows:
     def __call__(self, item: Item) -> list[Row]:
         """Score the rows from start up to stop."""
         positions = range(item["start"], item["stop"])
-        images = self._images(positions)
+        images = self.images(positions)
         described = in_threads(_described, images)
         rows = judge(self._predictor, images)
         return [
@@ -307,7 +308,7 @@ class ScoreRows:
             for position, description, row in zip(positions, described, rows, strict=True)
         ]
 
-    def _images(self, positions: range) -> list[np.ndarray | tuple[str, str]]:
+    def images(self, positions: range) -> list[np.ndarray | tuple[str, str]]:
         """Return stored images, or the reason and detail for which the server refuses one."""
         if self._dataset is not None:
             return list(self._dataset.images(positions).numpy())

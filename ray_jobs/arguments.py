@@ -486,6 +486,17 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
             " sees no image reaches on DATA"
         ),
     )
+    evaluate.add_argument(
+        "--scorecard",
+        action="store_true",
+        help="also measure what the heatmaps are worth, on up to 500 of the images",
+    )
+    evaluate.add_argument(
+        "--masks",
+        type=path,
+        metavar="DIR",
+        help="folder of lesion masks, a PNG named after each image id, for --scorecard",
+    )
     _add_address(evaluate)
 
 
@@ -647,6 +658,21 @@ def _add_bundle(bundle: Any, run: Mapping[str, Command]) -> None:
         help="sensitivity to promise, between 0.5 and 1 (default: that of the bundle)",
     )
     _add_contract(recontract)
+
+    scorecard = _add(
+        bundle,
+        "add-scorecard",
+        run["add_scorecard"],
+        "write a bundle that says which of its heatmaps a scorecard supports",
+    )
+    scorecard.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
+    scorecard.add_argument(
+        "scorecard",
+        type=path,
+        metavar="SCORECARD",
+        help="scorecard.json of evaluate --scorecard",
+    )
+    scorecard.add_argument("out", type=path, metavar="OUT", help=NEW_FOLDER)
 
     monitor = _add(
         bundle,

@@ -405,6 +405,8 @@ def _tune_name(args: argparse.Namespace) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.masks is not None and not args.scorecard:
+        raise SettingError("--masks is for --scorecard, which is not given. Add --scorecard.")
     from melanoma.data.left_out import left_out_sentence
     from melanoma.evaluation import evaluate
     from melanoma.evidence.summary import describe_evaluation
@@ -426,7 +428,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     if args.json and report["left_out"]:
         say(left_out_sentence(report["left_out"], task_of(report["task"])))
-    _print(args, report, describe_evaluation(report, args.out))
+    text = describe_evaluation(report, args.out)
+    if args.scorecard:
+        from melanoma.scorecard import describe_scorecard, write_scorecard
+
+        with counted("explaining", "steps") as progress:
+            scorecard = write_scorecard(
+                args.bundle, args.data, args.out, masks=args.masks, progress=progress
+            )
+        report, text = report | {"scorecard": scorecard}, f"{text}\n{describe_scorecard(scorecard)}"
+    _print(args, report, text)
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
 
@@ -538,6 +549,21 @@ def _recontract(args: argparse.Namespace) -> int:
     return _contract_code(args, point.contract.status)
 
 
+def _add_scorecard(args: argparse.Namespace) -> int:
+    from melanoma.bundle.claims import add_scorecard
+
+    _check_new(args.out)
+    manifest = add_scorecard(args.bundle, args.scorecard, args.out)
+    value = {
+        "bundle": str(args.out),
+        "version": manifest.version,
+        "lesion_claims": manifest.lesion_claims,
+    }
+    claims = ", ".join(f"{name} {claim}" for name, claim in manifest.lesion_claims.items())
+    _print(args, value, f"heatmaps: {claims}\nbundle {args.out}")
+    return DONE
+
+
 def _monitor(args: argparse.Namespace) -> int:
     from melanoma.monitoring import describe_monitoring, monitor
 
@@ -570,6 +596,7 @@ _COMMANDS: dict[str, Command] = {
     "serve": _serve,
     "verify": _verify,
     "recontract": _recontract,
+    "add_scorecard": _add_scorecard,
     "monitor": _monitor,
     "plan": _plan,
 }

@@ -112,6 +112,7 @@ def explanation_of(method: str, reading: Reading, values: FloatArray) -> Explana
         heatmap_png=base64.b64encode(to_png(heatmap.values)).decode(),
         overlay_png=base64.b64encode(to_png(np.asarray(overlay(shown, heatmap)))).decode(),
         peak=heatmap.peak,
+        lesion_claim=manifest.lesion_claims.get(method, "none"),
     )
 
 

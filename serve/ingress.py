@@ -197,7 +197,12 @@ class Ingress:
             operating_point=manifest.operating_point,
             contract_sentence=described.contract_sentence,
             explanations=[
-                ExplanationMethod(name=name, title=method.title, meaning=method.meaning)
+                ExplanationMethod(
+                    name=name,
+                    title=method.title,
+                    meaning=method.meaning,
+                    lesion_claim=manifest.lesion_claims.get(name, "none"),
+                )
                 for name, method in METHODS.items()
             ],
             group_columns=manifest.group_columns,

@@ -1,13 +1,12 @@
 """The schemas of responses over HTTP."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from melanoma.config import DISCLAIMER, ModelConfig
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.contract import Contract
 from melanoma.evidence.operating_point import OperatingPoint
+from melanoma.explain.methods import Claim
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.task import Task
 
@@ -27,7 +26,7 @@ class ModelInfo(_Model):
 
 
 class Explanation(_Model):
-    """A heatmap. `lesion_claim` is none as long as no scorecard shows that it marks lesions."""
+    """A heatmap. `lesion_claim` is none unless a scorecard supports that it marks lesions."""
 
     method: str
     class_name: str = Field(alias="class")
@@ -38,7 +37,7 @@ class Explanation(_Model):
     peak: float = Field(
         description="largest value of the heatmap before scaling; 0 means that it is empty"
     )
-    lesion_claim: Literal["none"] = "none"
+    lesion_claim: Claim = "none"
 
 
 class ExplanationMethod(_Model):
@@ -47,6 +46,7 @@ class ExplanationMethod(_Model):
     name: str
     title: str
     meaning: str
+    lesion_claim: Claim
 
 
 class PredictResponse(_Model):

@@ -13,6 +13,7 @@ from melanoma.errors import BundleError
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.evidence.reference_models import Comparison, hardest
+from melanoma.explain.methods import Claim
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain
@@ -20,7 +21,7 @@ from melanoma.places import MANIFEST as MANIFEST
 from melanoma.places import check_bundle
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-bundle", 4
+KIND, FORMAT_VERSION = "melanoma-bundle", 5
 WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
     "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
     "known_images.parquet",
@@ -97,6 +98,7 @@ class BundleManifest(Strict):
         versions: the versions of the libraries that wrote the bundle.
         origin: the bundle from which the network was taken, if `recontract` wrote this one. All
             that follows from data is then of the data of the new contract.
+        lesion_claims: for each kind of heatmap, whether a scorecard supports that it marks lesions.
         files: name -> sha256 of every other file.
         probes: synthetic images with the network's outputs.
         version: a short hash of all other fields.
@@ -121,12 +123,13 @@ class BundleManifest(Strict):
     validation: dict[str, float]
     versions: dict[str, str]
     origin: Origin | None = None
+    lesion_claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
     version: str = ""
     name: str = "melanoma"
     kind: Literal["melanoma-bundle"] = "melanoma-bundle"
-    format_version: Literal[4] = 4
+    format_version: Literal[5] = 5
 
     @property
     def hardest_reference(self) -> Comparison:

@@ -6,7 +6,7 @@ image and its Grad-CAM by an `Explainer`, on replicas of its own.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,11 @@ from torch import nn
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
 from melanoma.explain.guided import GuidedExplainer
+from melanoma.explain.layer_cam import LayerCamExplainer
 from melanoma.imaging.preprocess import Preprocess
+
+Claim = Literal["none", "supported"]
+"""Whether a scorecard supports that a kind of heatmap marks lesions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +77,28 @@ def _guided(subject: Subject) -> Explainer:
     )
 
 
+def _layer_cam(subject: Subject) -> Explainer:
+    return LayerCamExplainer(
+        subject.model,
+        subject.preprocess,
+        tta=subject.tta,
+        targets=subject.targets,
+        device=subject.device,
+    )
+
+
 METHODS: dict[str, Method] = {
     "grad_cam": Method(
         "Grad-CAM",
         "Grad-CAM shows which regions raised the score. Its cells are coarse, each 32 px of the"
         " network's input.",
         None,
+    ),
+    "layer_cam": Method(
+        "LayerCAM",
+        "LayerCAM shows which regions raised the score, from an earlier layer than Grad-CAM. Its"
+        " cells are half as large.",
+        _layer_cam,
     ),
     "guided_grad_cam": Method(
         "Guided Grad-CAM",

@@ -1,0 +1,300 @@
+"""Measures what the kinds of heatmap of a network are worth on some images, and what they support.
+
+- Parameters: maps of the same network with random weights must look different.
+- Labels: maps of a last layer that was fitted to shuffled labels must differ more than those of one
+  fitted to the true labels (both: Adebayo et al., Sanity Checks for Saliency Maps, 2018).
+- Inside and pointing: where the lesion is known, more of the map lies in it than of the map of
+  another image.
+- Deletion: blurring the highest part of the map costs more of the score than blurring that of
+  another image's.
+- Stability: noise of two grey levels, which nobody sees, must not change the map.
+
+A map `supported` as one of lesions passes all of them, on a network that ranks the targets.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from melanoma.arrays import BoolArray, FloatArray, IntArray, Uint8Array
+from melanoma.errors import SettingError
+from melanoma.executor import Progress
+from melanoma.explain.grad_cam import explain_feature_maps
+from melanoma.explain.measures import (
+    Measure,
+    mean_over_groups,
+    on_grid,
+    points_inside,
+    score_lost,
+    share_inside,
+    similarity,
+)
+from melanoma.explain.methods import METHODS, Explainer, Subject
+from melanoma.imaging.tta import tta_features
+from melanoma.training.networks import features, head
+
+MIN_GROUPS = 50
+"""Groups with a mask that a claim needs."""
+LEAST_AUROC = 0.6
+"""A network whose AUROC on these images may be lower ranks nothing, so its maps support nothing."""
+MOST_RANDOM, LEAST_STABLE = 0.5, 0.5
+"""Similarity that a map may have with that of random weights, and must have with that of the same
+image with a little noise."""
+_NOISE, _BATCH, _SEED = 2.0, 32, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The images that maps are measured on.
+
+    Attributes:
+        images: ``(N, H, W, 3)`` uint8, as stored.
+        labels: ``(N,)``.
+        groups: ``(N,)`` integers.
+        masks: ``(N, 48, 64)``, the lesions; None if not known.
+    """
+
+    images: Uint8Array
+    labels: IntArray
+    groups: IntArray
+    masks: BoolArray | None
+
+    @property
+    def other(self) -> IntArray:
+        """For each image the index of one of another group, ``(N,)``."""
+        order = np.argsort(self.groups, kind="stable")
+        largest = int(np.bincount(self.groups).max())
+        other = np.empty_like(order)
+        other[order] = np.roll(order, largest)
+        return other
+
+
+def measure_maps(
+    subject: Subject, shown: Shown, *, auroc_low: float, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Return the measures and the claim of each kind of heatmap.
+
+    Args:
+        subject: the network.
+        shown: the images.
+        auroc_low: lower bound of the network's AUROC on these images.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        method -> measures (name -> Measure or None), failed (names of the checks that do not hold)
+        and claim; or unavailable, the reason why the network has no such map.
+    """
+    networks = {
+        "trained": subject,
+        "random": dataclasses.replace(subject, model=_with_random_weights(subject.model)),
+        **_refitted(subject, shown),
+    }
+    noisy = _with_noise(shown.images)
+    total, done = len(METHODS) * (len(networks) + 1), 0
+    found: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        maps: dict[str, FloatArray] = {}
+        try:
+            for name, network in networks.items():
+                maps[name] = _maps(network, method, shown.images)
+                done += 1
+                progress(done, total)
+            maps["noisy"] = _maps(subject, method, noisy)
+        except SettingError as error:
+            found[method] = {"unavailable": str(error), "claim": "none"}
+            total -= len(networks) + 1
+            continue
+        done += 1
+        progress(done, total)
+        measures = _measures(maps, shown, subject)
+        failed = failed_checks(measures, shown, auroc_low)
+        found[method] = {
+            "measures": {
+                name: None if each is None else dataclasses.asdict(each)
+                for name, each in measures.items()
+            },
+            "failed": failed,
+            "claim": "none" if failed else "supported",
+        }
+    return found
+
+
+def failed_checks(measures: dict[str, Measure | None], shown: Shown, auroc_low: float) -> list[str]:
+    """Return the names of the checks that do not hold, or could not be made."""
+
+    def above(name: str, least: float) -> bool:
+        measure = measures[name]
+        return measure is not None and measure.low > least
+
+    def below(name: str, most: float) -> bool:
+        measure = measures[name]
+        return measure is not None and measure.high < most
+
+    checks = {
+        "network": auroc_low > LEAST_AUROC,
+        "enough_masks": shown.masks is not None and len(np.unique(shown.groups)) >= MIN_GROUPS,
+        "parameters": below("random_similarity", MOST_RANDOM),
+        "labels": above("label_difference", 0),
+        "inside": above("inside_difference", 0),
+        "pointing": above("pointing_difference", 0),
+        "deletion": above("deletion_difference", 0),
+        "stability": above("stability", LEAST_STABLE),
+    }
+    return [name for name, holds in checks.items() if not holds]
+
+
+def _measures(
+    maps: dict[str, FloatArray], shown: Shown, subject: Subject
+) -> dict[str, Measure | None]:
+    trained, groups, other = maps["trained"], shown.groups, shown.other
+    theirs = trained[other]
+    inputs = subject.preprocess(torch.from_numpy(shown.images))
+    lost = {
+        name: score_lost(each, inputs, lambda images: _score(subject, images))
+        for name, each in (("", trained), ("_other", theirs))
+    }
+    values: dict[str, FloatArray | None] = {
+        "random_similarity": similarity(trained, maps["random"]),
+        "stability": similarity(trained, maps["noisy"]),
+        "deletion": lost[""],
+        "deletion_other": lost["_other"],
+        "deletion_difference": lost[""] - lost["_other"],
+        **dict.fromkeys(
+            (
+                "true_labels_similarity", "shuffled_labels_similarity", "label_difference",
+                "area", "inside", "inside_other", "inside_difference",
+                "pointing", "pointing_other", "pointing_difference",
+            )
+        ),
+    }  # fmt: skip
+    if "shuffled_labels" in maps:
+        pair = [similarity(trained, maps[name]) for name in ("true_labels", "shuffled_labels")]
+        values["true_labels_similarity"], values["shuffled_labels_similarity"] = pair
+        values["label_difference"] = pair[0] - pair[1]
+    if shown.masks is not None:
+        masks = shown.masks
+        values["area"] = masks.mean(axis=(1, 2))
+        for name, measure in (("inside", share_inside), ("pointing", points_inside)):
+            ours, others = measure(trained, masks), measure(theirs, masks)
+            values |= {name: ours, f"{name}_other": others, f"{name}_difference": ours - others}
+    return {
+        name: None if each is None else mean_over_groups(each, groups)
+        for name, each in values.items()
+    }
+
+
+def _maps(subject: Subject, method: str, images: Uint8Array) -> FloatArray:
+    """Return the maps of some images on the grid, ``(N, 48, 64)``."""
+    make = METHODS[method].make
+    explainer: Explainer | None = make(subject) if make else None
+    found = []
+    for batch in _batches(images):
+        inputs = subject.preprocess(torch.from_numpy(batch).to(subject.device))
+        with torch.no_grad():
+            feature_maps = tta_features(partial(features, subject.model), inputs, subject.tta)
+        coarse = explain_feature_maps(
+            subject.model, feature_maps, class_indices=subject.targets
+        ).heatmaps.numpy()
+        if explainer is not None:
+            coarse = explainer.explain(list(batch), list(coarse))
+        found.append(on_grid(coarse))
+    return np.concatenate(found)
+
+
+def _batches(images: Uint8Array) -> list[Uint8Array]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+def _score(subject: Subject, inputs: Tensor) -> FloatArray:
+    """Return the sum of the targets' logits, ``(N,)``, which the maps explain."""
+    with torch.no_grad():
+        logits = [
+            head(subject.model, features(subject.model, inputs[start : start + _BATCH]))
+            for start in range(0, len(inputs), _BATCH)
+        ]
+    score: FloatArray = torch.cat(logits)[:, list(subject.targets)].sum(dim=1).numpy()
+    return score
+
+
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of a network whose layers have the weights that training starts from."""
+    changed = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(_SEED)
+        for module in changed.modules():
+            reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    return changed.eval()
+
+
+def _refitted(subject: Subject, shown: Shown) -> dict[str, Subject]:
+    """Return the network with its last layer fitted to the true and to shuffled labels.
+
+    Returns:
+        true_labels and shuffled_labels; nothing if the last layer is not linear or the targets do
+        not occur with other classes.
+    """
+    occurring = set(np.unique(shown.labels).tolist())
+    if len(occurring) < 2 or not occurring & set(subject.targets):
+        return {}
+    if not isinstance(_last_layer(subject.model), nn.Linear):
+        return {}
+    pooled = _pooled(subject, shown.images)
+    shuffled = np.random.default_rng(_SEED).permutation(shown.labels)
+    return {
+        name: dataclasses.replace(subject, model=_with_last_layer(subject.model, pooled, labels))
+        for name, labels in (("true_labels", shown.labels), ("shuffled_labels", shuffled))
+    }
+
+
+def _last_layer(model: nn.Module) -> Any:
+    """Return the last layer, as timm names it; None if it does not."""
+    network: Any = model
+    return network.get_classifier() if hasattr(model, "get_classifier") else None
+
+
+def _pooled(subject: Subject, images: Uint8Array) -> FloatArray:
+    """Return what the last layer sees, ``(N, K)``."""
+    found = []
+    for batch in _batches(images):
+        inputs = subject.preprocess(torch.from_numpy(batch))
+        with torch.no_grad():
+            model: Any = subject.model
+            found.append(model.forward_head(features(model, inputs), pre_logits=True).numpy())
+    return np.concatenate(found)
+
+
+def _with_last_layer(model: nn.Module, pooled: FloatArray, labels: IntArray) -> nn.Module:
+    """Return a copy of a network whose last layer is a logistic regression of some labels."""
+    fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
+    fit.fit(pooled, labels)
+    scale, regression = fit[0], fit[1]
+    weights, offsets = regression.coef_, regression.intercept_
+    if len(weights) == 1:  # two classes have one row, of the second
+        weights = np.concatenate([-weights, weights]) / 2
+        offsets = np.concatenate([-offsets, offsets]) / 2
+    weights = weights / scale.scale_
+    offsets = offsets - weights @ scale.mean_
+    changed = copy.deepcopy(model)
+    last = _last_layer(changed)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+        last.weight[regression.classes_] = torch.from_numpy(weights).float()
+        last.bias[regression.classes_] = torch.from_numpy(offsets).float()
+    return changed
+
+
+def _with_noise(images: Uint8Array) -> Uint8Array:
+    noise = np.random.default_rng(_SEED).normal(0, _NOISE, images.shape)
+    return (images + noise).round().clip(0, 255).astype(np.uint8)
