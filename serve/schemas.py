@@ -1,5 +1,7 @@
 """The schemas of responses over HTTP."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from melanoma.config import DISCLAIMER, ModelConfig
