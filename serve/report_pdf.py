@@ -8,7 +8,9 @@ import datetime
 import html
 import io
 import json
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from reportlab.lib.colors import HexColor
 from reportlab.lib.pagesizes import A4
@@ -19,18 +21,21 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
 
 from melanoma.evidence.prevalence import PREVALENCES, per_thousand, shifted
+from melanoma.explain.grad_cam import Heatmap
 from melanoma.explain.methods import DEFAULT_METHOD, METHODS
+from melanoma.explain.overlay import overlay
 from melanoma.task import Task
 from serve.openapi import PAGE
 from serve.schemas import PredictResponse
 
-_WORDS: dict[str, dict[str, str]] = json.loads((PAGE / "words.json").read_text())
+_WORDS: dict[str, Any] = json.loads((PAGE / "words.json").read_text())
 _INK, _QUIET, _BAR, _ACCENT = (
     HexColor("#1b2430"),
     HexColor("#52606d"),
     HexColor("#61758a"),
     HexColor("#a3195b"),
 )
+_SKIN, _SCALE_HEIGHT = "#d8a890", 4 * mm
 _MARGIN, _GAP = 18 * mm, 6 * mm
 _WIDTH, _HEIGHT = A4
 _TEXT = ParagraphStyle("text", fontName="Helvetica", fontSize=10, leading=14, textColor=_INK)
@@ -60,7 +65,7 @@ def report_pdf(
     top = _write(canvas, f"<b>{answer.disclaimer}</b>", _TEXT, top) - _GAP
     top = _images(canvas, image, answer, task, top) - _GAP
     top = _write(canvas, _WORDS["verdicts"][answer.decision], _VERDICT, top)
-    noun = task.noun[0]
+    noun, claim = task.noun[0], answer.explanation.lesion_claim if answer.explanation else "none"
     score = sum(answer.probabilities[name] for name in task.targets)
     side = "at or above" if score >= answer.threshold else "below"
     if answer.decision != "cannot_assess":  # without a contract the threshold means nothing
@@ -83,7 +88,7 @@ def report_pdf(
             else ""
         )
         + f"The map is {METHODS[DEFAULT_METHOD].title} of {noun}."
-        " It has not been shown to mark lesions.",
+        f" {_WORDS['claims'][claim]}",
         _SMALL,
         top,
     )
@@ -142,7 +147,18 @@ def _images(
         canvas.setFont("Helvetica", 8)
         canvas.setFillColor(_QUIET)
         canvas.drawString(left, top - size[1] - 11, title)
-    return float(top - size[1] - 14)
+    left, top = _MARGIN + width + _GAP, top - size[1] - 14
+    canvas.drawImage(ImageReader(_scale()), left, top - _SCALE_HEIGHT, width, _SCALE_HEIGHT)
+    least, most_raised = _WORDS["map_ends"]
+    canvas.drawString(left, top - _SCALE_HEIGHT - 9, least)
+    canvas.drawRightString(_WIDTH - _MARGIN, top - _SCALE_HEIGHT - 9, most_raised)
+    return float(top - _SCALE_HEIGHT - 12)
+
+
+def _scale() -> Image.Image:
+    """Return the colours of a heatmap from 0 to its peak, as they look on skin."""
+    values = np.arange(256, dtype=np.uint8)[None]
+    return overlay(Image.new("RGB", (256, 1), _SKIN), Heatmap(1.0, values))
 
 
 def _bars(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> float:

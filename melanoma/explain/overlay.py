@@ -13,19 +13,31 @@ from melanoma.imaging.png_writer import to_png
 from melanoma.imaging.preprocess import Preprocess, resize
 from melanoma.io.files import write_bytes
 
-OPACITY = 0.55
+FLOOR, OPACITY = 1 / 3, 0.6
+"""Share of the peak up to which the image stays as it is, and the opacity of the peak itself."""
 MAX_SIDE_PX = 1024
-# Every 17th colour of matplotlib's magma, whose even steps in lightness are readable without colour
-# vision. The image that serves is smaller without matplotlib. A test compares.
-_MAGMA = bytes.fromhex(
-    "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d"
-    " c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
+# Every 17th colour of matplotlib's viridis, whose even steps in lightness are readable without
+# colour vision, and whose hues are not those of skin. The image that serves is smaller without
+# matplotlib. A test compares.
+_VIRIDIS = bytes.fromhex(
+    "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e"
+    " 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725"
 )
-COLOURS: Uint8Array = np.stack(
-    [np.interp(range(256), range(0, 256, 17), list(_MAGMA[channel::3])) for channel in range(3)],
-    axis=1,
-).astype(np.uint8)
-_OPACITIES = [round(value * OPACITY) for value in range(256)]
+
+
+def _colours() -> Uint8Array:
+    """Return red, green, blue and opacity of each value from 0 to the peak, ``(256, 4)``.
+
+    The colours start where the values become visible, so that all of them are used.
+    """
+    above = np.clip((np.arange(256) / 255 - FLOOR) / (1 - FLOOR), 0, 1)
+    stops = np.linspace(0, 1, len(_VIRIDIS) // 3)
+    channels = [np.interp(above, stops, list(_VIRIDIS[channel::3])) for channel in range(3)]
+    return np.stack([*channels, 255 * OPACITY * above], axis=1).round().astype(np.uint8)
+
+
+COLOURS = _colours()
+"""The one rule of how a heatmap is drawn. The page has a copy (serve/page/map.json)."""
 
 
 def heatmap_on(
@@ -56,12 +68,11 @@ def heatmap_on(
 def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     """Return an image with a heatmap of the same size drawn over it.
 
-    Higher values are more opaque; an empty heatmap does not change the image.
+    Values up to a third of the peak leave the image as it is; higher ones are more opaque.
     """
-    values = Image.fromarray(heatmap.values)
-    opacity = values.point(_OPACITIES)
-    coloured = values.copy()
-    coloured.putpalette(COLOURS.tobytes())
+    coloured = Image.fromarray(heatmap.values)
+    opacity = coloured.point(COLOURS[:, 3].tolist())
+    coloured.putpalette(COLOURS[:, :3].tobytes())
     return Image.composite(coloured.convert("RGB"), image, opacity)
 
 

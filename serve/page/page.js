@@ -2,12 +2,10 @@
 // everything is gone when the page is closed.
 "use strict";
 
-const NO_CLAIM = " The map has not been shown to mark lesions: do not read disease from it.";
-
 const NO_MAP = "This browser cannot lay the map over this image. The PDF shows both.";
 
 const find = (id) => document.getElementById(id);
-const state = { file: null, address: null, answer: null, key: null, turn: 0, model: null, words: null };
+const state = { file: null, address: null, answer: null, key: null, turn: 0, model: null, words: null, colours: null };
 
 function show(id, visible) { find(id).hidden = !visible; }
 function capital(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
@@ -34,6 +32,8 @@ function post(path, file) {
 // Names of classes and kinds of heatmap come with the model. The sentences come from words.json, which the PDF uses too.
 async function learn() {
   state.words ??= await (await fetch("page/words.json")).json();
+  for (const [end, text] of state.words.map_ends.entries()) find("ends").children[end].textContent = text;
+  if (!state.colours) learnColours(await (await fetch("page/map.json")).json());
   state.model = await (await ask("v1/model")).json();
   const chosen = document.querySelector("input[name=method]:checked")?.value;
   find("methods").replaceChildren(...state.model.explanations.map(({ name, title }, index) => {
@@ -113,7 +113,7 @@ function render(answer) {
   show("answer", true);
   show("map-tools", Boolean(answer.explanation));
   if (answer.explanation) {
-    find("map-meaning").textContent = meaningOf(answer.explanation.method) + NO_CLAIM;
+    find("map-meaning").textContent = `${meaningOf(answer.explanation.method)} ${state.words.claims[answer.explanation.lesion_claim]}`;
     drawMap();
   }
   find("model").textContent =
@@ -215,18 +215,27 @@ async function drawMap() {
   const context = canvas.getContext("2d");
   context.drawImage(heat, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-  for (let i = 0; i < pixels.data.length; i += 4) colour(pixels.data, i, pixels.data[i] / 255);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set(state.colours[pixels.data[i]], i);
   context.putImageData(pixels, 0, 0);
   placeMap();
 }
 
-// Transparent to orange to yellow. Lightness grows with the value, so that it is readable without
-// colour vision.
-function colour(data, i, value) {
-  data[i] = 255;
-  data[i + 1] = Math.round(90 + 165 * value * value);
-  data[i + 2] = Math.round(120 * (1 - value));
-  data[i + 3] = Math.round(255 * Math.sqrt(value));
+// Red, green, blue and opacity of each value, as the overlay and the PDF have them.
+function learnColours({ rgba }) {
+  const bytes = rgba.match(/../g).map((text) => parseInt(text, 16));
+  state.colours = Array.from({ length: 256 }, (_, value) => bytes.slice(4 * value, 4 * value + 4));
+  const stops = state.colours.map(([red, green, blue, alpha]) => `rgba(${red} ${green} ${blue} / ${alpha / 255})`);
+  find("scale").style.backgroundImage = `linear-gradient(to right, ${stops.join(", ")})`;
+}
+
+function toggleMap() {
+  const hidden = find("map").classList.toggle("off");
+  find("hide-map").setAttribute("aria-pressed", String(hidden));
+}
+
+async function trySample() {
+  const sample = await (await ask("page/sample.jpg")).blob();
+  choose(new File([sample], "sample.jpg", { type: "image/jpeg" }));
 }
 
 // Scale the image up to the panel and 70 % of the window's height, because it may be small.
@@ -287,6 +296,13 @@ for (const name of ["dragleave", "drop"]) {
 document.addEventListener("drop", (event) => choose(event.dataTransfer.files[0]));
 document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 find("opacity").addEventListener("input", placeMap);
+find("hide-map").addEventListener("click", toggleMap);
+find("sample").addEventListener("click", () => trySample().catch(fail));
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input[type=password], input[type=text], textarea");
+  if (event.key !== "m" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!find("map-tools").hidden) toggleMap();
+});
 find("prevalence").addEventListener("input", explainPrevalence);
 find("pdf").addEventListener("click", savePdf);
 find("again").addEventListener("click", again);

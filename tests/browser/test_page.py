@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from melanoma.evidence.prevalence import per_thousand, shifted
+from melanoma.explain.overlay import COLOURS
 from tests.serving import Service
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
@@ -168,15 +169,35 @@ def test_the_map_lies_on_the_image_and_can_be_faded(
     assert boxes[0] == pytest.approx(boxes[1], abs=1)
     assert _map_pixels(page).size == heatmap.size
     shown = np.asarray(_map_pixels(page))[..., 3]
-    assert (
-        np.abs(shown - 255 * np.sqrt(np.asarray(heatmap) / 255)).max() <= 2
-    )  # the map's values as opacity
-    page.get_by_label("Opacity of the map").press("Home")
+    assert np.array_equal(shown, COLOURS[:, 3][np.asarray(heatmap)])
+    expect(page.locator("#legend")).to_contain_text("most, in this image")
+    assert "linear-gradient" in page.locator("#scale").evaluate("bar => bar.style.backgroundImage")
+    page.get_by_label("Strength of the map").press("Home")
     assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0"
     expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
     page.get_by_label("Guided Grad-CAM").check()
     expect(page.locator("#map-meaning")).to_contain_text("single pixels", timeout=60_000)
     expect(page.locator("#map-meaning")).to_contain_text("do not read disease from it")
+
+
+def test_a_button_and_a_key_hide_the_map(page: Page, service: Service, lesion: Path) -> None:
+    _read(page, service, lesion)
+    button = page.get_by_role("button", name="Hide the map")
+    for press in (button.click, lambda: page.keyboard.press("m")):
+        expect(button).to_have_attribute("aria-pressed", "false")
+        expect(page.locator("#map")).to_be_visible()
+        press()
+        expect(button).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#map")).to_be_hidden()
+        page.keyboard.press("m")
+
+
+def test_a_first_visitor_can_try_a_synthetic_image(page: Page, service: Service) -> None:
+    page.get_by_role("button", name="Try a synthetic image").click()
+    page.get_by_label("API key").fill(service.key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+    expect(page.locator("#verdict")).not_to_be_empty()
 
 
 _DROP = """([data, name]) => {

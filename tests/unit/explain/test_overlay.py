@@ -1,5 +1,7 @@
 """A heatmap lies in the frame of the image that it explains."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from PIL import Image
 
 from melanoma.config import DataConfig
 from melanoma.explain.grad_cam import render_heatmap
-from melanoma.explain.overlay import COLOURS, MAX_SIDE_PX, OPACITY, heatmap_on, overlay
+from melanoma.explain.overlay import COLOURS, FLOOR, MAX_SIDE_PX, OPACITY, heatmap_on, overlay
 from melanoma.imaging.letterbox import letterbox_box
 from melanoma.imaging.preprocess import Preprocess
+from serve.openapi import PAGE
 
 PREPROCESS = Preprocess((48, 64), DataConfig(input_height=48, input_width=64))
 
@@ -44,18 +47,31 @@ def test_an_empty_heatmap_does_not_change_the_image() -> None:
     assert np.array_equal(np.asarray(drawn), np.asarray(image))
 
 
-def test_higher_values_are_more_opaque() -> None:
+def test_low_values_leave_the_image_as_it_is_and_higher_ones_are_more_opaque() -> None:
     ramp = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(48, axis=0)
     on_white, on_black = (
         np.asarray(overlay(*heatmap_on(Image.new("RGB", (64, 48), colour), ramp, PREPROCESS)))
         for colour in ("white", "black")
     )
     seen = on_white[24].astype(int) - on_black[24]  # of what lies below
-    assert (seen[0] == 255).all()
+    assert (seen[:21] == 255).all()  # a third of 64
+    assert (seen[24:] < 255).all()
     assert (np.diff(seen, axis=0) <= 1).all()  # of rounding
     assert np.abs(seen[-1] - (1 - OPACITY) * 255).max() <= 1
 
 
-def test_colours_are_those_of_magma() -> None:
-    magma = colormaps["magma"](np.arange(256))[:, :3] * 255
-    assert np.abs(COLOURS - magma).max() <= 4
+def test_colours_are_those_of_viridis_above_the_floor() -> None:
+    above = np.clip((np.arange(256) / 255 - FLOOR) / (1 - FLOOR), 0, 1)
+    viridis = colormaps["viridis"](above)[:, :3] * 255
+    assert np.abs(COLOURS[:, :3] - viridis).max() <= 7  # interpolated between 16
+
+
+def test_the_page_draws_with_the_same_colours() -> None:
+    rgba = json.loads((PAGE / "map.json").read_text())["rgba"]
+    assert bytes.fromhex(rgba) == COLOURS.tobytes()
+
+
+def test_the_sample_of_the_page_is_marked_as_synthetic() -> None:
+    with Image.open(PAGE / "sample.jpg") as sample:
+        assert "SYNTHETIC" in sample.info["comment"].decode()
+        assert "SYNTHETIC" in sample.getexif()[0x010E]
