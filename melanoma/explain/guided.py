@@ -20,6 +20,8 @@ from melanoma.errors import SettingError
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.training.networks import tta_logits
 
+_SPREAD_PX = 5
+
 
 class GuidedNetwork:
     """A copy of a network whose activations guide the gradient. The original is not changed.
@@ -78,7 +80,7 @@ class GuidedExplainer:
         self._network = GuidedNetwork(model.to(device))
 
     def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
-        """Return the Guided Grad-CAM of stored images, ``(N, H, W)``.
+        """Return the Guided Grad-CAM of stored images, averaged over 5 x 5 px, ``(N, H, W)``.
 
         Args:
             images: N stored images, ``(H, W, 3)`` uint8 each.
@@ -87,7 +89,12 @@ class GuidedExplainer:
         inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
         gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
         stacked = torch.from_numpy(np.stack(heatmaps)).to(self._device)
-        maps: FloatArray = guided_grad_cam_map(gradients, stacked).cpu().numpy()
+        found = guided_grad_cam_map(gradients, stacked)
+        # Single pixels cannot be seen over an image.
+        spread = F.avg_pool2d(
+            found[:, None], _SPREAD_PX, stride=1, padding=_SPREAD_PX // 2, count_include_pad=False
+        )[:, 0]
+        maps: FloatArray = spread.cpu().numpy()
         return maps
 
 

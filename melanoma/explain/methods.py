@@ -102,8 +102,8 @@ METHODS: dict[str, Method] = {
     ),
     "guided_grad_cam": Method(
         "Guided Grad-CAM",
-        "Guided Grad-CAM shows single pixels that raised the score. Its fine lines can look like"
-        " borders that the network does not detect.",
+        "Guided Grad-CAM shows small spots that raised the score. They can follow borders that the"
+        " network does not detect.",
         _guided,
     ),
 }

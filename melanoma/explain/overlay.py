@@ -13,7 +13,7 @@ from melanoma.imaging.png_writer import to_png
 from melanoma.imaging.preprocess import Preprocess, resize
 from melanoma.io.files import write_bytes
 
-FLOOR, OPACITY = 1 / 3, 0.6
+FLOOR, OPACITY = 1 / 3, 0.5
 """Share of the peak up to which the image stays as it is, and the opacity of the peak itself."""
 MAX_SIDE_PX = 1024
 # Every 17th colour of matplotlib's viridis, whose even steps in lightness are readable without

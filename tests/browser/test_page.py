@@ -176,7 +176,7 @@ def test_the_map_lies_on_the_image_and_can_be_faded(
     assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0"
     expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
     page.get_by_label("Guided Grad-CAM").check()
-    expect(page.locator("#map-meaning")).to_contain_text("single pixels", timeout=60_000)
+    expect(page.locator("#map-meaning")).to_contain_text("small spots", timeout=60_000)
     expect(page.locator("#map-meaning")).to_contain_text("do not read disease from it")
 
 
