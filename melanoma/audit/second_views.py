@@ -14,6 +14,7 @@ import scipy.sparse as sparse
 import torch
 from PIL import Image
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray, Uint8Array
@@ -138,27 +139,29 @@ def _words(features: Sequence[LocalFeatures]) -> sparse.csr_array:
     border separates in one table share a word in another. Rare words weigh more (tf-idf).
     """
     num, rng = len(features), np.random.default_rng(0)
-    owners = np.repeat(np.arange(num), [len(each.places) for each in features])
+    sizes = [len(each.places) for each in features]
+    owners = np.repeat(np.arange(num), sizes)
     if len(owners) <= _COMPONENTS:
         return sparse.csr_array((num, 1), dtype=np.float32)
-    descriptors = np.concatenate([each.descriptors for each in features])
-    sample = rng.choice(len(descriptors), min(_SAMPLE, len(descriptors)), replace=False)
-    whiten = PCA(_COMPONENTS, whiten=True, random_state=0).fit(rooted(descriptors[sample]))
-    bits = 1 << np.arange(_BITS)
+    each_gives = -(-_SAMPLE // num)
+    sample = [each.descriptors[rng.permutation(len(each.places))[:each_gives]] for each in features]
+    whiten = PCA(_COMPONENTS, whiten=True, random_state=0).fit(rooted(np.concatenate(sample)))
     axes = [
         np.linalg.qr(rng.standard_normal((_COMPONENTS, _COMPONENTS)))[0][:, :_BITS]
         for _ in range(_TABLES)
     ]
-    codes = np.empty((_TABLES, len(descriptors)), dtype=np.int32)
-    for start in range(0, len(descriptors), _SAMPLE):
-        part = slice(start, start + _SAMPLE)
-        whitened = whiten.transform(rooted(descriptors[part]))
+    bits = 1 << np.arange(_BITS)
+    codes = np.empty((_TABLES, len(owners)), dtype=np.int32)
+    for start in range(0, num, _CHUNK):
+        part = np.concatenate([each.descriptors for each in features[start : start + _CHUNK]])
+        first = sum(sizes[:start])
+        whitened = whiten.transform(rooted(part)) if len(part) else np.zeros((0, _COMPONENTS))
         for table in range(_TABLES):
-            codes[table, part] = (whitened @ axes[table] > 0) @ bits
-    words = sparse.hstack([_table(table, owners, num) for table in codes], format="csr")
-    lengths = np.sqrt(words.multiply(words).sum(axis=1))
-    scaled: sparse.csr_array = sparse.diags_array(1 / np.maximum(lengths, 1e-6)) @ words
-    return scaled.astype(np.float32).tocsr()
+            codes[table, first : first + len(part)] = (whitened @ axes[table] > 0) @ bits
+    tables = [_table(codes[table], owners, num) for table in range(_TABLES)]
+    del codes
+    words: sparse.csr_array = sparse.hstack(tables, format="csr")
+    return normalize(words, copy=False)
 
 
 def _table(codes: IntArray, owners: IntArray, num: int) -> sparse.csr_array:
@@ -169,9 +172,9 @@ def _table(codes: IntArray, owners: IntArray, num: int) -> sparse.csr_array:
     counts.sum_duplicates()
     found_in = np.bincount(counts.indices, minlength=len(distinct))
     useful = np.flatnonzero((found_in > 1) & (found_in <= max(num // _COMMON, 2)))
-    kept = counts[:, useful].sqrt()
-    weights = np.log(num / found_in[useful]).astype(np.float32)
-    return (kept @ sparse.diags_array(weights)).tocsr()
+    kept = counts[:, useful].sqrt().astype(np.float32)
+    kept.data *= np.log(num / found_in[useful]).astype(np.float32)[kept.indices]
+    return kept
 
 
 def in_threads(
