@@ -47,3 +47,9 @@ def check_source(folder: AnyPath) -> None:
         raise DataError(
             f"SOURCE must be a folder with a metadata CSV and images; {folder} is not a folder."
         )
+
+
+def check_masks(folder: AnyPath) -> None:
+    """Raise DataError if there is no folder of lesion masks."""
+    if not folder.is_dir():
+        raise DataError(f"--masks must be a folder of PNG masks; {folder} is not a folder.")

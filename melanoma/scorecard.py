@@ -12,11 +12,12 @@ from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.errors import DataError
 from melanoma.evaluation import EVALUATION, ScoreRows, read_asked
 from melanoma.executor import Progress
-from melanoma.explain.masks import MASKS, check_masks, mask_name, read_mask
+from melanoma.explain.masks import MASKS, mask_name, read_mask
 from melanoma.explain.scorecard import Shown, measure_maps
 from melanoma.explain.scorecard_page import FAILED, scorecard_page
 from melanoma.io.files import read_json, read_parquet, write_json, write_text
 from melanoma.io.storage import AnyPath, to_path
+from melanoma.places import check_masks
 
 REPORT, PAGE = "scorecard.json", "scorecard.html"
 MAX_IMAGES = 500

@@ -23,6 +23,7 @@ from melanoma.places import (
     check_data,
     check_dataset,
     check_images,
+    check_masks,
     check_source,
 )
 from ray_jobs.arguments import (
@@ -671,6 +672,7 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
     "source": check_source,
     "data": check_data,
     "folder": check_images,
+    "masks": check_masks,
 }
 
 

@@ -160,8 +160,8 @@ def _scores(
     if isinstance(values, pd.Series):
         if values.nunique() < 2:
             return None
-        table = values.to_frame()
-        scale = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [values.name]))
+        table = values.to_frame("clue")
+        scale = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["clue"]))
     else:
         if not np.ptp(values, axis=0).any():
             return None

@@ -4,7 +4,6 @@ import numpy as np
 from PIL import Image
 
 from melanoma.arrays import BoolArray
-from melanoma.errors import DataError
 from melanoma.explain.measures import GRID
 from melanoma.imaging.decode import decode_image
 from melanoma.imaging.letterbox import letterbox_box
@@ -39,9 +38,3 @@ def read_mask(path: AnyPath, stored_shape: tuple[int, int]) -> BoolArray:
     frame.paste(grey.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
     small = frame.resize((GRID[1], GRID[0]), Image.Resampling.BOX)
     return np.asarray(small) > 127
-
-
-def check_masks(folder: AnyPath) -> None:
-    """Raise DataError unless a folder can be one of masks."""
-    if not folder.is_dir():
-        raise DataError(f"--masks must be a folder of PNG masks; {folder} is not a folder.")
