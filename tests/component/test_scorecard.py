@@ -23,12 +23,13 @@ from melanoma.explain.measures import GRID, Measure
 from melanoma.explain.methods import METHODS
 from melanoma.explain.scorecard import (
     LEAST_AUROC,
+    LEAST_GAIN,
     LEAST_STABLE,
     MIN_GROUPS,
     MOST_RANDOM,
     Shown,
-    _refitted,
     _with_random_weights,
+    _with_shuffled_labels,
     failed_checks,
 )
 from melanoma.explain.scorecard_page import _ROWS, FAILED
@@ -82,9 +83,9 @@ def test_the_other_image_is_of_another_group() -> None:
 
 GOOD = {
     "random_similarity": Measure(0.1, 0.05, MOST_RANDOM - 0.01),
-    "label_difference": Measure(0.2, 0.01, 0.3),
-    "inside_difference": Measure(0.2, 0.01, 0.3),
-    "pointing_difference": Measure(0.2, 0.01, 0.3),
+    "shuffled_similarity": Measure(0.1, 0.05, MOST_RANDOM - 0.01),
+    "inside_difference": Measure(0.2, LEAST_GAIN + 0.01, 0.3),
+    "pointing_difference": Measure(0.2, LEAST_GAIN + 0.01, 0.3),
     "deletion_difference": Measure(0.2, 0.01, 0.3),
     "stability": Measure(0.9, LEAST_STABLE + 0.01, 1.0),
 }
@@ -119,11 +120,9 @@ def test_random_weights_and_shuffled_labels_change_the_network(bundle_dir: Path)
     images = rng.integers(0, 256, (60, *bundle.preprocess.stored_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, 7, 60)
     shown = Shown(images, labels, np.arange(60), None)
-    refitted = _refitted(subject, shown)
-    assert set(refitted) == {"true_labels", "shuffled_labels"}
+    shuffled = _with_shuffled_labels(subject, shown)["shuffled"].model
     weights = [
-        network.get_classifier().weight.detach()
-        for network in (subject.model, random, *(each.model for each in refitted.values()))
+        network.get_classifier().weight.detach() for network in (subject.model, random, shuffled)
     ]
     for i, ours in enumerate(weights):
         assert all(not torch.allclose(ours, theirs) for theirs in weights[:i])
@@ -131,7 +130,7 @@ def test_random_weights_and_shuffled_labels_change_the_network(bundle_dir: Path)
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Without a target among the labels there is nothing to fit.
-    assert _refitted(subject, dataclasses.replace(shown, labels=np.zeros(60, int))) == {}
+    assert _with_shuffled_labels(subject, dataclasses.replace(shown, labels=labels * 0)) == {}
 
 
 @pytest.mark.drill
