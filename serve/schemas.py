@@ -8,7 +8,7 @@ from melanoma.config import DISCLAIMER, ModelConfig
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.contract import Contract
 from melanoma.evidence.operating_point import OperatingPoint
-from melanoma.explain.methods import Claim
+from melanoma.explain.claims import Claim
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.task import Task
 

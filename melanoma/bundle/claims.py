@@ -2,16 +2,17 @@
 
 import dataclasses
 import shutil
+from typing import get_args
 
 from melanoma.bundle.bundle import fetch_bundle
 from melanoma.bundle.manifest import MANIFEST, MODEL_CARD, BundleManifest, read_manifest
 from melanoma.errors import BundleError, DataError
-from melanoma.explain.methods import METHODS, Claim
+from melanoma.explain.claims import Claim
+from melanoma.explain.methods import METHODS
 from melanoma.io.files import new_folder, read_json, sha256_of, write_json, write_text
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.io.typed import to_plain
 
-CLAIMS: tuple[Claim, ...] = ("none", "supported")
 _HEADING = "## Heatmaps"
 
 
@@ -44,7 +45,7 @@ def add_scorecard(
             "SCORECARD must be a scorecard.json of `melanoma evaluate --scorecard`; it lacks"
             f" {error}. Write it again."
         ) from error
-    if weights != manifest.weights_sha256 or not set(claims.values()) <= set(CLAIMS):
+    if weights != manifest.weights_sha256 or not set(claims.values()) <= set(get_args(Claim)):
         raise BundleError(
             "SCORECARD must be of this bundle's network; it is of another. Evaluate this bundle"
             " with --scorecard."

@@ -13,7 +13,7 @@ from melanoma.errors import BundleError
 from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.evidence.reference_models import Comparison, hardest
-from melanoma.explain.methods import Claim
+from melanoma.explain.claims import Claim
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.storage import AnyPath, is_sha256
 from melanoma.io.typed import Strict, from_json, to_plain

@@ -6,7 +6,7 @@ image and its Grad-CAM by an `Explainer`, on replicas of its own.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,9 +16,6 @@ from melanoma.errors import SettingError
 from melanoma.explain.guided import GuidedExplainer
 from melanoma.explain.layer_cam import LayerCamExplainer
 from melanoma.imaging.preprocess import Preprocess
-
-Claim = Literal["none", "supported"]
-"""Whether a scorecard supports that a kind of heatmap marks lesions."""
 
 
 @dataclasses.dataclass(frozen=True)
