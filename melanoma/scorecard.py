@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.data.dataset import open_prepared
 from melanoma.errors import DataError
 from melanoma.evaluation import EVALUATION, ScoreRows, read_asked
 from melanoma.executor import Progress
@@ -17,7 +18,7 @@ from melanoma.explain.scorecard import Shown, measure_maps
 from melanoma.explain.scorecard_page import FAILED, scorecard_page
 from melanoma.io.files import read_json, read_parquet, write_json, write_text
 from melanoma.io.storage import AnyPath, to_path
-from melanoma.places import check_masks
+from melanoma.places import MANIFEST, check_masks
 
 REPORT, PAGE = "scorecard.json", "scorecard.html"
 MAX_IMAGES = 500
@@ -53,6 +54,12 @@ def write_scorecard(
     bundle, report = load_bundle(bundle_dir), read_json(out / EVALUATION)
     if report["bundle"]["weights_sha256"] != bundle.manifest.weights_sha256:
         raise DataError(f"{out} must hold the evaluation of BUNDLE; it holds that of another.")
+    if report["flow"]["known_to_the_bundle"]:
+        raise DataError(
+            "A scorecard needs images that BUNDLE does not know;"
+            f" {report['flow']['known_to_the_bundle']} of DATA are of the data set that it was made"
+            " from. Leave them out."
+        )
     folder = masks_of(data_dir, masks)
     predictions = read_parquet(out / "predictions.parquet")
     split = None if report["split"] == "external" else report["split"]
@@ -84,6 +91,25 @@ def write_scorecard(
     return found
 
 
+def check_scorecard(
+    data_dir: str | AnyPath, *, split: str | None, masks: str | AnyPath | None
+) -> None:
+    """Check, before an access is logged, what a scorecard needs.
+
+    Raises:
+        DataError: if the split was trained on, or no image of it has a mask in the folder.
+    """
+    if split == "train":
+        raise DataError(
+            "--scorecard needs images that the network was not trained on; --split is train. Take"
+            " test."
+        )
+    data_dir = to_path(data_dir)
+    folder = masks_of(data_dir, masks)
+    if folder is not None and (data_dir / MANIFEST).is_file():
+        _with_masks(open_prepared(data_dir).rows(split or "test"), folder)
+
+
 def masks_of(data_dir: AnyPath, masks: str | AnyPath | None) -> AnyPath | None:
     """Return the folder of the masks of some data, or None if there is none.
 
@@ -103,18 +129,11 @@ def _choose(rows: pd.DataFrame, folder: AnyPath | None, bundle: Bundle) -> pd.Da
     With masks only images that have one.
 
     Raises:
-        DataError: if no image has a mask.
+        DataError: if masks are given and no image has one.
     """
-    drawn = rows.sample(frac=1, random_state=_SEED).drop_duplicates("group")
     if folder is not None:
-        names = frozenset(path.name for path in folder.iterdir())
-        drawn = drawn.assign(mask=[mask_name(image_id, names) for image_id in drawn["image_id"]])
-        drawn = drawn[drawn["mask"] != ""]
-        if drawn.empty:
-            raise DataError(
-                f"--masks must hold masks of these images, such as"
-                f" {rows['image_id'].iloc[0]}.png; {folder} holds none."
-            )
+        rows = _with_masks(rows, folder)
+    drawn = rows.sample(frac=1, random_state=_SEED).drop_duplicates("group")
     is_target = bundle.task.is_target(drawn["label"].to_numpy())
     targets, others = drawn[is_target], drawn[~is_target]
     most = max(MAX_IMAGES // 2, MAX_IMAGES - len(others))
@@ -122,10 +141,30 @@ def _choose(rows: pd.DataFrame, folder: AnyPath | None, bundle: Bundle) -> pd.Da
     return pd.concat([targets, others.head(MAX_IMAGES - len(targets))]).reset_index(drop=True)
 
 
+def _with_masks(rows: pd.DataFrame, folder: AnyPath) -> pd.DataFrame:
+    names = frozenset(path.name for path in folder.iterdir())
+    masked = rows.assign(mask=[mask_name(image_id, names) for image_id in rows["image_id"]])
+    masked = masked[masked["mask"] != ""]
+    if masked.empty:
+        raise DataError(
+            f"--masks must hold masks of these images, such as {rows['image_id'].iloc[0]}.png;"
+            f" {folder} holds none."
+        )
+    return masked
+
+
 def _shown(score: ScoreRows, folder: AnyPath | None, shape: tuple[int, int]) -> Shown:
     rows = score.rows
     images = score.images(range(len(rows)))
-    masks = [] if folder is None else [read_mask(folder / name, shape) for name in rows["mask"]]
+    sizes: list[tuple[int, int] | None] = [None] * len(rows)
+    if "width_px" in rows:
+        sizes = list(zip(rows["width_px"], rows["height_px"], strict=True))
+    masks = []
+    if folder is not None:
+        masks = [
+            read_mask(folder / name, shape, size=size)
+            for name, size in zip(rows["mask"], sizes, strict=True)
+        ]
     return Shown(
         np.stack([image for image in images if isinstance(image, np.ndarray)]),
         rows["label"].to_numpy(),

@@ -13,7 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.known_images import fingerprinted, is_known
 from melanoma.bundle.manifest import read_manifest
+from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.data.pairs import read_pairs
 from melanoma.data.prepare import prepare
 from melanoma.data.prepare_config import PrepareConfig
@@ -192,16 +195,15 @@ def _ours(
     )
     with counted("decoding", "images") as progress:
         prepare(folder, work / DATASET, config, executor=executor, progress=progress)
-    with counted("predicting", "images") as progress:
-        report = evaluate(
-            bundle, work / DATASET, work / EVIDENCE, executor=executor, progress=progress
-        )
-    if report["flow"]["numbers_rest_on_known"]:
+    data = open_prepared(work / DATASET)
+    if manifest.split_hash != data.manifest.split_hash and _knows(bundle, data):
         raise DataError(
             "BUNDLE must have been trained on this split, or on none of its images; it was trained"
             " on HAM10000 with another split, so that it may know test. Train on a data set"
             " prepared with --splits OUT/splits.csv and the default folds and seed."
         )
+    with counted("predicting", "images") as progress:
+        evaluate(bundle, work / DATASET, work / EVIDENCE, executor=executor, progress=progress)
     # All images count, as they did for the seed system, also those that get cannot_assess.
     predictions = read_parquet(work / EVIDENCE / "predictions.parquet")
     images = image_level(predictions, manifest.task)
@@ -210,6 +212,11 @@ def _ours(
         "cannot_assess": int((predictions["decision"] == "cannot_assess").sum()),
         **numbers_of(images, manifest.operating_point.threshold),
     }
+
+
+def _knows(bundle: str | AnyPath, data: PreparedData) -> bool:
+    """Return whether a bundle was made from a data set with one of these images."""
+    return bool(is_known(load_bundle(bundle).known_images, fingerprinted(data)).any())
 
 
 def describe_seed_replay(found: dict[str, Any]) -> str:

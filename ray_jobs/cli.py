@@ -415,6 +415,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted, say
 
+    if args.scorecard:
+        from melanoma.scorecard import check_scorecard
+
+        check_scorecard(args.data, split=args.split, masks=args.masks)
     with counted("predicting") as progress:
         report = evaluate(
             args.bundle,

@@ -1,7 +1,8 @@
 """Audits a prepared data set: images of one lesion under several ids, and shortcuts.
 
-Images of every split are compared with each other, without their labels. What ranks the targets is
-measured on the train split alone, so that no access to calibration or test is spent.
+Images of every split are compared with each other; the diagnoses of pairs that are listed are
+shown. What ranks the targets is measured on the train split alone, so that no access to calibration
+or test is spent.
 """
 
 import dataclasses

@@ -28,8 +28,8 @@ from melanoma.executor import Progress
 from melanoma.imaging.descriptors import without_padding
 
 CONFIRMED, POSSIBLE = 10, 6
-"""Agreeing features from which two images show one lesion, and from which they may. docs/data.md
-tells what images of different lesions reach."""
+"""Agreeing features from which two images show one lesion, and from which they may. Images of
+different lesions of the phantom reach 6, which tests/component/test_audit.py watches."""
 BY_DETAILS, BY_LAYOUT = 20, 10
 """Pairs that each embedding proposes for an image."""
 _TABLES, _BITS, _COMPONENTS = 16, 24, 32

@@ -16,7 +16,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray, Uint8Array
@@ -147,10 +147,13 @@ def source_accuracy(rows: pd.DataFrame, looks: FloatArray) -> dict[str, float] |
 
 
 def _large_sources(rows: pd.DataFrame) -> pd.Series:
-    """Return the source of each image; those of few groups are one, so that each fold has all."""
+    """Return the source of each image; those of few groups count as the largest.
+
+    Otherwise a fold might lack one.
+    """
     num_groups = rows.groupby("source")["group"].nunique()
     small = num_groups.index[num_groups < _LEAST_GROUPS]
-    return rows["source"].mask(rows["source"].isin(small), "others, each small")
+    return rows["source"].mask(rows["source"].isin(small), num_groups.idxmax())
 
 
 def _scores(
@@ -173,28 +176,39 @@ def _scores(
 def _told_source(light: FloatArray, source: pd.Series, groups: IntArray) -> FloatArray | None:
     if source.nunique() < 2:
         return None
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return _out_of_fold(model, pd.DataFrame(light), source.to_numpy(), groups)
+    return _out_of_fold(_light_model(), pd.DataFrame(light), source.to_numpy(), groups)
+
+
+def _light_model() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
 def _through_source(
     light: FloatArray, source: pd.Series, is_target: BoolArray, groups: IntArray
 ) -> FloatArray | None:
-    """Return the share of targets that the source has which light and colour tell, ``(N,)``."""
-    told = _told_source(light, source, groups)
-    if told is None:
+    """Return the share of targets that the source has which light and colour tell, ``(N,)``.
+
+    The shares, too, are those of the folds that the model is fitted to.
+    """
+    if source.nunique() < 2:
         return None
-    shares = pd.Series(is_target.astype(float)).groupby(source.to_numpy()).mean()
-    scores: FloatArray = told @ shares.sort_index().to_numpy()
+    names, scores = source.to_numpy(), np.zeros(len(source))
+    for fitted, asked in _folds().split(light, names, groups):
+        model = _light_model().fit(light[fitted], names[fitted])
+        shares = pd.Series(is_target[fitted].astype(float)).groupby(names[fitted]).mean()
+        scores[asked] = model.predict_proba(light[asked]) @ shares[model.classes_].to_numpy()
     return scores
+
+
+def _folds() -> StratifiedGroupKFold:
+    return StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
 
 
 def _out_of_fold(
     model: object, table: pd.DataFrame, labels: np.ndarray, groups: IntArray
 ) -> FloatArray:
     """Return probabilities ``(N, C)`` on folds not fitted to."""
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
     found: FloatArray = cross_val_predict(
-        model, table, labels, groups=groups, cv=folds, method="predict_proba"
+        model, table, labels, groups=groups, cv=_folds(), method="predict_proba"
     )
     return found

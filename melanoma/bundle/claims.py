@@ -39,6 +39,7 @@ def add_scorecard(
     manifest = read_manifest(folder)
     try:
         weights, methods = found["bundle"]["weights_sha256"], found["methods"]
+        measured_on = f"{found['num_masks']} images of {found['population']}"
         claims: dict[str, Claim] = {name: methods[name]["claim"] for name in METHODS}
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -54,7 +55,7 @@ def add_scorecard(
         for name in manifest.files:
             shutil.copy(folder / name, work / name)
         card = (work / MODEL_CARD).read_text().split(f"\n{_HEADING}\n")[0]
-        write_text(work / MODEL_CARD, f"{card}\n{_section(claims)}")
+        write_text(work / MODEL_CARD, f"{card}\n{_section(claims, measured_on)}")
         changed = dataclasses.replace(
             manifest,
             lesion_claims=claims,
@@ -64,11 +65,11 @@ def add_scorecard(
     return changed
 
 
-def _section(claims: dict[str, Claim]) -> str:
+def _section(claims: dict[str, Claim], measured_on: str) -> str:
     lines = [
         f"- {METHODS[name].title}: {'supported' if claim == 'supported' else 'not supported'}"
         for name, claim in claims.items()
     ]
     return "\n".join(
-        [_HEADING, "", "Whether a scorecard supports that they mark lesions:", "", *lines, ""]
+        [_HEADING, "", f"Whether they mark lesions, measured on {measured_on}:", "", *lines, ""]
     )

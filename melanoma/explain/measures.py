@@ -89,12 +89,13 @@ def points_inside(maps: FloatArray, masks: BoolArray) -> FloatArray:
 def similarity(first: FloatArray, second: FloatArray) -> FloatArray:
     """Return the rank correlation (Spearman) of each pair of maps ``(N, 48, 64)``, ``(N,)``.
 
-    A constant map correlates with nothing: 0.
+    It is NaN if one of the two is constant, as an empty map is.
     """
     ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (first, second)]
     ours, theirs = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    found: FloatArray = (ours * theirs).sum(axis=1) / np.maximum(lengths, _TINY)
+    with np.errstate(invalid="ignore"):
+        found: FloatArray = (ours * theirs).sum(axis=1) / lengths
     return found
 
 

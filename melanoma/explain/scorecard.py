@@ -7,7 +7,7 @@
   another image.
 - Deletion: blurring the highest part of the map costs more of the score than blurring that of
   another image's.
-- Stability: noise of two grey levels, which nobody sees, must not change the map.
+- Stability: noise of two grey levels, which the eye does not see, must not change the map.
 
 A map `supported` as one of lesions passes all of them, on a network that ranks the targets.
 """
@@ -139,7 +139,7 @@ def failed_checks(measures: dict[str, Measure | None], shown: Shown, auroc_low: 
 
     def below(name: str, most: float) -> bool:
         measure = measures[name]
-        return measure is not None and measure.high < most
+        return measure is not None and max(abs(measure.low), abs(measure.high)) < most
 
     checks = {
         "network": auroc_low > LEAST_AUROC,
@@ -172,7 +172,7 @@ def _measures(
         "deletion_difference": lost[""] - lost["_other"],
         **dict.fromkeys(
             (
-                "area", "inside", "inside_other", "inside_difference",
+                "shuffled_similarity", "area", "inside", "inside_other", "inside_difference",
                 "pointing", "pointing_other", "pointing_difference",
             )
         ),
@@ -185,10 +185,17 @@ def _measures(
         for name, measure in (("inside", share_inside), ("pointing", points_inside)):
             ours, others = measure(trained, masks), measure(theirs, masks)
             values |= {name: ours, f"{name}_other": others, f"{name}_difference": ours - others}
-    return {
-        name: None if each is None else mean_over_groups(each, groups)
-        for name, each in values.items()
-    }
+    return {name: _mean(each, groups) for name, each in values.items()}
+
+
+def _mean(values: FloatArray | None, groups: IntArray) -> Measure | None:
+    """Return the mean of the values that are defined; None if those are of too few groups."""
+    if values is None:
+        return None
+    defined = np.isfinite(values)
+    if len(np.unique(groups[defined])) < MIN_GROUPS:
+        return None
+    return mean_over_groups(values[defined], groups[defined])
 
 
 def _maps(subject: Subject, method: str, images: Uint8Array) -> FloatArray:
@@ -225,14 +232,22 @@ def _score(subject: Subject, inputs: Tensor) -> FloatArray:
 
 
 def _with_random_weights(model: nn.Module) -> nn.Module:
-    """Return a copy of a network whose layers have the weights that training starts from."""
+    """Return a copy of a network that has learned nothing.
+
+    Its layers have torch's initial weights. Parameters outside of layers, such as layer scales, are
+    permuted.
+    """
     changed = copy.deepcopy(model)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(_SEED)
         for module in changed.modules():
             reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+                continue
+            for parameter in module.parameters(recurse=False):
+                values = parameter.flatten()
+                parameter.copy_(values[torch.randperm(len(values))].view_as(parameter))
     return changed.eval()
 
 

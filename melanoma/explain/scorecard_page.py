@@ -22,7 +22,7 @@ FAILED = {
     "inside": "hardly more of the map lies in the lesion than of another image's map",
     "pointing": "its peak lies in the lesion hardly more often than another image's",
     "deletion": "what it marks matters no more to the score than what another image's map marks",
-    "stability": "noise that nobody sees changes it",
+    "stability": "noise of two grey levels changes it",
 }
 """What it means that a check does not hold."""
 _ROWS = (
@@ -67,10 +67,10 @@ def scorecard_page(found: Mapping[str, Any]) -> str:
         "<p>Means over groups, with bounds that each hold with 99 % confidence. A map that only"
         " knows that lesions lie in the middle does as well on one image as on the next: so every"
         " measure stands beside that of the map of another image, and the difference counts."
-        " Similarity is the rank correlation of two maps. The network's AUROC on these images,"
-        " within sources, is at least"
-        f" {'unknown' if low is None else f'{low:.2f}'}; a map counts only above {LEAST_AUROC}."
-        "</p>",
+        " Similarity is the rank correlation of two maps. The 95 % interval of the network's AUROC"
+        " in this evaluation, within sources where there are several, starts at"
+        f" {'an unknown value' if low is None else f'{low:.2f}'}; a map counts only above"
+        f" {LEAST_AUROC}.</p>",
         f'<div class="wide">{_table(methods)}</div>',
         *absent,
         "<p>A map that is supported marks lesions on images like these. It does not show which"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,13 @@ from melanoma.explain.scorecard import (
     _with_random_weights,
     _with_shuffled_labels,
     failed_checks,
+    measure_maps,
 )
 from melanoma.explain.scorecard_page import _ROWS, FAILED
-from melanoma.scorecard import PAGE, REPORT, masks_of, write_scorecard
+from melanoma.scorecard import PAGE, REPORT, check_scorecard, masks_of, write_scorecard
 from ray_jobs.arguments import BAD_INPUT, DONE
 from ray_jobs.cli import main
+from serve.answers import explanation_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_every_kind_of_heatmap_has_every_measure(found: dict[str, Any], evidence
     for method in found["methods"].values():
         assert set(method["measures"]) == names
         for measure in method["measures"].values():
-            assert measure["low"] <= measure["value"] <= measure["high"]
+            assert measure is None or measure["low"] <= measure["value"] <= measure["high"]
         assert (method["claim"] == "supported") == (method["failed"] == [])
         assert set(method["failed"]) <= set(FAILED)
     page = (evidence / PAGE).read_text()
@@ -131,6 +134,60 @@ def test_random_weights_and_shuffled_labels_change_the_network(bundle_dir: Path)
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Without a target among the labels there is nothing to fit.
     assert _with_shuffled_labels(subject, dataclasses.replace(shown, labels=labels * 0)) == {}
+
+
+def test_images_without_a_target_or_a_mask_leave_measures_out(bundle_dir: Path) -> None:
+    bundle = load_bundle(bundle_dir)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, *bundle.preprocess.stored_shape, 3), dtype=np.uint8)
+    shown = Shown(images, np.zeros(6, int), np.arange(6), None)
+    steps: list[tuple[int, int]] = []
+    found = measure_maps(
+        bundle.subject(), shown, auroc_low=0.9, progress=lambda *step: steps.append(step)
+    )
+    for method in found.values():
+        assert method["claim"] == "none"
+        assert {"enough_masks", "labels", "inside", "pointing"} <= set(method["failed"])
+        assert set(method["measures"]) == {name for name, _, _ in _ROWS}
+    assert steps[-1][0] == steps[-1][1]
+
+
+def test_an_answer_carries_the_claim_of_its_bundle(bundle_dir: Path) -> None:
+    manifest = load_bundle(bundle_dir).manifest
+    claims = {"grad_cam": "none", "layer_cam": "supported"}
+    reading: Any = SimpleNamespace(
+        described=SimpleNamespace(
+            manifest=dataclasses.replace(manifest, lesion_claims=claims)  # type: ignore[arg-type]
+        ),
+        shown=Image.new("RGB", (64, 48)),
+    )
+    heatmap = np.ones((3, 4), dtype=np.float32)
+    for method, claim in {**claims, "guided_grad_cam": "none"}.items():
+        assert explanation_of(method, reading, heatmap).lesion_claim == claim
+
+
+def test_an_empty_or_misshapen_mask_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ISIC_1.png"
+    Image.new("L", (200, 150)).save(path)
+    with pytest.raises(DataError, match="all black"):
+        read_mask(path, (96, 128))
+    Image.new("L", (200, 150), 1).save(path)  # 0 and 1 are read as black and white
+    assert read_mask(path, (96, 128), size=(600, 450)).all()
+    with pytest.raises(DataError, match="shape of its photograph"):
+        read_mask(path, (96, 128), size=(450, 600))
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"ISIC_1\.png must be an image"):
+        read_mask(path, (96, 128))
+
+
+def test_a_split_that_was_trained_on_is_refused(
+    prepared: PreparedData, phantom_source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="not trained on"):
+        check_scorecard(prepared.folder, split="train", masks=None)
+    with pytest.raises(DataError, match="holds none"):
+        check_scorecard(prepared.folder, split=None, masks=tmp_path)
+    check_scorecard(prepared.folder, split=None, masks=phantom_source / "masks")
 
 
 @pytest.mark.drill

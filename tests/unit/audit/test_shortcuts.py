@@ -1,4 +1,4 @@
-"""A clue that ranks the targets is a shortcut, one that does not is none."""
+"""A clue that ranks the targets is a shortcut; other clues are not."""
 
 import numpy as np
 import pandas as pd
@@ -95,9 +95,22 @@ def test_too_few_targets_are_not_judged() -> None:
     assert {clue.is_shortcut for clue in find_shortcuts(rows, few, _looks())} == {None}
 
 
-def test_small_sources_are_taken_together() -> None:
-    source = np.array(["large"] * (NUM - 6) + [f"small {index}" for index in range(6)])
-    assert source_accuracy(_rows(source=source), _looks()) is not None
+@pytest.mark.parametrize("num_small", [1, 4, 6])
+def test_small_sources_count_as_the_largest(num_small: int) -> None:
+    small = [f"small {index}" for index in range(num_small)]
+    rows = _rows(source=np.array(["large"] * (NUM - num_small) + small))
+    assert source_accuracy(rows, _looks()) is None
+    assert _found(rows, _looks())["source_from_pixels"].is_shortcut is None
+
+
+def test_many_sources_that_say_nothing_are_no_shortcut() -> None:
+    """The shares of targets of 20 small sources vary by chance; they must not be fitted to."""
+    source = np.repeat([f"clinic {index:02d}" for index in range(20)], NUM // 20)
+    looks = _looks()
+    looks[:, :20] += 8 * (source[:, None] == np.unique(source)[None])
+    found = _found(_rows(source=source), looks)["source_from_pixels"]
+    assert found.auroc is not None
+    assert found.auroc < 0.56
 
 
 def test_the_appearance_has_one_number_for_each_part() -> None:
