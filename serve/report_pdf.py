@@ -29,13 +29,14 @@ from serve.openapi import PAGE
 from serve.schemas import PredictResponse
 
 _WORDS: dict[str, Any] = json.loads((PAGE / "words.json").read_text())
+_GROUNDS: list[str] = json.loads((PAGE / "map.json").read_text())["grounds"]
 _INK, _QUIET, _BAR, _ACCENT = (
     HexColor("#1b2430"),
     HexColor("#52606d"),
     HexColor("#61758a"),
     HexColor("#a3195b"),
 )
-_SKIN, _SCALE_HEIGHT = "#d8a890", 4 * mm
+_SCALE_HEIGHT = 5 * mm
 _MARGIN, _GAP = 18 * mm, 6 * mm
 _WIDTH, _HEIGHT = A4
 _TEXT = ParagraphStyle("text", fontName="Helvetica", fontSize=10, leading=14, textColor=_INK)
@@ -135,7 +136,7 @@ def _images(
 ) -> float:
     """Draw the image and the overlay side by side; return the position of their lower end."""
     assert answer.explanation is not None
-    width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 95 * mm
+    width, most = (_WIDTH - 2 * _MARGIN - _GAP) / 2, 68 * mm
     overlaid = Image.open(io.BytesIO(base64.b64decode(answer.explanation.overlay_png)))
     scale = min(width / image.width, most / image.height)
     size = image.width * scale, image.height * scale
@@ -147,18 +148,29 @@ def _images(
         canvas.setFont("Helvetica", 8)
         canvas.setFillColor(_QUIET)
         canvas.drawString(left, top - size[1] - 11, title)
-    left, top = _MARGIN + width + _GAP, top - size[1] - 14
-    canvas.drawImage(ImageReader(_scale()), left, top - _SCALE_HEIGHT, width, _SCALE_HEIGHT)
-    least, most_raised = _WORDS["map_ends"]
-    canvas.drawString(left, top - _SCALE_HEIGHT - 9, least)
-    canvas.drawRightString(_WIDTH - _MARGIN, top - _SCALE_HEIGHT - 9, most_raised)
-    return float(top - _SCALE_HEIGHT - 12)
+    top -= float(size[1] + 14)
+    return _legend(canvas, width, top - 3) if answer.explanation.peak > 0 else top
+
+
+def _legend(canvas: Canvas, width: float, top: float) -> float:
+    """Draw what the colours mean below the overlay; return the position of its lower end."""
+    left, bottom = _WIDTH - _MARGIN - width, top - _SCALE_HEIGHT
+    canvas.drawImage(ImageReader(_scale()), left, bottom, width, _SCALE_HEIGHT)
+    least, most = _WORDS["map_ends"]
+    canvas.drawString(left, bottom - 10, least)
+    canvas.drawRightString(left + width, bottom - 10, most)
+    paragraph = Paragraph(_WORDS["map_scale"], _SMALL)
+    _, height = paragraph.wrap(width, _HEIGHT)
+    paragraph.drawOn(canvas, left, bottom - 13 - height)
+    return float(bottom - 13 - height)
 
 
 def _scale() -> Image.Image:
-    """Return the colours of a heatmap from 0 to its peak, as they look on skin."""
-    values = np.arange(256, dtype=np.uint8)[None]
-    return overlay(Image.new("RGB", (256, 1), _SKIN), Heatmap(1.0, values))
+    """Return the colours of a heatmap from 0 to its peak, on skin above and on a lesion below."""
+    values = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
+    ground = Image.new("RGB", (256, 16), _GROUNDS[0])
+    ground.paste(_GROUNDS[1], (0, 8, 256, 16))
+    return overlay(ground, Heatmap(1.0, values))
 
 
 def _bars(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> float:

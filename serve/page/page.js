@@ -33,6 +33,7 @@ function post(path, file) {
 async function learn() {
   state.words ??= await (await fetch("page/words.json")).json();
   for (const [end, text] of state.words.map_ends.entries()) find("ends").children[end].textContent = text;
+  find("scale-meaning").textContent = state.words.map_scale;
   if (!state.colours) learnColours(await (await fetch("page/map.json")).json());
   state.model = await (await ask("v1/model")).json();
   const chosen = document.querySelector("input[name=method]:checked")?.value;
@@ -50,11 +51,13 @@ function meaningOf(method) {
   return state.model.explanations.find(({ name }) => name === method)?.meaning ?? "";
 }
 
-function choose(file) {
+function choose(file, synthetic = false) {
   if (!file) return;
   if (state.address) URL.revokeObjectURL(state.address);
   Object.assign(state, { file, answer: null, address: URL.createObjectURL(file) });
   find("image").src = state.address;
+  find("image").alt = synthetic ? "A synthetic image" : "The image you chose";
+  show("synthetic", synthetic);
   find("map").width = 0;
   find("drop").classList.add("filled");
   show("shown", true);
@@ -193,20 +196,20 @@ function explainShift(share, calibratedAt) {
 }
 
 async function drawMap() {
-  const { heatmap_png: encoded } = state.answer.explanation;
+  const { heatmap_png: encoded, peak } = state.answer.explanation;
   const turn = state.turn;
   const heat = new Image();
   heat.src = `data:image/png;base64,${encoded}`;
   try {
     await Promise.all([heat.decode(), find("image").decode()]);
   } catch {
-    if (turn === state.turn) find("map-meaning").textContent = NO_MAP;
+    if (turn === state.turn) leaveMapOut();
     return;
   }
   if (turn !== state.turn) return;
   const [theirs, ours] = [find("image"), heat].map((image) => image.naturalWidth / image.naturalHeight);
   if (Math.abs(theirs / ours - 1) > 0.05) {  // the browser orients the image differently
-    find("map-meaning").textContent = NO_MAP;
+    leaveMapOut();
     return;
   }
   const canvas = find("map");
@@ -217,15 +220,22 @@ async function drawMap() {
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set(state.colours[pixels.data[i]], i);
   context.putImageData(pixels, 0, 0);
+  show("legend", peak > 0);  // an empty map has no colours
   placeMap();
 }
 
+function leaveMapOut() {
+  find("map-meaning").textContent = NO_MAP;
+  show("legend", false);
+}
+
 // Red, green, blue and opacity of each value, as the overlay and the PDF have them.
-function learnColours({ rgba }) {
+function learnColours({ grounds: [skin, lesion], rgba }) {
   const bytes = rgba.match(/../g).map((text) => parseInt(text, 16));
   state.colours = Array.from({ length: 256 }, (_, value) => bytes.slice(4 * value, 4 * value + 4));
   const stops = state.colours.map(([red, green, blue, alpha]) => `rgba(${red} ${green} ${blue} / ${alpha / 255})`);
   find("scale").style.backgroundImage = `linear-gradient(to right, ${stops.join(", ")})`;
+  find("grounds").style.backgroundImage = `linear-gradient(${skin} 50%, ${lesion} 50%)`;
 }
 
 function toggleMap() {
@@ -235,7 +245,7 @@ function toggleMap() {
 
 async function trySample() {
   const sample = await (await ask("page/sample.jpg")).blob();
-  choose(new File([sample], "sample.jpg", { type: "image/jpeg" }));
+  choose(new File([sample], "sample.jpg", { type: "image/jpeg" }), true);
 }
 
 // Scale the image up to the panel and 70 % of the window's height, because it may be small.
@@ -250,6 +260,7 @@ function placeMap() {
     left: `${image.offsetLeft}px`, top: `${image.offsetTop}px`, width: `${image.offsetWidth}px`, height: `${image.offsetHeight}px`,
     opacity: find("opacity").value / 100,
   });
+  find("scale").style.opacity = canvas.style.opacity;
   find("opacity-value").textContent = `${find("opacity").value} %`;
 }
 
@@ -300,7 +311,7 @@ find("hide-map").addEventListener("click", toggleMap);
 find("sample").addEventListener("click", () => trySample().catch(fail));
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=password], input[type=text], textarea");
-  if (event.key !== "m" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key.toLowerCase() !== "m" || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (!find("map-tools").hidden) toggleMap();
 });
 find("prevalence").addEventListener("input", explainPrevalence);

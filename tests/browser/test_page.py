@@ -157,6 +157,34 @@ def _map_pixels(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
+def _shown_together(page: Page) -> Image.Image:
+    """The image and the map over it, in the size of the map."""
+    data = page.evaluate(
+        """() => {
+            const [image, map] = ["image", "map"].map((id) => document.getElementById(id));
+            const canvas = Object.assign(document.createElement("canvas"),
+                { width: map.width, height: map.height });
+            const context = canvas.getContext("2d");
+            for (const part of [image, map]) context.drawImage(part, 0, 0);
+            return canvas.toDataURL().split(",")[1];
+        }"""
+    )
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def test_the_page_shows_what_the_overlay_shows(page: Page, service: Service, lesion: Path) -> None:
+    answer: Any = _answer(service, lesion.read_bytes())
+    _read(page, service, lesion)
+    expect(page.locator("#legend")).to_be_visible()
+    overlay = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["overlay_png"])))
+    shown, expected = (
+        np.asarray(image).astype(int) for image in (_shown_together(page), overlay.convert("RGB"))
+    )
+    original = np.asarray(Image.open(lesion).convert("RGB")).astype(int)
+    assert np.abs(expected - original).max() > 40  # the map is visible
+    assert np.abs(shown - expected).max() <= 4  # the browser decodes and blends in its own way
+
+
 def test_the_map_lies_on_the_image_and_can_be_faded(
     page: Page, service: Service, lesion: Path
 ) -> None:
@@ -170,10 +198,12 @@ def test_the_map_lies_on_the_image_and_can_be_faded(
     assert _map_pixels(page).size == heatmap.size
     shown = np.asarray(_map_pixels(page))[..., 3]
     assert np.array_equal(shown, COLOURS[:, 3][np.asarray(heatmap)])
-    expect(page.locator("#legend")).to_contain_text("most, in this image")
+    expect(page.locator("#legend")).to_contain_text("most in this image")
+    expect(page.locator("#legend")).to_contain_text("this image's own peak")
     assert "linear-gradient" in page.locator("#scale").evaluate("bar => bar.style.backgroundImage")
     page.get_by_label("Strength of the map").press("Home")
-    assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0"
+    for drawn in ("#map", "#scale"):
+        assert page.locator(drawn).evaluate("drawn => drawn.style.opacity") == "0"
     expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
     page.get_by_label("Guided Grad-CAM").check()
     expect(page.locator("#map-meaning")).to_contain_text("small spots", timeout=60_000)
@@ -192,12 +222,52 @@ def test_a_button_and_a_key_hide_the_map(page: Page, service: Service, lesion: P
         page.keyboard.press("m")
 
 
+def test_a_pressed_button_looks_pressed(page: Page, service: Service, lesion: Path) -> None:
+    _read(page, service, lesion)
+    button = page.locator("#hide-map")
+    ground = "button => getComputedStyle(button).backgroundColor"
+    before = button.evaluate(ground)
+    button.click()
+    assert button.evaluate(ground) != before
+
+
+def test_a_letter_of_the_key_does_not_hide_the_map(
+    page: Page, service: Service, lesion: Path
+) -> None:
+    _read(page, service, lesion)
+    page.route("**/v1/predict*", lambda route: route.fulfill(status=401, json={"detail": "No."}))
+    page.get_by_label("Guided Grad-CAM").check()
+    page.get_by_label("API key").press("m")
+    expect(page.get_by_label("API key")).to_have_value("m")
+    expect(page.locator("#hide-map")).to_have_attribute("aria-pressed", "false")
+
+
+def test_an_empty_map_has_no_legend(page: Page, service: Service, lesion: Path) -> None:
+    def empty(body: dict[str, Any]) -> None:
+        body["explanation"]["peak"] = 0
+
+    page.route("**/v1/predict*", _with_contract(empty))
+    _read(page, service, lesion)
+    page.wait_for_function("document.getElementById('map').width > 0")
+    expect(page.locator("#legend")).to_be_hidden()
+
+
 def test_a_first_visitor_can_try_a_synthetic_image(page: Page, service: Service) -> None:
     page.get_by_role("button", name="Try a synthetic image").click()
     page.get_by_label("API key").fill(service.key)
     page.keyboard.press("Enter")
     expect(page.locator("#answer")).to_be_visible(timeout=60_000)
     expect(page.locator("#verdict")).not_to_be_empty()
+    expect(page.locator("#synthetic")).to_have_text(re.compile("synthetic image"))
+    expect(page.get_by_alt_text("A synthetic image")).to_be_visible()
+
+
+def test_only_the_sample_is_called_synthetic(page: Page, service: Service, lesion: Path) -> None:
+    page.get_by_role("button", name="Try a synthetic image").click()
+    expect(page.locator("#synthetic")).to_be_visible()
+    page.set_input_files("#file", lesion)
+    expect(page.get_by_alt_text("The image you chose")).to_be_visible()
+    expect(page.locator("#synthetic")).to_be_hidden()
 
 
 _DROP = """([data, name]) => {

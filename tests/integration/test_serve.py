@@ -165,7 +165,8 @@ def test_the_report_is_one_page_of_the_same_prediction(client: httpx.Client, ima
     with pdfium.PdfDocument(response.content) as document:
         assert len(document) == 1
         text = document[0].get_textpage().get_text_range()
-        assert len(list(document[0].get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]))) == 2
+        # The image, its overlay and the scale; an empty heatmap has none.
+        assert len(list(document[0].get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]))) == 3
     answer = client.post("/v1/predict", content=image).json()
     words = " ".join(text.split())
     for expected in (
@@ -175,6 +176,8 @@ def test_the_report_is_one_page_of_the_same_prediction(client: httpx.Client, ima
         answer["contract_sentence"],
         answer["disclaimer"],
         answer["model"]["version"],
+        "raised it most in this image",
+        "this image's own peak",
     ):
         assert expected in words
 

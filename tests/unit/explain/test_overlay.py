@@ -9,6 +9,9 @@ from matplotlib import colormaps
 from PIL import Image
 
 from melanoma.config import DataConfig
+from melanoma.data.phantom.config import PhantomConfig
+from melanoma.data.phantom.drawing import draw
+from melanoma.data.phantom.layout import CAMERAS, lay_out
 from melanoma.explain.grad_cam import render_heatmap
 from melanoma.explain.overlay import COLOURS, FLOOR, MAX_SIDE_PX, OPACITY, heatmap_on, overlay
 from melanoma.imaging.letterbox import letterbox_box
@@ -75,3 +78,11 @@ def test_the_sample_of_the_page_is_marked_as_synthetic() -> None:
     with Image.open(PAGE / "sample.jpg") as sample:
         assert "SYNTHETIC" in sample.info["comment"].decode()
         assert "SYNTHETIC" in sample.getexif()[0x010E]
+
+
+def test_the_sample_of_the_page_is_a_phantom_of_the_default_seed() -> None:
+    lesions, _ = lay_out(PhantomConfig())
+    drawn, _ = draw(lesions[842], CAMERAS["phantom_polarised"], view=0)
+    with Image.open(PAGE / "sample.jpg") as sample:
+        apart = np.abs(np.asarray(sample).astype(int) - drawn)
+    assert apart.mean() < 3  # of JPEG
