@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import secrets
 import tempfile
@@ -321,16 +322,17 @@ def _files_with(needles: list[bytes], since: float) -> list[str]:
         Path.home(),
         Path.cwd(),
     }
+    # Other processes have files and folders there too, and take them away: os.walk passes over those.
+    walked = (
+        Path(folder, name) for top in folders for folder, _, names in os.walk(top) for name in names
+    )
     found = []
-    for folder in folders:
-        for path in folder.rglob("*"):
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # other processes have files there too, and take them away
-                if ".venv" in path.parts or not path.is_file() or path.stat().st_mtime < since:
-                    continue
-                if any(needle in path.read_bytes() for needle in needles):
-                    found.append(str(path))
+    for path in walked:
+        with contextlib.suppress(FileNotFoundError):
+            if ".venv" in path.parts or not path.is_file() or path.stat().st_mtime < since:
+                continue
+            if any(needle in path.read_bytes() for needle in needles):
+                found.append(str(path))
     return found
 
 
