@@ -322,7 +322,7 @@ def _files_with(needles: list[bytes], since: float) -> list[str]:
         Path.home(),
         Path.cwd(),
     }
-    # Other processes have files and folders there too, and take them away: os.walk passes over those.
+    # Other processes take their files and folders away meanwhile: os.walk passes over those.
     walked = (
         Path(folder, name) for top in folders for folder, _, names in os.walk(top) for name in names
     )
