@@ -191,7 +191,10 @@ def _ours(
     splits = work / SPLITS_FILE
     write_text(splits, _splits_csv(parts))
     config = PrepareConfig(
-        task=manifest.task, size=max(manifest.preprocessing.stored_shape), splits=splits
+        task=manifest.task,
+        size=max(manifest.preprocessing.stored_shape),
+        group_by=("lesion_id",),
+        splits=splits,
     )
     with counted("decoding", "images") as progress:
         prepare(folder, work / DATASET, config, executor=executor, progress=progress)
