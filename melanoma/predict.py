@@ -13,8 +13,9 @@ from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.errors import DataError, InvalidImageError
-from melanoma.explain.methods import METHODS, Explainer, check_method
+from melanoma.explain.methods import METHODS, check_method
 from melanoma.explain.overlay import write_overlay
+from melanoma.explain.subject import Explainer
 from melanoma.imaging.decode import check_content, decode_image
 
 

@@ -37,8 +37,6 @@ PUBLISHED = {
     "test": (63, 68, 152, 7, 187, 996, 21),
 }
 """Images by class that the seed system published: of its "clinical validation" and of its test."""
-MIDDLE = 1519
-"""Images of the third part, which appears in no table of the seed system."""
 _CLAIMS = {"its table": 127, "its README": 168}
 """Melanoma images of test found, as 0.68 and 90 % of 187."""
 _FRACTIONS, _SEED = (0.3, 0.5), 42
@@ -117,15 +115,11 @@ def seed_replay(
         "known_pairs": _pairs(table, parts, same_lesion),
         "ours": None,
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        if out is None:
-            if bundle is not None:
-                found["ours"] = _ours(folder, bundle, Path(temporary), parts, executor, counted)
-        else:
-            with new_folder(to_path(out)) as work:
-                write_text(work / SPLITS_FILE, _splits_csv(parts))
-                if bundle is not None:
-                    found["ours"] = _ours(folder, bundle, work, parts, executor, counted)
+    with tempfile.TemporaryDirectory() if out is None else new_folder(to_path(out)) as place:
+        work = Path(place)
+        write_text(work / SPLITS_FILE, _splits_csv(parts))
+        if bundle is not None:
+            found["ours"] = _ours(folder, bundle, work, executor, counted)
     return found
 
 
@@ -182,19 +176,16 @@ def _ours(
     folder: AnyPath,
     bundle: str | AnyPath,
     work: Path,
-    parts: pd.Series,
     executor: Executor | None,
     counted: Counted,
 ) -> dict[str, Any]:
-    """Return every number of a bundle on all images of the test part."""
+    """Return every number of a bundle on all images of the test part, by the splits in `work`."""
     manifest = read_manifest(to_path(bundle))
-    splits = work / SPLITS_FILE
-    write_text(splits, _splits_csv(parts))
     config = PrepareConfig(
         task=manifest.task,
         size=max(manifest.preprocessing.stored_shape),
         group_by=("lesion_id",),
-        splits=splits,
+        splits=work / SPLITS_FILE,
     )
     with counted("decoding", "images") as progress:
         prepare(folder, work / DATASET, config, executor=executor, progress=progress)
@@ -226,13 +217,14 @@ def describe_seed_replay(found: dict[str, Any]) -> str:
     """Return what follows from the split, as text for a terminal."""
     counts, lesions = pd.DataFrame(found["counts"]).T, found["lesions"]
     train, test = (sum(PUBLISHED[part]) for part in ("train", "test"))
+    middle = int(counts.loc[["validation", "calibration"]].to_numpy().sum())
     lines = [
         f"{counts.assign(images=counts.sum(axis=1))}",
         "",
         f"All {sum(map(len, PUBLISHED.values()))} class counts that the seed system published match"
         f" train ({train:,} images) and test ({test:,}).",
         f"So the {train:,} images of its clinical validation are very likely those that it was"
-        f" trained on; the other {MIDDLE:,} appear in none of its tables.",
+        f" trained on; the other {middle:,} appear in none of its tables.",
         "It was split by lesion: HAM10000 has no patients, so nothing is known of unseen ones.",
         f"Its test has {lesions['test']:,} lesions, {found['target_lesions']} of them melanomas.",
     ]

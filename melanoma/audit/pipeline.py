@@ -19,7 +19,7 @@ from melanoma.audit.second_views import (
     POSSIBLE,
     confirmed_pairs,
     find_features,
-    in_threads,
+    in_chunks,
     proposed_pairs,
 )
 from melanoma.audit.shortcuts import Clue, appearance, find_shortcuts, source_accuracy
@@ -179,7 +179,7 @@ def _shortcuts(data: PreparedData, counted: Counted) -> tuple[list[Clue], dict[s
     images = _Images(data, rows)
     with counted("measuring", "images") as progress:
         looks: FloatArray = np.stack(
-            in_threads(lambda place: appearance(images.at(place)), range(len(rows)), progress)
+            in_chunks(lambda place: appearance(images.at(place)), range(len(rows)), progress)
         )
     is_target = data.task.is_target(rows["label"].to_numpy())
     return find_shortcuts(rows, is_target, looks), source_accuracy(rows, looks)

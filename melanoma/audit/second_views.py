@@ -6,12 +6,10 @@ rotation, scale and shift. Knows nothing of splits and labels.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import scipy.sparse as sparse
-import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
@@ -26,10 +24,11 @@ from melanoma.audit.local_features import (
 )
 from melanoma.executor import Progress
 from melanoma.imaging.descriptors import without_padding
+from melanoma.judging import in_threads
 
 CONFIRMED, POSSIBLE = 10, 6
-"""Agreeing features from which two images show one lesion, and from which they may. Images of
-different lesions of the phantom reach 6, which tests/component/test_audit.py watches."""
+"""Agreeing features from which two images show one lesion, and from which they may. In sets
+of the phantom, images of different lesions reached 6."""
 BY_DETAILS, BY_LAYOUT = 20, 10
 """Pairs that each embedding proposes for an image."""
 _TABLES, _BITS, _COMPONENTS = 16, 24, 32
@@ -58,7 +57,7 @@ def find_features(
         image = images(index)
         return local_features(image), _layout(image)
 
-    found = in_threads(one, range(num), progress)
+    found = in_chunks(one, range(num), progress)
     return [features for features, _ in found], np.stack([layout for _, layout in found])
 
 
@@ -111,7 +110,7 @@ def confirmed_pairs(
     def one(pair: IntArray) -> int:
         return agreeing_features(features[pair[0]], features[pair[1]])
 
-    return np.array(in_threads(one, pairs, progress), dtype=np.int64)
+    return np.array(in_chunks(one, pairs, progress), dtype=np.int64)
 
 
 def _nearest(similarity: FloatArray, start: int, num: int) -> IntArray:
@@ -140,7 +139,7 @@ def _words(features: Sequence[LocalFeatures]) -> sparse.csr_array:
     """
     num, rng = len(features), np.random.default_rng(0)
     sizes = [len(each.places) for each in features]
-    owners = np.repeat(np.arange(num), sizes)
+    owners, firsts = np.repeat(np.arange(num), sizes), np.cumsum([0, *sizes])
     if len(owners) <= _COMPONENTS:
         return sparse.csr_array((num, 1), dtype=np.float32)
     each_gives = -(-_SAMPLE // num)
@@ -154,7 +153,7 @@ def _words(features: Sequence[LocalFeatures]) -> sparse.csr_array:
     codes = np.empty((_TABLES, len(owners)), dtype=np.int32)
     for start in range(0, num, _CHUNK):
         part = np.concatenate([each.descriptors for each in features[start : start + _CHUNK]])
-        first = sum(sizes[:start])
+        first = firsts[start]
         whitened = whiten.transform(rooted(part)) if len(part) else np.zeros((0, _COMPONENTS))
         for table in range(_TABLES):
             codes[table, first : first + len(part)] = (whitened @ axes[table] > 0) @ bits
@@ -177,16 +176,13 @@ def _table(codes: IntArray, owners: IntArray, num: int) -> sparse.csr_array:
     return kept
 
 
-def in_threads(
+def in_chunks(
     work: Callable[[_T], _Result], items: Sequence[_T] | IntArray, progress: Progress
 ) -> list[_Result]:
-    """Return the results of some work for each item, in order; OpenCV and numpy run in threads."""
+    """Return the results of some work for each item, in order, and report the progress."""
     results: list[_Result] = []
-    with (
-        threadpool_limits(1),
-        ThreadPoolExecutor(torch.get_num_threads()) as threads,
-    ):
+    with threadpool_limits(1):  # the threads are ours
         for start in range(0, len(items), _CHUNK):
-            results += threads.map(work, items[start : start + _CHUNK])
+            results += in_threads(work, items[start : start + _CHUNK])
             progress(len(results), len(items))
     return results

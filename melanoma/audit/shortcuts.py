@@ -23,7 +23,6 @@ from melanoma.arrays import BoolArray, FloatArray, IntArray, Uint8Array
 from melanoma.evidence.intervals import MIN_TARGETS, auroc_interval
 from melanoma.evidence.operating_point import choose_units
 from melanoma.imaging.descriptors import NUM_DESCRIPTORS, descriptors, without_padding
-from melanoma.io.typed import Strict
 
 SHORTCUT_AUROC = 0.6
 """A clue is a shortcut if its AUROC is above this with 99 % confidence."""
@@ -34,7 +33,7 @@ _BORDER, _ZONES = 0.1, 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Clue(Strict):
+class Clue:
     """What one clue says of the targets.
 
     Attributes:

@@ -40,7 +40,7 @@ from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
 from melanoma.evidence.contract import unit_of
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
-from melanoma.explain.methods import Subject
+from melanoma.explain.subject import Subject
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.cache import local_folder
 from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, write_text

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
-from melanoma.imaging.preprocess import Preprocess
+from melanoma.explain.subject import Subject
 from melanoma.training.networks import tta_logits
 
 _SPREAD_PX = 5
@@ -66,18 +66,9 @@ class GuidedExplainer:
         SettingError: if the network has no activation modules such as ReLU or GELU.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        preprocess: Preprocess,
-        *,
-        tta: int,
-        targets: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self._preprocess, self._tta, self._targets = preprocess, tta, targets
-        self._device = device
-        self._network = GuidedNetwork(model.to(device))
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._network = GuidedNetwork(subject.model.to(subject.device))
 
     def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
         """Return the Guided Grad-CAM of stored images, averaged over 5 x 5 px, ``(N, H, W)``.
@@ -86,9 +77,10 @@ class GuidedExplainer:
             images: N stored images, ``(H, W, 3)`` uint8 each.
             heatmaps: their N Grad-CAMs, ``(h, w)`` each.
         """
-        inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
-        gradients = self._network.gradients(inputs, class_indices=self._targets, tta=self._tta)
-        stacked = torch.from_numpy(np.stack(heatmaps)).to(self._device)
+        subject = self._subject
+        inputs = subject.preprocess(torch.from_numpy(np.stack(images)).to(subject.device))
+        gradients = self._network.gradients(inputs, class_indices=subject.targets, tta=subject.tta)
+        stacked = torch.from_numpy(np.stack(heatmaps)).to(subject.device)
         found = guided_grad_cam_map(gradients, stacked)
         # Single pixels cannot be seen over an image.
         spread = F.avg_pool2d(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
-from melanoma.imaging.preprocess import Preprocess
+from melanoma.explain.subject import Subject
 from melanoma.imaging.tta import flip
 from melanoma.training.networks import head
 
@@ -29,19 +29,9 @@ class LayerCamExplainer:
         SettingError: if the network does not return the feature map of an earlier stage.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        preprocess: Preprocess,
-        *,
-        tta: int,
-        targets: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self._model = model.to(device)
-        self._stage = earlier_stage(model)
-        self._preprocess, self._tta, self._targets = preprocess, tta, list(targets)
-        self._device = device
+    def __init__(self, subject: Subject) -> None:
+        self._subject, self._model = subject, subject.model.to(subject.device)
+        self._stage = earlier_stage(subject.model)
 
     def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
         """Return the LayerCAM of stored images, ``(N, h, w)``.
@@ -50,10 +40,11 @@ class LayerCamExplainer:
             images: N stored images, ``(H, W, 3)`` uint8 each.
             heatmaps: not used.
         """
-        inputs = self._preprocess(torch.from_numpy(np.stack(images)).to(self._device))
+        subject = self._subject
+        inputs = subject.preprocess(torch.from_numpy(np.stack(images)).to(subject.device))
         copies = [
-            flip(layer_cam_map(self._model, flip(inputs, copy), self._stage, self._targets), copy)
-            for copy in range(self._tta)
+            flip(layer_cam_map(self._model, flip(inputs, copy), self._stage, subject.targets), copy)
+            for copy in range(subject.tta)
         ]
         maps: FloatArray = torch.stack(copies).mean(dim=0).cpu().numpy()
         return maps

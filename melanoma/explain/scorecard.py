@@ -38,7 +38,8 @@ from melanoma.explain.measures import (
     share_inside,
     similarity,
 )
-from melanoma.explain.methods import METHODS, Explainer, Subject
+from melanoma.explain.methods import METHODS
+from melanoma.explain.subject import Explainer, Subject
 from melanoma.imaging.tta import tta_features
 from melanoma.training.networks import features, head
 

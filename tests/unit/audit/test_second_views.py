@@ -5,7 +5,7 @@ from scipy import sparse
 
 from melanoma.audit import second_views
 from melanoma.audit.local_features import LocalFeatures
-from melanoma.audit.second_views import BY_DETAILS, BY_LAYOUT, in_threads, proposed_pairs
+from melanoma.audit.second_views import BY_DETAILS, BY_LAYOUT, in_chunks, proposed_pairs
 
 RNG = np.random.default_rng(0)
 NUM = 80
@@ -60,7 +60,7 @@ def test_rows_of_words_have_length_1_and_a_word_of_one_image_is_left_out() -> No
 
 def test_results_of_threads_are_in_order() -> None:
     seen: list[tuple[int, int]] = []
-    results = in_threads(
+    results = in_chunks(
         lambda value: 2 * value, range(600), lambda done, total: seen.append((done, total))
     )
     assert results == [2 * value for value in range(600)]
