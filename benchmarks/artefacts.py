@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from benchmarks.figures import keep
 from melanoma.arrays import BoolArray, Uint8Array
 from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.packing import group_codes
+from melanoma.bundle.held_out import group_codes
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.dataset import ImageDataset, open_prepared
 from melanoma.evidence.intervals import clopper_pearson

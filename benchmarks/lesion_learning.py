@@ -43,7 +43,6 @@ from melanoma.evidence.reference_models import compare_within_sources
 from melanoma.io.files import write_json, write_parquet
 from melanoma.presets import preset
 from melanoma.training.engine import (
-    Training,
     TrainState,
     fit,
     predict,
@@ -51,6 +50,7 @@ from melanoma.training.engine import (
     start_state,
 )
 from melanoma.training.networks import start_model
+from melanoma.training.plan import Training
 
 NORM = 6
 DRO_RATE = 1.0
@@ -127,7 +127,7 @@ class _Robust:
         ]
         _, self._group = np.unique(names, return_inverse=True)
         self._share = np.ones(self._group.max() + 1)
-        self._training, self._weights = training, training.weights.clone()
+        self._training, self._targets = training, training.targets.clone()
         every = max(1, len(names) // DRO_IMAGES)
         self._seen = list(range(0, len(names), every))
 
@@ -155,7 +155,7 @@ class _Robust:
         weights = (self._share / np.maximum(sizes, 1))[self._group]
         weights = np.minimum(weights / weights.mean(), MOST_WEIGHT)
         factors = torch.from_numpy(weights / weights.mean()).float()
-        training.weights.copy_(self._weights * factors)
+        training.targets.copy_(self._targets * factors[:, None])
 
 
 def run(
@@ -187,8 +187,8 @@ def run(
     if way.startswith("balance"):
         training = dataclasses.replace(
             training,
-            weights=training.weights
-            * balanced(training.train.labels.tolist(), training.train.sources),
+            targets=training.targets
+            * balanced(training.train.labels.tolist(), training.train.sources)[:, None],
         )
     model = start_model(
         config.model, data.task.num_classes, weights=weights, seed=seed, device=device

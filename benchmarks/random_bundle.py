@@ -102,7 +102,7 @@ def main() -> None:
         group_columns=("lesion_id",),
         split_hash="0" * 64,
         training_config=config,
-        best_epoch=1,
+        best_epochs=(1,),
         validation={},
         versions=library_versions(),
     )

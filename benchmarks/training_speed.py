@@ -35,8 +35,9 @@ from melanoma.imaging.preprocess import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.distributed import World
-from melanoma.training.engine import Training, autocast, start_state, train_one_epoch
+from melanoma.training.engine import autocast, start_state, train_one_epoch
 from melanoma.training.networks import start_model
+from melanoma.training.plan import Training
 
 TASK = TASKS[DEFAULT_TASK]
 REPEATS = 4

@@ -210,6 +210,10 @@ class AugmentConfig(_Config):
         contrast: largest relative change of contrast, in [0, 1).
         saturation: largest relative change of saturation, in [0, 1).
         tint: largest relative gain of a single colour channel (light source), in [0, 1).
+        mixup: share of the images that are blended with another one of the batch, in [0, 1].
+        cutmix: share of the images into which a part of another one is pasted, in [0, 1]; with
+            mixup at most 1.
+        mix_until: share of the epochs after which images are neither blended nor pasted, in [0, 1].
     """
 
     zoom: float = 1.25
@@ -218,6 +222,9 @@ class AugmentConfig(_Config):
     contrast: float = 0.15
     saturation: float = 0.2
     tint: float = 0.05
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_until: float = 0.8
 
     def __post_init__(self) -> None:
         _require(self.zoom >= 1, "augment.zoom", "at least 1", self.zoom)
@@ -226,6 +233,12 @@ class AugmentConfig(_Config):
             _require(
                 0 <= getattr(self, name) < 1, f"augment.{name}", "in [0, 1)", getattr(self, name)
             )
+        for name in ("mixup", "cutmix", "mix_until"):
+            _require(
+                0 <= getattr(self, name) <= 1, f"augment.{name}", "in [0, 1]", getattr(self, name)
+            )
+        both = self.mixup + self.cutmix
+        _require(both <= 1, "augment.mixup + augment.cutmix", "at most 1", both)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,12 +281,17 @@ class LossConfig(_Config):
         target_factor: further factor on the weights of the targets, in [1, 8].
         source_offset: how much of what a source alone says about the class is taken from the
             network, in [0, 1]; 0 is off, and without several sources it changes nothing.
+        smoothing: share of each label that is spread over all classes, in [0, 1).
+        teacher_share: share of the teacher's probabilities in each label, in [0, 1]; without a
+            teacher it changes nothing.
     """
 
     gamma: float = 0.0
     tau: float = 0.5
     target_factor: float = 1.0
     source_offset: float = 0.0
+    smoothing: float = 0.0
+    teacher_share: float = 0.7
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
@@ -283,6 +301,10 @@ class LossConfig(_Config):
         )
         _require(
             0 <= self.source_offset <= 1, "loss.source_offset", "in [0, 1]", self.source_offset
+        )
+        _require(0 <= self.smoothing < 1, "loss.smoothing", "in [0, 1)", self.smoothing)
+        _require(
+            0 <= self.teacher_share <= 1, "loss.teacher_share", "in [0, 1]", self.teacher_share
         )
 
 
@@ -312,6 +334,8 @@ class OptimConfig(_Config):
         ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 +
             t)^(-2/3) while that is less.
         grad_clip: largest gradient norm; 0 is off.
+        class_sampling: an epoch draws a class with n images in proportion to ``n ** (1 -
+            class_sampling)``, in [0, 1]; 0 shows every image once, 1 all classes equally often.
         progressive_resizing: pairs (share of the epochs, scale): until that share, images are shown
             at that scale of the input size.
     """
@@ -327,6 +351,7 @@ class OptimConfig(_Config):
     warmup_epochs: float = 1.0
     ema_decay: float = 0.99
     grad_clip: float = 5.0
+    class_sampling: float = 0.0
     progressive_resizing: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -348,6 +373,9 @@ class OptimConfig(_Config):
         )
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
         _require(self.grad_clip >= 0, "optim.grad_clip", "at least 0", self.grad_clip)
+        _require(
+            0 <= self.class_sampling <= 1, "optim.class_sampling", "in [0, 1]", self.class_sampling
+        )
         shares = [
             stage[0]
             for stage in self.progressive_resizing

@@ -80,10 +80,13 @@ class Executor(Protocol):
             total: number of rows there will be; None means one for each item.
         """
 
-    def launch(self, job: "TrainJob") -> "AnyPath":
-        """Train a run on its workers and return the folder of its best checkpoint.
+    def launch(self, jobs: Sequence["TrainJob"]) -> list["AnyPath"]:
+        """Train some runs, as many at once as there is room for.
 
         A run that was interrupted continues from its last checkpoint.
+
+        Returns:
+            The folder of the best checkpoint of each run.
         """
 
 
@@ -116,12 +119,12 @@ class LocalExecutor:
                 progress(len(rows), len(items) if total is None else total)
         return rows
 
-    def launch(self, job: "TrainJob") -> "AnyPath":
-        """Train in this process and return the folder of the best checkpoint.
+    def launch(self, jobs: Sequence["TrainJob"]) -> list["AnyPath"]:
+        """Train in this process, one run after another, and return their best checkpoints.
 
         Raises:
-            SettingError: if the job asks for several workers.
+            SettingError: if a job asks for several workers.
         """
         from melanoma.training.local import train_here
 
-        return train_here(job)
+        return [train_here(job) for job in jobs]

@@ -64,7 +64,7 @@ def recontract(
             config,
             data,
             work,
-            best_epoch=bundle.manifest.best_epoch,
+            best_epochs=bundle.manifest.best_epochs,
             origin=bundle,
         )
 

@@ -379,6 +379,24 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
             " room for, adjusted while it changes"
         ),
     )
+    train.add_argument(
+        "--folds",
+        choices=("all",),
+        help=(
+            "all: train one network for each fold, without that fold, and ship them as one ensemble"
+            " (default: one network, without the fold data.validation_fold)"
+        ),
+    )
+    train.add_argument(
+        "--teacher",
+        type=path,
+        metavar="TABLE",
+        help=(
+            "parquet or CSV file with another model's probabilities for the training images, such"
+            " as the out_of_fold.parquet of an ensemble; loss.teacher_share says how much they"
+            " count beside the labels"
+        ),
+    )
     _add_address(train)
 
     tune = _add(

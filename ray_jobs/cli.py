@@ -266,13 +266,17 @@ def _train(args: argparse.Namespace) -> int:
         cpus_per_worker=args.cpus_per_worker,
         use_gpu=args.gpu,
         weights=args.weights,
+        all_folds=args.folds == "all",
+        teacher=args.teacher,
     )
     result = run_job(job, RayExecutor())
     validation = result.validation
     within = validation.get("within_source_auroc")
     also = "" if within is None else f", within sources {within:.3f}"
+    best = ", ".join(map(str, result.best_epochs))
+    epochs = f"epochs {best} of the folds" if args.folds else f"epoch {best}"
     text = (
-        f"best epoch {result.best_epoch}; validation AUROC {validation['auroc']:.3f}{also},"
+        f"best {epochs}; validation AUROC {validation['auroc']:.3f}{also},"
         " specificity at 90 % sensitivity"
         f" {validation['specificity_at_sensitivity_90']:.3f} (with the mirrored copies of"
         " prediction; optimistic, because they chose the epoch)\ncontract"

@@ -66,11 +66,11 @@ class RayExecutor:
             )
         return collect(mapped, len(items) if total is None else total, progress)
 
-    def launch(self, job: "TrainJob") -> "AnyPath":
-        """Train a run with Ray Train and return the folder of its best checkpoint."""
+    def launch(self, jobs: Sequence["TrainJob"]) -> list["AnyPath"]:
+        """Train runs with Ray Train and return the folders of their best checkpoints."""
         from ray_jobs.trainer import launch
 
-        return launch(job)
+        return launch(jobs)
 
 
 def _run(row: Mapping[str, Any], *, work: Work) -> list[Row]:

@@ -65,13 +65,19 @@ def show_log() -> None:
 
 
 @contextlib.contextmanager
-def training_progress(run_dir: AnyPath) -> Iterator[None]:
+def training_progress(run_dir: AnyPath, name: str = "") -> Iterator[None]:
     """Show the progress of training while the block runs.
 
     The workers write it to progress.json and history.jsonl in the run's folder.
+
+    Args:
+        run_dir: the folder of the run.
+        name: what the run is called, if several train at once.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(run_dir, stop), daemon=True)
+    thread = threading.Thread(
+        target=_watch, args=(run_dir, f"{name}: " if name else "", stop), daemon=True
+    )
     thread.start()
     try:
         yield
@@ -80,7 +86,7 @@ def training_progress(run_dir: AnyPath) -> Iterator[None]:
         thread.join()
 
 
-def _watch(run_dir: AnyPath, stop: threading.Event) -> None:
+def _watch(run_dir: AnyPath, prefix: str, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
     shown = len(_text(history).splitlines())
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
@@ -91,11 +97,11 @@ def _watch(run_dir: AnyPath, stop: threading.Event) -> None:
                 where = json.loads(text)
                 epochs = where["epochs"]
                 bar.total = where["epochs"] * where["steps"]
-                bar.set_description(f"epoch {where['epoch']}/{where['epochs']}")
+                bar.set_description(f"{prefix}epoch {where['epoch']}/{where['epochs']}")
                 bar.update((where["epoch"] - 1) * where["steps"] + where["step"] - bar.n)
             lines = _text(history).splitlines()
             for line in lines[shown:]:
-                tqdm.write(_epoch_line(json.loads(line), epochs), file=sys.stderr)
+                tqdm.write(prefix + _epoch_line(json.loads(line), epochs), file=sys.stderr)
             shown = max(shown, len(lines))
             if ended:
                 return

@@ -5,9 +5,11 @@ All computation is in `melanoma`.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -35,6 +37,7 @@ from ray_jobs.cluster import (
     cpus_per_worker,
     has_dashboard,
     node_resources,
+    num_placeable,
     wait_for_room,
 )
 from ray_jobs.progress import say, training_progress
@@ -45,16 +48,37 @@ RESIZE_SECONDS = 30.0
 """Time between two checks for more workers. A resize loses the work of the current epoch."""
 
 
-def launch(job: TrainJob) -> AnyPath:
-    """Train a run with Ray Train and return the folder of its best checkpoint.
+def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
+    """Train runs with Ray Train and return the folder of the best checkpoint of each.
 
-    Damaged checkpoints of an earlier attempt are moved aside first.
+    As many runs train at once as the cluster has room for.
+
+    Args:
+        jobs: the runs, all with the same resources.
     """
+    first = jobs[0]
+    connect(num_workers=first.num_workers)
+    bundle = worker_bundle(first, node_resources())
+    wait_for_room(bundle, first.least)
+    at_once = min(len(jobs), num_placeable(node_resources(), bundle) // first.least)
+    if at_once <= 1:
+        # In the main thread, Ray ends a run in order when the user interrupts it.
+        return [_train(job, bundle) for job in jobs]
+    say(f"Training {len(jobs)} networks, {at_once} at a time.")
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="runs")
+    try:
+        return list(pool.map(lambda job: _train(job, bundle), jobs))
+    except BaseException:
+        # The threads wait for Ray, so they end when it does. The runs can be resumed.
+        pool.shutdown(wait=False, cancel_futures=True)
+        ray.shutdown()
+        raise
+
+
+def _train(job: TrainJob, bundle: Bundle) -> AnyPath:
+    """Train one run; damaged checkpoints of an earlier attempt are moved aside first."""
     if mended := mend(job.checkpoints_dir):
         say(f"{job.run_dir}: {mended}")
-    connect(num_workers=job.num_workers)
-    bundle = worker_bundle(job, node_resources())
-    wait_for_room(bundle, job.least)
     return job.checkpoints_dir / Path(_fit(job, bundle).path).name
 
 
@@ -84,7 +108,7 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
     """
     for failures in range(MAX_FAILURES + 1):
         try:
-            with training_progress(job.run_dir):
+            with training_progress(job.run_dir, job.name):
                 result = _trainer(job, bundle).fit()
             break
         except WorkerGroupError as error:

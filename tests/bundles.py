@@ -43,7 +43,7 @@ def made_up_manifest(**changes: Any) -> BundleManifest:
         group_columns=("lesion_id",),
         split_hash="0" * 64,
         training_config=TrainConfig(),
-        best_epoch=1,
+        best_epochs=(1,),
         validation={"auroc": 0.9, "within_source_auroc": 0.9},
         versions={},
         files={WEIGHTS: "0" * 64},

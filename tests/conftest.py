@@ -94,8 +94,9 @@ def tiny_config() -> TrainConfig:
 def trained(prepared: PreparedData, tiny_config: TrainConfig) -> torch.nn.Module:
     """A small network that has learned something, so that its maps and scores are not those of
     noise."""
-    from melanoma.training.engine import Training, fit, start_state
+    from melanoma.training.engine import fit, start_state
     from melanoma.training.networks import build_model
+    from melanoma.training.plan import Training
 
     torch.manual_seed(0)
     model = build_model(tiny_config.model, len(CLASSES))
@@ -123,7 +124,7 @@ def bundle_dir(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder.parent / "state"))
-        packed = pack(trained, tiny_config, data, folder, best_epoch=tiny_config.optim.epochs)
+        packed = pack(trained, tiny_config, data, folder, best_epochs=(tiny_config.optim.epochs,))
     assert packed.operating_point.contract.status == "met", (
         packed.operating_point,
         packed.validation,

@@ -34,8 +34,9 @@ from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from melanoma.task import Task
 from melanoma.training.distributed import World
-from melanoma.training.engine import Training, TrainState, fit, predict, start_state
+from melanoma.training.engine import TrainState, fit, predict, start_state
 from melanoma.training.networks import start_model
+from melanoma.training.plan import Training
 from tune.columns import ERROR, FOLD, METRIC
 from tune.space import to_config
 

@@ -47,7 +47,7 @@ from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, wr
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.io.typed import to_plain
 from melanoma.task import Task
-from melanoma.training.networks import build_model
+from melanoma.training.ensemble import build_networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,9 @@ def load_bundle(path: str | AnyPath, *, manifest_sha256: str | None = None) -> B
         _content(folder, FEATURES, manifest)  # only checked: ONNX Runtime maps the file by its path
     _warn_of_versions(manifest)
     try:
-        model = build_model(manifest.architecture, manifest.task.num_classes)
+        model = build_networks(
+            manifest.architecture, manifest.task.num_classes, num=manifest.num_networks
+        )
         model.load_state_dict(load_tensors(content[WEIGHTS]))
         model.eval().requires_grad_(False)
         follows = _contract_follows(manifest, content[CALIBRATION])

@@ -46,9 +46,11 @@ class FeatureReference(Strict):
     def distance(self, feature_map: Tensor) -> FloatArray:
         """Return the distances ``(N,)`` of images with feature maps ``(N, K, h, w)``.
 
-        They are in units of `far`, so 5 % of the reference images are farther than 1.
+        They are in units of `far`, so 5 % of the reference images are farther than 1. Of an
+        ensemble, the first channels count, those of the network that has not learnt from the
+        reference images.
         """
-        return self._root_mean_square(pooled(feature_map)) / self.far
+        return self._root_mean_square(pooled(feature_map[:, : len(self.mean)])) / self.far
 
     def _root_mean_square(self, values: FloatArray) -> FloatArray:
         distances: FloatArray = np.sqrt(

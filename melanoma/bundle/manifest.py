@@ -21,7 +21,7 @@ from melanoma.places import MANIFEST as MANIFEST
 from melanoma.places import check_bundle
 from melanoma.task import Task
 
-KIND, FORMAT_VERSION = "melanoma-bundle", 5
+KIND, FORMAT_VERSION = "melanoma-bundle", 6
 WEIGHTS, CALIBRATION, MODEL_CARD, FEATURES, KNOWN_IMAGES = (
     "model.safetensors", "calibration.parquet", "MODEL_CARD.md", "features.onnx",
     "known_images.parquet",
@@ -93,8 +93,10 @@ class BundleManifest(Strict):
         group_columns: columns of the metadata; images that share a value were kept in one split.
         split_hash: sha256 of the data set's splits.
         training_config: the settings of the run.
-        best_epoch: the epoch that was chosen, from 1.
-        validation: the scores that chose it.
+        best_epochs: the epoch that was chosen, from 1, for each network of an ensemble, or for the
+            one network.
+        validation: the scores that chose it; of an ensemble, those of every network on the fold
+            that it was trained without.
         versions: the versions of the libraries that wrote the bundle.
         origin: the bundle from which the network was taken, if `recontract` wrote this one. All
             that follows from data is then of the data of the new contract.
@@ -119,7 +121,7 @@ class BundleManifest(Strict):
     group_columns: tuple[str, ...]
     split_hash: str
     training_config: TrainConfig
-    best_epoch: int
+    best_epochs: tuple[int, ...]
     validation: dict[str, float]
     versions: dict[str, str]
     origin: Origin | None = None
@@ -129,7 +131,7 @@ class BundleManifest(Strict):
     version: str = ""
     name: str = "melanoma"
     kind: Literal["melanoma-bundle"] = "melanoma-bundle"
-    format_version: Literal[5] = 5
+    format_version: Literal[6] = 6
 
     @property
     def hardest_reference(self) -> Comparison:
@@ -140,6 +142,11 @@ class BundleManifest(Strict):
     def weights_sha256(self) -> str:
         """The hash of the weights file."""
         return self.files[WEIGHTS]
+
+    @property
+    def num_networks(self) -> int:
+        """Number of networks whose logits are averaged."""
+        return len(self.best_epochs)
 
     @property
     def tta(self) -> int:

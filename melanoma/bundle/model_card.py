@@ -72,13 +72,14 @@ _STARD = (
 )
 
 
-def model_card(draft: BundleManifest, data: PreparedData, fold: Level, *, weights: str) -> str:
+def model_card(draft: BundleManifest, data: PreparedData, held_out: Level, *, weights: str) -> str:
     """Return the text of the card.
 
     Args:
         draft: the manifest of the bundle, without files and version.
         data: the data set on which it was trained.
-        fold: the units of the validation fold with their predictions.
+        held_out: the units of the validation fold, or of every fold, with their predictions by the
+            network that was trained without them.
         weights: what the run started from: none, imagenet or a file.
     """
     config, task = draft.training_config, draft.task
@@ -98,7 +99,7 @@ def model_card(draft: BundleManifest, data: PreparedData, fold: Level, *, weight
   such networks. Not for care of patients, not for self-examination.
 - Output: {", ".join(task.classes)} ({task.name}); {", ".join(task.targets)} must be referred.
   {_others(draft)}
-- Network: {config.model.backbone}, input {config.data.input_width} x {config.data.input_height} px,
+- Network: {_architecture(draft)}, input {config.data.input_width} x {config.data.input_height} px,
   averaged over {config.data.tta} mirrored copies. Feature maps on a CPU:
   {draft.cpu_backend.name}, {draft.cpu_backend.num_other_decisions} other decisions on
   {draft.cpu_backend.num_images} images.
@@ -142,10 +143,9 @@ not for commercial use. {_start(draft, weights)}
 
 ## Strata
 
-At the threshold, on one image per group of the validation fold, as far as it is assessed. The fold
-did not choose the threshold.
+{_strata_of(draft)}
 
-{_strata(fold, draft.operating_point.threshold)}
+{_strata(held_out, draft.operating_point.threshold)}
 
 ## Limits
 
@@ -238,9 +238,33 @@ Its contract there: {contract.sentence(draft.task)}
 The data above are of another site. Validation fold {fold} of them fitted the calibrator and
 decided whether the network is informative{_chosen_by(draft)}; the calibration split placed the
 threshold."""
-    return f"""Epoch {draft.best_epoch} of {config.optim.epochs} was chosen on validation fold
+    if draft.num_networks > 1:
+        epochs = ", ".join(map(str, draft.best_epochs))
+        return f"""Each of the {draft.num_networks} networks was trained without one fold, and that
+fold chose its epoch, {epochs} of {config.optim.epochs}, by the AUROC of the targets within
+sources{_chosen_by(draft)}.
+All folds together, each scored by the network that was trained without it, fitted the calibrator.
+Figures of them are those of single networks, and are optimistic, because they chose the epochs."""
+    return f"""Epoch {draft.best_epochs[0]} of {config.optim.epochs} was chosen on validation fold
 {fold} by the AUROC of the targets within sources{_chosen_by(draft)}.
 Figures of this fold are optimistic, because it chose the epoch."""
+
+
+def _architecture(draft: BundleManifest) -> str:
+    backbone, num = draft.training_config.model.backbone, draft.num_networks
+    return backbone if num == 1 else f"{num} times {backbone}, whose logits are averaged"
+
+
+def _strata_of(draft: BundleManifest) -> str:
+    where = (
+        "of the validation fold"
+        if draft.num_networks == 1 or draft.origin is not None
+        else "of every fold, scored by the network that was trained without it"
+    )
+    placed = draft.operating_point.contract.basis == "out_of_fold"
+    also = "The same images chose" if placed else "They did not choose"
+    return f"""At the threshold, on one image per group {where},
+as far as it is assessed. {also} the threshold."""
 
 
 def _chosen_by(draft: BundleManifest) -> str:
@@ -282,6 +306,6 @@ def _comparisons(found: Iterable[Comparison]) -> str:
     ]
     head = "| a model that knows | AUROC, network | AUROC, model | difference, at least |"
     return (
-        "Beside models that see no image, among images of the same source of that fold:\n\n"
+        "Beside models that see no image, among images of the same source that were held out:\n\n"
         f"{head}\n|---|---|---|---|\n{_rows(rows)}"
     )

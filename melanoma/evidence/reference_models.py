@@ -73,31 +73,29 @@ def known_columns(train: pd.DataFrame) -> tuple[str, ...]:
 def compare_with_references(
     is_target: BoolArray,
     scores: FloatArray,
-    rows: pd.DataFrame,
-    train: pd.DataFrame,
-    trained_target: BoolArray,
+    reference: FloatArray,
+    sources: Sequence[str],
+    *,
+    columns: tuple[str, ...],
 ) -> tuple["Comparison", ...]:
     """Compare a network with models that see no image, within sources.
 
     The first knows the source alone, so that it ranks within a source at random. The second also
-    knows age, sex and site, as far as they vary.
+    knows what else is recorded.
 
     Args:
         is_target: ``(N,)`` of independent units.
         scores: ``(N,)`` of the network.
-        rows: the N records.
-        train: records to fit the reference model to.
-        trained_target: ``(len(train),)``.
+        reference: ``(N,)``, the `reference_scores` of the units.
+        sources: the source of each of the N units.
+        columns: what the reference model saw; if it is the source alone, the first suffices.
     """
-    sources = rows[SOURCE].tolist()
     blind = compare_within_sources(
-        is_target, scores, np.zeros(len(rows)), sources, columns=(SOURCE,)
+        is_target, scores, np.zeros(len(scores)), sources, columns=(SOURCE,)
     )
-    known = known_columns(train)
-    if set(known) <= {SOURCE}:
+    if set(columns) <= {SOURCE}:
         return (blind,)
-    reference = reference_scores(train, trained_target, rows)
-    return blind, compare_within_sources(is_target, scores, reference, sources, columns=known)
+    return blind, compare_within_sources(is_target, scores, reference, sources, columns=columns)
 
 
 @dataclasses.dataclass(frozen=True)

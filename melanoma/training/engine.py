@@ -8,8 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,17 +17,19 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import ImageDataset, PreparedData
+from melanoma.data.dataset import ImageDataset
 from melanoma.errors import SettingError
 from melanoma.evidence.metrics import validation_scores
-from melanoma.imaging.augmentation import NUM_DRAWS, augment, image_keys, uniform_draws
+from melanoma.imaging.augmentation import NUM_DRAWS, augment
+from melanoma.imaging.mixing import mix
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
-from melanoma.task import Task
+from melanoma.training.batches import Batch, batches
 from melanoma.training.distributed import World
-from melanoma.training.losses import class_weights_from_counts, focal_terms, source_offsets
+from melanoma.training.losses import focal_terms
 from melanoma.training.muon import Muon
 from melanoma.training.networks import freeze, parameter_groups, train_mode, tta_logits
+from melanoma.training.plan import Training
 from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
 
 SELECTION = "within_source_auroc"
@@ -138,11 +139,6 @@ def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> flo
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
-def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order ``(num,)`` in which an epoch shows the images, the same on every rank."""
-    return np.random.default_rng([seed, epoch]).permutation(num)
-
-
 def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
     """Return the (height, width), px, at which an epoch shows its images.
 
@@ -174,84 +170,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         yield
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """The parts of a run that do not change while it trains.
-
-    Attributes:
-        config: the run's settings.
-        train: images that the network learns from.
-        validation: images on which the epoch is chosen.
-        preprocess: from stored images to network input.
-        weights: ``(N,)``, of the losses of the N training images: their class weights.
-        offsets: ``(N, C)``, added to the logits of the N training images while training.
-        task: what the classes mean.
-        world: the processes that share the run.
-        on_step: called with (epoch, step, num_steps, loss) on every rank; epoch and step count
-            from 0, and the loss is a scalar on the network's device.
-    """
-
-    config: TrainConfig
-    train: ImageDataset
-    validation: ImageDataset
-    preprocess: Preprocess
-    weights: Tensor
-    offsets: Tensor
-    task: Task
-    world: World = dataclasses.field(default_factory=World)
-    on_step: Callable[[int, int, int, Tensor], None] | None = None
-
-    @staticmethod
-    def on(
-        config: TrainConfig,
-        data: PreparedData,
-        *,
-        world: World | None = None,
-        on_step: Callable[[int, int, int, Tensor], None] | None = None,
-    ) -> "Training":
-        """Return the run that validates on the configured fold and learns from the others.
-
-        Args:
-            config: the run's settings.
-            data: the data set.
-            world: the processes that share the run; None means this process alone.
-            on_step: called after every step.
-
-        Raises:
-            DataError: if the data set has no such fold.
-        """
-        fold, loss = config.data.validation_fold, config.loss
-        rows = data.rows("train", without_fold=fold)
-        labels = torch.tensor(rows["label"].to_numpy())
-        counts = [int((rows["label"] == label).sum()) for label in range(data.task.num_classes)]
-        return Training(
-            config=config,
-            train=ImageDataset(data, rows),
-            validation=ImageDataset(data, data.rows("train", fold=fold)),
-            preprocess=Preprocess(data.stored_shape, config.data),
-            weights=class_weights_from_counts(
-                counts,
-                tau=loss.tau,
-                target_factor=loss.target_factor,
-                targets=data.task.target_indices,
-            )[labels],
-            offsets=source_offsets(
-                rows["label"].tolist(),
-                rows["source"].tolist(),
-                num_classes=data.task.num_classes,
-                strength=loss.source_offset,
-            ),
-            task=data.task,
-            world=world or World(),
-            on_step=on_step,
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of whole batches in an epoch; the remaining images of its order are skipped."""
-        return len(self.train) // self.config.optim.batch_size
 
 
 def fit(
@@ -312,73 +230,6 @@ def fit(
     return state
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """One rank's share of a batch.
-
-    Attributes:
-        images: ``(N, H, W, 3)`` uint8 as stored, in pinned memory if they go to a GPU.
-        draws: ``(N, K)``, what augmentation and stochastic depth draw for each image.
-        target: ``(N,)``, the class indices.
-        offsets: ``(N, C)``, added to the logits.
-        weights: ``(N,)``, the weights of the losses.
-        total_weight: sum of the weights of the whole batch. Every rank knows all weights, so it
-            needs no message.
-    """
-
-    images: Tensor
-    draws: Tensor
-    target: Tensor
-    offsets: Tensor
-    weights: Tensor
-    total_weight: float
-
-    def parts(self, num: int) -> "Iterator[_Batch]":
-        """Yield the share in ``num`` parts of nearly equal size, of which none is empty."""
-        for rows in torch.arange(len(self.images)).tensor_split(min(num, len(self.images))):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            yield _Batch(
-                self.images[part],
-                self.draws[part],
-                self.target[part],
-                self.offsets[part],
-                self.weights[part],
-                self.total_weight,
-            )
-
-
-def _batches(
-    training: Training, epoch: int, *, num_draws: int, pin: bool
-) -> Generator[_Batch, None, None]:
-    """Yield this rank's share of every batch of an epoch; a thread reads one batch ahead."""
-    config, world = training.config, training.world
-    order = epoch_order(len(training.train), seed=config.seed, epoch=epoch)
-    keys = image_keys(training.train.image_ids)
-    draws = uniform_draws(keys, seed=config.seed, epoch=epoch, num=num_draws)
-
-    def read(step: int) -> _Batch:
-        start = step * config.optim.batch_size
-        batch = torch.from_numpy(order[start : start + config.optim.batch_size])
-        mine = batch[list(world.share(len(batch)))]
-        images = training.train.images(mine.tolist())
-        return _Batch(
-            images.pin_memory() if pin else images,
-            draws[mine],
-            training.train.labels[mine],
-            training.offsets[mine],
-            training.weights[mine],
-            float(training.weights[batch].double().sum()),
-        )
-
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
-        ahead = reader.submit(read, 0)
-        for step in range(training.steps_per_epoch):
-            batch = ahead.result()
-            if step + 1 < training.steps_per_epoch:
-                ahead = reader.submit(read, step + 1)
-            yield batch
-
-
 def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> float:
     """Train one epoch in place and return its mean loss, the same on every rank.
 
@@ -386,17 +237,21 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
     """
     world, num_steps = training.world, training.steps_per_epoch
     device = next(model.parameters()).device
-    num_draws = NUM_DRAWS + len(depth_layers(model))
     train_mode(model)
     total, total_weight = torch.zeros((), dtype=torch.float64, device=device), 0.0
-    batches = _batches(training, state.epoch, num_draws=num_draws, pin=device.type == "cuda")
-    with contextlib.closing(batches):  # ends its thread, also after an error
-        for step, batch in enumerate(batches):
+    read = batches(
+        training,
+        state.epoch,
+        num_depth_draws=len(depth_layers(model)),
+        pin=device.type == "cuda",
+    )
+    with contextlib.closing(read):  # ends its thread, also after an error
+        for step, batch in enumerate(read):
             loss_sum = _step(training, model, state, batch, step=state.epoch * num_steps + step)
             total += loss_sum
             total_weight += batch.total_weight
             if training.on_step is not None:
-                mine = max(float(batch.weights.sum()), 1e-12)
+                mine = max(float(batch.targets.sum()), 1e-12)
                 training.on_step(state.epoch, step, num_steps, loss_sum / mine)
     loss = float(world.sum(total)) / total_weight
     if not math.isfinite(loss):
@@ -407,7 +262,7 @@ def train_one_epoch(training: Training, model: nn.Module, state: TrainState) -> 
 
 
 def _step(
-    training: Training, model: nn.Module, state: TrainState, batch: _Batch, *, step: int
+    training: Training, model: nn.Module, state: TrainState, batch: Batch, *, step: int
 ) -> Tensor:
     """Take one optimiser step on this rank's share of a batch.
 
@@ -433,7 +288,7 @@ def _step(
 
 
 def _backward(
-    training: Training, model: nn.Module, batch: _Batch, *, size: tuple[int, int]
+    training: Training, model: nn.Module, batch: Batch, *, size: tuple[int, int]
 ) -> Tensor:
     """Add the gradients of a batch, part by part, and return this rank's weighted loss sum."""
     device, layers = next(model.parameters()).device, depth_layers(model)
@@ -443,21 +298,17 @@ def _backward(
         # DDP averages the gradients over ranks in the last backward pass.
         is_last = number + 1 == len(parts)
         silence = contextlib.nullcontext() if is_last else training.world.unsynchronised(model)
-        images, draws, target, offsets, weights = (
-            value.to(device, non_blocking=True)
-            for value in (part.images, part.draws, part.target, part.offsets, part.weights)
+        targets, offsets = (
+            value.to(device, non_blocking=True) for value in (part.targets, part.offsets)
         )
-        pixels = augment(images, draws, training.config.augment, size)
+        pixels = _pixels(training.config, part, size=size, device=device)
         inputs = training.preprocess.normalise(pixels)
-        set_depth_draws(layers, draws[:, NUM_DRAWS:])
+        set_depth_draws(layers, part.draws[:, NUM_DRAWS:].to(device, non_blocking=True))
         with silence:
             with autocast(device):
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
             sum_of_part, _ = focal_terms(
-                logits.float() + offsets,
-                target,
-                weights=weights,
-                gamma=training.config.loss.gamma,
+                logits.float() + offsets, targets, gamma=training.config.loss.gamma
             )
             # Multiplied by the world size and divided by the weight sum of the whole batch, the
             # average over ranks is the gradient of the batch's weighted mean loss.
@@ -465,6 +316,22 @@ def _backward(
             loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += sum_of_part.detach()
     return loss_sum
+
+
+def _pixels(
+    config: TrainConfig, batch: Batch, *, size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Return the augmented images of a batch, mixed with others if it holds any."""
+
+    def augmented(images: Tensor, draws: Tensor) -> Tensor:
+        images, draws = (value.to(device, non_blocking=True) for value in (images, draws))
+        return augment(images, draws, config.augment, size)
+
+    pixels = augmented(batch.images, batch.draws)
+    if batch.mixed is None:
+        return pixels
+    others = augmented(batch.mixed.images, batch.mixed.draws)
+    return mix(pixels, others, batch.mixed.mixing.to(device))
 
 
 def predict(

@@ -20,6 +20,10 @@ class TrainJob:
         cpus_per_worker: CPUs and threads of each worker; None means as many as the nodes allow.
         use_gpu: whether each worker gets one GPU.
         weights: none, imagenet, or a path to weights.
+        all_folds: whether to train one network for each fold, without that fold, and ship them as
+            an ensemble.
+        teacher: table of another model's probabilities to learn from; None for none.
+        name: what progress calls it, if several runs train at once.
     """
 
     dataset: AnyPath
@@ -30,6 +34,24 @@ class TrainJob:
     cpus_per_worker: int | None = None
     use_gpu: bool = False
     weights: str = "none"
+    all_folds: bool = False
+    teacher: AnyPath | None = None
+    name: str = ""
+
+    def runs(self, num_folds: int) -> list["TrainJob"]:
+        """Return the trainings of this run: itself, or with all folds one for each fold."""
+        return [self.on_fold(fold) for fold in range(num_folds)] if self.all_folds else [self]
+
+    def on_fold(self, fold: int) -> "TrainJob":
+        """Return the training of the network without a fold, in a folder below this run's."""
+        data = dataclasses.replace(self.config.data, validation_fold=fold)
+        return dataclasses.replace(
+            self,
+            run_dir=self.run_dir / f"fold_{fold}",
+            config=dataclasses.replace(self.config, data=data),
+            all_folds=False,
+            name=f"fold {fold}",
+        )
 
     @property
     def least(self) -> int:

@@ -88,7 +88,8 @@ class LocalSession:
         """
         row, epochs = state["history"][-1], self._job.config.optim.epochs
         log.info(
-            "Epoch %d of %d: loss %.3f, validation score (AUROC within sources) %.3f",
+            "%sEpoch %d of %d: loss %.3f, validation score (AUROC within sources) %.3f",
+            f"{self._job.name}: " if self._job.name else "",
             row["epoch"],
             epochs,
             row["loss"],

@@ -10,19 +10,18 @@ from torch import Tensor
 from melanoma.config import check_gamma
 
 
-def focal_terms(
-    logits: Tensor, target: Tensor, *, weights: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
+def focal_terms(logits: Tensor, targets: Tensor, *, gamma: float) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of the focal losses and the sum of the weights.
 
-    The loss of an image is ``-w_y (1 - p_y)^gamma log p_y`` (Lin et al., Focal Loss for Dense
-    Object Detection, 2017, eq. 5). The sums are returned separately because the mean over a batch
-    that several workers share divides by the weights of all workers, not by those of one.
+    The loss of an image is ``-sum_c t_c (1 - p_c)^gamma log p_c``, where t_c is the share of class
+    c in its label times the weight of the class. With a plain label it is the focal loss of Lin et
+    al. (Focal Loss for Dense Object Detection, 2017, eq. 5). The sums are returned separately
+    because the mean over a batch that several workers share divides by the weights of all workers,
+    not by those of one.
 
     Args:
         logits: ``(N, C)``.
-        target: ``(N,)`` class indices.
-        weights: ``(N,)``, positive: the class weights of the targets, or others.
+        targets: ``(N, C)``, at least 0: shares of the classes times their weights.
         gamma: 0 or in [1, 5].
 
     Returns:
@@ -32,13 +31,37 @@ def focal_terms(
         SettingError: if gamma is neither 0 nor in [1, 5].
     """
     check_gamma(gamma)
-    log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)  # (N,)
+    log_p = F.log_softmax(logits, dim=1)
     losses = -log_p
     if gamma > 0:
         # expm1 keeps the digits of 1 - p near p = 1. Rounding could make it negative, hence the
         # clamp.
         losses = losses * (-torch.expm1(log_p)).clamp(min=0.0) ** gamma
-    return (weights * losses).sum(), weights.sum()
+    return (targets * losses).sum(), targets.sum()
+
+
+def soft_labels(
+    labels: Tensor,
+    num_classes: int,
+    *,
+    smoothing: float = 0.0,
+    teacher: Tensor | None = None,
+    teacher_share: float = 0.0,
+) -> Tensor:
+    """Return the share of each class in the labels of N images, ``(N, C)`` float32.
+
+    Args:
+        labels: ``(N,)`` class indices.
+        num_classes: C.
+        smoothing: share of each label that is spread over all classes (Szegedy et al., Rethinking
+            the Inception Architecture, 2016), in [0, 1).
+        teacher: ``(N, C)``, the probabilities that another model gives the images (Hinton, Vinyals,
+            Dean, Distilling the Knowledge in a Neural Network, 2015); None for none.
+        teacher_share: share of the teacher in each label, in [0, 1].
+    """
+    shares = F.one_hot(labels, num_classes).float()
+    shares = (1 - smoothing) * shares + smoothing / num_classes
+    return shares if teacher is None else (1 - teacher_share) * shares + teacher_share * teacher
 
 
 def class_weights_from_counts(

@@ -19,11 +19,13 @@ from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import DataError
 from melanoma.evidence.contract import Contract
 from melanoma.executor import Executor, Item, LocalExecutor, Row
-from melanoma.io.files import claim_folder, locked, new_folder, write_json
+from melanoma.io.files import claim_folder, locked, new_folder, sha256_of, write_json
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.training.checkpoints import read_state
+from melanoma.training.ensemble import build_networks, networks_of
 from melanoma.training.job import TrainJob
 from melanoma.training.networks import build_model, check_feature_map, freeze
+from melanoma.training.teacher import OUT_OF_FOLD, read_teacher
 from melanoma.training.weights import load_weights
 
 RESULT = "result.json"
@@ -37,15 +39,16 @@ class TrainResult:
 
     Attributes:
         bundle: the folder of the bundle.
-        best_epoch: the epoch that is shipped, from 1.
-        validation: its scores on the validation fold; optimistic, because they chose the epoch.
+        best_epochs: the epoch that is shipped, from 1, of each network.
+        validation: the scores on the validation fold, or of an ensemble those of every network on
+            its own; optimistic, because they chose the epochs.
         threshold: the threshold on the calibrated probability of the targets, in [0, 1].
         contract: what the bundle promises.
         contract_sentence: the contract in words.
     """
 
     bundle: AnyPath
-    best_epoch: int
+    best_epochs: tuple[int, ...]
     validation: dict[str, float]
     threshold: float
     contract: Contract
@@ -62,6 +65,8 @@ def train(
     config: TrainConfig | None = None,
     *,
     weights: str = "none",
+    all_folds: bool = False,
+    teacher: str | AnyPath | None = None,
     num_workers: int = 1,
     use_gpu: bool = False,
     executor: Executor | None = None,
@@ -73,14 +78,17 @@ def train(
     Example:
         >>> config = preset("smoke").with_overrides(["optim.epochs=1", "optim.warmup_epochs=0"])
         >>> result = train(dataset, tmp_path / "run", config)
-        >>> result.best_epoch, result.contract.target_sensitivity
-        (1, 0.9)
+        >>> result.best_epochs, result.contract.target_sensitivity
+        ((1,), 0.9)
 
     Args:
         dataset: folder of the prepared data set.
         run_dir: folder of the run: a new one, or that of the run to resume.
         config: the run's settings; None takes the defaults.
         weights: none (random), imagenet, or the path of a file of weights.
+        all_folds: train one network for each fold, without that fold, and ship them as an ensemble.
+        teacher: table of another model's probabilities for the training images, to learn from
+            besides the labels.
         num_workers: number of workers that share every batch; more than one need an executor.
         use_gpu: whether each worker trains on a GPU.
         executor: where the run executes; None means in this process.
@@ -96,6 +104,8 @@ def train(
         num_workers=num_workers,
         use_gpu=use_gpu,
         weights=weights,
+        all_folds=all_folds,
+        teacher=None if teacher is None else to_path(teacher),
     )
     return run_job(job, executor or LocalExecutor())
 
@@ -116,9 +126,9 @@ def run_job(job: TrainJob, executor: Executor) -> TrainResult:
         _claim(job, content=data.content_hash)
         if not finished:
             if not (job.bundle_dir / MANIFEST).is_file():
-                checkpoint = executor.launch(job)
+                checkpoints = tuple(map(str, executor.launch(job.runs(data.manifest.num_folds))))
                 log.info("Packing the best epoch: calibrator, contract, files of the bundle.")
-                executor.map(Pack(job, str(checkpoint)), [{}], num_workers=1)
+                executor.map(Pack(job, checkpoints), [{}], num_workers=1)
             result = _result(job, read_manifest(job.bundle_dir))
             write_json(job.run_dir / RESULT, {**result.as_dict(), "bundle": job.bundle_dir.name})
     return _result(job, read_manifest(job.bundle_dir))
@@ -128,7 +138,7 @@ def _result(job: TrainJob, manifest: BundleManifest) -> TrainResult:
     point = manifest.operating_point
     return TrainResult(
         bundle=job.bundle_dir,
-        best_epoch=manifest.best_epoch,
+        best_epochs=manifest.best_epochs,
         validation=manifest.validation,
         threshold=point.threshold,
         contract=point.contract,
@@ -140,6 +150,8 @@ def _claim(job: TrainJob, *, content: str) -> None:
     described = {
         "config": dataclasses.asdict(job.config),
         "weights": job.weights,
+        "all_folds": job.all_folds,
+        "teacher": None if job.teacher is None else sha256_of(job.teacher),
         "content": content,
     }
     if not claim_folder(job.run_dir, described):
@@ -158,24 +170,34 @@ def _claim(job: TrainJob, *, content: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Packs the best checkpoint of a run into its bundle.
+    """Packs the best checkpoint of a run, or of each of its folds, into its bundle.
 
     On a cluster this runs on a node, because the caller's machine may be small. It runs on the CPU
     in float32, so that the scores are those of a server on a CPU.
     """
 
     job: TrainJob
-    checkpoint: str
+    checkpoints: tuple[str, ...]
 
     def __call__(self, item: Item) -> list[Row]:
         """Write the bundle and return its folder as one row; the item is not used."""
         job, data = self.job, open_prepared(self.job.dataset)
-        state = read_state(to_path(self.checkpoint), "cpu")
-        model = build_model(job.config.model, data.task.num_classes)
-        model.load_state_dict(state["ema"] or state["model"])
+        model = build_networks(job.config.model, data.task.num_classes, num=len(self.checkpoints))
+        states = [read_state(to_path(checkpoint), "cpu") for checkpoint in self.checkpoints]
+        for network, state in zip(networks_of(model), states, strict=True):
+            network.load_state_dict(state["ema"] or state["model"])
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with new_folder(job.bundle_dir, replace_if=MANIFEST) as work:
-            pack(model, job.config, data, work, best_epoch=state["epoch"], weights=job.weights)
+            epochs = tuple(state["epoch"] for state in states)
+            pack(
+                model,
+                job.config,
+                data,
+                work,
+                best_epochs=epochs,
+                weights=job.weights,
+                table=job.run_dir / OUT_OF_FOLD if job.all_folds else None,
+            )
         return [{"bundle": str(job.bundle_dir)}]
 
 
@@ -183,10 +205,25 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     """Check, before hours of training, that the data have the folds and the images for them.
 
     Raises:
-        DataError: if the validation fold or the calibration split has no targets, if the batch size
-            does not fit the number of training images and workers, or if another number of accesses
-            to calibration was declared before.
+        DataError: if a validation fold has no targets, if the batch size does not fit the number of
+            training images and workers, if the calibration split has no targets and no ensemble
+            that can do without, if another number of accesses to it was declared before, or if
+            the teacher's table does not fit the data.
     """
+    for run in job.runs(data.manifest.num_folds):
+        _check_fold(run, data)
+    check_declared(data, job.config.accesses)
+    if job.teacher is not None:
+        read_teacher(job.teacher, data)
+    if not data.manifest.num_targets("calibration") and not job.all_folds:
+        raise DataError(
+            f"The calibration split must hold {data.task.noun[1]}; it has none. Prepare the data"
+            " set with a larger --calibration-fraction, or with more rows of split calibration in"
+            " the file of --splits, or train with --folds all."
+        )
+
+
+def _check_fold(job: TrainJob, data: PreparedData) -> None:
     fold, batch_size, nouns = (
         job.config.data.validation_fold,
         job.config.optim.batch_size,
@@ -197,18 +234,11 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
             f"Validation fold {fold} must hold {nouns}; it has none. Choose another"
             " data.validation_fold, or prepare the data set with fewer folds."
         )
-    check_declared(data, job.config.accesses)
     num_train = len(data.rows("train", without_fold=fold))
     if not job.num_workers <= batch_size <= num_train:
         raise DataError(
             f"optim.batch_size must be between the number of workers ({job.num_workers}) and the"
             f" number of training images ({num_train}); it is {batch_size}."
-        )
-    if not data.manifest.num_targets("calibration"):
-        raise DataError(
-            f"The calibration split must hold {nouns}; it has none. Prepare the data set with a"
-            " larger --calibration-fraction, or with more rows of split calibration in the file of"
-            " --splits."
         )
 
 

@@ -23,9 +23,11 @@ from melanoma.io.files import write_json, write_text
 from melanoma.io.storage import AnyPath, SyncedFolder
 from melanoma.training.checkpoints import State
 from melanoma.training.distributed import World
-from melanoma.training.engine import Training, TrainState, fit, start_state
+from melanoma.training.engine import TrainState, fit, start_state
 from melanoma.training.job import TrainJob
 from melanoma.training.networks import start_model
+from melanoma.training.plan import Training
+from melanoma.training.teacher import read_teacher
 
 PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0
 
@@ -56,7 +58,8 @@ def train_worker(job: TrainJob, session: Session) -> None:
     config, world = job.config, session.world
     data = open_prepared(job.dataset)
     progress = _Progress(config, job.run_dir, world)
-    training = Training.on(config, data, world=world, on_step=progress)
+    teacher = None if job.teacher is None else read_teacher(job.teacher, data)
+    training = Training.on(config, data, teacher=teacher, world=world, on_step=progress)
     state_before = session.resume()
     # A resumed run takes its weights from the checkpoint.
     weights = job.weights if state_before is None else "none"

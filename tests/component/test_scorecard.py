@@ -201,8 +201,9 @@ def test_a_network_that_knows_nothing_gets_no_claim(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from melanoma.bundle.packing import pack
-    from melanoma.training.engine import Training, fit, start_state
+    from melanoma.training.engine import fit, start_state
     from melanoma.training.networks import build_model
+    from melanoma.training.plan import Training
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     folder = Path(shutil.copytree(str(prepared.folder), tmp_path / "dataset"))
@@ -217,7 +218,7 @@ def test_a_network_that_knows_nothing_gets_no_claim(
         fit(Training.on(tiny_config, shuffled), model, state, lambda _: None)
         model = state.evaluated.eval()
     (tmp_path / "bundle").mkdir()
-    pack(model, tiny_config, data, tmp_path / "bundle", best_epoch=1)
+    pack(model, tiny_config, data, tmp_path / "bundle", best_epochs=(1,))
     evaluate(tmp_path / "bundle", folder, tmp_path / "evidence")
     found = write_scorecard(
         tmp_path / "bundle", folder, tmp_path / "evidence", masks=phantom_source / "masks"

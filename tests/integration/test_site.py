@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.packing import group_codes
+from melanoma.bundle.held_out import group_codes
 from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.phantom.layout import write_phantom

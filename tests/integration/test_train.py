@@ -27,7 +27,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Run) -> None:
         path for path in (folder / "checkpoints").iterdir() if path.name.startswith("checkpoint_2")
     ]
     assert 1 <= len(kept) <= 2  # the best and the last
-    best = json.loads((folder / "result.json").read_text())["best_epoch"]
+    best = json.loads((folder / "result.json").read_text())["best_epochs"][0]
     assert best == max(undisturbed.history(), key=lambda row: row["within_source_auroc"])["epoch"]
 
 

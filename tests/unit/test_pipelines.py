@@ -50,7 +50,7 @@ def test_a_training_in_this_process_leaves_a_whole_run(run_dir: Path, quick: Tra
     history = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert (
-        result["best_epoch"]
+        result["best_epochs"][0]
         == max(history, key=lambda row: (row["within_source_auroc"], row["epoch"]))["epoch"]
     )
     assert load_bundle(run_dir / "bundle").manifest.training_config == quick

@@ -101,7 +101,7 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
 
     monkeypatch.setattr("melanoma.bundle.packing.export_features", fail)
     (tmp_path / "bundle").mkdir()
-    pack(trained, tiny_config, unopened, tmp_path / "bundle", best_epoch=1)
+    pack(trained, tiny_config, unopened, tmp_path / "bundle", best_epochs=(1,))
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.features_onnx is None
     assert not (tmp_path / "bundle" / "features.onnx").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
-from melanoma.bundle.packing import all_images, group_codes
+from melanoma.bundle.held_out import all_images, group_codes
 from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, UNUSUAL, Predictor
 from melanoma.bundle.probes import probe_images
 from melanoma.data.dataset import ImageDataset, PreparedData
@@ -64,7 +64,7 @@ def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
         (lambda m: m.pop("operating_point"), "damaged at operating_point"),
         (lambda m: m["task"]["classes"].pop(), "about the classes|a number for each of 6 classes"),
         (lambda m: m["task"].update(targets=["wart"]), "targets of a task"),
-        (lambda m: m.update(format_version=99), "format version of the bundle must be 5; it is 99"),
+        (lambda m: m.update(format_version=99), "format version of the bundle must be 6; it is 99"),
         (
             lambda m: m["operating_point"].update(threshold=0.9),
             "must follow from calibration.parquet",

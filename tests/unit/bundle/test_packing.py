@@ -19,7 +19,7 @@ def _manifest(
     model: torch.nn.Module, config: TrainConfig, data: PreparedData, folder: Path
 ) -> dict:  # type: ignore[type-arg]
     folder.mkdir()
-    pack(model, config, data, folder, best_epoch=1)
+    pack(model, config, data, folder, best_epochs=(1,))
     manifest: dict = json.loads((folder / "manifest.json").read_text())  # type: ignore[type-arg]
     return manifest
 

@@ -16,9 +16,7 @@ from melanoma.errors import SettingError
 from melanoma.training.distributed import World
 from melanoma.training.engine import (
     SELECTION,
-    Training,
     TrainState,
-    epoch_order,
     fit,
     input_size,
     learning_rate_factor,
@@ -27,6 +25,7 @@ from melanoma.training.engine import (
     start_state,
 )
 from melanoma.training.networks import build_model
+from melanoma.training.plan import Training, epoch_order
 from tests.tasks import CLASSES
 
 # Largest difference of any weight: sums are made in another order, and Muon raises small singular

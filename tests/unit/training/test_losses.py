@@ -17,7 +17,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _mean(logits: torch.Tensor, target: torch.Tensor, gamma: float) -> torch.Tensor:
-    loss_sum, weight_sum = focal_terms(logits, target, weights=WEIGHTS[target], gamma=gamma)
+    loss_sum, weight_sum = focal_terms(logits, WEIGHTS * F.one_hot(target, 7), gamma=gamma)
     return loss_sum / weight_sum
 
 
@@ -54,7 +54,7 @@ def test_value_and_gradient_stay_finite_at_certainty(gamma: float, margin: float
 def test_halves_of_a_batch_join_to_the_mean_of_the_whole() -> None:
     logits, target = _batch()
     halves = [
-        focal_terms(logits[part], target[part], weights=WEIGHTS[target[part]], gamma=2)
+        focal_terms(logits[part], WEIGHTS * F.one_hot(target[part], 7), gamma=2)
         for part in (slice(0, 20), slice(20, 64))
     ]
     joined = sum(loss for loss, _ in halves) / sum(weight for _, weight in halves)
