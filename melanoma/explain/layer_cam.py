@@ -17,6 +17,7 @@ from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.errors import SettingError
 from melanoma.explain.subject import Subject
 from melanoma.imaging.tta import flip
+from melanoma.training.ensemble import networks_of
 from melanoma.training.networks import head
 
 
@@ -30,11 +31,12 @@ class LayerCamExplainer:
     """
 
     def __init__(self, subject: Subject) -> None:
-        self._subject, self._model = subject, subject.model.to(subject.device)
-        self._stage = earlier_stage(subject.model)
+        self._subject = subject
+        self._networks = networks_of(subject.model.to(subject.device))
+        self._stage = earlier_stage(self._networks[0])
 
     def explain(self, images: Sequence[Uint8Array], heatmaps: Sequence[FloatArray]) -> FloatArray:
-        """Return the LayerCAM of stored images, ``(N, h, w)``.
+        """Return the LayerCAM of stored images, averaged over copies and networks, ``(N, h, w)``.
 
         Args:
             images: N stored images, ``(H, W, 3)`` uint8 each.
@@ -43,8 +45,9 @@ class LayerCamExplainer:
         subject = self._subject
         inputs = subject.preprocess(torch.from_numpy(np.stack(images)).to(subject.device))
         copies = [
-            flip(layer_cam_map(self._model, flip(inputs, copy), self._stage, subject.targets), copy)
+            flip(layer_cam_map(network, flip(inputs, copy), self._stage, subject.targets), copy)
             for copy in range(subject.tta)
+            for network in self._networks
         ]
         maps: FloatArray = torch.stack(copies).mean(dim=0).cpu().numpy()
         return maps

@@ -24,9 +24,7 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        first = cast(Any, networks[0])
-        self.num_classes: int = first.num_classes
-        self.feature_info = getattr(first, "feature_info", [])
+        self.num_classes: int = cast(Any, networks[0]).num_classes
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the feature maps ``(N, K * F, h, w)`` of ``(N, 3, H, W)`` images."""
@@ -42,24 +40,6 @@ class Ensemble(nn.Module):
             for network, part in zip(self.networks, parts, strict=True)
         ]
         return torch.stack(logits).mean(dim=0)
-
-    def forward_intermediates(
-        self, images: Tensor, *, indices: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the last feature maps, and those of some stages, each side by side.
-
-        Args:
-            images: ``(N, 3, H, W)``.
-            indices: the stages.
-        """
-        found = [
-            cast(Any, network).forward_intermediates(images, indices=list(indices))
-            for network in self.networks
-        ]
-        last = torch.cat([each for each, _ in found], dim=1)
-        return last, [
-            torch.cat(maps, dim=1) for maps in zip(*(maps for _, maps in found), strict=True)
-        ]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, C)`` of ``(N, 3, H, W)`` images."""

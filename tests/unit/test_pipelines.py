@@ -12,18 +12,22 @@ import torch
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.data.dataset import ImageDataset, PreparedData, open_prepared
 from melanoma.data.prepare import prepare
 from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError, SettingError
 from melanoma.evaluation import evaluate
 from melanoma.executor import Item, LocalExecutor, Row
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import read_json
 from melanoma.scoring import CHUNK, SCORES, score
 from melanoma.task import TASKS
 from melanoma.training.checkpoints import HASH, STATE
+from melanoma.training.engine import predict
+from melanoma.training.ensemble import networks_of
 from melanoma.training.job import TrainJob
 from melanoma.training.run import RESULT, run_job, train
+from melanoma.training.teacher import OUT_OF_FOLD, read_teacher
 
 pytestmark = pytest.mark.usefixtures("without_onnx")  # but the bundles of fixtures have it
 BINARY = TASKS["binary"]
@@ -129,6 +133,77 @@ def test_several_workers_need_another_executor(
 ) -> None:
     with pytest.raises(SettingError, match="Several workers need an executor"):
         run_job(TrainJob(prepared.folder, tmp_path / "run", quick, num_workers=2), LocalExecutor())
+
+
+@pytest.fixture(scope="module")
+def ensemble_dir(
+    prepared: PreparedData, quick: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "ensemble"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("melanoma.bundle.packing._export", lambda *_: None)
+        train(prepared.folder, folder, quick, all_folds=True)
+    return folder
+
+
+def test_an_ensemble_holds_a_network_for_each_fold(
+    prepared: PreparedData, ensemble_dir: Path
+) -> None:
+    bundle = load_bundle(ensemble_dir / "bundle")
+    num_folds = prepared.manifest.num_folds
+    assert bundle.manifest.num_networks == num_folds
+    assert bundle.manifest.operating_point.contract.basis == "split"
+    assert verify_bundle(ensemble_dir / "bundle") == [] or (
+        bundle.operating_point.contract.status == "unmet"
+    )
+    assert "times test_convnext" in bundle.model_card
+    assert read_json(ensemble_dir / RESULT)["best_epochs"] == list(bundle.manifest.best_epochs)
+    histories = [
+        (ensemble_dir / f"fold_{fold}" / "history.jsonl").read_text() for fold in range(num_folds)
+    ]
+    assert len(set(histories)) == num_folds
+
+
+def test_an_ensemble_leaves_a_teacher_that_has_not_seen_its_images(
+    prepared: PreparedData, ensemble_dir: Path, quick: TrainConfig
+) -> None:
+    teacher = read_teacher(ensemble_dir / OUT_OF_FOLD, prepared)
+    network = networks_of(load_bundle(ensemble_dir / "bundle").model)[1]
+    rows = prepared.rows("train", fold=1)
+    seen = predict(
+        network,
+        ImageDataset(prepared, rows),
+        Preprocess(prepared.stored_shape, quick.data),
+        tta=quick.data.tta,
+    )
+    calibrator = load_bundle(ensemble_dir / "bundle").manifest.calibrator
+    assert np.allclose(teacher.loc[rows["image_id"]], calibrator(seen.logits), atol=1e-5)
+
+
+def test_an_ensemble_can_teach_one_network(
+    prepared: PreparedData, ensemble_dir: Path, run_dir: Path, quick: TrainConfig, tmp_path: Path
+) -> None:
+    train(prepared.folder, tmp_path / "run", quick, teacher=ensemble_dir / OUT_OF_FOLD)
+    student = load_bundle(tmp_path / "run" / "bundle").manifest
+    assert student.num_networks == 1
+    assert student.weights_sha256 != load_bundle(run_dir / "bundle").manifest.weights_sha256
+    with pytest.raises(DataError, match="teacher"):
+        train(prepared.folder, tmp_path / "run", quick)
+
+
+def test_a_small_calibration_split_makes_an_ensembles_contract_approximate(
+    prepared: PreparedData, quick: TrainConfig, tmp_path: Path
+) -> None:
+    assert isinstance(prepared.folder, Path)
+    folder = Path(shutil.copytree(prepared.folder, tmp_path / "data"))
+    strict = quick.with_overrides(["target_sensitivity=0.98"])  # 182 targets at the first access
+    (folder / "accesses.jsonl").unlink(missing_ok=True)
+    train(folder, tmp_path / "run", strict, all_folds=True)
+    contract = load_bundle(tmp_path / "run" / "bundle").operating_point.contract
+    groups = prepared.rows("train").query("dx == 'mel'")["group"].nunique()
+    assert contract.basis == "out_of_fold"
+    assert contract.num_target + contract.num_target_unassessed == groups
+    assert open_prepared(folder).accesses("calibration") == []
 
 
 def test_an_evaluation_in_this_process(

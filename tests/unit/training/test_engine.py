@@ -87,25 +87,31 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+MIXED = ("augment.mixup=0.4", "augment.cutmix=0.6", "optim.class_sampling=1", "loss.smoothing=0.1")
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "num_workers", "accumulate"), [("adamw", 2, 1), ("muon", 2, 3), ("muon", 4, 1)]
+    ("optimizer", "num_workers", "accumulate", "more"),
+    [("adamw", 2, 1, ()), ("muon", 2, 3, ()), ("muon", 4, 1, ()), ("adamw", 2, 3, MIXED)],
 )
 def test_several_workers_end_like_one_with_the_whole_batch(
     optimizer: str,
     num_workers: int,
     accumulate: int,
+    more: tuple[str, ...],
     prepared: PreparedData,
     tiny_config: TrainConfig,
     tmp_path: Path,
 ) -> None:
-    """The weighted mean is taken over the global batch, and which branches an image skips does not
-    depend on who shows it, or in how many parts."""
+    """The weighted mean is taken over the global batch, and which branches an image skips, and with
+    what it is mixed, does not depend on who shows it, or in how many parts."""
     settings = (
         "optim.lr=0.0005",
         "optim.grad_clip=0",
         "loss.gamma=2",
         "loss.tau=1",
         "model.drop_path=0.3",
+        *more,
     )
     config = _config(tiny_config, f"optim.optimizer={optimizer}", *settings)
     one = _fit(prepared, config)
@@ -238,6 +244,30 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     first, second = epoch_order(50, seed=0, epoch=0), epoch_order(50, seed=0, epoch=1)
     assert sorted(first) == sorted(second) == list(range(50))
     assert not np.array_equal(first, second)
+
+
+def test_class_sampling_shows_rare_classes_more_often(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    def counts(sampling: float) -> np.ndarray:
+        config = tiny_config.with_overrides([f"optim.class_sampling={sampling}"])
+        training = Training.on(config, prepared)
+        labels = training.train.labels.numpy()
+        orders = np.concatenate([training.order(epoch) for epoch in range(20)])
+        return np.bincount(labels[orders], minlength=len(CLASSES)) / len(orders)
+
+    share = np.bincount(prepared.rows("train", without_fold=0)["label"], minlength=len(CLASSES))
+    there = share > 0
+    assert np.allclose(counts(0), share / share.sum())
+    assert np.allclose(counts(1)[there], 1 / there.sum(), atol=0.02)
+
+
+def test_mixing_ends_before_the_last_epochs(
+    prepared: PreparedData, tiny_config: TrainConfig
+) -> None:
+    mixed = ["optim.epochs=10", "augment.cutmix=1", "augment.mix_until=0.7"]
+    training = Training.on(tiny_config.with_overrides(mixed), prepared)
+    assert [training.mixes(epoch) for epoch in range(10)] == [True] * 7 + [False] * 3
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

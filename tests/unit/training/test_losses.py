@@ -3,7 +3,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from melanoma.errors import SettingError
-from melanoma.training.losses import class_weights_from_counts, focal_terms, source_offsets
+from melanoma.training.losses import (
+    class_weights_from_counts,
+    focal_terms,
+    soft_labels,
+    source_offsets,
+)
 from tests.tasks import CLASSES, MELANOMA_INDEX
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 4.0, 0.2, 1.5])
@@ -95,3 +100,22 @@ def test_offsets_are_what_the_source_says() -> None:
 
 def test_one_source_has_no_offsets() -> None:
     assert source_offsets([0, 1, 1], ["", "", ""], num_classes=3, strength=1.0).abs().max() < 1e-6
+
+
+def test_a_soft_label_costs_the_mean_of_its_classes() -> None:
+    logits, first = _batch()
+    second = (first + 1) % 7
+    shares = 0.3 * F.one_hot(first, 7) + 0.7 * F.one_hot(second, 7)
+    ours, _ = focal_terms(logits, WEIGHTS * shares, gamma=2)
+    parts = [
+        focal_terms(logits, WEIGHTS * F.one_hot(each, 7), gamma=2)[0] for each in (first, second)
+    ]
+    assert ours.item() == pytest.approx((0.3 * parts[0] + 0.7 * parts[1]).item(), rel=1e-5)
+
+
+def test_smoothing_spreads_a_share_of_the_label() -> None:
+    labels = torch.tensor([4, 0])
+    assert soft_labels(labels, 7, smoothing=0.14)[0].tolist() == pytest.approx(
+        [0.02, 0.02, 0.02, 0.02, 0.88, 0.02, 0.02]
+    )
+    assert torch.equal(soft_labels(labels, 7), F.one_hot(labels, 7).float())
