@@ -97,6 +97,8 @@ def evaluate(
         evaluated = Evaluated(
             task=bundle.task,
             operating_point=bundle.operating_point,
+            calibrator=bundle.manifest.calibrator,
+            several_images=bundle.manifest.several_images,
             **_identity(bundle),
             predictions=predictions.drop(columns="fingerprint"),
             split=asked.name,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from melanoma.bundle.bundle import Bundle
-from melanoma.bundle.predictor import Prediction, Predictor
+from melanoma.bundle.deciding import Prediction
+from melanoma.bundle.predictor import Predictor
 from melanoma.data.image_files import read_image
 from melanoma.data.rejections import UNREADABLE, reason_of
 from melanoma.errors import InvalidImageError

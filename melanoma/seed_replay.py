@@ -25,7 +25,7 @@ from melanoma.errors import DataError
 from melanoma.evaluation import evaluate
 from melanoma.evidence.intervals import clopper_pearson
 from melanoma.evidence.levels import image_level
-from melanoma.evidence.report import numbers_of
+from melanoma.evidence.numbers import numbers_of
 from melanoma.executor import Counted, Executor, silently
 from melanoma.io.files import new_folder, read_parquet, write_text
 from melanoma.io.storage import AnyPath, to_path

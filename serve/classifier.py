@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from melanoma.arrays import Uint8Array
-from melanoma.bundle.predictor import Prediction, Predictor
+from melanoma.bundle.deciding import Prediction
+from melanoma.bundle.predictor import Predictor
 from melanoma.errors import BundleError
 from serve.batcher import Batcher
 from serve.described import Described

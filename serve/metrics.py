@@ -11,7 +11,7 @@ from typing import Literal
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from melanoma.bundle.predictor import Prediction
+from melanoma.bundle.deciding import Prediction
 
 Stage = Literal["decode", "predict", "explain", "encode"]
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]

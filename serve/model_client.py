@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from melanoma.arrays import FloatArray, Uint8Array
-from melanoma.bundle.predictor import Prediction
+from melanoma.bundle.deciding import Prediction
 from melanoma.explain.overlay import MAX_SIDE_PX
 from melanoma.imaging.decode import SMALL_WORK
 from melanoma.imaging.preprocess import Preprocess

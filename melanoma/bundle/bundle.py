@@ -40,6 +40,7 @@ from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
 from melanoma.evidence.contract import unit_of
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
+from melanoma.evidence.several_images import UNIT
 from melanoma.explain.subject import Subject
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.cache import local_folder
@@ -101,8 +102,8 @@ class Extras:
     """What a bundle holds besides its network and its manifest.
 
     Attributes:
-        calibration_rows: columns label and score, one row for each unit that the contract rests on;
-            without ids.
+        calibration_rows: columns label, score and num_images, one row for each unit that a contract
+            rests on; without ids.
         features_onnx: the exported network if ONNX Runtime computes its features, else None.
         model_card: the text of MODEL_CARD.md.
         known_images: hashes of the images it was trained and calibrated on.
@@ -137,7 +138,8 @@ def write_bundle(
 ) -> BundleManifest:
     """Write the files of a bundle into a folder of this node; arguments as in `save_bundle`."""
     write_bytes(work / WEIGHTS, weights_of(model))
-    rows = extras.calibration_rows[["label", "score"]].sort_values(["label", "score"])
+    columns = ["label", "score", "num_images"]
+    rows = extras.calibration_rows[columns].sort_values(columns)
     rows.to_parquet(work / CALIBRATION, index=False)
     write_text(work / MODEL_CARD, extras.model_card)
     write_bytes(work / KNOWN_IMAGES, extras.known_images)
@@ -311,14 +313,26 @@ def verify_bundle(folder: AnyPath) -> list[str]:
 
 
 def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
-    """Return whether the scores give the recorded threshold and contract when recomputed."""
-    rows, recorded = pd.read_parquet(io.BytesIO(calibration)), manifest.operating_point
+    """Return whether the scores give the recorded thresholds and contracts when recomputed."""
+    rows = pd.read_parquet(io.BytesIO(calibration))
+    alone, several = rows[rows["num_images"] == 1], rows[rows["num_images"] > 1]
+    if (manifest.several_images is None) != several.empty:
+        return False
+    pairs = [(manifest.operating_point, alone, unit_of(manifest.group_columns))]
+    if manifest.several_images is not None:
+        pairs.append((manifest.several_images, several, UNIT))
+    return all(_follows(point, units, unit, manifest) for point, units, unit in pairs)
+
+
+def _follows(
+    recorded: OperatingPoint, rows: pd.DataFrame, unit: str, manifest: BundleManifest
+) -> bool:
     contract, is_target = recorded.contract, rows["label"].isin(manifest.task.targets)
     promise = Promise(
         contract.targets,
         contract.target_sensitivity,
         manifest.hardest_reference,
-        unit_of(manifest.group_columns),
+        unit,
         contract.population,
         access=contract.access,
         accesses_declared=contract.accesses_declared,

@@ -1,4 +1,7 @@
-"""Opens the calibration split, once, and makes the contract of a network.
+"""Opens the calibration split, once, and makes the contracts of a network.
+
+One is for one image, the other for several images of one lesion. Each keeps its promise with the
+error of this access; that both do is a little less likely.
 
 All else that follows from data was decided before (melanoma/bundle/held_out.py).
 """
@@ -11,13 +14,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from melanoma.arrays import BoolArray, FloatArray, IntArray
+from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.bundle import weights_of
 from melanoma.bundle.held_out import Fixed, all_images, group_codes
 from melanoma.config import TrainConfig
 from melanoma.data.accesses import calibration_access, declared_accesses
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import DataError
+from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.contract import error_at, targets_needed, unit_of
 from melanoma.evidence.operating_point import (
     OperatingPoint,
@@ -26,6 +30,7 @@ from melanoma.evidence.operating_point import (
     select_operating_point,
 )
 from melanoma.evidence.reference_models import hardest
+from melanoma.evidence.several_images import UNIT, Units, lesion_units
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.task import Task
 from melanoma.training.engine import predict
@@ -37,12 +42,15 @@ class Calibrated:
 
     Attributes:
         operating_point: the threshold and the contract.
-        units: label and score of the units that it rests on.
+        several_images: those for several images of one lesion; None if no assessed target has
+            several.
+        units: label, score and number of images of the units that they rest on.
         images: the images by which the CPU's library is chosen.
         logits: ``(N, C)`` of those images.
     """
 
     operating_point: OperatingPoint
+    several_images: OperatingPoint | None
     units: pd.DataFrame
     images: ImageDataset
     logits: FloatArray
@@ -92,11 +100,10 @@ def _calibrate_on_split(
     rows = data.rows("calibration")
     images = ImageDataset(data, rows)
     unusual = fixed.usual_images.are_unusual(all_images(images))
-    drawn = _draw_units(data, rows, unusual, seed=config.seed)
-    promise = _promise(config, data, fixed, drawn, access=access, accesses_declared=declared)
     logits = predict(model, images, preprocess, tta=config.data.tta).logits
-    point, units = _operating_point(data.task, rows, fixed.calibrator(logits), drawn, promise)
-    return Calibrated(point, units, images, logits)
+    promise = _promise(config, data, fixed, access=access, accesses_declared=declared)
+    draw = _Draw(data.task, fixed.calibrator, promise, config.seed)
+    return Calibrated(*draw.contracts(rows, logits, unusual), images, logits)
 
 
 def _calibrate_out_of_fold(
@@ -107,78 +114,89 @@ def _calibrate_out_of_fold(
     The contract is approximate: its scores are those of single networks, not of the ensemble, and
     the same images chose the epochs.
     """
-    drawn = _draw_units(data, fixed.held.rows, fixed.unusual, seed=config.seed)
-    promise = _promise(config, data, fixed, drawn, basis="out_of_fold")
-    point, units = _operating_point(data.task, fixed.held.rows, fixed.probabilities, drawn, promise)
+    promise = _promise(config, data, fixed, basis="out_of_fold")
+    draw = _Draw(data.task, fixed.calibrator, promise, config.seed)
+    contracts = draw.contracts(fixed.held.rows, fixed.held.logits, fixed.unusual)
     images = ImageDataset(data, data.rows("train", fold=fixed.held.folds[0]))
     preprocess = Preprocess(data.stored_shape, config.data)
     logits = predict(model, images, preprocess, tta=config.data.tta).logits
-    return Calibrated(point, units, images, logits)
+    return Calibrated(*contracts, images, logits)
 
 
-def _promise(
-    config: TrainConfig, data: PreparedData, fixed: Fixed, drawn: "_Drawn", **spent: Any
-) -> Promise:
+def _promise(config: TrainConfig, data: PreparedData, fixed: Fixed, **spent: Any) -> Promise:
     return Promise(
         data.task.targets,
         config.target_sensitivity,
         hardest(fixed.comparisons),
         unit_of(data.manifest.group_columns),
         data.manifest.population,
-        num_target_unassessed=drawn.num_target_unassessed,
         target_share=fixed.target_share,
         **spent,
     )
 
 
-def _operating_point(
-    task: Task, rows: pd.DataFrame, probabilities: FloatArray, drawn: "_Drawn", promise: Promise
-) -> tuple[OperatingPoint, pd.DataFrame]:
-    """Return the operating point, and label and score of the units that it rests on."""
-    scores, labels = task.target_scores(probabilities), rows["label"].to_numpy()
-    chosen = np.concatenate([drawn.targets, drawn.others])
-    return (
-        select_operating_point(scores[drawn.targets], scores[drawn.others], promise),
-        pd.DataFrame(
-            {"label": [task.classes[label] for label in labels[chosen]], "score": scores[chosen]}
-        ),
-    )
-
-
 @dataclasses.dataclass(frozen=True)
-class _Drawn:
-    """The units of a contract.
+class _Draw:
+    """Draws one target and one other unit of each group, and makes their contract.
 
     Attributes:
-        targets: the positions of the assessed target images.
-        others: the positions of the other assessed images.
-        num_target_unassessed: number of targets that were drawn and are not assessed.
-    """
-
-    targets: IntArray
-    others: IntArray
-    num_target_unassessed: int
-
-
-def _draw_units(data: PreparedData, rows: pd.DataFrame, unusual: BoolArray, *, seed: int) -> _Drawn:
-    """Draw one target image and one other image of each group, and keep those that are assessed.
-
-    Args:
-        data: the data set.
-        rows: N of its records.
-        unusual: ``(N,)``, which images are not assessed.
+        task: the classes.
+        calibrator: from logits to probabilities.
+        promise: the requirements of the contract for one image.
         seed: seed of the draw.
-
-    Raises:
-        DataError: if no target is assessed.
     """
-    is_target = data.task.is_target(rows["label"].to_numpy())
-    drawn, others = choose_units(is_target, group_codes(rows), seed=seed)
-    targets = drawn[~unusual[drawn]]
-    if not len(targets):
-        raise DataError(
-            f"The calibration split must hold {data.task.noun[1]} like those of the train split;"
-            f" all {len(drawn)} differ in light, colour or sharpness. Draw the splits at random,"
-            " or leave --splits out."
+
+    task: Task
+    calibrator: Calibrator
+    promise: Promise
+    seed: int
+
+    def contracts(
+        self, rows: pd.DataFrame, logits: FloatArray, unusual: BoolArray
+    ) -> tuple[OperatingPoint, OperatingPoint | None, pd.DataFrame]:
+        """Return the contract for one image, that for several of one lesion, and their units.
+
+        Args:
+            rows: the records of N images.
+            logits: ``(N, C)``.
+            unusual: ``(N,)``, which images are not assessed.
+
+        Raises:
+            DataError: if no target is assessed.
+        """
+        places, ones = np.arange(len(rows)), np.ones(len(rows), dtype=int)
+        images = Units(logits, rows["label"].to_numpy(), group_codes(rows), unusual, ones, places)
+        of_images = self._contract(images, self.promise)
+        if of_images is None:
+            raise DataError(
+                f"The calibration split must hold {self.task.noun[1]} like those of the train"
+                " split; all that were drawn differ in light, colour or sharpness. Draw the splits"
+                " at random, or leave --splits out."
+            )
+        lesions = lesion_units(rows, logits, unusual, self.task, seed=self.seed)
+        of_lesions = self._contract(lesions, dataclasses.replace(self.promise, unit=UNIT))
+        if of_lesions is None:
+            return of_images[0], None, of_images[1]
+        both = pd.concat([of_images[1], of_lesions[1]], ignore_index=True)
+        return of_images[0], of_lesions[0], both
+
+    def _contract(
+        self, units: Units, promise: Promise
+    ) -> tuple[OperatingPoint, pd.DataFrame] | None:
+        """Return the contract on some units and the units drawn; None if no target is assessed."""
+        is_target = self.task.is_target(units.labels)
+        drawn, others = choose_units(is_target, units.groups, seed=self.seed)
+        targets, others = (each[~units.unusual[each]] for each in (drawn, others))
+        if not len(targets):
+            return None
+        scores = self.task.target_scores(self.calibrator(units.logits))
+        promise = dataclasses.replace(promise, num_target_unassessed=len(drawn) - len(targets))
+        chosen = np.concatenate([targets, others])
+        table = pd.DataFrame(
+            {
+                "label": [self.task.classes[label] for label in units.labels[chosen]],
+                "score": scores[chosen],
+                "num_images": units.num_images[chosen],
+            }
         )
-    return _Drawn(targets, others[~unusual[others]], len(drawn) - len(targets))
+        return select_operating_point(scores[targets], scores[others], promise), table

@@ -86,6 +86,8 @@ class BundleManifest(Strict):
         preprocessing: from stored images to the network's input.
         calibrator: from logits to probabilities.
         operating_point: threshold and contract.
+        several_images: threshold and contract for several images of one lesion, whose logits are
+            averaged; None if no lesion of the calibration split with a target has several.
         reference_models: the network beside models that see no image, on the validation fold.
         features: statistics of the validation images, to measure the drift of served images.
         usual_images: which images are assessed; others get cannot_assess.
@@ -124,6 +126,7 @@ class BundleManifest(Strict):
     best_epochs: tuple[int, ...]
     validation: dict[str, float]
     versions: dict[str, str]
+    several_images: OperatingPoint | None = None
     origin: Origin | None = None
     lesion_claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)

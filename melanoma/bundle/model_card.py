@@ -141,6 +141,8 @@ not for commercial use. {_start(draft, weights)}
 | expected sensitivity | {contract.sensitivity_expected:.3f} |
 | specificity, one-sided lower bound | {contract.specificity:.3f}, {contract.specificity_low:.3f} |
 
+{_several_images(draft)}
+
 ## Strata
 
 {_strata_of(draft)}
@@ -248,6 +250,18 @@ Figures of them are those of single networks, and are optimistic, because they c
     return f"""Epoch {draft.best_epochs[0]} of {config.optim.epochs} was chosen on validation fold
 {fold} by the AUROC of the targets within sources{_chosen_by(draft)}.
 Figures of this fold are optimistic, because it chose the epoch."""
+
+
+def _several_images(draft: BundleManifest) -> str:
+    point = draft.several_images
+    if point is None:
+        return "For several images of one lesion there is no contract: no target has several."
+    found = point.contract
+    sentence = found.sentence(draft.task)
+    return f"""For several images of one lesion, whose logits are averaged: **{found.status}**.
+{sentence} Targets, others: {found.num_target}, {found.num_other}; misses allowed:
+{found.misses_allowed}; specificity, one-sided lower bound: {found.specificity:.3f},
+{found.specificity_low:.3f}."""
 
 
 def _architecture(draft: BundleManifest) -> str:

@@ -69,6 +69,7 @@ def pack(
         preprocessing=preprocess,
         calibrator=fixed.calibrator,
         operating_point=calibrated.operating_point,
+        several_images=calibrated.several_images,
         reference_models=fixed.comparisons,
         features=fixed.features,
         usual_images=fixed.usual_images,

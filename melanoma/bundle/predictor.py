@@ -3,7 +3,6 @@
 Evaluation, the server and the tests share it. Knows nothing of requests.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,11 +10,11 @@ import numpy as np
 import PIL.Image
 import torch
 
-from melanoma.arrays import BoolArray, FloatArray, Uint8Array
+from melanoma.arrays import Uint8Array
 from melanoma.bundle.backend import OnnxFeatures
 from melanoma.bundle.bundle import Bundle
+from melanoma.bundle.deciding import Decider, LesionPrediction, Prediction
 from melanoma.bundle.probes import replay_probes
-from melanoma.evidence.operating_point import Decision, decide
 from melanoma.explain.grad_cam import explain_feature_maps
 from melanoma.imaging.decode import check_content, decode_image
 from melanoma.imaging.tta import FeatureExtractor, tta_features
@@ -24,33 +23,6 @@ from melanoma.training.networks import average_logits, features
 
 Image = str | AnyPath | PIL.Image.Image | Uint8Array
 """An image file, or an image in memory."""
-NO_CONTRACT = "contract_not_met"
-UNCONTRACTED = "uncontracted"
-OTHER_CANCER = "other_cancer_likely"
-UNUSUAL = "unusual_image"
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image.
-
-    Attributes:
-        logits: ``(C,)`` float32.
-        probabilities: ``(C,)`` calibrated, float64.
-        decision: refer, no_referral or cannot_assess.
-        warnings: codes of what limits the prediction.
-        feature_distance: distance from the validation images, of which 5 % are farther than 1
-            (melanoma/bundle/drift.py).
-        heatmap: ``(h, w)`` float32 Grad-CAM of the targets, unscaled, over the whole letterbox;
-            None if not requested.
-    """
-
-    logits: FloatArray
-    probabilities: FloatArray
-    decision: Decision
-    warnings: tuple[str, ...]
-    feature_distance: float
-    heatmap: FloatArray | None = None
 
 
 class Predictor:
@@ -73,7 +45,7 @@ class Predictor:
         self.bundle = bundle
         self._device = torch.device(device)
         self._model = bundle.model.to(self._device)
-        self._allow_uncontracted = allow_uncontracted
+        self._decider = Decider(bundle.manifest, allow_uncontracted=allow_uncontracted)
         self._extract: FeatureExtractor = partial(features, self._model)
         if self._device.type == "cpu" and bundle.features_onnx is not None:
             self._extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
@@ -124,7 +96,23 @@ class Predictor:
                 logits, heatmaps = average_logits(self._model, feature_maps), None
         distances = self.bundle.manifest.features.distance(feature_maps[0])
         unusual = self.bundle.manifest.usual_images.are_unusual(stored)
-        return self.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
+        return self._decider.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
+
+    def predict_lesion(self, images: Sequence[Image], *, explain: bool = False) -> LesionPrediction:
+        """Predict several images of one lesion: each, and all together.
+
+        Args:
+            images: 1 to 6 images, as `predict` takes them.
+            explain: whether to compute heatmaps.
+
+        Raises:
+            DataError: if there are more than six, or the bundle has no contract for several.
+            InvalidImageError: if a file is not an image that can be judged.
+            OSError: if a file cannot be read.
+            FloatingPointError: if a logit is not finite.
+        """
+        self._decider.check_num_images(len(images))
+        return self._decider.of_lesion(self.predict(images, explain=explain))
 
     def _stored(self, image: Image) -> Uint8Array:
         """Return an image as a prepared data set stores it; an array of that shape is not changed.
@@ -140,52 +128,3 @@ class Predictor:
         decoded = decode_image(to_path(image).read_bytes())
         check_content(decoded)
         return preprocess.stored(decoded)
-
-    def interpret(
-        self,
-        logits: FloatArray,
-        distances: FloatArray,
-        unusual: BoolArray,
-        heatmaps: FloatArray | None = None,
-    ) -> list[Prediction]:
-        """Turn logits into predictions with calibrated probabilities and decisions.
-
-        Args:
-            logits: ``(N, C)``.
-            distances: ``(N,)``, the feature distances.
-            unusual: ``(N,)``, which images are not assessed.
-            heatmaps: ``(N, h, w)``, or None if not requested.
-
-        Raises:
-            FloatingPointError: if a logit is not finite.
-        """
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(
-                "The network must return finite logits; it did not, so the bundle or its input is"
-                " broken. Run `melanoma bundle verify`."
-            )
-        probabilities = self.bundle.manifest.calibrator(logits)
-        decided = [self._decide(*pair) for pair in zip(probabilities, unusual, strict=True)]
-        return [
-            Prediction(
-                logits[i],
-                probabilities[i],
-                *decided[i],
-                feature_distance=float(distances[i]),
-                heatmap=None if heatmaps is None else heatmaps[i],
-            )
-            for i in range(len(logits))
-        ]
-
-    def _decide(self, probabilities: FloatArray, unusual: bool) -> tuple[Decision, tuple[str, ...]]:
-        point, task = self.bundle.operating_point, self.bundle.task
-        if point.contract.status != "met" and not self._allow_uncontracted:
-            return "cannot_assess", (NO_CONTRACT, *((UNUSUAL,) if unusual else ()))
-        warnings = () if point.contract.status == "met" else (UNCONTRACTED,)
-        if unusual:
-            return "cannot_assess", (*warnings, UNUSUAL)
-        decision = decide(float(task.target_scores(probabilities[None])[0]), point.threshold)
-        likeliest = task.classes[int(probabilities.argmax())]
-        if decision == "no_referral" and likeliest in task.malignant:
-            warnings = (*warnings, OTHER_CANCER)
-        return decision, warnings

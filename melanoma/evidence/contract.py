@@ -155,8 +155,14 @@ class Contract(Strict):
             )
         if task.malignant:
             limits += " Other cancers are not looked for."
+        several = self.unit.startswith("up to")
+        where = (
+            "On several images of one lesion, judged together, like those"
+            if several
+            else "On images like those"
+        )
         return (
-            f"On images like those it was calibrated on ({self.population}, {self.num_target}"
+            f"{where} it was calibrated on ({self.population}, {self.num_target}"
             f" {units}), with {self.confidence:.0%} confidence at least"
             f" {self.target_sensitivity:.0%} of {task.noun[1]} are referred.{limits} Not checked"
             " for your clinic or camera."

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from melanoma.arrays import BoolArray
+from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.task import Task
 
@@ -31,6 +32,8 @@ class Evaluated:
             hold training images.
         left_out: images that could not be judged, or that were left out when the data set was
             prepared: reason -> class -> number.
+        calibrator: from logits to probabilities; None leaves out what needs it.
+        several_images: the threshold and contract for several images of one lesion; None without.
         train: records to fit the reference models to; None if there are none.
         known: ids of images of the data set that the bundle was made from; they and the other
             images of their groups are reported apart.
@@ -49,6 +52,8 @@ class Evaluated:
     accesses: list[dict[str, Any]]
     same_splits: bool
     left_out: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    calibrator: Calibrator | None = None
+    several_images: OperatingPoint | None = None
     train: pd.DataFrame | None = None
     known: frozenset[str] = frozenset()
     data_hash: str = ""

@@ -15,9 +15,10 @@ from melanoma.evidence.calibration import calibration_scores
 from melanoma.evidence.decision_curve import decision_curve
 from melanoma.evidence.evaluated import Evaluated
 from melanoma.evidence.evaluation_page import evaluation_page, evaluation_pdf
-from melanoma.evidence.intervals import effective_number
+from melanoma.evidence.lesion_report import several_images_report
 from melanoma.evidence.levels import UNIT_SEED, Level, contract_level, image_level, lesion_level
-from melanoma.evidence.metrics import METRICS, confusion, group_bootstrap
+from melanoma.evidence.metrics import confusion
+from melanoma.evidence.numbers import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, numbers_of
 from melanoma.evidence.operating_point import is_referred
 from melanoma.evidence.page import to_png
 from melanoma.evidence.plots import (
@@ -29,13 +30,12 @@ from melanoma.evidence.plots import (
 )
 from melanoma.evidence.prevalence import at_prevalences
 from melanoma.evidence.reference_models import SOURCE, within_source_auroc
-from melanoma.evidence.strata import auroc_of, by_class, by_column, proportion, subgroups
+from melanoma.evidence.strata import by_class, by_column, proportion, subgroups
 from melanoma.evidence.target_calibration import target_calibration
 from melanoma.evidence.verdict import verdict
 from melanoma.io.files import write_bytes, write_json, write_text
 
 FORMAT_VERSION = 2
-BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 1000, 0
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
@@ -119,6 +119,7 @@ def _content(evaluated: Evaluated, images: Level, lesions: Level | None) -> dict
         },
         "decision_curve": decision_curve(judged.is_target, judged.scores),
         "contract": verdict(evaluated, contract_units, num_target_unassessed=refused),
+        "several_images": several_images_report(evaluated),
         "missed_targets": _missed(images, threshold),
         "accesses": evaluated.accesses,
     }
@@ -158,39 +159,6 @@ def _plots(
         "confusion.png": plot_confusion(np.array(report["confusion"]), units.task.classes),
     }
     return {name: to_png(figure) for name, figure in figures.items()}
-
-
-def numbers_of(level: Level, threshold: float) -> dict[str, Any]:
-    """Return every number of some units, those with an interval as {value, low, high}.
-
-    Args:
-        level: the units.
-        threshold: of the bundle.
-    """
-    units, groups = level.units, level.groups
-    is_target, referred = units.is_target, is_referred(units.scores, threshold)
-    numbers = {
-        "num": len(units),
-        "num_target": int(is_target.sum()),
-        "num_groups": len(np.unique(groups)),
-        "effective_num_target": effective_number(groups[is_target]),
-        "effective_num_other": effective_number(groups[~is_target]),
-        "table": {
-            "referred_target": int((referred & is_target).sum()),
-            "missed_target": int((~referred & is_target).sum()),
-            "referred_other": int((referred & ~is_target).sum()),
-            "spared_other": int((~referred & ~is_target).sum()),
-        },
-        "sensitivity": proportion(referred[is_target], groups[is_target]),
-        "specificity": proportion(~referred[~is_target], groups[~is_target]),
-        **group_bootstrap(units, groups, num_draws=BOOTSTRAP_DRAWS, seed=BOOTSTRAP_SEED),
-    }
-    for name, metric in METRICS.items():
-        if metric.share is not None:
-            # Exact bounds hold even if all units are right; a bootstrap interval has no width then.
-            counted, right = metric.share(units)
-            numbers[name] = proportion(right[counted], groups[counted])
-    return {**numbers, "auroc": auroc_of(level)}
 
 
 def _missed(images: Level, threshold: float) -> list[dict[str, Any]]:

@@ -83,6 +83,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         _prevalences(report),
         _calibration(report),
         _power(report),
+        _several_images(report),
         _missed(report),
         _accesses(report),
         _provenance(report),
@@ -283,6 +284,33 @@ def _power(report: Mapping[str, Any]) -> Section:
         ["true sensitivity", "confirmed", "refuted"],
         rows,
         note,
+    )
+
+
+def _several_images(report: Mapping[str, Any]) -> Section:
+    found = report["several_images"]
+    columns = ["", "all images together", "one image of each"]
+    title = "Several images of one lesion"
+    if found is None:
+        return Section(title, columns, [])
+    both = found["together"], found["one_image"]
+    nouns = html.escape(report["task"]["noun"][1])
+    numbers = ("auroc", "specificity_at_sensitivity_90", "macro_f1", "sensitivity", "specificity")
+    rows = [
+        [f"lesions; {nouns}", *(f"{each['num']}; {each['num_target']}" for each in both)],
+        ["threshold", *(f"{each['threshold']:.4f}" for each in both)],
+        *(
+            [html.escape(title_of(name)), *(interval(each[name]) for each in both)]
+            for name in numbers
+        ),
+        ["expected calibration error", *(f"{each['calibration']['ece']:.3f}" for each in both)],
+    ]
+    return Section(
+        title,
+        columns,
+        rows,
+        f"The same lesions, {found['mean_images']:.1f} images each on average. Contract for several"
+        f" images: {html.escape(found['contract']['sentence'])}",
     )
 
 

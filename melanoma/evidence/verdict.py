@@ -14,7 +14,7 @@ def verdict(evaluated: Evaluated, level: Level, *, num_target_unassessed: int) -
 
     Args:
         evaluated: what was predicted.
-        level: its judged units of the contract, one image per group.
+        level: its judged units of the contract, one per group.
         num_target_unassessed: further target units that got cannot_assess.
     """
     point, units = evaluated.operating_point, level.units
@@ -29,7 +29,7 @@ def verdict(evaluated: Evaluated, level: Level, *, num_target_unassessed: int) -
     )
     low, high = clopper_pearson(referred, num_target, confidence=2 * confidence - 1)
     words = (
-        f"{referred} of {num_target} {evaluated.task.noun[1]} were referred, one image per group "
+        f"{referred} of {num_target} {evaluated.task.noun[1]} were referred, {point.contract.unit} "
         f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
     )
     if num_target_unassessed:

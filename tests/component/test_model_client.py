@@ -15,7 +15,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from benchmarks.hostile_files import SIDE_PX, png, scan_bomb
-from melanoma.bundle.predictor import Prediction
+from melanoma.bundle.deciding import Prediction
 from melanoma.errors import InvalidImageError
 from serve import model_client
 from serve.classifier import Answer, Job

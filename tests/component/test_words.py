@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import serve
-from melanoma.bundle.predictor import NO_CONTRACT, OTHER_CANCER, UNCONTRACTED, UNUSUAL
+from melanoma.bundle.deciding import NO_CONTRACT, OTHER_CANCER, UNCONTRACTED, UNUSUAL
 from melanoma.evidence.operating_point import Decision
 
 

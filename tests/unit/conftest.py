@@ -9,7 +9,7 @@ from melanoma.evidence.metrics import group_bootstrap
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports get their intervals from 40 draws instead of 1000, which take seconds."""
     few = functools.partial(group_bootstrap, num_draws=40)
-    monkeypatch.setattr("melanoma.evidence.report.group_bootstrap", few)
+    monkeypatch.setattr("melanoma.evidence.numbers.group_bootstrap", few)
     monkeypatch.setattr("melanoma.evidence.strata.group_bootstrap", few)
 
 

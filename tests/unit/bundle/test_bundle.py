@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
+from melanoma.bundle.deciding import NO_CONTRACT, UNCONTRACTED, UNUSUAL, Decider
 from melanoma.bundle.held_out import all_images, group_codes
-from melanoma.bundle.predictor import NO_CONTRACT, UNCONTRACTED, UNUSUAL, Predictor
+from melanoma.bundle.predictor import Predictor
 from melanoma.bundle.probes import probe_images
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import BundleError
@@ -124,7 +125,7 @@ def test_nothing_is_ever_unpickled(copied: Path, tmp_path: Path) -> None:
 
 def test_the_calibration_table_leads_back_to_nobody(bundle_dir: Path) -> None:
     table = pd.read_parquet(bundle_dir / "calibration.parquet")
-    assert list(table.columns) == ["label", "score"]
+    assert list(table.columns) == ["label", "score", "num_images"]
     assert table.sort_values(["label", "score"]).equals(table)  # nor does its order
 
 
@@ -195,20 +196,19 @@ def test_an_unusual_image_is_not_assessed(bundle_dir: Path) -> None:
 
 
 def test_a_broken_network_gives_no_answer(bundle_dir: Path) -> None:
-    predictor = Predictor(load_bundle(bundle_dir))
+    decider = Decider(load_bundle(bundle_dir).manifest)
     with pytest.raises(FloatingPointError):
-        predictor.interpret(np.full((1, 7), np.nan), np.ones(1), np.zeros(1, dtype=bool))
+        decider.interpret(np.full((1, 7), np.nan), np.ones(1), np.zeros(1, dtype=bool))
 
 
 def test_the_decision_is_the_threshold_on_the_calibrated_probability(bundle_dir: Path) -> None:
-    predictor = Predictor(load_bundle(bundle_dir))
+    manifest = load_bundle(bundle_dir).manifest
     logits = torch.linspace(-4, 4, 41)[:, None] * torch.eye(7)[MELANOMA_INDEX][None]
     usual = np.zeros(len(logits), dtype=bool)
-    for prediction in predictor.interpret(logits.numpy(), np.ones(len(logits)), usual):
+    for prediction in Decider(manifest).interpret(logits.numpy(), np.ones(len(logits)), usual):
         expected = (
             "refer"
-            if prediction.probabilities[MELANOMA_INDEX]
-            >= predictor.bundle.operating_point.threshold
+            if prediction.probabilities[MELANOMA_INDEX] >= manifest.operating_point.threshold
             else "no_referral"
         )
         assert prediction.decision == expected
