@@ -35,9 +35,10 @@ from melanoma.imaging.preprocess import Preprocess
 from melanoma.presets import cpu
 from melanoma.task import DEFAULT_TASK, TASKS
 from melanoma.training.distributed import World
-from melanoma.training.engine import autocast, start_state, train_one_epoch
+from melanoma.training.engine import start_state, train_one_epoch
 from melanoma.training.networks import start_model
 from melanoma.training.plan import Training
+from melanoma.training.precision import autocast
 
 TASK = TASKS[DEFAULT_TASK]
 REPEATS = 4

@@ -330,6 +330,10 @@ class OptimConfig(_Config):
         layer_decay: factor on the learning rate per block away from the head, in (0, 1]; 1 is off.
         frozen_layers: layers nearest the image, counted as for the layer decay, that keep the
             weights they start with; they cost no backward pass.
+        head_only: whether the backbone keeps the weights it starts with. Its features are computed
+            once, and the last layer is fitted to them with as many strengths of its penalty as
+            there are epochs, from 1 down by a factor of 3.2 each; nothing is augmented, and of this
+            section only epochs counts.
         warmup_epochs: epochs of linear warm-up before the cosine.
         ema_decay: moving average of the weights, in [0, 1); 0 is off. Step t uses 1 - (1 +
             t)^(-2/3) while that is less.
@@ -348,6 +352,7 @@ class OptimConfig(_Config):
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     frozen_layers: int = 0
+    head_only: bool = False
     warmup_epochs: float = 1.0
     ema_decay: float = 0.99
     grad_clip: float = 5.0

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -26,10 +26,12 @@ from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.training.batches import Batch, batches
 from melanoma.training.distributed import World
+from melanoma.training.head import fit_head
 from melanoma.training.losses import focal_terms
 from melanoma.training.muon import Muon
 from melanoma.training.networks import freeze, parameter_groups, train_mode, tta_logits
 from melanoma.training.plan import Training
+from melanoma.training.precision import autocast, full_precision
 from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
 
 SELECTION = "within_source_auroc"
@@ -118,7 +120,7 @@ def start_state(model: nn.Module, config: TrainConfig, world: World | None = Non
         raise SettingError(f"optim.optimizer {config.optim.optimizer} is not built in start_state.")
     ema = (
         ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
-        if config.optim.ema_decay > 0
+        if config.optim.ema_decay > 0 and not config.optim.head_only
         else None
     )
     return TrainState(model, ema, optimizer)
@@ -152,26 +154,6 @@ def input_size(config: TrainConfig, epoch: int) -> tuple[int, int]:
     return full
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device) -> Iterator[None]:
-    """Compute in bfloat16 on a GPU and in float32 elsewhere, until the block ends."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        yield
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in float32 on every device, until the block ends.
-
-    Predictions choose the epoch and the threshold, so rounding must not change them.
-    """
-    with (
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
-        yield
-
-
 def fit(
     training: Training,
     model: nn.Module,
@@ -191,6 +173,9 @@ def fit(
             number of workers.
         FloatingPointError: if the loss or a logit is not finite.
     """
+    if training.config.optim.head_only:
+        fit_head(training, state, on_epoch_end)
+        return state
     batch_size = training.config.optim.batch_size
     if not training.world.size <= batch_size <= len(training.train):
         raise SettingError(

@@ -32,6 +32,7 @@ class Training:
             the weight of its class.
         offsets: ``(N, C)``, added to the logits of the N training images while training.
         task: what the classes mean.
+        content: the hash of the data set, under which features of frozen networks are kept.
         world: the processes that share the run.
         on_step: called with (epoch, step, num_steps, loss) on every rank; epoch and step count
             from 0, and the loss is a scalar on the network's device.
@@ -44,6 +45,7 @@ class Training:
     targets: Tensor
     offsets: Tensor
     task: Task
+    content: str = ""
     world: World = dataclasses.field(default_factory=World)
     on_step: Callable[[int, int, int, Tensor], None] | None = None
 
@@ -98,6 +100,7 @@ class Training:
                 strength=loss.source_offset,
             ),
             task=data.task,
+            content=data.content_hash,
             world=world or World(),
             on_step=on_step,
         )

@@ -23,6 +23,7 @@ from melanoma.io.files import claim_folder, locked, new_folder, sha256_of, write
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.training.checkpoints import read_state
 from melanoma.training.ensemble import build_networks, networks_of
+from melanoma.training.head import classifier_of
 from melanoma.training.job import TrainJob
 from melanoma.training.networks import build_model, check_feature_map, freeze
 from melanoma.training.teacher import OUT_OF_FOLD, read_teacher
@@ -255,13 +256,15 @@ def check_network(job: TrainJob, num_classes: int) -> None:
     model = build_model(job.config.model, num_classes)
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)
-    if job.config.optim.frozen_layers and job.weights == "none":
-        raise DataError(
-            "optim.frozen_layers must be 0 with random start weights, because frozen layers do not"
-            f" learn; it is {job.config.optim.frozen_layers}. Set it to 0 or pass --weights."
+    _check_frozen(job)
+    if job.config.optim.head_only:
+        classifier_of(model)
+    if (
+        job.num_workers > 1
+        and not job.config.optim.head_only
+        and any(
+            isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
         )
-    if job.num_workers > 1 and any(
-        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):
         raise DataError(
             f"{job.config.model.backbone} must train with one worker, because workers do not share"
@@ -284,3 +287,23 @@ def check_network(job: TrainJob, num_classes: int) -> None:
             ) from error
     else:
         log.info("Start weights: %s.", load_weights(model, to_path(job.weights)))
+
+
+def _check_frozen(job: TrainJob) -> None:
+    """Check that what does not learn does not start at random.
+
+    Raises:
+        DataError: if it does.
+    """
+    optim = job.config.optim
+    if job.weights != "none" or not (optim.frozen_layers or optim.head_only):
+        return
+    name, wanted, value = (
+        ("optim.head_only", "false", "true")
+        if optim.head_only
+        else ("optim.frozen_layers", "0", str(optim.frozen_layers))
+    )
+    raise DataError(
+        f"{name} must be {wanted} with random start weights, because frozen layers do not learn; it"
+        f" is {value}. Set it to {wanted} or pass --weights."
+    )
