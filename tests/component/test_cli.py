@@ -351,7 +351,7 @@ def test_an_unusable_image_costs_no_other_its_answer(
     ]
     assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
     shown = capsys.readouterr()
-    assert "JPEG, PNG or WebP" in shown.err
+    assert "JPEG, PNG, WebP or DICOM" in shown.err
     assert "none.jpg: IMAGE must be an image" in shown.err
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         f"{first.stem}_2_2_grad_cam.png",
