@@ -87,7 +87,7 @@ LOCK := build/lock/bin/uv pip compile --quiet pyproject.toml --universal --pytho
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv
-	$(LOCK) --extra dev --extra weights --output-file requirements.lock
+	$(LOCK) --extra dev --extra dicom --extra weights --output-file requirements.lock
 	$(LOCK) --constraint requirements.lock --output-file k8s/requirements.lock
 
 # Writes each Serve config anew from serve/config.yaml and the values beside it.

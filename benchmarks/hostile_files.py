@@ -359,6 +359,80 @@ def _webp_of_two_sizes() -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(pixels)) + b"WEBP" + canvas + pixels
 
 
+# DICOM
+
+
+def dicom_element(tag: int, kind: bytes, value: bytes, *, length: int | None = None) -> bytes:
+    """Return a data element in Explicit VR Little Endian.
+
+    Args:
+        tag: group and number.
+        kind: its value representation.
+        value: its value, padded here.
+        length: what it says of its length; None for the truth.
+    """
+    value += b"\0" * (len(value) % 2)
+    num = len(value) if length is None else length
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + kind
+    if kind in (b"OB", b"OW", b"SQ", b"UN"):
+        return head + bytes(2) + struct.pack("<I", num) + value
+    return head + struct.pack("<H", num) + value
+
+
+DICOM_ITEM, DICOM_ITEM_END, DICOM_SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+DICOM_UNDEFINED = 0xFFFFFFFF
+
+
+def dicom_item(tag: int, value: bytes = b"", *, length: int | None = None) -> bytes:
+    """Return an item of a sequence, or the end of one."""
+    num = len(value) if length is None else length
+    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, num) + value
+
+
+def dicom(
+    *more: bytes, side: int = 64, colour: bytes = b"RGB", pixels: bytes | None = None
+) -> bytes:
+    """Return an uncompressed DICOM file of a square image.
+
+    Args:
+        *more: further data elements, between those of the pixels and the pixels.
+        side: width and height, px.
+        colour: how the pixels are stored, 8 bits each.
+        pixels: the pixels; None for tiles of random colours.
+    """
+    small = [(0x00280002, 3), (0x00280006, 0), (0x00280010, side), (0x00280011, side)]
+    small += [(0x00280100, 8), (0x00280101, 8), (0x00280102, 7), (0x00280103, 0)]
+    numbers = {tag: dicom_element(tag, b"US", struct.pack("<H", value)) for tag, value in small}
+    numbers[0x00280004] = dicom_element(0x00280004, b"CS", colour)
+    pixels = _tiles(side).tobytes() if pixels is None else pixels
+    parts = [
+        dicom_element(0x00020010, b"UI", b"1.2.840.10008.1.2.1"),
+        dicom_element(0x00080016, b"UI", b"1.2.840.10008.5.1.4.1.1.77.1.7"),
+        *(numbers[tag] for tag in sorted(numbers)),
+        *more,
+        dicom_element(0x7FE00010, b"OB", pixels),
+    ]
+    return bytes(128) + b"DICM" + b"".join(parts)
+
+
+def _nested_dicom(depth: int) -> bytes:
+    """Return a DICOM file with sequences of undefined length in one another."""
+    begin = dicom_element(0x00400555, b"SQ", b"", length=DICOM_UNDEFINED)
+    begin += dicom_item(DICOM_ITEM, length=DICOM_UNDEFINED)
+    end = dicom_item(DICOM_ITEM_END) + dicom_item(DICOM_SEQUENCE_END)
+    return dicom(begin * depth + end * depth)
+
+
+def _dicom_flood() -> bytes:
+    """Return a DICOM file with a sequence of empty items that fills the request body."""
+    items = dicom_item(DICOM_ITEM) * (BODY_BYTES // 8 - 4096)
+    return dicom(
+        dicom_element(0x00400555, b"SQ", b"", length=DICOM_UNDEFINED)
+        + items
+        + dicom_item(DICOM_SEQUENCE_END)
+    )
+
+
 def png_of_two_sizes(first: int, second: int) -> bytes:
     """Return a PNG with two headers, for square images of ``first`` and of ``second`` px.
 
@@ -409,6 +483,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "PNG, 64 x 64 with 10 GB of pixels": _png_of_endless_pixels,
     "PNG, empty deflate blocks, 20 MB": lambda: png(_empty_tables(), side=64),
     "PNG of 64 x 64 px, then of 169 megapixels": lambda: png_of_two_sizes(64, 13_000),
+    "DICOM, empty items, 20 MB": _dicom_flood,
+    "DICOM, 500,000 sequences in one another": lambda: _nested_dicom(500_000),
     "WebP of 64 x 64 px, of 177 megapixels within": _webp_of_two_sizes,
     "WebP, 250,000 frames": lambda: _webp(SIDE_PX, SIDE_PX, num_frames=250_000),
     "WebP, canvas of 268 megapixels": lambda: _webp(2**14, 2**14, num_frames=1),
@@ -445,6 +521,9 @@ LARGEST: dict[str, Callable[[], bytes]] = {
     "WebP that is small, codes for every 4 x 4 px": lambda: lossless_codes(350),
     "PNG that is small, 16 bits, transparent": lambda: png(
         _rows(990 * 8, num=990), side=990, bits=16, colour=6
+    ),
+    "DICOM, 25 megapixels, half the colour": lambda: dicom(
+        side=SIDE_PX, colour=b"YBR_FULL_422", pixels=bytes(SIDE_PX**2) + b"\x55" * SIDE_PX**2
     ),
     "WebP, 25 megapixels, lossy": lambda: encoded(_tiles(), "WEBP", quality=90, method=0),
 }

@@ -1,4 +1,4 @@
-"""Predicts image files: decisions and heatmaps.
+"""Predicts image files: decisions, heatmaps, and both as DICOM objects.
 
 It runs in this process, because a few images need no cluster.
 """
@@ -9,14 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.predictor import Predictor
+import numpy as np
+from PIL import Image
+
+from melanoma.arrays import Uint8Array
+from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.bundle.predictor import Prediction, Predictor
 from melanoma.config import DISCLAIMER
+from melanoma.dicom_objects import Finding, check_installed, overlay_of, report_of
 from melanoma.errors import DataError, InvalidImageError
 from melanoma.explain.methods import METHODS, check_method
-from melanoma.explain.overlay import write_overlay
+from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.explain.subject import Explainer
-from melanoma.imaging.decode import check_content, decode_image
+from melanoma.imaging.decode import check_content, decode_image, format_of
+from melanoma.imaging.dicom import Dicom
+from melanoma.imaging.png_writer import to_png
+from melanoma.io.files import write_bytes
+from melanoma.task import Task
+
+_WRITTEN = {"overlay": "heatmap", "report": "report", "overlay_dicom": "heatmap"}
 
 
 def predict_files(
@@ -26,8 +37,9 @@ def predict_files(
     explain: str | None,
     out: Path | None,
     allow_uncontracted: bool,
+    dicom: bool = False,
 ) -> dict[str, Any]:
-    """Predict some files and, if asked, write their heatmaps.
+    """Predict some files and, if asked, write their heatmaps and DICOM objects.
 
     An unusable file gets an error; the others still get an answer.
 
@@ -35,33 +47,30 @@ def predict_files(
         bundle_dir: folder of the bundle.
         paths: the image files.
         explain: the kind of heatmap, a key of `METHODS`; None writes none.
-        out: folder for the heatmaps.
+        out: folder for the heatmaps and DICOM objects.
         allow_uncontracted: decide although the contract of the bundle is not met.
+        dicom: write a report, and the heatmap if there is one, as DICOM for each DICOM image.
 
     Returns:
-        results (for each file a dict with decision, warnings, probabilities, score and overlay, or
-        with an error), target, threshold, contract, contract_sentence and disclaimer.
+        results (for each file a dict with decision, warnings, probabilities, score and the paths of
+        what was written, or with an error), target, threshold, contract, contract_sentence and
+        disclaimer.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if only one of explain and out is given.
-        SettingError: if there is no such kind of heatmap.
+        DataError: if out is given and nothing to write, or the other way round.
+        SettingError: if there is no such kind of heatmap, or DICOM cannot be written.
     """
-    if explain and out is None:
-        raise DataError("--explain needs a folder for the heatmaps; none is given. Add --out DIR.")
-    if out is not None and not explain:
-        raise DataError(
-            "--out is the folder for heatmaps; none are requested. Add --explain grad_cam."
-        )
+    _check_output(explain, out, dicom=dicom)
     make = METHODS[check_method(explain)].make if explain else None
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     explainer = make(predictor.bundle.subject()) if make else None
     point = predictor.bundle.operating_point
-    names = _overlay_names(paths, explain) if explain and out else [None] * len(paths)
+    writer = _Writer(predictor.bundle, out, explain, explainer, dicom)
     return {
         "results": [
-            _predict_file(predictor, path, out / name if out and name else None, explainer)
-            for path, name in zip(paths, names, strict=True)
+            _predict_file(predictor, path, stem, writer)
+            for path, stem in zip(paths, _stems(paths), strict=True)
         ],
         "target": predictor.bundle.task.noun[0],
         "threshold": point.threshold,
@@ -71,48 +80,135 @@ def predict_files(
     }
 
 
-def _overlay_names(paths: Sequence[Path], explain: str) -> list[str]:
-    """Return a file name for each image; images of the same name in other folders get a number."""
-    names: list[str] = []
+def _check_output(explain: str | None, out: Path | None, *, dicom: bool) -> None:
+    if dicom:
+        check_installed()
+        if out is None:
+            raise DataError("--dicom needs a folder for its objects; none is given. Add --out DIR.")
+    if explain and out is None:
+        raise DataError("--explain needs a folder for the heatmaps; none is given. Add --out DIR.")
+    if out is not None and not (explain or dicom):
+        raise DataError(
+            "--out is the folder for heatmaps; none are requested. Add --explain grad_cam."
+        )
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each image; images of the same name in other folders get a number."""
+    stems: list[str] = []
     for path in paths:
         numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
-        candidates = (f"{path.stem}{number}_{explain}.png" for number in numbers)
-        names.append(next(name for name in candidates if name not in names))
-    return names
+        candidates = (f"{path.stem}{number}" for number in numbers)
+        stems.append(next(stem for stem in candidates if stem not in stems))
+    return stems
 
 
-def _predict_file(
-    predictor: Predictor, path: Path, overlay: Path | None, explainer: Explainer | None
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """One image file: its bytes, the image, as the bundle takes it, and what the bundle says."""
+
+    data: bytes
+    image: Image.Image
+    stored: Uint8Array
+    prediction: Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes what was asked for besides the answers.
+
+    Attributes:
+        bundle: what predicts.
+        out: the folder; None if nothing was asked for.
+        explain: the kind of heatmap, or None.
+        explainer: what makes it, or None for the one that comes with the prediction.
+        dicom: whether to write DICOM objects for DICOM images.
+    """
+
+    bundle: Bundle
+    out: Path | None
+    explain: str | None
+    explainer: Explainer | None
+    dicom: bool
+
+    def write(self, stem: str, read: _Read) -> dict[str, str]:
+        """Write the files of one image and return their paths by what they are.
+
+        Raises:
+            DataError: if no DICOM object can be derived from the image.
+        """
+        if self.out is None:
+            return {}
+        contents: dict[str, tuple[str, bytes]] = {}
+        drawn = self._drawn(read)
+        if drawn is not None:
+            contents["overlay"] = (f"{stem}_{self.explain}.png", to_png(drawn))
+        if self.dicom and format_of(read.data) is Dicom:
+            finding = self._finding(read.prediction)
+            contents["report"] = (f"{stem}.sr.dcm", report_of(read.data, finding))
+            if drawn is not None and self.explain:
+                capture = overlay_of(read.data, finding, drawn, self.explain)
+                contents["overlay_dicom"] = (f"{stem}.overlay.dcm", capture)
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.values():
+            write_bytes(self.out / name, content)
+        return {kind: str(self.out / name) for kind, (name, _) in contents.items()}
+
+    def _drawn(self, read: _Read) -> Uint8Array | None:
+        """Return the image with its heatmap, ``(H, W, 3)``."""
+        heatmap = read.prediction.heatmap
+        if heatmap is None:
+            return None
+        if self.explainer is not None:
+            heatmap = self.explainer.explain([read.stored], [heatmap])[0]
+        return np.asarray(overlay(*heatmap_on(read.image, heatmap, self.bundle.preprocess)))
+
+    def _finding(self, prediction: Prediction) -> Finding:
+        manifest, point = self.bundle.manifest, self.bundle.operating_point
+        return Finding(
+            task=manifest.task,
+            version=manifest.version,
+            weights_sha256=manifest.weights_sha256,
+            probabilities=_by_class(prediction, manifest.task),
+            score=_score(prediction, manifest.task),
+            threshold=point.threshold,
+            decision=prediction.decision,
+            warnings=tuple(prediction.warnings),
+            contract_sentence=point.contract.sentence(manifest.task),
+        )
+
+
+def _predict_file(predictor: Predictor, path: Path, stem: str, writer: _Writer) -> dict[str, Any]:
     if not path.is_file():
         return {"image": str(path), "error": "IMAGE must be an image file; this is not a file."}
-    preprocess = predictor.bundle.preprocess
     try:
-        image = decode_image(path.read_bytes())
+        data = path.read_bytes()
+        image = decode_image(data)
         check_content(image)
     except (InvalidImageError, OSError) as error:
         return {"image": str(path), "error": str(error)}
-    stored = preprocess.stored(image)
-    (prediction,) = predictor.predict([stored], explain=overlay is not None)
-    classes = predictor.bundle.task.classes
-    result: dict[str, Any] = {
+    stored = predictor.bundle.preprocess.stored(image)
+    (prediction,) = predictor.predict([stored], explain=writer.explain is not None)
+    try:
+        written = writer.write(stem, _Read(data, image, stored, prediction))
+    except DataError as error:
+        return {"image": str(path), "error": str(error)}
+    return {
         "image": str(path),
         "decision": prediction.decision,
         "warnings": list(prediction.warnings),
-        "probabilities": {
-            name: float(p) for name, p in zip(classes, prediction.probabilities, strict=True)
-        },
-        "score": float(predictor.bundle.task.target_scores(prediction.probabilities[None])[0]),
+        "probabilities": _by_class(prediction, predictor.bundle.task),
+        "score": _score(prediction, predictor.bundle.task),
+        **written,
     }
-    if prediction.heatmap is not None and overlay is not None:
-        overlay.parent.mkdir(parents=True, exist_ok=True)
-        heatmap = (
-            prediction.heatmap
-            if explainer is None
-            else explainer.explain([stored], [prediction.heatmap])[0]
-        )
-        result["overlay"] = str(write_overlay(overlay, image, heatmap, preprocess))
-    return result
+
+
+def _by_class(prediction: Prediction, task: Task) -> dict[str, float]:
+    return {name: float(p) for name, p in zip(task.classes, prediction.probabilities, strict=True)}
+
+
+def _score(prediction: Prediction, task: Task) -> float:
+    return float(task.target_scores(prediction.probabilities[None])[0])
 
 
 def describe_predictions(found: dict[str, Any]) -> str:
@@ -125,5 +221,5 @@ def _describe(result: dict[str, Any], found: dict[str, Any]) -> str:
     said = f"{found['target']} {result['score']:.3f} (threshold {found['threshold']:.3f})"
     line = f"{result['decision']:14} {said}  {result['image']}"
     warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
-    overlay = [f"heatmap: {result['overlay']}"] if "overlay" in result else []
-    return "\n".join([line, *(f"{'':14} {more}" for more in warnings + overlay)])
+    written = [f"{what}: {result[key]}" for key, what in _WRITTEN.items() if key in result]
+    return "\n".join([line, *(f"{'':14} {more}" for more in warnings + written)])

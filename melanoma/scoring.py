@@ -120,9 +120,11 @@ def _image_names(folder: AnyPath) -> list[str]:
     ]
     readable = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     if not readable:
-        raise DataError(f"FOLDER must hold JPEG, PNG or WebP images; {folder} holds none.")
+        raise DataError(f"FOLDER must hold JPEG, PNG, WebP or DICOM images; {folder} holds none.")
     if num_other := len(paths) - len(readable):
-        log.info("Images are JPEG, PNG or WebP; %d with other suffixes are not scored.", num_other)
+        log.info(
+            "Images are JPEG, PNG, WebP or DICOM; %d with other suffixes are not scored.", num_other
+        )
     return [str(path.relative_to(folder)) for path in readable]  # type: ignore[arg-type]
 
 

@@ -612,16 +612,29 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
     _add_address(score)
 
     predict = _add(
-        commands, "predict", run["predict"], "print decisions for images and write heatmaps"
+        commands,
+        "predict",
+        run["predict"],
+        "print decisions for images, write heatmaps and DICOM reports",
     )
     predict.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
-    predict.add_argument("image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP")
+    predict.add_argument(
+        "image", type=path, nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP or DICOM"
+    )
     predict.add_argument(
         "--explain",
         metavar="METHOD",
         help="also write a heatmap over the image, such as grad_cam (needs --out)",
     )
-    predict.add_argument("--out", type=path, metavar="DIR", help="folder for the heatmaps")
+    predict.add_argument(
+        "--dicom",
+        action="store_true",
+        help=(
+            "for each DICOM image also write a structured report and, with --explain, the heatmap"
+            " as DICOM (needs --out, and pip install 'melanoma[dicom]')"
+        ),
+    )
+    predict.add_argument("--out", type=path, metavar="DIR", help="folder for what is written")
     predict.add_argument(
         "--allow-uncontracted",
         action="store_true",

@@ -489,6 +489,7 @@ def _predict(args: argparse.Namespace) -> int:
         explain=args.explain,
         out=args.out,
         allow_uncontracted=args.allow_uncontracted,
+        dicom=args.dicom,
     )
     unusable = [result for result in found["results"] if "error" in result]
     if args.json or len(unusable) < len(found["results"]):

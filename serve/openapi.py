@@ -31,7 +31,7 @@ IMAGE = {
         "content": {
             **{
                 kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in ("image/jpeg", "image/png", "image/webp")
+                for kind in ("image/jpeg", "image/png", "image/webp", "application/dicom")
             },
             "multipart/form-data": {
                 "schema": {

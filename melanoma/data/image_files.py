@@ -28,7 +28,7 @@ from melanoma.io.storage import AnyPath, to_path
 if TYPE_CHECKING:
     import h5py
 
-READ = "JPEG, PNG and WebP are read"
+READ = "JPEG, PNG, WebP and DICOM are read"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,12 @@ import os
 import re
 import unicodedata
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".dcm", ".dicom",
+}  # fmt: skip
 OTHER_SUFFIXES = {
     ".bmp", ".dib", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl",
-    ".dcm", ".dicom", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".npy", ".svs", ".ppm",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".npy", ".svs", ".ppm",
     ".pgm", ".tga", ".psd",
 }  # fmt: skip
 """Suffixes of image formats that are not read."""

@@ -1,7 +1,5 @@
 """A heatmap drawn over the image that it explains, in the frame of that image."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -9,9 +7,7 @@ from PIL import Image
 from melanoma.arrays import FloatArray, Uint8Array
 from melanoma.explain.grad_cam import Heatmap, render_heatmap
 from melanoma.imaging.letterbox import letterbox_box
-from melanoma.imaging.png_writer import to_png
 from melanoma.imaging.preprocess import Preprocess, resize
-from melanoma.io.files import write_bytes
 
 FLOOR, OPACITY = 1 / 3, 0.5
 """Share of the peak up to which the image stays as it is, and the opacity of the peak itself."""
@@ -74,18 +70,3 @@ def overlay(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     opacity = coloured.point(COLOURS[:, 3].tolist())
     coloured.putpalette(COLOURS[:, :3].tobytes())
     return Image.composite(coloured.convert("RGB"), image, opacity)
-
-
-def write_overlay(
-    path: Path, image: Image.Image, heatmap: FloatArray, preprocess: Preprocess
-) -> Path:
-    """Write the overlay of an upright RGB image and its heatmap as PNG, and return the path.
-
-    Args:
-        path: the file to write.
-        image: the upright RGB image.
-        heatmap: ``(h, w)``, over the whole letterbox.
-        preprocess: the steps that made the letterbox.
-    """
-    write_bytes(path, to_png(np.asarray(overlay(*heatmap_on(image, heatmap, preprocess)))))
-    return path

@@ -12,8 +12,9 @@ from PIL import Image
 
 from melanoma.arrays import Uint8Array
 from melanoma.errors import InvalidImageError
-from melanoma.imaging import png
+from melanoma.imaging import dicom, png
 from melanoma.imaging.container import Container
+from melanoma.imaging.dicom import Dicom
 from melanoma.imaging.exif import orientation
 from melanoma.imaging.jpeg import MAX_SCANS, Jpeg
 from melanoma.imaging.png import Png
@@ -44,7 +45,7 @@ _UPRIGHT = {
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an encoded JPEG, PNG or WebP image to upright RGB.
+    """Decode an encoded JPEG, PNG, WebP or DICOM image to upright RGB.
 
     The first bytes alone decide the format, not a file name or HTTP header. EXIF orientation is
     applied as cameras and browsers do; an EXIF block that cannot be read is ignored. All other
@@ -53,8 +54,10 @@ def decode_image(data: bytes) -> Image.Image:
 
     Raises:
         InvalidImageError: with status 400 for no bytes, 413 above 25 megapixels, 415 for other
-            formats, and 422 for sides outside 32 to 10000 px, for truncated or damaged images, for
-            too many scans, segments or chunks, and for 12 bits stored in 16.
+            formats and other kinds of DICOM, and 422 for sides outside 32 to 10000 px, for
+            truncated or damaged images, for too many scans, segments, chunks or data elements, for
+            12 bits stored in 16, and for a DICOM that has several frames or does not describe its
+            pixels.
     """
     container = _open(data)
     _check_passes(container)
@@ -88,7 +91,7 @@ def decoding_work(data: bytes) -> int:
     return width * height * container.num_passes + len(data)
 
 
-def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
+def format_of(data: bytes) -> type[Jpeg | Png | Webp | Dicom] | None:
     """Return the class that reads an encoded image, or None if its format is not known.
 
     The first bytes decide.
@@ -97,7 +100,10 @@ def format_of(data: bytes) -> type[Jpeg | Png | Webp] | None:
         return Jpeg
     if data.startswith(png.MAGIC):
         return Png
-    return Webp if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return Webp
+    # Before its mark a DICOM file may hold anything.
+    return Dicom if data.startswith(dicom.MAGIC, dicom.MAGIC_AT) else None
 
 
 def _open(data: bytes) -> Container:
@@ -110,7 +116,7 @@ def _open(data: bytes) -> Container:
     kind = format_of(data)
     if kind is None:
         raise InvalidImageError(
-            "The image must be JPEG, PNG or WebP; it is none of them. Convert it.",
+            "The image must be JPEG, PNG, WebP or DICOM; it is none of them. Convert it.",
             status=415,
             code="unsupported_format",
         )

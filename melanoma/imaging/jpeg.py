@@ -23,7 +23,7 @@ MAX_SEGMENTS = 1000
 MAX_SCANS = 100  # A progressive JPEG has about ten.
 _MAX_FILL = 256
 _MAX_ZEROS = 256
-_DHT, _SOI, _EOI, _SOS, _APP1 = 0xC4, 0xD8, 0xD9, 0xDA, 0xE1
+_DHT, _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xC4, 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _SEQUENTIAL = {0xC0, 0xC1}
 _NOTHING_FOLLOWS = (0x00, 0xF0)  # In a block, or in its next 16 coefficients.
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -103,6 +103,27 @@ class Jpeg:
         """
         scans = (segment for segment in self._walk() if segment.code == _SOS)
         return sum(1 for _ in itertools.islice(scans, MAX_SCANS + 1))
+
+    @functools.cached_property
+    def colour(self) -> str:
+        """What three components are, "RGB" or "YCbCr", as libjpeg decides it; else "".
+
+        A JFIF header means YCbCr. Otherwise Adobe's segment says it, or else the components' ids.
+        """
+        has_jfif, transform, ids = False, -1, b""
+        for code, start, end in self._walk():
+            if code == _SOS:
+                break
+            if code == _APP0 and end - start >= 14:
+                has_jfif |= self._data.startswith(b"JFIF\0", start)
+            elif code == _APP14 and end - start >= 12 and self._data.startswith(b"Adobe", start):
+                transform = self._data[start + 11]
+            elif code in _HUFFMAN_FRAMES:
+                ids = self._data[start + 6 : end : 3]
+        if len(ids) != 3:
+            return ""
+        is_rgb = ids == b"RGB" if transform < 0 else transform == 0
+        return "RGB" if is_rgb and not has_jfif else "YCbCr"
 
     @functools.cached_property
     def exif(self) -> bytes:

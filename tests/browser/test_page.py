@@ -341,7 +341,7 @@ def test_a_wrong_key_and_a_bad_image_are_said_in_words(
     page.set_input_files(
         "#file", {"name": "words.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
     )
-    expect(page.get_by_role("alert")).to_contain_text("must be JPEG, PNG or WebP")
+    expect(page.get_by_role("alert")).to_contain_text("must be JPEG, PNG, WebP or DICOM")
     expect(page.locator("#answer")).to_be_hidden()
 
 

@@ -303,6 +303,20 @@ def test_a_folder_for_heatmaps_that_nobody_asked_for_is_refused(
     assert "Add --explain" in capsys.readouterr().err
 
 
+def test_dicom_objects_need_their_packages_and_a_folder(
+    bundle_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["predict", str(bundle_dir), str(tmp_path / "lesion.dcm"), "--dicom"]
+    assert main(words) == BAD_INPUT
+    assert "Add --out DIR" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*words, "--out", str(tmp_path / "out")]) == BAD_INPUT
+    assert "pip install 'melanoma[dicom]'" in capsys.readouterr().err
+
+
 def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -> None:
     words = [
         "train",
@@ -351,7 +365,7 @@ def test_an_unusable_image_costs_no_other_its_answer(
     ]
     assert main(["predict", str(bundle_dir), *map(str, words)]) == BAD_INPUT
     shown = capsys.readouterr()
-    assert "JPEG, PNG or WebP" in shown.err
+    assert "JPEG, PNG, WebP or DICOM" in shown.err
     assert "none.jpg: IMAGE must be an image" in shown.err
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         f"{first.stem}_2_2_grad_cam.png",

@@ -27,12 +27,14 @@ from benchmarks.hostile_files import (
     HOSTILE,
     LARGEST,
     chunk,
+    dicom,
     png,
     png_with,
     refined_scans,
     scan_bomb,
     segment,
 )
+from tests.dicom_files import rgb_file
 from tests.problems import is_problem
 from tests.serving import Service
 
@@ -119,7 +121,13 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "PSD": (lambda _: b"8BPS\0\1" + bytes(90), 415, "unsupported_format"),
     "HEIC": (lambda _: b"\0\0\0\x18ftypheic" + bytes(90), 415, "unsupported_format"),
     "AVIF": (lambda _: b"\0\0\0\x18ftypavif" + bytes(90), 415, "unsupported_format"),
-    "DICOM": (lambda _: bytes(128) + b"DICM" + bytes(90), 415, "unsupported_format"),
+    "DICOM of nothing": (lambda _: bytes(128) + b"DICM" + bytes(90), 422, "invalid_dicom"),
+    "half a DICOM": (lambda _: dicom()[:9000], 422, "image_truncated"),
+    "DICOM of empty items": (
+        lambda _: HOSTILE["DICOM, empty items, 20 MB"](),
+        422,
+        "too_many_parts",
+    ),
     "other RIFF": (lambda _: b"RIFF\x24\0\0\0WAVEfmt " + bytes(90), 415, "unsupported_format"),
     "half a JPEG": (lambda jpeg: jpeg[: len(jpeg) // 2], 422, "image_truncated"),
     "JPEG without its end": (lambda jpeg: jpeg[:-400], 422, "image_truncated"),
@@ -457,6 +465,7 @@ TWINS: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image], I
         lambda im: im,
     ),
     "ZIP behind the image": (lambda im: _encoded(im) + _zip(), lambda im: im),
+    "DICOM": (lambda im: rgb_file(np.asarray(im)), lambda im: im),
 }
 
 
@@ -653,6 +662,7 @@ def seeds(upright: Image.Image) -> list[bytes]:
         _encoded(small.convert("RGBA")),
         _encoded(small, "WEBP"),
         _encoded(small, "WEBP", lossless=True),
+        rgb_file(np.asarray(small)),
     ]
 
 

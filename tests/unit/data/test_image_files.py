@@ -63,9 +63,9 @@ def test_a_name_is_found_however_it_is_written(in_table: str, file: str, tmp_pat
         (
             ["A", "B"],
             ["A.bmp", "B.bmp"],
-            r"2 files end in \.bmp\. Only JPEG, PNG and WebP are read",
+            r"2 files end in \.bmp\. Only JPEG, PNG, WebP and DICOM are read",
         ),
-        (["A", "B"], ["A.tiff", "B.dcm"], r"1 files end in \.(tiff|dcm) and 1 files end in"),
+        (["A", "B"], ["A.tiff", "B.dng"], r"1 files end in \.(tiff|dng) and 1 files end in"),
         (["A"], [], "SOURCE holds no image"),
     ],
 )
