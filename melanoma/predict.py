@@ -14,7 +14,8 @@ from PIL import Image
 
 from melanoma.arrays import Uint8Array
 from melanoma.bundle.bundle import Bundle, load_bundle
-from melanoma.bundle.predictor import Prediction, Predictor
+from melanoma.bundle.deciding import Prediction
+from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.dicom_objects import Finding, check_installed, overlay_of, report_of
 from melanoma.errors import DataError, InvalidImageError
@@ -38,6 +39,7 @@ def predict_files(
     out: Path | None,
     allow_uncontracted: bool,
     dicom: bool = False,
+    one_lesion: bool = False,
 ) -> dict[str, Any]:
     """Predict some files and, if asked, write their heatmaps and DICOM objects.
 
@@ -50,28 +52,51 @@ def predict_files(
         out: folder for the heatmaps and DICOM objects.
         allow_uncontracted: decide although the contract of the bundle is not met.
         dicom: write a report, and the heatmap if there is one, as DICOM for each DICOM image.
+        one_lesion: judge all images together, as images of one lesion.
 
     Returns:
         results (for each file a dict with decision, warnings, probabilities, score and the paths of
         what was written, or with an error), target, threshold, contract, contract_sentence and
-        disclaimer.
+        disclaimer. Of one lesion, no image has a decision of its own, and if all could be used,
+        lesion is a dict with num_images, decision, warnings, probabilities and score.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if out is given and nothing to write, or the other way round.
+        DataError: if out is given and nothing to write, or the other way round, or if the images
+            cannot be judged as one lesion.
         SettingError: if there is no such kind of heatmap, or DICOM cannot be written.
     """
     _check_output(explain, out, dicom=dicom)
+    if one_lesion and dicom:
+        raise DataError(
+            "--dicom writes a report for each image alone. Leave --one-lesion or --dicom out."
+        )
     make = METHODS[check_method(explain)].make if explain else None
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
+    if one_lesion:
+        predictor.decider.check_num_images(len(paths))
     explainer = make(predictor.bundle.subject()) if make else None
-    point = predictor.bundle.operating_point
     writer = _Writer(predictor.bundle, out, explain, explainer, dicom)
-    return {
-        "results": [
+    results, predictions = zip(
+        *(
             _predict_file(predictor, path, stem, writer)
             for path, stem in zip(paths, _stems(paths), strict=True)
-        ],
+        ),
+        strict=True,
+    )
+    point = predictor.bundle.operating_point
+    joined: dict[str, Any] = {}
+    if one_lesion:
+        for result in results:
+            result.pop("decision", None)
+        usable = [prediction for prediction in predictions if prediction is not None]
+        if len(usable) == len(paths):
+            found = predictor.decider.of_lesion(usable)
+            point, task = found.operating_point, predictor.bundle.task
+            joined = {"lesion": {"num_images": len(usable), **_answer(found.together, task)}}
+    return {
+        "results": list(results),
+        **joined,
         "target": predictor.bundle.task.noun[0],
         "threshold": point.threshold,
         "contract": dataclasses.asdict(point.contract),
@@ -178,28 +203,35 @@ class _Writer:
         )
 
 
-def _predict_file(predictor: Predictor, path: Path, stem: str, writer: _Writer) -> dict[str, Any]:
+def _predict_file(
+    predictor: Predictor, path: Path, stem: str, writer: _Writer
+) -> tuple[dict[str, Any], Prediction | None]:
+    """Return the result of a file and the prediction, or a result with an error and None."""
     if not path.is_file():
-        return {"image": str(path), "error": "IMAGE must be an image file; this is not a file."}
+        error = "IMAGE must be an image file; this is not a file."
+        return {"image": str(path), "error": error}, None
     try:
         data = path.read_bytes()
         image = decode_image(data)
         check_content(image)
     except (InvalidImageError, OSError) as error:
-        return {"image": str(path), "error": str(error)}
+        return {"image": str(path), "error": str(error)}, None
     stored = predictor.bundle.preprocess.stored(image)
     (prediction,) = predictor.predict([stored], explain=writer.explain is not None)
     try:
         written = writer.write(stem, _Read(data, image, stored, prediction))
     except DataError as error:
-        return {"image": str(path), "error": str(error)}
+        return {"image": str(path), "error": str(error)}, None
+    answer = _answer(prediction, predictor.bundle.task)
+    return {"image": str(path), **answer, **written}, prediction
+
+
+def _answer(prediction: Prediction, task: Task) -> dict[str, Any]:
     return {
-        "image": str(path),
         "decision": prediction.decision,
         "warnings": list(prediction.warnings),
-        "probabilities": _by_class(prediction, predictor.bundle.task),
-        "score": _score(prediction, predictor.bundle.task),
-        **written,
+        "probabilities": _by_class(prediction, task),
+        "score": _score(prediction, task),
     }
 
 
@@ -214,12 +246,18 @@ def _score(prediction: Prediction, task: Task) -> float:
 def describe_predictions(found: dict[str, Any]) -> str:
     """Return the answers of `predict_files` as text for people, with contract and disclaimer."""
     answers = [_describe(result, found) for result in found["results"] if "error" not in result]
+    if "lesion" in found:
+        num = found["lesion"]["num_images"]
+        images = f"{num} images of one lesion, judged together" if num > 1 else "1 image"
+        answers.append(_describe({"image": images, **found["lesion"]}, found))
     return "\n".join([*answers, found["contract_sentence"], found["disclaimer"]])
 
 
 def _describe(result: dict[str, Any], found: dict[str, Any]) -> str:
     said = f"{found['target']} {result['score']:.3f} (threshold {found['threshold']:.3f})"
-    line = f"{result['decision']:14} {said}  {result['image']}"
+    if "decision" not in result:  # one of several images of a lesion
+        said = f"{found['target']} {result['score']:.3f}"
+    line = f"{result.get('decision', ''):14} {said}  {result['image']}"
     warnings = [f"warnings: {', '.join(result['warnings'])}"] if result["warnings"] else []
     written = [f"{what}: {result[key]}" for key, what in _WRITTEN.items() if key in result]
     return "\n".join([line, *(f"{'':14} {more}" for more in warnings + written)])

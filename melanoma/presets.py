@@ -58,11 +58,32 @@ def gpu() -> TrainConfig:
     )
 
 
+def _frozen(backbone: str) -> TrainConfig:
+    """Return a run that fits a linear head to the features of a frozen backbone."""
+    return TrainConfig(
+        data=DataConfig(input_height=168, input_width=224, tta=4),
+        model=ModelConfig(backbone=backbone),
+        optim=OptimConfig(head_only=True, epochs=8, warmup_epochs=0, ema_decay=0),
+    )
+
+
+def frozen_dinov3() -> TrainConfig:
+    """Return a linear head on DINOv3's ConvNeXt-Tiny, whose weights have a licence of their own."""
+    return _frozen("convnext_tiny.dinov3_lvd1689m")
+
+
+def frozen_in22k() -> TrainConfig:
+    """Return a linear head on the ConvNeXt-Tiny that was trained on ImageNet-22k."""
+    return _frozen("convnext_tiny.fb_in22k_ft_in1k")
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "smoke": smoke,
     "cpu_quick": cpu_quick,
     "cpu": cpu,
     "gpu": gpu,
+    "frozen_dinov3": frozen_dinov3,
+    "frozen_in22k": frozen_in22k,
 }
 
 

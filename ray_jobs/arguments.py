@@ -634,6 +634,11 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
             " as DICOM (needs --out, and pip install 'melanoma[dicom]')"
         ),
     )
+    predict.add_argument(
+        "--one-lesion",
+        action="store_true",
+        help="judge all images together, as images of one lesion (at most 6)",
+    )
     predict.add_argument("--out", type=path, metavar="DIR", help="folder for what is written")
     predict.add_argument(
         "--allow-uncontracted",

@@ -490,6 +490,7 @@ def _predict(args: argparse.Namespace) -> int:
         out=args.out,
         allow_uncontracted=args.allow_uncontracted,
         dicom=args.dicom,
+        one_lesion=args.one_lesion,
     )
     unusable = [result for result in found["results"] if "error" in result]
     if args.json or len(unusable) < len(found["results"]):

@@ -45,7 +45,7 @@ class Predictor:
         self.bundle = bundle
         self._device = torch.device(device)
         self._model = bundle.model.to(self._device)
-        self._decider = Decider(bundle.manifest, allow_uncontracted=allow_uncontracted)
+        self.decider = Decider(bundle.manifest, allow_uncontracted=allow_uncontracted)
         self._extract: FeatureExtractor = partial(features, self._model)
         if self._device.type == "cpu" and bundle.features_onnx is not None:
             self._extract = OnnxFeatures(bundle.features_onnx, num_threads=torch.get_num_threads())
@@ -96,7 +96,7 @@ class Predictor:
                 logits, heatmaps = average_logits(self._model, feature_maps), None
         distances = self.bundle.manifest.features.distance(feature_maps[0])
         unusual = self.bundle.manifest.usual_images.are_unusual(stored)
-        return self._decider.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
+        return self.decider.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
 
     def predict_lesion(self, images: Sequence[Image], *, explain: bool = False) -> LesionPrediction:
         """Predict several images of one lesion: each, and all together.
@@ -111,8 +111,8 @@ class Predictor:
             OSError: if a file cannot be read.
             FloatingPointError: if a logit is not finite.
         """
-        self._decider.check_num_images(len(images))
-        return self._decider.of_lesion(self.predict(images, explain=explain))
+        self.decider.check_num_images(len(images))
+        return self.decider.of_lesion(self.predict(images, explain=explain))
 
     def _stored(self, image: Image) -> Uint8Array:
         """Return an image as a prepared data set stores it; an array of that shape is not changed.
