@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 done, and the check found something; 2 bad usage or input;
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,7 +54,8 @@ def _print(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     # The log of a job holds the result too. It is written at once and on its own lines, because
     # other processes write to the same log. `end` is empty because Ray leaves stdout unbuffered, so
     # that `print` would write the end separately.
-    print(f"\n{mark}\n{result}\n{mark}\n" if mark else f"{result}\n", end="", flush=True)
+    text = f"\n{mark}\n{result}\n{mark}\n" if mark else f"{result}\n"
+    print(text, end="", flush=True, file=args.stdout)
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -627,7 +629,10 @@ def main(argv: list[str] | None = None) -> int:
             from ray_jobs.local_ray import allow_insecure_ray
 
             allow_insecure_ray()
-        return command(args)
+        # Ray prints warnings of its own to stdout, which belongs to the result.
+        args.stdout = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            return command(args)
     except KeyboardInterrupt:
         print(
             "melanoma: Stopped. Run the same command again; it continues where it can.",

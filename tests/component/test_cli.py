@@ -439,3 +439,20 @@ def _answered(words: list[str], folder: Path) -> tuple[int, set[str], str]:
     )
     number, *loaded = done.stdout.splitlines()[-1].split()
     return int(number), set(loaded), done.stderr
+
+
+def test_what_libraries_print_does_not_touch_the_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray prints its warnings to stdout."""
+    from melanoma import presets
+
+    def noisy(name: str) -> object:
+        print("(raylet) WARNING")
+        return presets.cpu()
+
+    monkeypatch.setattr(presets, "preset", noisy)
+    assert main(["config", "--json"]) == DONE
+    out, err = capsys.readouterr()
+    assert json.loads(out)
+    assert "(raylet) WARNING" in err

@@ -63,6 +63,26 @@ def test_a_run_folder_is_never_shared_by_other_settings(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_all_folds_train_side_by_side_and_resume(
+    prepared: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SETTINGS, "--set", "optim.epochs=1", "--set", "optim.warmup_epochs=0"]
+    settings[settings.index("--workers") + 1] = "1"
+    command = ["train", str(prepared.folder), str(tmp_path), *settings, "--cpus-per-worker", "1"]
+    assert main([*command, "--folds", "all", "--json"]) == DONE
+    out, err = capsys.readouterr()
+    assert "Training 3 networks, 3 at a time" in err
+    assert all(f"fold {fold}: epoch 1 of 1" in err for fold in range(3))
+    assert json.loads(out)["best_epochs"] == [1, 1, 1]
+    run = tmp_path / "smoke"
+    weights = (run / "bundle" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "bundle")
+    (run / "result.json").unlink()
+    assert main([*command, "--folds", "all", "--json"]) == DONE
+    assert (run / "bundle" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_evidence_is_written_and_follows_from_the_predictions(
     prepared: PreparedData, undisturbed: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
