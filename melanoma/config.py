@@ -210,6 +210,8 @@ class AugmentConfig(_Config):
         contrast: largest relative change of contrast, in [0, 1).
         saturation: largest relative change of saturation, in [0, 1).
         tint: largest relative gain of a single colour channel (light source), in [0, 1).
+        random_ops: number of operations of RandAugment that change each image, from 0 to 4.
+        op_strength: how strong they are at most, in [0, 1].
         mixup: share of the images that are blended with another one of the batch, in [0, 1].
         cutmix: share of the images into which a part of another one is pasted, in [0, 1]; with
             mixup at most 1.
@@ -222,6 +224,8 @@ class AugmentConfig(_Config):
     contrast: float = 0.15
     saturation: float = 0.2
     tint: float = 0.05
+    random_ops: int = 0
+    op_strength: float = 0.5
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_until: float = 0.8
@@ -233,7 +237,8 @@ class AugmentConfig(_Config):
             _require(
                 0 <= getattr(self, name) < 1, f"augment.{name}", "in [0, 1)", getattr(self, name)
             )
-        for name in ("mixup", "cutmix", "mix_until"):
+        _require(0 <= self.random_ops <= 4, "augment.random_ops", "from 0 to 4", self.random_ops)
+        for name in ("op_strength", "mixup", "cutmix", "mix_until"):
             _require(
                 0 <= getattr(self, name) <= 1, f"augment.{name}", "in [0, 1]", getattr(self, name)
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from melanoma.imaging.augmentation import NUM_DRAWS, image_keys, uniform_draws
 from melanoma.imaging.mixing import NUM_MIX_DRAWS, Mixing, draw_mixing
+from melanoma.imaging.random_ops import num_op_draws, random_ops
 from melanoma.training.plan import Training
 
 
@@ -98,14 +99,18 @@ class _Reader:
     """Reads this rank's share of the batches of one epoch."""
 
     def __init__(self, training: Training, epoch: int, *, num_draws: int, pin: bool) -> None:
-        self._training, self._num_draws, self._pin = training, num_draws, pin
+        self._training, self._pin = training, pin
         self._mixes = training.mixes(epoch)
-        # Draws that are only needed to mix come last, so that the others stay the same.
-        self._draws = uniform_draws(
+        # What few runs draw comes last, so that the other draws stay the same.
+        for_ops = num_op_draws(training.config.augment)
+        draws = uniform_draws(
             image_keys(training.train.image_ids),
             seed=training.config.seed,
             epoch=epoch,
-            num=num_draws + NUM_MIX_DRAWS * self._mixes,
+            num=num_draws + for_ops + NUM_MIX_DRAWS * self._mixes,
+        )
+        self._draws, self._op_draws, self._mix_draws = draws.tensor_split(
+            (num_draws, num_draws + for_ops), dim=1
         )
 
     def __call__(self, positions: np.ndarray) -> Batch:
@@ -115,17 +120,17 @@ class _Reader:
         targets, mine, mixed = training.targets[batch], batch[share], None
         if self._mixes:
             others = batch.roll(-1)
-            mixing = draw_mixing(self._draws[batch, self._num_draws :], training.config.augment)
+            mixing = draw_mixing(self._mix_draws[batch], training.config.augment)
             kept = mixing.share[:, None]
             targets = kept * targets + (1 - kept) * training.targets[others]
             mixed = Mixed(
                 self._images(others[share]),
-                self._draws[others[share], : self._num_draws],
+                self._draws[others[share]],
                 Mixing(mixing.blend[share], mixing.box[share]),
             )
         return Batch(
             self._images(mine),
-            self._draws[mine, : self._num_draws],
+            self._draws[mine],
             targets[share],
             training.offsets[mine],
             float(targets.double().sum()),
@@ -133,5 +138,9 @@ class _Reader:
         )
 
     def _images(self, positions: Tensor) -> Tensor:
-        images = self._training.train.images(positions.tolist())
+        images = random_ops(
+            self._training.train.images(positions.tolist()),
+            self._op_draws[positions],
+            self._training.config.augment,
+        )
         return images.pin_memory() if self._pin else images

@@ -87,7 +87,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-MIXED = ("augment.mixup=0.4", "augment.cutmix=0.6", "optim.class_sampling=1", "loss.smoothing=0.1")
+MIXED = (
+    "augment.random_ops=1",
+    "augment.mixup=0.4",
+    "augment.cutmix=0.6",
+    "optim.class_sampling=1",
+    "loss.smoothing=0.1",
+)
 
 
 @pytest.mark.parametrize(
