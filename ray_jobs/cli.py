@@ -94,9 +94,7 @@ def _prepare(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         calibration_fraction=args.calibration_fraction,
         seed=args.seed,
-        group_by=(
-            tuple(filter(None, map(str.strip, args.group_by.split(",")))) if args.group_by else None
-        ),
+        group_by=_names(args.group_by),
         same_lesion=args.same_lesion,
         splits=args.splits,
         skip_bad=args.skip_bad,
@@ -446,6 +444,28 @@ def _evaluate(args: argparse.Namespace) -> int:
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from melanoma.comparison import compare, describe_comparison
+
+    found = compare(
+        args.a,
+        args.b,
+        task=args.task,
+        group_by=_names(args.group_by),
+        common=args.common,
+        unassessed=args.unassessed,
+        out=args.out,
+    )
+    text = describe_comparison(found)
+    _print(args, found, text if args.out is None else f"{text}\nwritten to {args.out}")
+    return DONE
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a list with commas, or None if there is none."""
+    return tuple(filter(None, map(str.strip, text.split(",")))) if text else None
+
+
 def _score(args: argparse.Namespace) -> int:
     from melanoma.scoring import SCORES, score
     from ray_jobs.executor import RayExecutor
@@ -596,6 +616,7 @@ _COMMANDS: dict[str, Command] = {
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "score": _score,
     "predict": _predict,
     "serve": _serve,
