@@ -498,6 +498,7 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="DIR",
         help="folder of lesion masks, a PNG named after each image id, for --scorecard",
     )
+    _add_submission(evaluate)
     _add_address(evaluate)
 
 
@@ -544,6 +545,14 @@ def _add_compare(commands: Any, run: Mapping[str, Command]) -> None:
         type=path,
         metavar="DIR",
         help="folder for comparison.json and a page; it replaces an earlier comparison",
+    )
+
+
+def _add_submission(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--submission",
+        choices=("isic2018", "isic2019", "isic2020"),
+        help="also write the table that this challenge takes, OUT/submission_<challenge>.csv",
     )
 
 
@@ -638,6 +647,7 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="N",
         help="scoring actors (default %(default)s)",
     )
+    _add_submission(score)
     _add_address(score)
 
     predict = _add(

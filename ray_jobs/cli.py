@@ -426,12 +426,18 @@ def _evaluate(args: argparse.Namespace) -> int:
             num_workers=args.workers,
             skip_bad=args.skip_bad,
             known=args.known,
+            submission=args.submission,
             executor=RayExecutor(),
             progress=progress,
         )
     if args.json and report["left_out"]:
         say(left_out_sentence(report["left_out"], task_of(report["task"])))
     text = describe_evaluation(report, args.out)
+    if args.submission is not None:
+        from melanoma.submission import submission_file
+
+        path = str(args.out / submission_file(args.submission))
+        report, text = report | {"submission": path}, f"{text}\nsubmission {path}"
     if args.scorecard:
         from melanoma.scorecard import describe_scorecard, write_scorecard
 
@@ -468,6 +474,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 def _score(args: argparse.Namespace) -> int:
     from melanoma.scoring import SCORES, score
+    from melanoma.submission import submission_file
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
 
@@ -477,6 +484,7 @@ def _score(args: argparse.Namespace) -> int:
             args.folder,
             args.out,
             num_workers=args.workers,
+            submission=args.submission,
             executor=RayExecutor(),
             progress=progress,
         )
@@ -490,9 +498,11 @@ def _score(args: argparse.Namespace) -> int:
         "num_unusable": unusable,
     }
     counts = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
-    _print(
-        args, value, f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {path}"
-    )
+    text = f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {path}"
+    if args.submission is not None:
+        value["submission"] = str(args.out / submission_file(args.submission))
+        text += f"\nsubmission {value['submission']}"
+    _print(args, value, text)
     return DONE
 
 
