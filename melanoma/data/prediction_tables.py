@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from melanoma.arrays import BoolArray, FloatArray, IntArray
-from melanoma.data.diagnoses import DIAGNOSIS_COLUMNS, ONE_HOT, class_in
+from melanoma.data.diagnoses import BENIGN, DIAGNOSIS_COLUMNS, MALIGNANT, ONE_HOT, class_in
 from melanoma.data.metadata import ALIASES
 from melanoma.data.names import image_id_of, shown
 from melanoma.data.tables import read_table
@@ -61,7 +61,8 @@ class PredictionTable:
             for name in self.rows.columns
             if name.startswith(_PREFIX) and not name.startswith(_NUMBERED)
         ]
-        known = {*ONE_HOT, *(name for task in TASKS.values() for name in task.classes)}
+        one_hot = {name for name, dx in ONE_HOT.items() if dx not in (BENIGN, MALIGNANT)}
+        known = one_hot | {name for task in TASKS.values() for name in task.classes}
         return columns or [name for name in self.rows.columns if name in known]
 
     @property
