@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from melanoma.bundle.bundle import load_bundle
     from melanoma.bundle.predictor import Predictor
+    from melanoma.comparison import compare
     from melanoma.config import TrainConfig
     from melanoma.data.prepare import prepare
     from melanoma.data.prepare_config import PrepareConfig
@@ -29,6 +30,7 @@ __all__ = [
     "PrepareConfig",
     "Task",
     "TrainConfig",
+    "compare",
     "evaluate",
     "load_bundle",
     "prepare",
@@ -43,6 +45,7 @@ _HOMES = {
     "PrepareConfig": "melanoma.data.prepare_config",
     "Task": "melanoma.task",
     "TrainConfig": "melanoma.config",
+    "compare": "melanoma.comparison",
     "evaluate": "melanoma.evaluation",
     "load_bundle": "melanoma.bundle.bundle",
     "prepare": "melanoma.data.prepare",

@@ -28,6 +28,7 @@ from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.judging import in_threads, judge, read_stored
+from melanoma.submission import Submission
 from melanoma.task import Task
 
 BATCH = 64
@@ -44,6 +45,7 @@ def evaluate(
     num_workers: int = 1,
     skip_bad: bool = False,
     known: str | AnyPath | None = None,
+    submission: str | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def evaluate(
             refusing them.
         known: the prepared data set that the bundle was trained on. Reference models are fitted to
             its records; None fits them to a prepared data set's own train split.
+        submission: a challenge (isic2018, isic2019 or isic2020) whose table is written too,
+            OUT/submission_<challenge>.csv.
         executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
@@ -75,10 +79,14 @@ def evaluate(
     Raises:
         BundleError: if the bundle cannot be loaded.
         DataError: if the data cannot be used.
+        SettingError: if the bundle's task cannot answer the challenge.
     """
     bundle_dir, data_dir, out = to_path(bundle_dir), to_path(data_dir), to_path(out)
     executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
+    challenge = None if submission is None else Submission.of(submission, bundle.task)
     asked = read_asked(bundle, data_dir, split=split, skip_bad=skip_bad)
+    if challenge is not None:
+        challenge.check_names(asked.rows["image_id"].tolist())
     learned = asked.prepared if known is None else open_prepared(to_path(known))
     if learned is not None and learned.task != bundle.task:
         learned = None
@@ -91,6 +99,9 @@ def evaluate(
             bundle_dir, data_dir, asked.rows, executor, num_workers=num_workers, progress=progress
         )
         left_out = asked.left_out(scored, work, skip_bad=skip_bad)
+        if challenge is not None:
+            columns = [f"probability_{name}" for name in bundle.task.classes]
+            challenge.write(work, scored["image_id"].tolist(), scored[columns].to_numpy())
         predictions = _usable(scored, left_out, bundle.task)
         split_hash = "" if asked.prepared is None else asked.prepared.manifest.split_hash
         same_splits = split_hash == bundle.manifest.split_hash

@@ -23,6 +23,7 @@ from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
 from melanoma.judging import in_threads, judge, read_stored
 from melanoma.places import check_images
+from melanoma.submission import Submission
 
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH
@@ -36,6 +37,7 @@ def score(
     out: str | AnyPath,
     *,
     num_workers: int = 1,
+    submission: str | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -55,6 +57,8 @@ def score(
         folder: folder of the images; hidden files and folders called masks are ignored.
         out: folder to write, new or of the same scoring.
         num_workers: number of workers that score.
+        submission: a challenge (isic2018, isic2019 or isic2020) whose table is written too,
+            OUT/submission_<challenge>.csv; also for a scoring that is finished.
         executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
@@ -65,10 +69,14 @@ def score(
     Raises:
         BundleError: if the bundle cannot be loaded.
         DataError: if there is no image, or OUT holds something else.
+        SettingError: if the bundle's task cannot answer the challenge.
     """
     bundle_dir, folder, out = to_path(bundle_dir), to_path(folder), to_path(out)
     executor, bundle = executor or LocalExecutor(), load_bundle(bundle_dir)
     names = _image_names(folder)
+    challenge = None if submission is None else Submission.of(submission, bundle.task)
+    if challenge is not None:
+        challenge.check_names(names)
     with locked(out):
         listed = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         claim_folder(
@@ -76,38 +84,47 @@ def score(
             {"bundle": bundle.manifest.version, "folder": str(folder.resolve()), "images": listed},
         )
         if (out / SCORES).is_file():
-            return read_parquet(out / SCORES)
-        executor.start(num_workers)
-        parts = {
-            start: out / PARTS / f"{start:09d}.parquet" for start in range(0, len(names), CHUNK)
-        }
-        missing = [
-            {"start": start, "part": path.name}
-            for start, path in parts.items()
-            if not path.is_file()
-        ]
-        done = sum(
-            min(CHUNK, len(names) - start) for start, path in parts.items() if path.is_file()
-        )
-        work = ScoreFiles(
-            str(bundle_dir.resolve()),
-            str(folder.resolve()),
-            str((out / PARTS).resolve()),
-            tuple(names),
-        )
-        (out / PARTS).mkdir(exist_ok=True)
-        executor.map(
-            work,
-            missing,
-            num_workers=num_workers,
-            progress=(
-                None if progress is None else lambda num, total: progress(done + num, len(names))
-            ),
-            total=len(names) - done,
-        )
-        table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
-        write_parquet(out / SCORES, table)
-        remove_folder(out / PARTS)
+            table = read_parquet(out / SCORES)
+        else:
+            work = ScoreFiles(
+                str(bundle_dir.resolve()),
+                str(folder.resolve()),
+                str((out / PARTS).resolve()),
+                tuple(names),
+            )
+            table = _score_parts(work, out, executor, num_workers, progress)
+        if challenge is not None:
+            columns = [f"probability_{name}" for name in bundle.task.classes]
+            challenge.write(out, table["path"].tolist(), table[columns].to_numpy())
+    return table
+
+
+def _score_parts(
+    work: "ScoreFiles",
+    out: AnyPath,
+    executor: Executor,
+    num_workers: int,
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """Score the parts that are missing, and join all parts to OUT/scores.parquet."""
+    executor.start(num_workers)
+    num = len(work.names)
+    parts = {start: out / PARTS / f"{start:09d}.parquet" for start in range(0, num, CHUNK)}
+    missing = [
+        {"start": start, "part": path.name} for start, path in parts.items() if not path.is_file()
+    ]
+    done = sum(min(CHUNK, num - start) for start, path in parts.items() if path.is_file())
+    (out / PARTS).mkdir(exist_ok=True)
+    executor.map(
+        work,
+        missing,
+        num_workers=num_workers,
+        progress=None if progress is None else lambda now, _: progress(done + now, num),
+        total=num - done,
+    )
+    table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
+    write_parquet(out / SCORES, table)
+    remove_folder(out / PARTS)
     return table
 
 

@@ -456,6 +456,7 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
     )
     _add_address(tune)
     _add_evaluation(commands, run)
+    _add_compare(commands, run)
 
 
 def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
@@ -515,7 +516,62 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="DIR",
         help="folder of lesion masks, a PNG named after each image id, for --scorecard",
     )
+    _add_submission(evaluate)
     _add_address(evaluate)
+
+
+def _add_compare(commands: Any, run: Mapping[str, Command]) -> None:
+    compare = _add(
+        commands,
+        "compare",
+        run["compare"],
+        "compare two models on the same images, from their tables of predictions",
+    )
+    for name in ("a", "b"):
+        compare.add_argument(
+            name,
+            type=path,
+            metavar=name.upper(),
+            help="predictions.parquet, or a CSV with an id, probabilities or scores, and a label",
+        )
+    compare.add_argument(
+        "--task",
+        type=_named_or_path("task"),
+        metavar="NAME|FILE",
+        help="task of the tables (default: that of the evaluations, or one with their classes)",
+    )
+    compare.add_argument(
+        "--group-by",
+        metavar="COL,...",
+        help=(
+            "columns of A or B; images with an equal value in any of them belong together (default:"
+            " group, or else patient_id and lesion_id)"
+        ),
+    )
+    compare.add_argument(
+        "--common",
+        action="store_true",
+        help="compare the images that both tables have, and count the others",
+    )
+    compare.add_argument(
+        "--unassessed",
+        action="store_true",
+        help="count images too that a model answers with cannot_assess",
+    )
+    compare.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder for comparison.json and a page; it replaces an earlier comparison",
+    )
+
+
+def _add_submission(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--submission",
+        choices=("isic2018", "isic2019", "isic2020"),
+        help="also write the table that this challenge takes, OUT/submission_<challenge>.csv",
+    )
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -609,6 +665,7 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="N",
         help="scoring actors (default %(default)s)",
     )
+    _add_submission(score)
     _add_address(score)
 
     predict = _add(

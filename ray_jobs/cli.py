@@ -96,9 +96,7 @@ def _prepare(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         calibration_fraction=args.calibration_fraction,
         seed=args.seed,
-        group_by=(
-            tuple(filter(None, map(str.strip, args.group_by.split(",")))) if args.group_by else None
-        ),
+        group_by=_names(args.group_by),
         same_lesion=args.same_lesion,
         splits=args.splits,
         skip_bad=args.skip_bad,
@@ -434,12 +432,18 @@ def _evaluate(args: argparse.Namespace) -> int:
             num_workers=args.workers,
             skip_bad=args.skip_bad,
             known=args.known,
+            submission=args.submission,
             executor=RayExecutor(),
             progress=progress,
         )
     if args.json and report["left_out"]:
         say(left_out_sentence(report["left_out"], task_of(report["task"])))
     text = describe_evaluation(report, args.out)
+    if args.submission is not None:
+        from melanoma.submission import submission_file
+
+        path = str(args.out / submission_file(args.submission))
+        report, text = report | {"submission": path}, f"{text}\nsubmission {path}"
     if args.scorecard:
         from melanoma.scorecard import describe_scorecard, write_scorecard
 
@@ -452,8 +456,31 @@ def _evaluate(args: argparse.Namespace) -> int:
     return FOUND if report["contract"]["status"] == "refuted" else DONE
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from melanoma.comparison import compare, describe_comparison
+
+    found = compare(
+        args.a,
+        args.b,
+        task=args.task,
+        group_by=_names(args.group_by),
+        common=args.common,
+        unassessed=args.unassessed,
+        out=args.out,
+    )
+    text = describe_comparison(found)
+    _print(args, found, text if args.out is None else f"{text}\nwritten to {args.out}")
+    return DONE
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a list with commas, or None if there is none."""
+    return tuple(filter(None, map(str.strip, text.split(",")))) if text else None
+
+
 def _score(args: argparse.Namespace) -> int:
     from melanoma.scoring import SCORES, score
+    from melanoma.submission import submission_file
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
 
@@ -463,6 +490,7 @@ def _score(args: argparse.Namespace) -> int:
             args.folder,
             args.out,
             num_workers=args.workers,
+            submission=args.submission,
             executor=RayExecutor(),
             progress=progress,
         )
@@ -476,9 +504,11 @@ def _score(args: argparse.Namespace) -> int:
         "num_unusable": unusable,
     }
     counts = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
-    _print(
-        args, value, f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {path}"
-    )
+    text = f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {path}"
+    if args.submission is not None:
+        value["submission"] = str(args.out / submission_file(args.submission))
+        text += f"\nsubmission {value['submission']}"
+    _print(args, value, text)
     return DONE
 
 
@@ -604,6 +634,7 @@ _COMMANDS: dict[str, Command] = {
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "score": _score,
     "predict": _predict,
     "serve": _serve,

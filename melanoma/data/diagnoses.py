@@ -23,14 +23,18 @@ BINARY_COLUMNS = (
     "benign_malignant", "target", "malignant", "is_malignant", "malignancy", "label", "class",
 )  # fmt: skip
 """Columns that say benign or malignant, in words or as 0 and 1."""
+BENIGN, MALIGNANT = "benign", "malignant"
 ONE_HOT = {
     "mel": "mel", "nv": "nv", "bcc": "bcc", "akiec": "akiec", "ak": "akiec", "bkl": "bkl",
-    "df": "df", "vasc": "vasc", "scc": "scc",
+    "df": "df", "vasc": "vasc", "scc": "scc", "sccka": "scc",
+    "ben_oth": BENIGN, "inf": BENIGN, "mal_oth": MALIGNANT,
 }  # fmt: skip
-"""Columns of ISIC 2018 and 2019 that hold 1 for the class of an image."""
+"""Columns of ISIC 2018 and 2019 and of MILK10k that hold 1 for the class of an image or lesion.
+
+MILK10k's other benign and malignant lesions, and its inflammations, are no class of most tasks.
+"""
 ONE_HOT_UNKNOWN = "unk"
 _ISIC_2017 = ("melanoma", "seborrheic_keratosis")
-BENIGN, MALIGNANT = "benign", "malignant"
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "akiec": (
@@ -235,7 +239,8 @@ def _diagnosis(row: dict[Any, str], named: Sequence[str], task: Task) -> tuple[s
             return name, text
     diagnosis, said = _marked(row, task)
     if diagnosis is not None and not given:
-        return _class_holding(diagnosis, task) or "", said
+        own = diagnosis if diagnosis in task.classes and diagnosis not in SPELLINGS else None
+        return own or _class_holding(diagnosis, task) or "", said
     return "", given[0] if given else said
 
 
@@ -256,7 +261,10 @@ def _marked(row: dict[Any, str], task: Task) -> tuple[str | None, str]:
     said = "+".join(name.upper() for name in marked)
     if len(marked) != 1:
         return None, said
-    return ONE_HOT.get(marked[0], marked[0] if marked[0] in task.classes else None), said
+    name = marked[0]
+    if name in task.classes and name not in SPELLINGS:  # a class of the task's own
+        return name, said
+    return ONE_HOT.get(name, name if name in task.classes else None), said
 
 
 def _binary_diagnosis(

@@ -14,7 +14,7 @@ from melanoma.data.image_files import read_image
 from melanoma.data.left_out import LeftOut, count_left_out, describe_left_out, left_out_sentence
 from melanoma.data.metadata import ALIASES
 from melanoma.data.records import Source, read_source
-from melanoma.data.rejections import WITHOUT_ROW, Rejection
+from melanoma.data.rejections import WITHOUT_ROW, Rejection, faults_in
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, is_address
 from melanoma.task import Task
@@ -78,10 +78,10 @@ def read_external(
     source = read_source(folder, task)
     source.check_found()
     columns = _group_columns(source, group_columns)
-    faults = [rejection for rejection in source.rejections if rejection.reason != WITHOUT_ROW]
+    faults = [each for each in faults_in(source.rejections) if each.reason != WITHOUT_ROW]
     if faults and not skip_bad:
         raise _refusal(source.records, faults, task)
-    bad = {rejection.image_id for rejection in faults}
+    bad = {each.image_id for each in source.rejections if each.reason != WITHOUT_ROW}
     rows = source.records[~source.records["image_id"].isin(bad)].reset_index(drop=True)
     external = External(source.records, rows, source.rejections, source.notes, task)
     if rows.empty:

@@ -1,8 +1,9 @@
 """Joins the tables of a SOURCE folder into one table with a row for each image.
 
 A table is used if it has a column of image ids. Tables with the same columns and different images
-are stacked. Tables with the same images and different columns are joined side by side. Notes say
-which tables were joined and which were ignored.
+are stacked. Tables with the same images and different columns are joined side by side. If none of
+them has a diagnosis, one that names lesions only gives it to their images. Notes say which tables
+were joined and which were ignored.
 """
 
 import dataclasses
@@ -36,18 +37,32 @@ ALIASES = {
         "filename",
         "file_name",
         "file",
+        "bcn_filename",
     ),
     "lesion_id": ("lesion_id",),
     "patient_id": ("patient_id",),
     "age": ("age", "age_approx"),
     "sex": ("sex", "gender"),
-    "site": ("localization", "anatom_site_general_challenge", "anatom_site_general", "region"),
+    "site": (
+        "localization",
+        "anatom_site_general_challenge",
+        "anatom_site_general",
+        "region",
+        "site",
+    ),
     "source": ("dataset", "attribution", "source", "hospital", "institution", "center", "centre"),
     "dx_type": ("dx_type", "diagnosis_confirm_type", "biopsed", "biopsied"),
-    "skin_type": ("skin_type", "fitzpatrick_skin_type", "fitzpatrick", "fitspatrick"),
+    "skin_type": (
+        "skin_type",
+        "fitzpatrick_skin_type",
+        "fitzpatrick",
+        "fitspatrick",
+        "skin_tone_class",
+    ),
 }
 KEY, GIVEN, TABLE = "<image id>", "<image id as written>", "<table>"
 """Columns that this module adds to the columns of the tables."""
+LESION, IMAGE_TYPE = "lesion_id", "image_type"
 _OWN = [GIVEN, TABLE]
 _SURE, _MAYBE = {".csv", ".tsv", ".tab"}, {".txt", ""}
 _WORKBOOKS = {".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl"}
@@ -88,12 +103,15 @@ def read_metadata(folder: AnyPath, files: Sequence[AnyPath], task: Task) -> Meta
     tables = [table for table in found if table is not None and KEY in table.rows]
     if not tables:
         raise _no_table(folder, files, [table for table in found if table is not None], task)
+    notes: list[str] = []
+    if not any(has_diagnosis(table.rows.columns, task) for table in tables):
+        of_lesions = [table for table in found if table is not None and KEY not in table.rows]
+        tables = _labelled_by_lesion(tables, of_lesions, task, notes)
     labelled = [table for table in tables if has_diagnosis(table.rows.columns, task)]
     if not labelled:
         raise no_diagnosis(tables, task)
     if not any(len(table.rows) for table in labelled):
         raise DataError(f"{labelled[0].name} must have a row for every image; it has none.")
-    notes: list[str] = []
     main = labelled[0]
     for other in labelled[1:]:
         main = _stack(main, other, notes) if _same_columns(main, other) else _beside(main, other)
@@ -120,7 +138,7 @@ def _metadata_table(path: AnyPath, name: str, task: Task) -> Table | None:
     """Read a table and its image ids; return None for a text file that is not a table."""
     is_sure = path.suffix.lower() in _SURE
     try:
-        table = read_table(path, name, only_with=ALIASES["image_id"])
+        table = read_table(path, name, only_with=(*ALIASES["image_id"], LESION))
     except DataError:
         if is_sure:
             raise
@@ -171,6 +189,41 @@ def image_keys(given: pd.Series) -> pd.Series:
     )
     is_shared = whole.groupby(keys).transform("nunique") > 1 if len(keys) else keys.astype(bool)
     return keys.where(~is_shared, whole)
+
+
+def _labelled_by_lesion(
+    tables: Sequence[Table], of_lesions: Sequence[Table], task: Task, notes: list[str]
+) -> list[Table]:
+    """Give the images of some tables the diagnosis that another table has for their lesions.
+
+    So it is in MILK10k, whose images stand in one table and whose lesions in another.
+    """
+    truths = [
+        table
+        for table in of_lesions
+        if LESION in table.rows and has_diagnosis(table.rows.columns, task) and len(table.rows)
+    ]
+    if not truths:
+        return list(tables)
+    truth = truths[0]
+    truth.first((LESION,))
+    twice = truth.rows[LESION].duplicated() | (truth.rows[LESION] == "")
+    if len(truths) > 1 or twice.any():
+        raise DataError(
+            f"SOURCE must hold one table of lesions that names each lesion once;"
+            f" {' and '.join(table.name for table in truths)} do not. Correct or remove one."
+        )
+    return [_with_truth(table, truth, notes) for table in tables]
+
+
+def _with_truth(table: Table, truth: Table, notes: list[str]) -> Table:
+    """Return a table with the columns that another one has for its lesions, if it has some."""
+    if LESION not in table.rows or not set(table.rows[LESION]) & set(truth.rows[LESION]):
+        return table
+    notes.append(f"the images of {table.name} have the diagnoses of their lesions in {truth.name}")
+    new = [name for name in truth.rows.columns if name == LESION or name not in table.rows.columns]
+    rows = table.rows.merge(truth.rows[new], on=LESION, how="left").fillna("")
+    return _joined(table, truth, rows)
 
 
 def _same_columns(left: Table, right: Table) -> bool:

@@ -23,6 +23,7 @@ from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import (
     REJECTED,
     Rejection,
+    faults_in,
     reject_conflicts,
     write_rejections,
 )
@@ -96,7 +97,8 @@ def prepare(
         reasons = [(rejection.image_id, rejection.reason) for rejection in rejections]
         left_out = count_left_out(reasons, source.records, config.task)
         write_rejections(work / REJECTED, rejections)
-        if not rejections or config.skip_bad:
+        faults = faults_in(rejections)
+        if not faults or config.skip_bad:
             if records.empty:
                 said = left_out_sentence(left_out, config.task)
                 raise DataError(f"SOURCE must hold at least one usable image; it has none. {said}")
@@ -111,8 +113,8 @@ def prepare(
                 executor=executor,
             )
         remove_folder(work / DECODED)
-    if rejections and not config.skip_bad:
-        raise DataError(_refusal(rejections, left_out, out))
+    if faults and not config.skip_bad:
+        raise DataError(_refusal(faults, left_out, out))
     return manifest
 
 

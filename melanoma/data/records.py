@@ -1,8 +1,8 @@
 """Reads a SOURCE folder into one validated table of records, without reading a pixel.
 
 It understands HAM10000, ISIC 2016 (no header), 2017, 2018 and 2019 (one-hot ground truth, several
-tables joined), 2020 and 2024, exports of the ISIC Archive, PAD-UFES-20, and any table with image
-ids, diagnoses and a column that groups images.
+tables joined), 2020 and 2024, exports of the ISIC Archive, MILK10k (ground truth by lesion),
+BCN20000, PAD-UFES-20, and any table with image ids, diagnoses and a column that groups images.
 """
 
 import dataclasses
@@ -14,13 +14,23 @@ from melanoma.data.diagnoses import CONTRADICTION, read_diagnoses
 from melanoma.data.group_ids import known_ids, tell_sources_apart
 from melanoma.data.groups import GROUP_COLUMNS, key_column
 from melanoma.data.image_files import ImageFiles, find_images
-from melanoma.data.metadata import ALIASES, GIVEN, KEY, TABLE, Metadata, read_metadata
-from melanoma.data.rejections import WITHOUT_ROW, Rejection, reject_conflicts
-from melanoma.data.standards import reference_standard, skin_type
+from melanoma.data.metadata import (
+    ALIASES,
+    GIVEN,
+    IMAGE_TYPE,
+    KEY,
+    TABLE,
+    Metadata,
+    read_metadata,
+)
+from melanoma.data.rejections import NOT_DERMOSCOPIC, WITHOUT_ROW, Rejection, reject_conflicts
+from melanoma.data.standards import is_clinical, reference_standard, skin_tone_class, skin_type
 from melanoma.errors import DataError
 from melanoma.io.storage import AnyPath, files_below
 from melanoma.places import check_source
 from melanoma.task import Task
+
+SKIN_TONE = ALIASES["skin_type"][-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +142,13 @@ def read_source(folder: AnyPath, task: Task) -> Source:
         *_reject_rows(records, metadata, task),
         *_reject_images(records, found, files, metadata.passed_over),
     ]
+    clinical = _is_clinical(metadata)
+    if clinical.all():
+        raise DataError(
+            f"SOURCE must hold dermoscopic images; {IMAGE_TYPE} calls all {len(records)} of them"
+            " clinical. Take other images."
+        )
+    records.loc[clinical, "path"] = ""  # never decoded
     left = len(set(files.by_stem) & metadata.passed_over)
     notes = [
         *metadata.notes,
@@ -155,7 +172,8 @@ def _normalise(metadata: Metadata, task: Task) -> tuple[pd.DataFrame, tuple[str,
         lambda age: age > 0
     )
     records["dx_type"] = records["dx_type"].map(reference_standard)
-    records["skin_type"] = records["skin_type"].map(skin_type)
+    only_tone = not any(name in rows for name in ALIASES["skin_type"] if name != SKIN_TONE)
+    records["skin_type"] = records["skin_type"].map(skin_tone_class if only_tone else skin_type)
     diagnoses = read_diagnoses(rows, task)
     records["dx"] = [dx for dx, _ in diagnoses]
     records["dx_given"] = [given for _, given in diagnoses]
@@ -208,8 +226,22 @@ def _without_ending(table: str) -> str:
     return table.rpartition(".")[0] or table
 
 
+def _is_clinical(metadata: Metadata) -> pd.Series:
+    """Return which rows are of images that no dermatoscope took, as far as the tables say so."""
+    rows = metadata.rows
+    if IMAGE_TYPE not in rows:
+        return pd.Series(False, index=rows.index)
+    return rows[IMAGE_TYPE].map(is_clinical).astype(bool)
+
+
 def _reject_rows(records: pd.DataFrame, metadata: Metadata, task: Task) -> Iterable[Rejection]:
-    for image_id, given in records.loc[records["label"] < 0, ["image_id", "dx_given"]].itertuples(
+    clinical = _is_clinical(metadata)
+    for image_id in records.loc[clinical, "image_id"]:
+        yield Rejection(
+            image_id, NOT_DERMOSCOPIC, f"{IMAGE_TYPE} calls it clinical, not dermoscopic"
+        )
+    unlabelled = (records["label"] < 0) & ~clinical
+    for image_id, given in records.loc[unlabelled, ["image_id", "dx_given"]].itertuples(
         index=False
     ):
         if given.endswith(CONTRADICTION):

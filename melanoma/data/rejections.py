@@ -11,6 +11,8 @@ from melanoma.io.storage import AnyPath
 
 REJECTED = "rejected.csv"
 WITHOUT_ROW, UNREADABLE, BLANK = "image_without_row", "image_unreadable", "blank_image"
+NOT_DERMOSCOPIC = "not_dermoscopic"
+"""Of an image that its table calls clinical. It is left out without being a fault."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,13 @@ def reject_conflicts(
         names = " and ".join(sorted(set(rows["dx"])))
         for image_id in rows["image_id"]:
             yield Rejection(image_id, reason, f"{noun} is labelled {names}")
+
+
+def faults_in(rejections: Iterable[Rejection]) -> list[Rejection]:
+    """Return the rejections that are faults, of images that are not left out for what they are."""
+    found = list(rejections)
+    expected = {each.image_id for each in found if each.reason == NOT_DERMOSCOPIC}
+    return [each for each in found if each.image_id not in expected]
 
 
 def reason_of(error: InvalidImageError) -> str:

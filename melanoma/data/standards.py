@@ -1,4 +1,4 @@
-"""How a diagnosis was made, and the skin type of a patient, as public tables spell them."""
+"""How a diagnosis was made, what kind an image is, and the skin of a patient, as tables say it."""
 
 REFERENCE_STANDARDS = {
     "histology": ("histo", "histology", "histopathology", "histopathological", "biopsy", "true"),
@@ -24,3 +24,22 @@ def skin_type(text: str) -> str:
     said = text.strip().casefold().removeprefix("type ").removesuffix(".0")
     said = _ROMAN.get(said, said)
     return said if said in _ROMAN.values() else ""
+
+
+def skin_tone_class(text: str) -> str:
+    """Return MILK10k's skin tone as "tone 0" (very dark) to "tone 5" (very light), or "".
+
+    It runs against Fitzpatrick's skin types and was made not to be taken for them, so it keeps a
+    name of its own.
+    """
+    said = text.strip().removesuffix(".0")
+    return f"tone {said}" if said in {"0", "1", "2", "3", "4", "5"} else ""
+
+
+def is_clinical(image_type: str) -> bool:
+    """Return whether the ISIC Archive calls an image clinical, taken without a dermatoscope.
+
+    Args:
+        image_type: such as ``dermoscopic``, ``clinical: close-up`` or ``clinical: overview``.
+    """
+    return image_type.strip().casefold().startswith("clinical")

@@ -34,6 +34,7 @@ from melanoma.evidence.strata import by_class, by_column, proportion, subgroups
 from melanoma.evidence.target_calibration import target_calibration
 from melanoma.evidence.verdict import verdict
 from melanoma.io.files import write_bytes, write_json, write_text
+from melanoma.io.typed import without_nan
 
 FORMAT_VERSION = 2
 
@@ -48,10 +49,11 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     Returns:
         The content of report.json.
     """
-    evaluated.predictions.to_parquet(folder / "predictions.parquet", index=False)
+    predictions = evaluated.predictions.assign(known=evaluated.is_known)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
     images = image_level(evaluated.judged, evaluated.task)
     lesions = lesion_level(images)
-    report: dict[str, Any] = _without_nan(_content(evaluated, images, lesions))
+    report: dict[str, Any] = without_nan(_content(evaluated, images, lesions))
     write_json(folder / "report.json", report)
     plots = _plots(report, images, lesions or images, evaluated.operating_point.threshold)
     for name, png in plots.items():
@@ -171,12 +173,3 @@ def _missed(images: Level, threshold: float) -> list[dict[str, Any]]:
         {str(name): value for name, value in row.items()}
         for row in rows.sort_values("probability")[columns].to_dict("records")
     ]
-
-
-def _without_nan(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None, for undefined numbers."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -49,3 +50,12 @@ def from_json(
 def to_plain(value: Any) -> Any:
     """Return a dataclass as plain values for JSON, with lists instead of tuples."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None, for undefined numbers."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
