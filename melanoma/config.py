@@ -255,13 +255,22 @@ class ModelConfig(_Config):
         drop_path: stochastic depth rate, in [0, 1).
         layer_scale: initial value of ConvNeXt's layer scale; null keeps timm's 1e-6, which is meant
             for very long training.
+        embedding_size: length of the embeddings of a model outside, which stand in for the
+            backbone embeddings; 0 for a network on images. `train --embeddings` sets both.
     """
 
     backbone: str = "convnext_atto"
     drop_path: float = 0.0
     layer_scale: float | None = None
+    embedding_size: int = 0
 
     def __post_init__(self) -> None:
+        _require(
+            (self.embedding_size > 0) == (self.backbone == "embeddings"),
+            "model.embedding_size",
+            "above 0 with model.backbone embeddings, and 0 otherwise",
+            self.embedding_size,
+        )
         _require(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
         _require(
             self.layer_scale is None or self.layer_scale > 0,

@@ -388,6 +388,15 @@ def _add_training(commands: Any, run: Mapping[str, Command]) -> None:
         ),
     )
     train.add_argument(
+        "--embeddings",
+        type=path,
+        metavar="TABLE",
+        help=(
+            "parquet file with image_id and the embedding of each image by a model outside, which"
+            " stands in for the network; a linear head is trained on it"
+        ),
+    )
+    train.add_argument(
         "--teacher",
         type=path,
         metavar="TABLE",

@@ -254,9 +254,11 @@ def _settings(path: "AnyPath") -> dict[str, Any]:
 def _train(args: argparse.Namespace) -> int:
     config = _config_of(args)  # a wrong setting is refused before the slow imports
     from melanoma.training.job import TrainJob
-    from melanoma.training.run import run_job
+    from melanoma.training.run import on_embeddings, run_job
     from ray_jobs.executor import RayExecutor
 
+    if args.embeddings is not None:
+        config = on_embeddings(config, args.embeddings)
     job = TrainJob(
         args.dataset,
         args.out / (args.name or args.preset),
@@ -268,6 +270,7 @@ def _train(args: argparse.Namespace) -> int:
         weights=args.weights,
         all_folds=args.folds == "all",
         teacher=args.teacher,
+        embeddings=args.embeddings,
     )
     result = run_job(job, RayExecutor())
     validation = result.validation

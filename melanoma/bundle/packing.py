@@ -23,6 +23,7 @@ from melanoma.data.dataset import PreparedData
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import write_parquet
 from melanoma.io.storage import AnyPath
+from melanoma.training.embedded import EmbeddingHead
 from melanoma.training.engine import predict
 from melanoma.training.teacher import teacher_table
 
@@ -125,7 +126,9 @@ def _choose_backend(
 
 
 def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
-    """Return the network for ONNX Runtime, or None if ONNX cannot express it."""
+    """Return the network for ONNX Runtime, or None if ONNX cannot express it or it needs none."""
+    if isinstance(model, EmbeddingHead):
+        return None
     try:
         return export_features(model, input_size)
     except torch.onnx.OnnxExporterError:

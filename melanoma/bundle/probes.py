@@ -17,6 +17,7 @@ from melanoma.arrays import Uint8Array
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.io.typed import Strict
+from melanoma.training.embedded import EmbeddingHead
 from melanoma.training.networks import tta_logits
 
 NUM_PROBES = 3
@@ -51,7 +52,12 @@ def probe_images(stored_shape: tuple[int, int]) -> list[Uint8Array]:
 
 
 def record_probes(model: nn.Module, preprocess: Preprocess, tta: int) -> tuple[Probe, ...]:
-    """Return the probe images with the network's logits for them, for a manifest."""
+    """Return the probe images with the network's logits for them, for a manifest.
+
+    A head on embeddings has none.
+    """
+    if isinstance(model, EmbeddingHead):  # it has no outputs for images
+        return ()
     images = probe_images(preprocess.stored_shape)
     logits = _probe_logits(model, preprocess, tta, images)
     return tuple(
@@ -104,6 +110,8 @@ def replay_probes(
     Returns:
         One sentence for each deviation; empty if the network repeats its outputs.
     """
+    if isinstance(model, EmbeddingHead):
+        return []
     try:
         recorded = np.array([probe.logits for probe in probes], dtype=np.float64)
         images = [_from_png(probe.image_png) for probe in probes]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from melanoma.arrays import Uint8Array
+from melanoma.data.embeddings import Embeddings
 from melanoma.data.manifest import DatasetManifest, read_manifest
 from melanoma.data.shards import open_shard
 from melanoma.data.splits import SPLITS, check_splits, split_hash
@@ -41,11 +42,13 @@ class PreparedData:
         folder: where it is. From object storage each node fetches once what it reads.
         manifest: `manifest.json`.
         records: `records.parquet`, a row for each image.
+        embeddings: what a model outside says of the images, in place of a network; None without.
     """
 
     folder: AnyPath
     manifest: DatasetManifest
     records: pd.DataFrame
+    embeddings: Embeddings | None = None
 
     @property
     def stored_shape(self) -> tuple[int, int]:
@@ -198,12 +201,13 @@ def open_prepared(folder: AnyPath, *, verify: bool = False) -> PreparedData:
 
 
 class ImageDataset:
-    """The memory-mapped images of some records of a prepared data set."""
+    """The memory-mapped images of some records of a prepared data set, with their embeddings."""
 
     def __init__(self, data: PreparedData, rows: pd.DataFrame) -> None:
         self.image_ids: list[str] = rows["image_id"].tolist()
         self.groups: list[str] = rows["group"].tolist()
         self.sources: list[str] = rows["source"].tolist()
+        self.embeddings = None if data.embeddings is None else data.embeddings.of(self.image_ids)
         self.labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.long)
         names = sorted(set(rows["shard"]))
         self._shards: dict[str, Uint8Array] = {
@@ -213,6 +217,12 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def feature_map(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the embeddings at some indices as feature maps ``(N, F, 1, 1)``, if there are."""
+        if self.embeddings is None:
+            return None
+        return torch.from_numpy(self.embeddings[list(indices)])[:, :, None, None]
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Return the images at some indices, ``(N, H, W, 3)`` uint8."""

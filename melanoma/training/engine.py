@@ -29,7 +29,7 @@ from melanoma.training.distributed import World
 from melanoma.training.head import fit_head
 from melanoma.training.losses import focal_terms
 from melanoma.training.muon import Muon
-from melanoma.training.networks import freeze, parameter_groups, train_mode, tta_logits
+from melanoma.training.networks import freeze, head, parameter_groups, train_mode, tta_logits
 from melanoma.training.plan import Training
 from melanoma.training.precision import autocast, full_precision
 from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
@@ -347,9 +347,13 @@ def predict(
     model.eval()
     with torch.no_grad(), full_precision(device):
         for start in range(0, len(mine), PREDICT_BATCH):
-            images = dataset.images(mine[start : start + PREDICT_BATCH]).to(device)
-            logits[start : start + PREDICT_BATCH] = tta_logits(
-                model, preprocess(images), tta, extract=extract
-            )
+            batch = mine[start : start + PREDICT_BATCH]
+            embedded = dataset.feature_map(batch)
+            if embedded is not None:
+                found = head(model, embedded.to(device))
+            else:
+                inputs = preprocess(dataset.images(batch).to(device))
+                found = tta_logits(model, inputs, tta, extract=extract)
+            logits[start : start + PREDICT_BATCH] = found
     logits = world.join(logits, len(dataset))
     return Predictions(dataset.image_ids, dataset.labels.numpy(), logits.cpu().numpy())

@@ -132,9 +132,17 @@ def _solve(training: Training, images: Tensor, *, penalty: float) -> tuple[Tenso
 def frozen_features(training: Training, model: nn.Module) -> dict[str, np.ndarray]:
     """Return what the backbone says of every image of a run: ``(F,)`` float32 by image_id.
 
-    It is the input of the last layer, averaged over the mirrored copies of prediction.
+    It is the input of the last layer, averaged over the mirrored copies of prediction, or the
+    embedding of the image.
     """
     datasets = (training.train, training.validation)
+    if training.train.embeddings is not None:
+        return {
+            name: vector
+            for images in datasets
+            if images.embeddings is not None
+            for name, vector in zip(images.image_ids, images.embeddings, strict=True)
+        }
     ids = sorted(name for images in datasets for name in images.image_ids)
     path = cache_folder() / f"features-{_key(training, model, ids)}.npy"
     if not path.is_file():

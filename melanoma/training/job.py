@@ -3,6 +3,8 @@
 import dataclasses
 
 from melanoma.config import TrainConfig
+from melanoma.data.dataset import PreparedData, open_prepared
+from melanoma.data.embeddings import read_embeddings
 from melanoma.io.storage import AnyPath
 
 
@@ -23,6 +25,7 @@ class TrainJob:
         all_folds: whether to train one network for each fold, without that fold, and ship them as
             an ensemble.
         teacher: table of another model's probabilities to learn from; None for none.
+        embeddings: table of embeddings that stand in for a backbone; None for a network on images.
         name: what progress calls it, if several runs train at once.
     """
 
@@ -36,6 +39,7 @@ class TrainJob:
     weights: str = "none"
     all_folds: bool = False
     teacher: AnyPath | None = None
+    embeddings: AnyPath | None = None
     name: str = ""
 
     def runs(self, num_folds: int) -> list["TrainJob"]:
@@ -52,6 +56,13 @@ class TrainJob:
             all_folds=False,
             name=f"fold {fold}",
         )
+
+    def open_data(self) -> PreparedData:
+        """Open the data set, with the embeddings if there are some."""
+        data = open_prepared(self.dataset)
+        if self.embeddings is None:
+            return data
+        return dataclasses.replace(data, embeddings=read_embeddings(self.embeddings))
 
     @property
     def least(self) -> int:

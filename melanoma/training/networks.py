@@ -15,6 +15,7 @@ from melanoma.config import ModelConfig, OptimConfig
 from melanoma.errors import SettingError
 from melanoma.imaging.tta import FeatureExtractor, tta_features
 from melanoma.io.storage import to_path
+from melanoma.training.embedded import EmbeddingHead
 from melanoma.training.stochastic_depth import install_stochastic_depth
 from melanoma.training.weights import load_weights
 
@@ -36,6 +37,8 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Fal
             does not take these settings.
         OSError: if the hub cannot be reached.
     """
+    if config.embedding_size:
+        return EmbeddingHead(config.embedding_size, num_classes)
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('.')[0][:8]}*")[:3]
         hint = f"Similar names are {', '.join(near)}." if near else "See timm.list_models()."

@@ -15,13 +15,15 @@ from melanoma.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
 from melanoma.data.accesses import check_declared
-from melanoma.data.dataset import PreparedData, open_prepared
-from melanoma.errors import DataError
+from melanoma.data.dataset import PreparedData
+from melanoma.data.embeddings import read_embeddings
+from melanoma.errors import DataError, SettingError
 from melanoma.evidence.contract import Contract
 from melanoma.executor import Executor, Item, LocalExecutor, Row
 from melanoma.io.files import claim_folder, locked, new_folder, sha256_of, write_json
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.training.checkpoints import read_state
+from melanoma.training.embedded import BACKBONE
 from melanoma.training.ensemble import build_networks, networks_of
 from melanoma.training.head import classifier_of
 from melanoma.training.job import TrainJob
@@ -68,6 +70,7 @@ def train(
     weights: str = "none",
     all_folds: bool = False,
     teacher: str | AnyPath | None = None,
+    embeddings: str | AnyPath | None = None,
     num_workers: int = 1,
     use_gpu: bool = False,
     executor: Executor | None = None,
@@ -90,6 +93,8 @@ def train(
         all_folds: train one network for each fold, without that fold, and ship them as an ensemble.
         teacher: table of another model's probabilities for the training images, to learn from
             besides the labels.
+        embeddings: table of a model outside, which stands in for the backbone; the settings must be
+            those of `on_embeddings`.
         num_workers: number of workers that share every batch; more than one need an executor.
         use_gpu: whether each worker trains on a GPU.
         executor: where the run executes; None means in this process.
@@ -107,6 +112,7 @@ def train(
         weights=weights,
         all_folds=all_folds,
         teacher=None if teacher is None else to_path(teacher),
+        embeddings=None if embeddings is None else to_path(embeddings),
     )
     return run_job(job, executor or LocalExecutor())
 
@@ -116,7 +122,7 @@ def run_job(job: TrainJob, executor: Executor) -> TrainResult:
 
     A finished run is not trained again. Raises the same errors as `train`.
     """
-    data = open_prepared(job.dataset)
+    data = job.open_data()
     check_data(job, data)
     with locked(job.run_dir):
         finished = (job.run_dir / RESULT).is_file()
@@ -152,6 +158,7 @@ def _claim(job: TrainJob, *, content: str) -> None:
         "config": dataclasses.asdict(job.config),
         "weights": job.weights,
         "all_folds": job.all_folds,
+        "embeddings": None if job.embeddings is None else sha256_of(job.embeddings),
         "teacher": None if job.teacher is None else sha256_of(job.teacher),
         "content": content,
     }
@@ -182,7 +189,7 @@ class Pack:
 
     def __call__(self, item: Item) -> list[Row]:
         """Write the bundle and return its folder as one row; the item is not used."""
-        job, data = self.job, open_prepared(self.job.dataset)
+        job, data = self.job, self.job.open_data()
         model = build_networks(job.config.model, data.task.num_classes, num=len(self.checkpoints))
         states = [read_state(to_path(checkpoint), "cpu") for checkpoint in self.checkpoints]
         for network, state in zip(networks_of(model), states, strict=True):
@@ -214,6 +221,7 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     for run in job.runs(data.manifest.num_folds):
         _check_fold(run, data)
     check_declared(data, job.config.accesses)
+    _check_embeddings(job, data)
     if job.teacher is not None:
         read_teacher(job.teacher, data)
     if not data.manifest.num_targets("calibration") and not job.all_folds:
@@ -254,6 +262,8 @@ def check_network(job: TrainJob, num_classes: int) -> None:
             if the ImageNet weights cannot be fetched.
     """
     model = build_model(job.config.model, num_classes)
+    if job.embeddings is not None:
+        return
     check_feature_map(model)
     freeze(model, job.config.optim.frozen_layers)
     _check_frozen(job)
@@ -307,3 +317,37 @@ def _check_frozen(job: TrainJob) -> None:
         f"{name} must be {wanted} with random start weights, because frozen layers do not learn; it"
         f" is {value}. Set it to {wanted} or pass --weights."
     )
+
+
+def on_embeddings(config: TrainConfig, path: AnyPath) -> TrainConfig:
+    """Return the settings of a run on a table of embeddings: a linear head, and no images.
+
+    Raises:
+        DataError: if the table cannot be used.
+    """
+    model = {"backbone": BACKBONE, "embedding_size": read_embeddings(path).size}
+    return config.with_overrides(
+        [
+            f"model={json.dumps(model)}",
+            "optim.head_only=true",
+            "data.tta=1",
+        ]
+    )
+
+
+def _check_embeddings(job: TrainJob, data: PreparedData) -> None:
+    """Check that the settings fit the embeddings, and that every image has one.
+
+    Raises:
+        SettingError: if they do not fit.
+        DataError: if an image of train or calibration has none.
+    """
+    size = 0 if data.embeddings is None else data.embeddings.size
+    if job.config.model.embedding_size != size:
+        raise SettingError(
+            f"model.embedding_size must be that of the embeddings, {size}; it is"
+            f" {job.config.model.embedding_size}. Pass --embeddings TABLE, which sets it."
+        )
+    if data.embeddings is not None:
+        ids = data.records.loc[data.records["split"] != "test", "image_id"].tolist()
+        data.embeddings.of(ids)

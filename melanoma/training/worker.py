@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from melanoma.config import TrainConfig
-from melanoma.data.dataset import open_prepared
 from melanoma.errors import DataError
 from melanoma.io.files import write_json, write_text
 from melanoma.io.storage import AnyPath, SyncedFolder
@@ -56,7 +55,7 @@ class Session(Protocol):
 def train_worker(job: TrainJob, session: Session) -> None:
     """Train a run on this worker; all workers call it at the same time."""
     config, world = job.config, session.world
-    data = open_prepared(job.dataset)
+    data = job.open_data()
     progress = _Progress(config, job.run_dir, world)
     teacher = None if job.teacher is None else read_teacher(job.teacher, data)
     training = Training.on(config, data, teacher=teacher, world=world, on_step=progress)

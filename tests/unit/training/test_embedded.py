@@ -1,0 +1,89 @@
+"""A head on embeddings from outside, from the table to the bundle."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma.bundle.bundle import load_bundle, verify_bundle
+from melanoma.config import TrainConfig
+from melanoma.data.dataset import PreparedData
+from melanoma.data.embeddings import read_embeddings
+from melanoma.errors import DataError, SettingError
+from melanoma.training.run import on_embeddings, train
+from tests.tasks import MELANOMA_INDEX
+
+
+@pytest.fixture
+def table(prepared: PreparedData) -> pd.DataFrame:
+    """Return embeddings of which one number tells melanomas, with noise."""
+    records = prepared.records
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(records), 5)).astype(np.float32)
+    vectors[:, 2] += 3 * (records["label"] == MELANOMA_INDEX)
+    return pd.DataFrame({"image_id": records["image_id"], "embedding": list(vectors)})
+
+
+def _written(table: pd.DataFrame, folder: Path) -> Path:
+    table.to_parquet(folder / "table.parquet")
+    return folder / "table.parquet"
+
+
+def test_a_bundle_comes_from_embeddings_alone(
+    table: pd.DataFrame, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    path = _written(table, tmp_path)
+    config = on_embeddings(tiny_config, path)
+    result = train(prepared.folder, tmp_path / "run", config, embeddings=path)
+    bundle = load_bundle(result.bundle)
+    assert bundle.manifest.architecture.embedding_size == 5
+    assert result.validation["auroc"] > 0.95
+    assert result.contract.status == "met"
+    assert verify_bundle(result.bundle) == []
+
+
+def test_a_number_in_each_column_is_the_same(table: pd.DataFrame, tmp_path: Path) -> None:
+    wide = (
+        pd.DataFrame(np.stack(table["embedding"]))
+        .add_prefix("e")
+        .assign(image_id=table["image_id"])
+    )
+    ids = table["image_id"].tolist()[:3]
+    (tmp_path / "wide").mkdir()
+    both = [
+        read_embeddings(_written(table, tmp_path)),
+        read_embeddings(_written(wide, tmp_path / "wide")),
+    ]
+    assert np.array_equal(both[0].of(ids), both[1].of(ids))
+
+
+def test_an_image_without_an_embedding_is_refused_before_training(
+    table: pd.DataFrame, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    ids = prepared.rows("calibration")["image_id"].iloc[:2]
+    path = _written(table[~table["image_id"].isin(ids)], tmp_path)
+    config = on_embeddings(tiny_config, path)
+    with pytest.raises(DataError, match="it lacks 2 of"):
+        train(prepared.folder, tmp_path / "run", config, embeddings=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.rename(columns={"image_id": "id"}), "must have the column image_id"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "name every image once"),
+        (lambda t: t.assign(embedding=[[1.0]] + [[1.0, 2.0]] * (len(t) - 1)), "as many for every"),
+        (lambda t: t.assign(embedding=[[np.nan]] * len(t)), "finite numbers"),
+    ],
+)
+def test_a_bad_table_is_refused(table, tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=said):
+        read_embeddings(_written(change(table), tmp_path))
+
+
+def test_settings_for_images_do_not_fit_embeddings(
+    table: pd.DataFrame, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=r"model\.embedding_size must be that of"):
+        train(prepared.folder, tmp_path / "run", tiny_config, embeddings=_written(table, tmp_path))
