@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 from fastapi import HTTPException, Request
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from melanoma.arrays import FloatArray
@@ -18,7 +18,7 @@ from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.imaging.decode import format_of
 from melanoma.imaging.png_writer import to_png
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
-from serve.model_client import LesionReading, Reading
+from serve.readings import LesionReading, Reading
 from serve.schemas import Explanation, ModelInfo, PredictResponse
 
 # starlette writes larger parts to a temporary file, but no part of an image may reach a disk.
@@ -64,6 +64,21 @@ class _Parser(MultiPartParser):
 
 async def _form_images(headers: Headers, data: bytes) -> list[bytes]:
     """Return the content of the form fields `image`, sent with or without file names."""
+    form = await _parsed(headers, data)
+    try:
+        contents = [
+            await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
+            for field in form.getlist("image")
+        ]
+    finally:
+        await form.close()
+    images = [content for content in contents if content is not None]
+    _check_form(form, has_images=bool(images) and len(images) == len(contents))
+    return images
+
+
+async def _parsed(headers: Headers, data: bytes) -> FormData:
+    """Return a form; raise 400 if it is malformed or cut off."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield data
@@ -81,37 +96,35 @@ async def _form_images(headers: Headers, data: bytes) -> list[bytes]:
     # The last three stand for an unknown charset or a missing boundary.
     except (MultiPartException, KeyError, LookupError, ValueError) as error:
         raise HTTPException(400) from error
-    try:
-        if "explain" in form:
-            raise RefusedError(
-                422,
-                "invalid_request",
-                "explain must be in the query, not in the form. Send it as"
-                " /v1/predict?explain=grad_cam.",
-            )
-        if not parser.is_complete:
-            raise HTTPException(400)
-        fields = form.getlist("image")
-        images = [
-            await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
-            for field in fields
-        ]
-        has_others = any(
-            isinstance(field, UploadFile) and name != "image" for name, field in form.multi_items()
-        )
-    finally:
+    if not parser.is_complete:
         await form.close()
-    found = [image for image in images if image is not None]
-    if not found or len(found) < len(images):
+        raise HTTPException(400)
+    return form
+
+
+def _check_form(form: FormData, *, has_images: bool) -> None:
+    """Refuse a form that asks for more than would be answered.
+
+    Args:
+        form: the form.
+        has_images: whether it has a field `image`, and all of them hold images.
+    """
+    if "explain" in form:
+        raise RefusedError(
+            422,
+            "invalid_request",
+            "explain must be in the query, not in the form. Send it as"
+            " /v1/predict?explain=grad_cam.",
+        )
+    if not has_images:
         raise RefusedError(422, "no_image_field", _FORM_RULE)
-    if has_others:  # an image in it would be left out of the answer
+    if any(isinstance(field, UploadFile) and name != "image" for name, field in form.multi_items()):
         raise RefusedError(
             422,
             "invalid_request",
             "All files of the form must be in fields named image; some are not. Rename their"
             " fields.",
         )
-    return found
 
 
 def _bytes_of_text(field: str) -> bytes | None:

@@ -34,10 +34,11 @@ from serve.listener import Listen, Listener
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
-from serve.model_client import LesionReading, ModelClient, Reading, all_of
+from serve.model_client import ModelClient, all_of
 from serve.models import DeployedModel, LocalModel, Model
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
+from serve.readings import LesionReading, Reading
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ExplanationMethod, ModelResponse, PredictResponse
 from serve.uploads import Upload, uploads_of

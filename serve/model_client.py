@@ -12,7 +12,6 @@ Several images of one lesion are predicted one by one and joined here.
 
 import asyncio
 import collections
-import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -23,7 +22,6 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from melanoma.arrays import FloatArray, Uint8Array
-from melanoma.bundle.deciding import LesionPrediction, Prediction
 from melanoma.errors import OneImageOnlyError
 from melanoma.explain.overlay import MAX_SIDE_PX
 from melanoma.imaging.decode import SMALL_WORK
@@ -34,6 +32,7 @@ from serve.explainer import ExplainJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
 from serve.models import Model, NotReadyError, ask_deployment
+from serve.readings import LesionReading, Reading
 
 # During a roll-out each attempt may reach either bundle. With 24 attempts the chance that all of
 # them fail is one in millions.
@@ -64,52 +63,6 @@ class Source(Protocol):
 
 class BundleChangingError(Exception):
     """Two bundles answered the parts of one request in every attempt."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """An image and one bundle's prediction for it.
-
-    Attributes:
-        shown: the upright image, at most 1024 px on its long side. The full image is freed before
-            the classifier is asked.
-        image: ``(H, W, 3)`` uint8 in the bundle's stored shape.
-        prediction: the prediction for the image.
-        described: the description of the bundle.
-    """
-
-    shown: Image.Image
-    image: Uint8Array
-    prediction: Prediction
-    described: Described
-
-    @property
-    def version(self) -> str:
-        """The bundle's version."""
-        return self.described.manifest.version
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The bundle's preprocessing."""
-        return self.described.manifest.preprocessing
-
-
-@dataclasses.dataclass(frozen=True)
-class LesionReading:
-    """The images of one lesion, and one bundle's prediction for all of them together.
-
-    Attributes:
-        images: the reading of each image, in the order of the request.
-        prediction: the prediction for the lesion.
-    """
-
-    images: tuple[Reading, ...]
-    prediction: LesionPrediction
-
-    @property
-    def described(self) -> Described:
-        """The description of the bundle."""
-        return self.images[0].described
 
 
 async def all_of(work: Sequence[Callable[[], Awaitable[T]]], *, at_once: int) -> list[T]:

@@ -7,6 +7,7 @@ from typing import get_args
 import serve
 from melanoma.bundle.deciding import NO_CONTRACT, OTHER_CANCER, UNCONTRACTED, UNUSUAL
 from melanoma.evidence.operating_point import Decision
+from melanoma.evidence.several_images import MAX_IMAGES
 
 
 def test_every_code_has_words() -> None:
@@ -25,3 +26,9 @@ def test_several_images_have_words_of_their_own() -> None:
     alone = {code: words["warnings"][code] for code in set(words["warnings"])}
     kept = {code: sentence for code, sentence in alone.items() if code not in several["warnings"]}
     assert "image" not in json.dumps(list(kept.values()))
+
+
+def test_the_page_takes_as_many_images_as_the_service() -> None:
+    page = Path(serve.__file__).parent / "page"
+    assert f"const MAX_IMAGES = {MAX_IMAGES};" in (page / "page.js").read_text()
+    assert f"up to {MAX_IMAGES} images of the same lesion" in (page / "index.html").read_text()
