@@ -100,46 +100,55 @@ def report_pdf(
     top = _write(canvas, "Melanoma triage", _HEAD, _HEIGHT - _MARGIN)
     top = _write(canvas, f"<b>{answer.disclaimer}</b>", _TEXT, top) - _GAP
     top = _images(canvas, images, answer, task, top) - _GAP
-    top = _write(canvas, _WORDS["verdicts"][answer.decision], _VERDICT, top)
-    several = _WORDS["several"] if len(images) > 1 else {}
-    if several:
-        line = several["judged"].replace("{num}", str(len(images)))
-        top = _write(canvas, line, _TEXT, top)
-    noun, claim = task.noun[0], answer.explanation.lesion_claim if answer.explanation else "none"
-    score = sum(answer.probabilities[name] for name in task.targets)
-    side = "at or above" if score >= answer.threshold else "below"
-    if answer.decision != "cannot_assess":  # without a contract the threshold means nothing
-        line = f"{noun.capitalize()} {score:.1%}, {side} the threshold of {answer.threshold:.1%}."
-        top = _write(canvas, line, _TEXT, top) - 2 * mm
-    top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
-    for warning in answer.warnings:
-        words = _WORDS["warnings"] | several.get("warnings", {})
-        line = words.get(warning, warning).replace("{noun}", noun)
-        top = _write(canvas, html.escape(line), _TEXT, top)
+    top = _decision(canvas, answer, task, top)
     top = _write(canvas, "Probabilities", _HEAD, top - _GAP)
     top = _bars(canvas, answer, task, top) - 3 * mm
-    top = _write(canvas, _meaning(answer, task, score), _SMALL, top) - 3 * mm
-    _write(
-        canvas,
-        f"Read {now:%Y-%m-%d %H:%M} UTC by {answer.model.name} {answer.model.version}, weights"
-        f" {answer.model.weights_sha256[:12]}; request {answer.request_id}. "
-        + (
-            f"The line across the bar of {noun} marks the threshold. "
-            if _has_mark(answer, task)
-            else ""
-        )
-        + f"{'The maps are' if several else 'The map is'} {METHODS[DEFAULT_METHOD].title} of"
-        f" {noun}."
-        f" {_WORDS['claims'][claim]}",
-        _SMALL,
-        top,
-    )
+    top = _write(canvas, _meaning(answer, task), _SMALL, top) - 3 * mm
+    _write(canvas, _origin(answer, task, now), _SMALL, top)
     canvas.showPage()
     canvas.save()
     return buffer.getvalue()
 
 
-def _meaning(answer: PredictResponse, task: Task, score: float) -> str:
+def _decision(canvas: Canvas, answer: PredictResponse, task: Task, top: float) -> float:
+    """Write the decision, its contract and the warnings; return the position of their lower end."""
+    several, noun = _WORDS["several"] if answer.num_images > 1 else {}, task.noun[0]
+    top = _write(canvas, _WORDS["verdicts"][answer.decision], _VERDICT, top)
+    if several:
+        line = several["judged"].replace("{num}", str(answer.num_images))
+        top = _write(canvas, line, _TEXT, top)
+    score = _score(answer, task)
+    side = "at or above" if score >= answer.threshold else "below"
+    if answer.decision != "cannot_assess":  # without a contract the threshold means nothing
+        line = f"{noun.capitalize()} {score:.1%}, {side} the threshold of {answer.threshold:.1%}."
+        top = _write(canvas, line, _TEXT, top) - 2 * mm
+    top = _write(canvas, html.escape(answer.contract_sentence), _TEXT, top)
+    words = _WORDS["warnings"] | several.get("warnings", {})
+    for warning in answer.warnings:
+        line = words.get(warning, warning).replace("{noun}", noun)
+        top = _write(canvas, html.escape(line), _TEXT, top)
+    return top
+
+
+def _score(answer: PredictResponse, task: Task) -> float:
+    return sum(answer.probabilities[name] for name in task.targets)
+
+
+def _origin(answer: PredictResponse, task: Task, now: datetime.datetime) -> str:
+    """Return what read the images and when, and what the marks and maps on the page are."""
+    noun, model = task.noun[0], answer.model
+    claim = answer.explanation.lesion_claim if answer.explanation else "none"
+    maps = "The map is" if answer.num_images == 1 else "The maps are"
+    mark = f"The line across the bar of {noun} marks the threshold. "
+    return (
+        f"Read {now:%Y-%m-%d %H:%M} UTC by {model.name} {model.version}, weights"
+        f" {model.weights_sha256[:12]}; request {answer.request_id}."
+        f" {mark if _has_mark(answer, task) else ''}"
+        f"{maps} {METHODS[DEFAULT_METHOD].title} of {noun}. {_WORDS['claims'][claim]}"
+    )
+
+
+def _meaning(answer: PredictResponse, task: Task) -> str:
     """Return what the probability and the decision mean at some prevalences."""
     contract, (one, many) = answer.contract, task.noun
     mix = contract.target_share
@@ -148,7 +157,7 @@ def _meaning(answer: PredictResponse, task: Task, score: float) -> str:
         return lines[0]
     lines.append(f"Where other shares of the lesions are {many}:")
     for prevalence in PREVALENCES:
-        at = shifted(score, calibrated_at=mix, prevalence=prevalence)
+        at = shifted(_score(answer, task), calibrated_at=mix, prevalence=prevalence)
         line = f"{prevalence:.0%} {many}: the probability of {one} is {at:.1%}"
         if contract.status == "met":
             counted = per_thousand(

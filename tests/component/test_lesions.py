@@ -1,6 +1,7 @@
 """Several images of one lesion over HTTP: what the ingress makes of them, with a stand-in for the
 classifier and without Ray."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
@@ -18,7 +19,7 @@ from starlette.testclient import TestClient
 
 from melanoma.bundle.deciding import UNUSUAL, Decider, Prediction
 from melanoma.errors import OneImageOnlyError
-from serve import ingress, model_client
+from serve import ingress
 from serve.bodies import MAX_BODY_BYTES
 from serve.classifier import Answer, Job
 from serve.described import Described
@@ -372,12 +373,10 @@ def test_nothing_of_a_request_is_logged(
     assert "secret" not in caplog.text
 
 
-def test_the_check_needs_a_bundle_only_for_several_images() -> None:
-    import asyncio
-
+def test_one_image_is_not_checked_before_it_is_read() -> None:
+    """The check would cost every request a question to the classifier."""
     refusing = ModelClient(LocalModel(_Classifier(described("v")), max_images=9), None)  # type: ignore[arg-type]
     asyncio.run(refusing.check_num_images(1))
     assert refusing._described is None
     with pytest.raises(OneImageOnlyError):
         asyncio.run(refusing.check_num_images(2))
-    assert model_client.IMAGES_AT_ONCE >= 6  # of one lesion
