@@ -32,6 +32,14 @@ class BundleError(UserError):
     """A bundle is damaged, tampered with, incomplete or of an unknown format."""
 
 
+class NumImagesError(DataError):
+    """A lesion has no image, or more than can be judged together."""
+
+
+class OneImageOnlyError(DataError):
+    """A lesion has several images, and the bundle has no contract for that."""
+
+
 class InvalidImageError(DataError):
     """An image cannot be used.
 

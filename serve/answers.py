@@ -1,15 +1,15 @@
-"""Reads the image of a request and builds the answer to it. Knows nothing of deployments.
+"""Reads the images of a request and builds the answer to it. Knows nothing of deployments.
 
 These functions are not in `serve.ingress` because Ray Serve copies the names of that module when it
 wraps the class. Names that are defined below the class do not exist then.
 """
 
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 from fastapi import HTTPException, Request
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from melanoma.arrays import FloatArray
@@ -18,78 +18,123 @@ from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.imaging.decode import format_of
 from melanoma.imaging.png_writer import to_png
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
-from serve.model_client import Reading
+from serve.readings import LesionReading, Reading
 from serve.schemas import Explanation, ModelInfo, PredictResponse
 
 # starlette writes larger parts to a temporary file, but no part of an image may reach a disk.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES + 1024 * 1024
-MAX_TEXT_FIELDS = 64
-_FORM_RULE = "The form must have one file field named image; send the image in it."
+MAX_FIELDS = 64
+"""Largest number of files in a form, and of other fields. More than six images are then refused as
+such, and floods of fields as malformed."""
+_FORM_RULE = "The form must have file fields named image; send each image in one."
 
 
-async def image_bytes(request: Request) -> bytes:
-    """Return the bytes of the image: the raw body, or the multipart field `image`.
+async def images_of(request: Request) -> list[bytes]:
+    """Return the images of a request: the raw body, or every multipart field `image`.
 
     Raises:
         HTTPException: 400 if the form is malformed or cut off.
-        RefusedError: if the body is JSON, cannot be read, or is a form without an image.
+        RefusedError: if the body is JSON, cannot be read, or is a form without images.
     """
     kind = request.headers.get("content-type", "").lower()
     data = await read_body(request)
     if kind.startswith("multipart/"):
-        return await _form_image(request.headers, data)
+        return await _form_images(request.headers, data)
     if kind.startswith("application/json") and data.lstrip()[:1] in (b"{", b"[", b'"'):
         raise RefusedError(
             422,
             "no_image_field",
             "The body must be the image itself; it is JSON. Send the bytes of the image, or a form"
-            " with one file field named image.",
+            " with a file field named image.",
         )
-    return data
+    return [data]
 
 
-async def _form_image(headers: Headers, data: bytes) -> bytes:
-    """Return the content of the form field `image`, sent with or without a file name."""
+class _Parser(MultiPartParser):
+    """Parses a form, and notes whether its end was reached.
+
+    starlette's parser leaves out a field that was cut off, so that an image could be missed.
+    """
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
+async def _form_images(headers: Headers, data: bytes) -> list[bytes]:
+    """Return the content of the form fields `image`, sent with or without file names."""
+    form = await _parsed(headers, data)
+    try:
+        contents = [
+            await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
+            for field in form.getlist("image")
+        ]
+    finally:
+        await form.close()
+    images = [content for content in contents if content is not None]
+    _check_form(form, has_images=bool(images) and len(images) == len(contents))
+    return images
+
+
+async def _parsed(headers: Headers, data: bytes) -> FormData:
+    """Return a form; raise 400 if it is malformed or cut off."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield data
         yield b""
 
-    parser = MultiPartParser(
-        headers, stream(), max_files=1, max_fields=MAX_TEXT_FIELDS, max_part_size=MAX_BODY_BYTES
+    parser = _Parser(
+        headers,
+        stream(),
+        max_files=MAX_FIELDS,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_BODY_BYTES,
     )
     try:
         form = await parser.parse()
     # The last three stand for an unknown charset or a missing boundary.
     except (MultiPartException, KeyError, LookupError, ValueError) as error:
         raise HTTPException(400) from error
-    try:
-        if "explain" in form:
-            raise RefusedError(
-                422,
-                "invalid_request",
-                "explain must be in the query, not in the form. Send it as"
-                " /v1/predict?explain=grad_cam.",
-            )
-        field = form.get("image")
-        found = await field.read() if isinstance(field, UploadFile) else _bytes_of_text(field)
-    finally:
+    if not parser.is_complete:
         await form.close()
-    if found is None and not data.rstrip().endswith(b"--"):  # cut before its last boundary
         raise HTTPException(400)
-    if found is None:
+    return form
+
+
+def _check_form(form: FormData, *, has_images: bool) -> None:
+    """Refuse a form that asks for more than would be answered.
+
+    Args:
+        form: the form.
+        has_images: whether it has a field `image`, and all of them hold images.
+    """
+    if "explain" in form:
+        raise RefusedError(
+            422,
+            "invalid_request",
+            "explain must be in the query, not in the form. Send it as"
+            " /v1/predict?explain=grad_cam.",
+        )
+    if not has_images:
         raise RefusedError(422, "no_image_field", _FORM_RULE)
-    return found
+    if any(isinstance(field, UploadFile) and name != "image" for name, field in form.multi_items()):
+        raise RefusedError(
+            422,
+            "invalid_request",
+            "All files of the form must be in fields named image; some are not. Rename their"
+            " fields.",
+        )
 
 
-def _bytes_of_text(field: str | None) -> bytes | None:
+def _bytes_of_text(field: str) -> bytes | None:
     """Return the bytes of an image that was sent without a file name, or None for other text.
 
     The parser treats a part without a file name as text.
     """
     # The parser reads bytes that are not UTF-8 as Latin-1, which loses nothing. No image is UTF-8.
     try:
-        data = (field or "").encode("latin-1")
+        data = field.encode("latin-1")
     except UnicodeEncodeError:
         return None
     return data if format_of(data) else None
@@ -124,11 +169,18 @@ def model_info(manifest: BundleManifest) -> ModelInfo:
 
 
 def answer_of(
-    reading: Reading, explanation: Explanation | None, *, request_id: str
+    lesion: LesionReading, explanations: Sequence[Explanation], *, request_id: str
 ) -> PredictResponse:
-    """Return the answer to one image."""
-    manifest, prediction = reading.described.manifest, reading.prediction
-    empty = ["heatmap_empty"] if explanation and explanation.peak == 0 else []
+    """Return the answer to the images of one lesion.
+
+    Args:
+        lesion: the images and the prediction for them.
+        explanations: that of each image, or none if none was asked for.
+        request_id: the id of the request.
+    """
+    manifest, prediction = lesion.described.manifest, lesion.prediction.together
+    point = lesion.prediction.operating_point
+    empty = ["heatmap_empty"] if any(each.peak == 0 for each in explanations) else []
     return PredictResponse(
         request_id=request_id,
         model=model_info(manifest),
@@ -137,9 +189,11 @@ def answer_of(
             for name, p in zip(manifest.task.classes, prediction.probabilities, strict=True)
         },
         decision=prediction.decision,
-        threshold=manifest.operating_point.threshold,
-        contract=manifest.operating_point.contract,
-        contract_sentence=reading.described.contract_sentence,
+        threshold=point.threshold,
+        num_images=len(lesion.images),
+        contract=point.contract,
+        contract_sentence=point.contract.sentence(manifest.task),
         warnings=[*prediction.warnings, *empty],
-        explanation=explanation,
+        explanation=explanations[0] if explanations else None,
+        further_explanations=list(explanations[1:]),
     )

@@ -31,7 +31,7 @@ class Job:
     Attributes:
         image: ``(H, W, 3)`` uint8 in the stored shape of a bundle.
         explain: whether the heatmap is wanted.
-        known: version of the bundle that the ingress already knows and prepared the image for.
+        known: key of the description that the ingress already has and prepared the image for.
     """
 
     image: Uint8Array
@@ -45,7 +45,7 @@ class Answer:
 
     Attributes:
         prediction: None if the image was prepared for another bundle's stored shape.
-        described: the result of `describe`; None if the ingress already knows this bundle.
+        described: the result of `describe`; None if the ingress already has it.
     """
 
     prediction: Prediction | None
@@ -78,6 +78,11 @@ class Classifier:
         self._predictor = Predictor(
             bundle, device=device, allow_uncontracted=args.allow_uncontracted
         )
+        self._described = Described(
+            dataclasses.replace(bundle.manifest, probes=()),
+            bundle.model_card,
+            args.allow_uncontracted,
+        )
         if bundle.features_onnx is not None and device == "cpu":
             # ONNX Runtime has its own threads. What is left to torch is too small to be shared.
             torch.set_num_threads(1)
@@ -103,9 +108,8 @@ class Classifier:
         Raises:
             FloatingPointError: if the network's scores for the image are not finite.
         """
-        bundle = self._predictor.bundle
-        described = None if job.known == bundle.manifest.version else await self.describe()
-        if job.image.shape[:2] != bundle.preprocess.stored_shape:
+        described = None if job.known == self._described.key else self._described
+        if job.image.shape[:2] != self._predictor.bundle.preprocess.stored_shape:
             return Answer(None, described)
         found = await self._batch(job)
         if isinstance(found, FloatingPointError):
@@ -133,5 +137,4 @@ class Classifier:
 
     async def describe(self) -> Described:
         """Return what the ingress needs to know of the bundle."""
-        bundle = self._predictor.bundle
-        return Described(dataclasses.replace(bundle.manifest, probes=()), bundle.model_card)
+        return self._described

@@ -5,11 +5,12 @@ It keeps nothing of a request.
 
 import asyncio
 import datetime
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, cast
 
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
+from PIL import Image
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 from ray import serve
@@ -21,21 +22,23 @@ from starlette.types import ASGIApp
 from melanoma.errors import SettingError
 from melanoma.explain.methods import DEFAULT_METHOD, METHODS
 from serve import open_inference
-from serve.answers import answer_of, explanation_of, image_bytes, model_info
+from serve.answers import answer_of, explanation_of, images_of, model_info
 from serve.api_keys import VARIABLE, check_keys
 from serve.bodies import MAX_BODY_BYTES, RefusedError, read_body
 from serve.classifier import MAX_IMAGES, Classifier, ClassifierArgs
 from serve.described import Described
+from serve.explainer import MAX_BATCH as EXPLAINED_AT_ONCE
 from serve.in_flight import in_flight
 from serve.lanes import Lane
 from serve.listener import Listen, Listener
 from serve.logs import keep_traces_out
 from serve.metrics import request_metrics
 from serve.middleware import install_middleware
-from serve.model_client import ModelClient, Reading
+from serve.model_client import ModelClient, all_of
 from serve.models import DeployedModel, LocalModel, Model
 from serve.openapi import DESCRIPTION, GUARDED, IMAGE, PAGE, errors, install_docs
 from serve.problems import install_problem_handlers
+from serve.readings import LesionReading, Reading
 from serve.report_pdf import report_pdf
 from serve.schemas import Alive, Explanation, ExplanationMethod, ModelResponse, PredictResponse
 from serve.uploads import Upload, uploads_of
@@ -125,19 +128,29 @@ class Ingress:
         in_flight().is_stopping = True
         return in_flight().num
 
-    async def _read(self, request: Request, explain: str) -> tuple[Reading, PredictResponse]:
-        """Return the reading of a request's image and the answer to it.
+    async def _read(self, request: Request, explain: str) -> tuple[LesionReading, PredictResponse]:
+        """Return the reading of a request's images and the answer to it.
 
         The timeout starts after the upload, so that a slow upload does not use it up.
         """
-        data = await image_bytes(request)
+        contents = await images_of(request)
         async with asyncio.timeout(self._timeout_s):
-            reading = await self._client.read(Upload(data), explain=explain != NO_HEATMAP)
-            explanation = (
-                None if explain == NO_HEATMAP else await self._explanation(explain, reading)
+            await self._client.check_num_images(len(contents))
+            uploads = await self._uploads(contents)
+            lesion = await self._client.read_lesion(uploads, explain=explain != NO_HEATMAP)
+            wanted = () if explain == NO_HEATMAP else lesion.images
+            explanations = await all_of(
+                [partial(self._explanation, explain, reading) for reading in wanted],
+                at_once=EXPLAINED_AT_ONCE,
             )
-            request_metrics().decided(reading.prediction.decision)
-            return reading, answer_of(reading, explanation, request_id=request.state.request_id)
+            request_metrics().decided(lesion.prediction.together.decision)
+            return lesion, answer_of(lesion, explanations, request_id=request.state.request_id)
+
+    async def _uploads(self, contents: Sequence[bytes | Image.Image]) -> list[Upload]:
+        """Return the images of a request, after checking the headers of several."""
+        if len(contents) == 1:  # its header is read when it is decoded
+            return [Upload(contents[0])]
+        return await self._parsing.run(partial(uploads_of, contents))
 
     async def _explanation(self, method: str, reading: Reading) -> Explanation:
         heatmap = (
@@ -157,7 +170,10 @@ class Ingress:
         dependencies=GUARDED,
     )
     async def predict(self, request: Request, explain: Explain = NO_HEATMAP) -> Response:
-        """Return calibrated probabilities, the decision, its contract and, if asked, a heatmap."""
+        """Return calibrated probabilities, the decision, its contract and, if asked, heatmaps.
+
+        Several images in a form show one lesion and get one decision.
+        """
         answer = (await self._read(request, explain))[1]
         # Written here, because FastAPI would check the finished answer once more.
         return Response(answer.model_dump_json(), media_type="application/json")
@@ -171,10 +187,10 @@ class Ingress:
     )
     async def report(self, request: Request) -> Response:
         """Return the same prediction with its Grad-CAM as a PDF of one page."""
-        reading, answer = await self._read(request, DEFAULT_METHOD)
-        task = reading.described.manifest.task
+        lesion, answer = await self._read(request, DEFAULT_METHOD)
+        task, images = lesion.described.manifest.task, [image.shown for image in lesion.images]
         page = await asyncio.to_thread(
-            report_pdf, reading.shown, answer, task, now=datetime.datetime.now(datetime.UTC)
+            report_pdf, images, answer, task, now=datetime.datetime.now(datetime.UTC)
         )
         return Response(page, media_type="application/pdf")
 
@@ -196,6 +212,8 @@ class Ingress:
             calibrator=manifest.calibrator,
             operating_point=manifest.operating_point,
             contract_sentence=described.contract_sentence,
+            several_images=manifest.several_images,
+            several_images_sentence=described.several_images_sentence,
             explanations=[
                 ExplanationMethod(
                     name=name,
@@ -312,16 +330,19 @@ class Ingress:
 
     async def _answer(self, body: bytes, header_length: str | None) -> Response:
         asked = await self._parsing.run(partial(open_inference.read_request, body, header_length))
-        readings = await self._client.read_all(
-            await self._parsing.run(partial(uploads_of, asked.images))
-        )
-        for reading in readings:
-            request_metrics().decided(reading.prediction.decision)
-        body, headers = open_inference.write_response(
-            asked,
-            readings[0].described,
-            np.stack([reading.prediction.probabilities for reading in readings]),
-            [reading.prediction.decision for reading in readings],
-            warnings=[word for reading in readings for word in reading.prediction.warnings],
-        )
+        predicted = await self._predicted(asked)
+        for prediction in predicted.predictions:
+            request_metrics().decided(prediction.decision)
+        body, headers = open_inference.write_response(asked, predicted)
         return Response(body, headers=headers)
+
+    async def _predicted(self, asked: open_inference.InferenceRequest) -> open_inference.Predicted:
+        """Return the prediction for each image, or for the lesion that all of them show."""
+        if not asked.one_lesion:
+            readings = await self._client.read_all(await self._uploads(asked.images))
+            described, found = readings[0].described, [each.prediction for each in readings]
+            return open_inference.Predicted(described, described.manifest.operating_point, found)
+        await self._client.check_num_images(len(asked.images))
+        lesion = await self._client.read_lesion(await self._uploads(asked.images))
+        point = lesion.prediction.operating_point
+        return open_inference.Predicted(lesion.described, point, [lesion.prediction.together])

@@ -6,14 +6,15 @@ replicas of the old and the new bundle answer side by side. Therefore:
 - a prediction comes with a description of its replica's bundle;
 - an image that was prepared for the other bundle's stored shape is prepared again;
 - the parts of a request are asked again until they agree.
+
+Several images of one lesion are predicted one by one and joined here.
 """
 
 import asyncio
 import collections
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image, ImageOps
 from ray.exceptions import RayError
@@ -21,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from melanoma.arrays import FloatArray, Uint8Array
-from melanoma.bundle.deciding import Prediction
+from melanoma.errors import OneImageOnlyError
 from melanoma.explain.overlay import MAX_SIDE_PX
 from melanoma.imaging.decode import SMALL_WORK
 from melanoma.imaging.preprocess import Preprocess
@@ -31,6 +32,7 @@ from serve.explainer import ExplainJob
 from serve.lanes import Lane, OverloadedError
 from serve.metrics import request_metrics
 from serve.models import Model, NotReadyError, ask_deployment
+from serve.readings import LesionReading, Reading
 
 # During a roll-out each attempt may reach either bundle. With 24 attempts the chance that all of
 # them fail is one in millions.
@@ -43,6 +45,7 @@ SMALL_AT_ONCE, LARGE_AT_ONCE = 3, 1
 MAX_LARGE_WAITING = 16  # a longer queue would not be answered in time
 # Far longer than the largest image takes. A thread that works for longer is assumed never to end.
 STUCK_SECONDS = 20
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -62,32 +65,23 @@ class BundleChangingError(Exception):
     """Two bundles answered the parts of one request in every attempt."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """An image and one bundle's prediction for it.
+async def all_of(work: Sequence[Callable[[], Awaitable[T]]], *, at_once: int) -> list[T]:
+    """Return the results of some calls, a few of which run at a time.
 
-    Attributes:
-        shown: the upright image, at most 1024 px on its long side. The full image is freed before
-            the classifier is asked.
-        image: ``(H, W, 3)`` uint8 in the bundle's stored shape.
-        prediction: the prediction for the image.
-        described: the description of the bundle.
+    If one fails, the others do not keep running in the background.
     """
+    permits = asyncio.Semaphore(at_once)
 
-    shown: Image.Image
-    image: Uint8Array
-    prediction: Prediction
-    described: Described
+    async def run(call: Callable[[], Awaitable[T]]) -> T:
+        async with permits:
+            return await call()
 
-    @property
-    def version(self) -> str:
-        """The bundle's version."""
-        return self.described.manifest.version
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The bundle's preprocessing."""
-        return self.described.manifest.preprocessing
+    tasks = [asyncio.create_task(run(call)) for call in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class ModelClient:
@@ -132,7 +126,7 @@ class ModelClient:
         for attempt in range(ATTEMPTS):
             with request_metrics().stage("decode"):
                 shown, image = await self._decoded(source, described.manifest.preprocessing)
-            answer = await self._predict(Job(image, explain, known=described.manifest.version))
+            answer = await self._predict(Job(image, explain, known=described.key))
             # The replica has another bundle. Keep it in a local variable too, because other
             # requests may replace `self._described` meanwhile.
             if answer.described is not None:
@@ -159,39 +153,63 @@ class ModelClient:
         finally:
             self._waiting -= 1
 
-    async def read_all(self, sources: Sequence[Source]) -> list[Reading]:
+    async def check_num_images(self, num: int) -> None:
+        """Check that some number of images of one lesion can be judged, before they are decoded.
+
+        Raises:
+            NumImagesError: if there are too many.
+            OneImageOnlyError: if the bundle judges single images only.
+        """
+        if num == 1:
+            return
+        try:
+            (self._described or await self.describe()).decider.check_num_images(num)
+        except OneImageOnlyError:  # a newer bundle may have answered other ingresses only
+            (await self.describe()).decider.check_num_images(num)
+
+    async def read_lesion(
+        self, sources: Sequence[Source], *, explain: bool = False
+    ) -> LesionReading:
+        """Return the prediction for all images of one lesion together, by one bundle.
+
+        It raises what `read` and `check_num_images` raise.
+
+        Args:
+            sources: 1 to 6 images; their exceptions are passed on.
+            explain: whether the Grad-CAM of each image is wanted.
+        """
+        readings = (
+            [await self.read(sources[0], explain=explain)]
+            if len(sources) == 1
+            else await self.read_all(sources, explain=explain)
+        )
+        decider = readings[0].described.decider
+        decider.check_num_images(len(readings))  # this may be another bundle than the known one
+        prediction = decider.of_lesion([reading.prediction for reading in readings])
+        return LesionReading(tuple(readings), prediction)
+
+    async def read_all(self, sources: Sequence[Source], *, explain: bool = False) -> list[Reading]:
         """Return predictions that all come from one bundle. It raises what `read` raises.
 
         An image is decoded only when its turn comes, because many decoded images need too much
         memory. While two bundles answer, the images of the minority are predicted again.
         """
-        readings = await self._read_at_once(sources)
+        readings = await self._read_at_once(sources, explain=explain)
         for _ in range(ATTEMPTS):
-            (version, num), *_ = collections.Counter(
-                reading.version for reading in readings
-            ).most_common()
+            keys = [reading.described.key for reading in readings]
+            (key, num), *_ = collections.Counter(keys).most_common()
             if num == len(readings):
                 return readings
             await asyncio.sleep(PAUSE_SECONDS)
-            others = [index for index, reading in enumerate(readings) if reading.version != version]
-            again = await self._read_at_once([sources[index] for index in others])
+            others = [index for index, other in enumerate(keys) if other != key]
+            again = await self._read_at_once([sources[index] for index in others], explain=explain)
             for index, reading in zip(others, again, strict=True):
                 readings[index] = reading
         raise BundleChangingError
 
-    async def _read_at_once(self, sources: Sequence[Source]) -> list[Reading]:
-        at_once = asyncio.Semaphore(IMAGES_AT_ONCE)
-
-        async def read(source: Source) -> Reading:
-            async with at_once:
-                return await self.read(source)
-
-        tasks = [asyncio.create_task(read(source)) for source in sources]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:  # if one image fails, the others must not keep running in the background
-            for task in tasks:
-                task.cancel()
+    async def _read_at_once(self, sources: Sequence[Source], *, explain: bool) -> list[Reading]:
+        calls = [partial(self.read, source, explain=explain) for source in sources]
+        return await all_of(calls, at_once=IMAGES_AT_ONCE)
 
     async def explain(self, reading: Reading, method: str) -> FloatArray:
         """Return a heatmap ``(H, W)`` of an image. It raises what `read` raises.

@@ -2,8 +2,9 @@
 
 Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's binary tensor data
 extension. Encoded images have the datatype BYTES. JSON has no bytes, so there each image is a
-base64 string. The protocol has no explanations; /v1/predict gives them. This module knows nothing
-of deployments.
+base64 string. The protocol has no explanations; /v1/predict gives them. The request parameter
+`one_lesion` is an extension: all images of the request show one lesion and get one decision. This
+module knows nothing of deployments.
 """
 
 import base64
@@ -19,8 +20,11 @@ import numpy as np
 from PIL import Image
 
 from melanoma.arrays import Uint8Array
+from melanoma.bundle.deciding import Prediction
 from melanoma.config import DISCLAIMER
 from melanoma.errors import UserError
+from melanoma.evidence.operating_point import OperatingPoint
+from melanoma.evidence.several_images import MAX_IMAGES as MAX_LESION_IMAGES
 from melanoma.imaging.decode import MAX_PIXELS, check_size
 from serve.described import Described
 
@@ -28,6 +32,7 @@ MODEL = "melanoma"
 HEADER_LENGTH = "inference-header-content-length"
 MAX_IMAGES = 32
 PROBABILITIES, DECISION = "probabilities", "decision"
+ONE_LESION = "one_lesion"
 _DATATYPES = {"image": "BYTES", "pixels": "UINT8"}
 _OUTPUTS = {PROBABILITIES: "FP32", DECISION: "BYTES"}
 _NO_OBJECT = "The body must begin with one JSON object. See /openapi.json."
@@ -59,7 +64,17 @@ BODY = {
                             "items": _ELEMENT,
                         },
                         "outputs": {"type": "array", "items": _ELEMENT},
-                        "parameters": {"type": "object"},
+                        "parameters": {
+                            "type": "object",
+                            "properties": {
+                                ONE_LESION: {
+                                    "type": "boolean",
+                                    "description": "whether all images, at most"
+                                    f" {MAX_LESION_IMAGES}, show one lesion; the outputs then have"
+                                    " the shapes [1, C] and [1]",
+                                }
+                            },
+                        },
                     },
                 }
             },
@@ -81,11 +96,28 @@ class InferenceRequest:
         id: the client's id, returned in the answer; None if the client sent none.
         images: encoded images, or images made from ``(H, W, 3)`` uint8 pixels.
         outputs: the wanted outputs: name -> whether as binary data.
+        one_lesion: whether all images show one lesion.
     """
 
     id: str | None
     images: Sequence[bytes | Image.Image]
     outputs: dict[str, bool]
+    one_lesion: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What is answered to a request.
+
+    Attributes:
+        described: description of the bundle that answered.
+        operating_point: the threshold and the contract that decided.
+        predictions: one for each image, or one for the lesion.
+    """
+
+    described: Described
+    operating_point: OperatingPoint
+    predictions: Sequence[Prediction]
 
 
 def metadata(described: Described) -> dict[str, Any]:
@@ -106,17 +138,32 @@ def metadata(described: Described) -> dict[str, Any]:
             },
             {"name": DECISION, "datatype": "BYTES", "shape": [-1]},
         ],
-        "parameters": _contract_parameters(described),
+        "parameters": {
+            **_contract_parameters(described, described.manifest.operating_point),
+            **_lesion_parameters(described),
+        },
     }
 
 
-def _contract_parameters(described: Described) -> dict[str, Any]:
+def _lesion_parameters(described: Described) -> dict[str, Any]:
+    """Return the contract for requests with `one_lesion`; nothing if they are refused."""
+    point, sentence = described.manifest.several_images, described.several_images_sentence
+    if point is None:
+        return {}
+    return {
+        f"{ONE_LESION}_contract_status": point.contract.status,
+        f"{ONE_LESION}_contract": sentence,
+        f"{ONE_LESION}_threshold": point.threshold,
+    }
+
+
+def _contract_parameters(described: Described, point: OperatingPoint) -> dict[str, Any]:
     """Return contract, threshold and classes as strings and numbers, as `parameters` needs them."""
     manifest = described.manifest
     return {
-        "contract_status": manifest.operating_point.contract.status,
-        "contract": described.contract_sentence,
-        "threshold": manifest.operating_point.threshold,
+        "contract_status": point.contract.status,
+        "contract": point.contract.sentence(manifest.task),
+        "threshold": point.threshold,
         "classes": ", ".join(manifest.task.classes),
         "targets": ", ".join(manifest.task.targets),
         "disclaimer": DISCLAIMER,
@@ -166,27 +213,18 @@ def read_request(body: bytes, header_length: str | None) -> InferenceRequest:
         identity is None or (isinstance(identity, str) and len(identity) <= 256),
         "id must be a string of at most 256 characters.",
     )
-    return InferenceRequest(identity, images, _wanted(header))
+    return InferenceRequest(
+        identity, images, _wanted(header), _is_one_lesion(header, num=len(images))
+    )
 
 
-def write_response(
-    request: InferenceRequest,
-    described: Described,
-    probabilities: np.ndarray[Any, Any],
-    decisions: Sequence[str],
-    *,
-    warnings: Sequence[str],
-) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of an answer.
-
-    Args:
-        request: the request to answer.
-        described: description of the bundle that answered.
-        probabilities: ``(N, C)`` calibrated probabilities.
-        decisions: N decisions.
-        warnings: warning codes of all images; duplicates are removed.
-    """
-    values: dict[str, Any] = {PROBABILITIES: probabilities.astype("<f4"), DECISION: list(decisions)}
+def write_response(request: InferenceRequest, predicted: Predicted) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of the answer to a request."""
+    found = predicted.predictions
+    probabilities = np.stack([each.probabilities for each in found])
+    decisions = [each.decision for each in found]
+    warnings = [code for each in found for code in each.warnings]
+    values: dict[str, Any] = {PROBABILITIES: probabilities.astype("<f4"), DECISION: decisions}
     outputs, tail = [], b""
     for name, binary in request.outputs.items():
         shape = list(probabilities.shape) if name == PROBABILITIES else [len(decisions)]
@@ -200,10 +238,10 @@ def write_response(
                 values[name].ravel().tolist() if name == PROBABILITIES else values[name]
             )
         outputs.append(output)
-    version = described.manifest.version
+    version = predicted.described.manifest.version
     answer: dict[str, Any] = {"model_name": MODEL, "model_version": version, "outputs": outputs}
     answer["parameters"] = {
-        **_contract_parameters(described),
+        **_contract_parameters(predicted.described, predicted.operating_point),
         "warnings": ", ".join(dict.fromkeys(warnings)),
     }
     if request.id is not None:
@@ -345,10 +383,30 @@ def _from_base64(data: Any) -> list[bytes]:
         raise InferenceRequestError("The data of image must be base64 strings.") from None
 
 
+def _parameters(header: dict[str, Any]) -> dict[str, Any]:
+    asked = header.get("parameters")
+    return asked if isinstance(asked, dict) else {}
+
+
+def _is_one_lesion(header: dict[str, Any], *, num: int) -> bool:
+    """Return whether all images of a request show one lesion.
+
+    Args:
+        header: the JSON object of the request.
+        num: number of images.
+    """
+    asked = _parameters(header).get(ONE_LESION, False)
+    _require(isinstance(asked, bool), f"The parameter {ONE_LESION} must be true or false.")
+    _require(
+        not asked or num <= MAX_LESION_IMAGES,
+        f"With the parameter {ONE_LESION}, N must be from 1 to {MAX_LESION_IMAGES}.",
+    )
+    return bool(asked)
+
+
 def _wanted(header: dict[str, Any]) -> dict[str, bool]:
     """Return the wanted outputs: name -> whether as binary data."""
-    asked = header.get("parameters")
-    parameters = asked if isinstance(asked, dict) else {}
+    parameters = _parameters(header)
     _require(
         "explain" not in parameters,
         "The protocol has no explanations. Use /v1/predict?explain=grad_cam.",
@@ -366,8 +424,7 @@ def _wanted(header: dict[str, Any]) -> dict[str, bool]:
     )
     wanted = {}
     for output in outputs:
-        asked = output.get("parameters")
-        parameters = asked if isinstance(asked, dict) else {}
+        parameters = _parameters(output)
         _require(
             "classification" not in parameters,
             "Classification is not supported. Read the output probabilities.",

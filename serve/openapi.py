@@ -10,6 +10,7 @@ from fastapi.security import HTTPBearer
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from melanoma.evidence.several_images import MAX_IMAGES
 from serve.schemas import Problem
 
 DESCRIPTION = """Melanoma triage of dermoscopic images. **Research use only; not a medical device.**
@@ -37,7 +38,15 @@ IMAGE = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
+                    "properties": {
+                        "image": {
+                            "type": "array",
+                            "description": "images of one lesion, each in a field of this name",
+                            "items": {"type": "string", "format": "binary"},
+                            "minItems": 1,
+                            "maxItems": MAX_IMAGES,
+                        }
+                    },
                 }
             },
         },

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
-from melanoma.errors import InvalidImageError
+from melanoma.errors import InvalidImageError, NumImagesError, OneImageOnlyError
 from serve.bodies import RefusedError
 from serve.in_flight import in_flight
 from serve.lanes import OverloadedError
@@ -23,7 +23,7 @@ RETRY_AFTER_SECONDS, KEYS_RETRY_AFTER_SECONDS = "1", "10"
 _MESSAGES = {
     400: (
         "bad_request",
-        "The body must be an image, or a complete multipart form with one. See /openapi.json.",
+        "The body must be an image, or a complete multipart form with images. See /openapi.json.",
     ),
     404: ("not_found", "The address must be one of those at /openapi.json."),
     405: ("method_not_allowed", "The method must be allowed for this address. See /openapi.json."),
@@ -137,6 +137,14 @@ async def _invalid_image(request: Request, error: Exception) -> JSONResponse:
     return problem(request, error.status, error.code, str(error))
 
 
+async def _too_many_images(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 422, "too_many_images", str(error))
+
+
+async def _one_image_only(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 422, "one_image_only", str(error))
+
+
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code, detail = _MESSAGES.get(
@@ -223,6 +231,8 @@ def crashed(request: Request) -> JSONResponse:
 def install_problem_handlers(app: FastAPI) -> None:
     """Register the handlers that answer every error as problem+json."""
     app.add_exception_handler(InvalidImageError, _invalid_image)
+    app.add_exception_handler(NumImagesError, _too_many_images)
+    app.add_exception_handler(OneImageOnlyError, _one_image_only)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(BundleChangingError, _bundle_changing)
     app.add_exception_handler(InferenceRequestError, _invalid_inference)

@@ -52,17 +52,25 @@ class ExplanationMethod(_Model):
 
 
 class PredictResponse(_Model):
-    """The answer to one image."""
+    """The answer to one image, or to several images of one lesion judged together."""
 
     request_id: str
     model: ModelInfo
     probabilities: dict[str, float]
     decision: Literal["refer", "no_referral", "cannot_assess"]
     threshold: float
-    contract: Contract
+    num_images: int = Field(description="number of images that were judged together")
+    contract: Contract = Field(
+        description="the one that decided: that for one image, or that for several of one lesion"
+    )
     contract_sentence: str
     warnings: list[str]
-    explanation: Explanation | None = None
+    explanation: Explanation | None = Field(
+        default=None, description="of the first image; null if none was asked for"
+    )
+    further_explanations: list[Explanation] = Field(
+        default=[], description="those of the other images, in the order of the request"
+    )
     disclaimer: str = DISCLAIMER
 
 
@@ -76,6 +84,11 @@ class ModelResponse(_Model):
     calibrator: Calibrator
     operating_point: OperatingPoint
     contract_sentence: str
+    several_images: OperatingPoint | None = Field(
+        description="threshold and contract for several images of one lesion; null if the model"
+        " judges single images only"
+    )
+    several_images_sentence: str | None
     explanations: list[ExplanationMethod]
     group_columns: tuple[str, ...]
     model_card: str

@@ -12,8 +12,9 @@ from melanoma.bundle.manifest import TORCH, WEIGHTS, BundleManifest, CpuBackend
 from melanoma.bundle.usual_images import every_image
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import Calibrator
-from melanoma.evidence.operating_point import Promise, select_operating_point
+from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
 from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
+from melanoma.evidence.several_images import UNIT
 from melanoma.imaging.preprocess import Preprocess
 from serve.described import Described
 from tests.tasks import HAM
@@ -51,7 +52,15 @@ def made_up_manifest(**changes: Any) -> BundleManifest:
     return dataclasses.replace(manifest, **changes)
 
 
-def described(version: str, stored_shape: tuple[int, int] = (96, 128)) -> Described:
+def several_images(*, num_target: int = 60) -> OperatingPoint:
+    """Return a threshold and a contract for several images of one lesion, which is met if there
+    are enough lesions with melanoma."""
+    promise = Promise(HAM.targets, 0.9, INFORMATIVE, UNIT, "made up")
+    return select_operating_point(np.full(num_target, 0.7), np.full(60, 0.1), promise)
+
+
+def described(version: str, stored_shape: tuple[int, int] = (96, 128), **changes: Any) -> Described:
     """Return what a classifier says of such a bundle."""
     preprocessing = Preprocess(stored_shape, DataConfig())
-    return Described(made_up_manifest(version=version, preprocessing=preprocessing), "# Model card")
+    manifest = made_up_manifest(version=version, preprocessing=preprocessing, **changes)
+    return Described(manifest, "# Model card")

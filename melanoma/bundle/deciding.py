@@ -10,7 +10,7 @@ import numpy as np
 
 from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.manifest import BundleManifest
-from melanoma.errors import DataError
+from melanoma.errors import NumImagesError, OneImageOnlyError
 from melanoma.evidence.operating_point import Decision, OperatingPoint, decide
 from melanoma.evidence.several_images import MAX_IMAGES
 
@@ -112,14 +112,16 @@ class Decider:
         """Check that some number of images of one lesion can be judged.
 
         Raises:
-            DataError: if it is more than six, or more than one without a contract for several.
+            NumImagesError: if it is none, or more than six.
+            OneImageOnlyError: if it is more than one and there is no contract for several.
         """
         if not 1 <= num <= MAX_IMAGES:
-            raise DataError(
-                f"A lesion must have 1 to {MAX_IMAGES} images; there are {num}. Send fewer."
+            raise NumImagesError(
+                f"A lesion must have 1 to {MAX_IMAGES} images; there are {num}. Send 1 to"
+                f" {MAX_IMAGES}."
             )
         if num > 1 and self.manifest.several_images is None:
-            raise DataError(
+            raise OneImageOnlyError(
                 "This model has no threshold for several images of one lesion, because it was"
                 " calibrated on lesions with one image each. Send one image."
             )

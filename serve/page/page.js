@@ -1,11 +1,15 @@
-// The web page: it sends one image and shows the answer. It uses no cookie and no storage, so that
-// everything is gone when the page is closed.
+// The web page: it sends one image, or several of one lesion, and shows the answer. It uses no cookie
+// and no storage, so that everything is gone when the page is closed.
 "use strict";
 
+const MAX_IMAGES = 6;
 const NO_MAP = "This browser cannot lay the map over this image. The PDF shows both.";
+const NOT_EVERY_MAP = "This browser cannot lay a map over each of these images. The PDF shows all of them.";
 
 const find = (id) => document.getElementById(id);
-const state = { file: null, address: null, answer: null, key: null, turn: 0, model: null, words: null, colours: null };
+const resized = new ResizeObserver(() => placeMaps());
+// Each picture has the elements that show one image, and the address of its file.
+const state = { files: [], pictures: [], answer: null, key: null, turn: 0, model: null, words: null, colours: null };
 
 function show(id, visible) { find(id).hidden = !visible; }
 function capital(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
@@ -25,15 +29,17 @@ async function ask(path, options = {}) {
   throw { status: response.status, detail: problem.detail || "The service could not answer. Try again in a moment." };
 }
 
-function post(path, file) {
-  return ask(path, { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
+function post(path, files) {
+  const [file] = files;
+  if (files.length === 1) return ask(path, { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
+  const body = new FormData();
+  for (const each of files) body.append("image", each, "image");  // the names of the files stay here
+  return ask(path, { method: "POST", body });
 }
 
 // Names of classes and kinds of heatmap come with the model. The sentences come from words.json, which the PDF uses too.
 async function learn() {
   state.words ??= await (await fetch("page/words.json")).json();
-  for (const [end, text] of state.words.map_ends.entries()) find("ends").children[end].textContent = text;
-  find("scale-meaning").textContent = state.words.map_scale;
   if (!state.colours) learnColours(await (await fetch("page/map.json")).json());
   state.model = await (await ask("v1/model")).json();
   const chosen = document.querySelector("input[name=method]:checked")?.value;
@@ -51,14 +57,24 @@ function meaningOf(method) {
   return state.model.explanations.find(({ name }) => name === method)?.meaning ?? "";
 }
 
-function choose(file, synthetic = false) {
-  if (!file) return;
-  if (state.address) URL.revokeObjectURL(state.address);
-  Object.assign(state, { file, answer: null, address: URL.createObjectURL(file) });
-  find("image").src = state.address;
-  find("image").alt = synthetic ? "A synthetic image" : "The image you chose";
+// The words for one image, or those for several images of one lesion.
+function words() {
+  const { words: alone, words: { several }, files } = state;
+  return files.length === 1 ? alone : { ...alone, ...several, warnings: { ...alone.warnings, ...several.warnings } };
+}
+
+function choose(files, synthetic = false) {
+  if (files.length === 0) return;
+  if (files.length > MAX_IMAGES) {
+    fail({ detail: `A lesion can have up to ${MAX_IMAGES} images here; these are ${files.length}. Choose fewer.` });
+    return;
+  }
+  forget();
+  Object.assign(state, { files, answer: null });
+  state.pictures = files.map((file, index) => pictureOf(file, placeOf(index), synthetic));
+  find("images").replaceChildren(...state.pictures.map(({ figure }) => figure));
+  find("images").dataset.columns = files.length > 4 ? 3 : Math.min(files.length, 2);
   show("synthetic", synthetic);
-  find("map").width = 0;
   find("drop").classList.add("filled");
   show("shown", true);
   show("answer", false);
@@ -66,17 +82,53 @@ function choose(file, synthetic = false) {
   read();
 }
 
+// What tells an image from the others of its lesion; nothing if there is one.
+function placeOf(index) { return state.files.length === 1 ? "" : `Image ${index + 1} of ${state.files.length}`; }
+
+function pictureOf(file, place, synthetic) {
+  const [figure, frame, caption] = [element("figure", ""), element("div", "frame"), element("figcaption", "hint", place)];
+  const [image, canvas, address] = [new Image(), element("canvas", "map"), URL.createObjectURL(file)];
+  image.alt = synthetic ? "A synthetic image" : place || "The image you chose";
+  image.addEventListener("load", () => placeImage(image));
+  image.src = address;
+  canvas.width = 0;
+  canvas.setAttribute("aria-hidden", "true");
+  caption.hidden = !place;
+  frame.append(image, canvas);
+  figure.append(frame, caption);
+  resized.observe(image);
+  return { figure, image, canvas, caption, address };
+}
+
+function forget() {
+  for (const { image, address } of state.pictures) {
+    resized.unobserve(image);
+    URL.revokeObjectURL(address);
+  }
+  Object.assign(state, { files: [], pictures: [], answer: null });
+  find("images").replaceChildren();
+}
+
+// An old map must not be seen under the name of another method.
+function clearMaps() {
+  state.pictures.forEach(({ canvas, caption }, index) => {
+    canvas.width = 0;
+    caption.textContent = placeOf(index);
+  });
+  find("map-meaning").textContent = "";
+}
+
 async function read() {
   const turn = ++state.turn;
   show("problem", false);
   show("key-form", false);
-  find("map").width = 0;  // do not show the old map under the name of another method
-  find("map-meaning").textContent = "";
-  find("status").textContent = "Reading the image…";
+  clearMaps();
+  find("status").textContent = state.files.length === 1 ? "Reading the image…" : `Reading ${state.files.length} images…`;
   try {
     if (!state.model) await learn();
+    if (turn !== state.turn) return;
     const method = document.querySelector("input[name=method]:checked").value;
-    const answer = await (await post(`v1/predict?explain=${method}`, state.file)).json();
+    const answer = await (await post(`v1/predict?explain=${method}`, state.files)).json();
     if (answer.model.version !== state.model.model.version) await learn();
     if (turn !== state.turn) return;
     state.answer = answer;
@@ -99,16 +151,18 @@ function fail(error) {
 }
 
 function render(answer) {
-  const { task } = state.model;
+  const [{ task }, said, several] = [state.model, words(), answer.num_images > 1];
   const score = task.targets.reduce((sum, name) => sum + answer.probabilities[name], 0);
   find("decision").className = `decision ${answer.decision}`;
-  find("verdict").textContent = state.words.verdicts[answer.decision];
+  find("verdict").textContent = said.verdicts[answer.decision];
+  find("judged").textContent = several ? said.judged.replace("{num}", answer.num_images) : "";
+  show("judged", several);
   const side = score >= answer.threshold ? "at or above" : "below";
   // Without a contract the threshold means nothing, and naming the side would be a decision.
   find("because").textContent = answer.decision === "cannot_assess" ? ""
     : `${capital(task.noun[0])} ${percent(score, 1)}, ${side} the threshold of ${percent(answer.threshold, 1)}.`;
   find("contract").textContent = answer.contract_sentence;
-  listWarnings(answer.warnings);
+  listWarnings(answer.warnings, said.warnings);
   listProbabilities(answer);
   find("prevalence-label").textContent = `${capital(task.noun[1])} among the lesions you examine`;
   show("clinic", answer.decision !== "cannot_assess");
@@ -116,18 +170,20 @@ function render(answer) {
   show("answer", true);
   show("map-tools", Boolean(answer.explanation));
   if (answer.explanation) {
-    find("map-meaning").textContent = `${meaningOf(answer.explanation.method)} ${state.words.claims[answer.explanation.lesion_claim]}`;
-    drawMap();
+    find("map-meaning").textContent = `${meaningOf(answer.explanation.method)} ${said.claims[answer.explanation.lesion_claim]}`;
+    for (const [end, text] of said.map_ends.entries()) find("ends").children[end].textContent = text;
+    find("scale-meaning").textContent = said.map_scale;
+    drawMaps([answer.explanation, ...answer.further_explanations]);
   }
   find("model").textContent =
     `Model ${answer.model.name} ${answer.model.version}; weights ${answer.model.weights_sha256.slice(0, 12)}. Request ${answer.request_id}.`;
   find("reading").focus({ preventScroll: matchMedia("(min-width: 56rem)").matches });
 }
 
-function listWarnings(codes) {
+function listWarnings(codes, sentences) {
   find("warnings").replaceChildren(...codes.map((code) => {
     const item = document.createElement("li");
-    item.textContent = (state.words.warnings[code] || code).replace("{noun}", state.model.task.noun[0]);
+    item.textContent = (sentences[code] || code).replace("{noun}", state.model.task.noun[0]);
     return item;
   }));
   show("warnings", codes.length > 0);
@@ -192,27 +248,33 @@ function explainShift(share, calibratedAt) {
   const score = targets.reduce((sum, name) => sum + state.answer.probabilities[name], 0);
   const [target, other] = [score * share / calibratedAt, (1 - score) * (1 - share) / (1 - calibratedAt)];
   find("mix").textContent = `These probabilities are for data of which ${percent(calibratedAt, 0)} are ${noun[1]}.`;
-  find("shifted").textContent = `At this share, the probability of ${noun[0]} in this image is ${percent(target / (target + other), 1)}.`;
+  const subject = state.answer.num_images > 1 ? "lesion" : "image";
+  find("shifted").textContent = `At this share, the probability of ${noun[0]} in this ${subject} is ${percent(target / (target + other), 1)}.`;
 }
 
-async function drawMap() {
-  const { heatmap_png: encoded, peak } = state.answer.explanation;
-  const turn = state.turn;
+async function drawMaps(explanations) {
+  const [turn, pictures] = [state.turn, state.pictures];
+  const drawn = await Promise.all(explanations.map((explanation, index) => drawMap(pictures[index], explanation, turn)));
+  if (turn !== state.turn) return;
+  const isEmpty = explanations.map(({ peak }) => peak === 0);
+  if (drawn.includes(false)) find("map-meaning").textContent = pictures.length === 1 ? NO_MAP : NOT_EVERY_MAP;
+  pictures.forEach(({ caption }, index) => { if (isEmpty[index]) caption.textContent = `${placeOf(index)}: its map is empty`; });
+  show("legend", drawn.some((done, index) => done && !isEmpty[index]));  // an empty map has no colours
+  placeMaps();
+}
+
+// Returns whether the map lies on its image now, or the answer is out of date.
+async function drawMap({ image, canvas }, { heatmap_png: encoded }, turn) {
   const heat = new Image();
   heat.src = `data:image/png;base64,${encoded}`;
   try {
-    await Promise.all([heat.decode(), find("image").decode()]);
+    await Promise.all([heat.decode(), image.decode()]);
   } catch {
-    if (turn === state.turn) leaveMapOut();
-    return;
+    return false;
   }
-  if (turn !== state.turn) return;
-  const [theirs, ours] = [find("image"), heat].map((image) => image.naturalWidth / image.naturalHeight);
-  if (Math.abs(theirs / ours - 1) > 0.05) {  // the browser orients the image differently
-    leaveMapOut();
-    return;
-  }
-  const canvas = find("map");
+  if (turn !== state.turn) return true;
+  const [theirs, ours] = [image, heat].map(({ naturalWidth, naturalHeight }) => naturalWidth / naturalHeight);
+  if (Math.abs(theirs / ours - 1) > 0.05) return false;  // the browser orients the image differently
   canvas.width = heat.naturalWidth;
   canvas.height = heat.naturalHeight;
   const context = canvas.getContext("2d");
@@ -220,13 +282,7 @@ async function drawMap() {
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set(state.colours[pixels.data[i]], i);
   context.putImageData(pixels, 0, 0);
-  show("legend", peak > 0);  // an empty map has no colours
-  placeMap();
-}
-
-function leaveMapOut() {
-  find("map-meaning").textContent = NO_MAP;
-  show("legend", false);
+  return true;
 }
 
 // Red, green, blue and opacity of each value, as the overlay and the PDF have them.
@@ -239,28 +295,29 @@ function learnColours({ grounds: [skin, lesion], rgba }) {
 }
 
 function toggleMap() {
-  const hidden = find("map").classList.toggle("off");
+  const hidden = find("images").classList.toggle("off");
   find("hide-map").setAttribute("aria-pressed", String(hidden));
 }
 
 async function trySample() {
   const sample = await (await ask("page/sample.jpg")).blob();
-  choose(new File([sample], "sample.jpg", { type: "image/jpeg" }), true);
+  choose([new File([sample], "sample.jpg", { type: "image/jpeg" })], true);
 }
 
-// Scale the image up to the panel and 70 % of the window's height, because it may be small.
-function placeImage() {
-  const image = find("image");
-  if (image.naturalHeight) image.style.width = `min(100%, calc(70vh * ${image.naturalWidth / image.naturalHeight}))`;
+// Scale an image up to its panel and most of the window's height, because it may be small.
+function placeImage(image) {
+  const height = state.files.length === 1 ? "70vh" : "50vh";
+  image.style.width = `min(100%, calc(${height} * ${image.naturalWidth / image.naturalHeight}))`;
 }
 
-function placeMap() {
-  const [image, canvas] = [find("image"), find("map")];
-  Object.assign(canvas.style, {
-    left: `${image.offsetLeft}px`, top: `${image.offsetTop}px`, width: `${image.offsetWidth}px`, height: `${image.offsetHeight}px`,
-    opacity: find("opacity").value / 100,
-  });
-  find("scale").style.opacity = canvas.style.opacity;
+function placeMaps() {
+  const opacity = find("opacity").value / 100;
+  for (const { image, canvas } of state.pictures) {
+    Object.assign(canvas.style, {
+      left: `${image.offsetLeft}px`, top: `${image.offsetTop}px`, width: `${image.offsetWidth}px`, height: `${image.offsetHeight}px`, opacity,
+    });
+  }
+  find("scale").style.opacity = opacity;
   find("opacity-value").textContent = `${find("opacity").value} %`;
 }
 
@@ -269,7 +326,7 @@ async function savePdf() {
   button.disabled = true;
   find("status").textContent = "Making the PDF…";
   try {
-    const blob = await (await post("v1/report", state.file)).blob();
+    const blob = await (await post("v1/report", state.files)).blob();
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = "melanoma-triage.pdf";
@@ -285,9 +342,7 @@ async function savePdf() {
 
 function again() {
   state.turn += 1;
-  if (state.address) URL.revokeObjectURL(state.address);
-  Object.assign(state, { file: null, address: null, answer: null });
-  find("image").removeAttribute("src");
+  forget();
   find("drop").classList.remove("filled");
   for (const id of ["shown", "answer", "map-tools", "problem", "key-form"]) show(id, false);
   find("status").textContent = "Waiting for an image.";
@@ -296,7 +351,7 @@ function again() {
 }
 
 for (const id of ["file", "camera"]) {
-  find(id).addEventListener("change", (event) => { choose(event.target.files[0]); event.target.value = ""; });
+  find(id).addEventListener("change", (event) => { choose([...event.target.files]); event.target.value = ""; });
 }
 for (const name of ["dragenter", "dragover"]) {
   document.addEventListener(name, (event) => { event.preventDefault(); find("drop").classList.add("over"); });
@@ -304,9 +359,9 @@ for (const name of ["dragenter", "dragover"]) {
 for (const name of ["dragleave", "drop"]) {
   document.addEventListener(name, (event) => { event.preventDefault(); find("drop").classList.remove("over"); });
 }
-document.addEventListener("drop", (event) => choose(event.dataTransfer.files[0]));
-document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
-find("opacity").addEventListener("input", placeMap);
+document.addEventListener("drop", (event) => choose([...event.dataTransfer.files]));
+document.addEventListener("paste", (event) => choose([...event.clipboardData.files].filter((file) => file.type.startsWith("image/"))));
+find("opacity").addEventListener("input", placeMaps);
 find("hide-map").addEventListener("click", toggleMap);
 find("sample").addEventListener("click", () => trySample().catch(fail));
 document.addEventListener("keydown", (event) => {
@@ -323,7 +378,5 @@ find("key-form").addEventListener("submit", (event) => {
   find("key").value = "";
   read();
 });
-find("image").addEventListener("load", placeImage);
-new ResizeObserver(placeMap).observe(find("image"));
 find("prevalence").value = 55;  // 3 %
 explainPrevalence();

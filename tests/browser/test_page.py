@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pypdfium2 as pdfium
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -79,13 +80,22 @@ def _is_own(url: str, base: str) -> bool:
 
 
 @pytest.fixture
+def several(phantom_source: Path) -> list[Path]:
+    """Three images of one lesion."""
+    rows = pd.read_csv(phantom_source / "metadata.csv").sort_values("image_id")
+    lesion = rows["lesion_id"].value_counts(sort=False).loc[lambda counts: counts == 3].index[0]
+    ids = rows.loc[rows["lesion_id"] == lesion, "image_id"]
+    return [phantom_source / "images" / f"{image_id}.jpg" for image_id in ids]
+
+
+@pytest.fixture
 def lesion(phantom_source: Path) -> Path:
     return sorted((phantom_source / "images").iterdir())[1]
 
 
-def _read(page: Page, service: Service, lesion: Path) -> None:
-    """Choose an image and type the key that the page asks for."""
-    page.set_input_files("#file", lesion)
+def _read(page: Page, service: Service, *images: Path) -> None:
+    """Choose one or several images and type the key that the page asks for."""
+    page.set_input_files("#file", images)
     page.get_by_label("API key").fill(service.key)
     page.get_by_role("button", name="Use this key").click()
     expect(page.locator("#answer")).to_be_visible(timeout=60_000)
@@ -152,34 +162,48 @@ def test_the_slider_explains_a_referral_and_never_moves_the_decision(
     assert len(told) == 2
 
 
-def _map_pixels(page: Page) -> Image.Image:
-    data = page.locator("#map").evaluate("canvas => canvas.toDataURL().split(',')[1]")
+def _map_pixels(page: Page, index: int = 0) -> Image.Image:
+    canvas = page.locator(".frame canvas").nth(index)
+    data = canvas.evaluate("canvas => canvas.toDataURL().split(',')[1]")
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def _shown_together(page: Page) -> Image.Image:
+def _wait_for_map(page: Page, index: int = 0) -> None:
+    page.wait_for_function(
+        "index => document.querySelectorAll('.frame canvas')[index].width > 0", arg=index
+    )
+
+
+def _shown_together(page: Page, index: int = 0) -> Image.Image:
     """The image and the map over it, in the size of the map."""
     data = page.evaluate(
-        """() => {
-            const [image, map] = ["image", "map"].map((id) => document.getElementById(id));
+        """(index) => {
+            const [image, map] = ["img", "canvas"].map(
+                (tag) => document.querySelectorAll(`.frame ${tag}`)[index]);
             const canvas = Object.assign(document.createElement("canvas"),
                 { width: map.width, height: map.height });
             const context = canvas.getContext("2d");
             for (const part of [image, map]) context.drawImage(part, 0, 0);
             return canvas.toDataURL().split(",")[1];
-        }"""
+        }""",
+        index,
     )
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def _shown_and_expected(
+    page: Page, explanation: dict[str, str], index: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    overlay = Image.open(io.BytesIO(base64.b64decode(explanation["overlay_png"])))
+    shown = _shown_together(page, index)
+    return np.asarray(shown).astype(int), np.asarray(overlay.convert("RGB")).astype(int)
 
 
 def test_the_page_shows_what_the_overlay_shows(page: Page, service: Service, lesion: Path) -> None:
     answer: Any = _answer(service, lesion.read_bytes())
     _read(page, service, lesion)
     expect(page.locator("#legend")).to_be_visible()
-    overlay = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["overlay_png"])))
-    shown, expected = (
-        np.asarray(image).astype(int) for image in (_shown_together(page), overlay.convert("RGB"))
-    )
+    shown, expected = _shown_and_expected(page, answer["explanation"])
     original = np.asarray(Image.open(lesion).convert("RGB")).astype(int)
     assert np.abs(expected - original).max() > 40  # the map is visible
     assert np.abs(shown - expected).max() <= 4  # the browser decodes and blends in its own way
@@ -191,8 +215,8 @@ def test_the_map_lies_on_the_image_and_can_be_faded(
     answer = _answer(service, lesion.read_bytes())
     _read(page, service, lesion)
     heatmap = Image.open(io.BytesIO(base64.b64decode(answer["explanation"]["heatmap_png"])))  # type: ignore[index]
-    page.wait_for_function(f"document.getElementById('map').width === {heatmap.width}")
-    boxes = [page.locator(name).bounding_box() for name in ("#image", "#map")]
+    _wait_for_map(page)
+    boxes = [page.locator(name).bounding_box() for name in (".frame img", ".frame canvas")]
     assert boxes[0] is not None
     assert boxes[0] == pytest.approx(boxes[1], abs=1)
     assert _map_pixels(page).size == heatmap.size
@@ -202,7 +226,7 @@ def test_the_map_lies_on_the_image_and_can_be_faded(
     expect(page.locator("#legend")).to_contain_text("this image's own peak")
     assert "linear-gradient" in page.locator("#scale").evaluate("bar => bar.style.backgroundImage")
     page.get_by_label("Strength of the map").press("Home")
-    for drawn in ("#map", "#scale"):
+    for drawn in (".frame canvas", "#scale"):
         assert page.locator(drawn).evaluate("drawn => drawn.style.opacity") == "0"
     expect(page.locator("#map-meaning")).to_contain_text("each 32 px")
     page.get_by_label("Guided Grad-CAM").check()
@@ -215,10 +239,10 @@ def test_a_button_and_a_key_hide_the_map(page: Page, service: Service, lesion: P
     button = page.get_by_role("button", name="Hide the map")
     for press in (button.click, lambda: page.keyboard.press("m")):
         expect(button).to_have_attribute("aria-pressed", "false")
-        expect(page.locator("#map")).to_be_visible()
+        expect(page.locator(".frame canvas")).to_be_visible()
         press()
         expect(button).to_have_attribute("aria-pressed", "true")
-        expect(page.locator("#map")).to_be_hidden()
+        expect(page.locator(".frame canvas")).to_be_hidden()
         page.keyboard.press("m")
 
 
@@ -250,7 +274,7 @@ def test_an_empty_map_has_no_legend(page: Page, service: Service, lesion: Path) 
 
     page.route("**/v1/predict*", _with_contract(empty))
     _read(page, service, lesion)
-    page.wait_for_function("document.getElementById('map').width > 0")
+    _wait_for_map(page)
     expect(page.locator("#legend")).to_be_hidden()
 
 
@@ -446,3 +470,141 @@ def test_a_network_without_a_contract_gives_no_verdict(
     )  # which side of the threshold it lies on would be a decision
     expect(page.locator("#probabilities .mark")).to_have_count(0)
     expect(page.locator("#clinic")).to_be_hidden()
+
+
+def _answer_to(service: Service, images: list[Path]) -> Any:
+    return httpx.post(
+        f"{service.url}/v1/predict?explain=grad_cam",
+        files=[("image", image.read_bytes()) for image in images],
+        headers=service.authorization,
+        timeout=60,
+    ).json()
+
+
+_NOTE_FORMS = """() => {
+    const send = window.fetch;
+    window.forms = [];
+    window.fetch = (path, options) => {
+        if (options?.body instanceof FormData)
+            window.forms.push([...options.body].map(([field, { name }]) => [field, name]));
+        return send(path, options);
+    };
+}"""
+
+
+def test_several_images_of_one_lesion_are_read_together(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    answer = _answer_to(service, several)
+    page.evaluate(_NOTE_FORMS)
+    _read(page, service, *several)
+    expect(page.locator("#judged")).to_have_text("3 images of one lesion, judged together.")
+    expect(page.locator("#contract")).to_have_text(answer["contract_sentence"])
+    shown = page.locator("#probabilities .value").all_inner_texts()
+    assert shown == [f"{100 * p:.1f} %" for p in sorted(answer["probabilities"].values())[::-1]]
+    explanations = [answer["explanation"], *answer["further_explanations"]]
+    for index, explanation in enumerate(explanations):
+        expect(page.get_by_alt_text(f"Image {index + 1} of 3")).to_be_visible()
+        _wait_for_map(page, index)
+        ours, expected = _shown_and_expected(page, explanation, index)
+        assert np.abs(ours - expected).max() <= 4
+    page.get_by_label("Strength of the map").press("Home")
+    for index in range(3):
+        boxes = [
+            page.locator(f".frame {tag}").nth(index).bounding_box() for tag in ("img", "canvas")
+        ]
+        assert boxes[0] is not None
+        assert boxes[0] == pytest.approx(boxes[1], abs=1)
+        drawn = page.locator(".frame canvas").nth(index)
+        assert drawn.evaluate("drawn => drawn.style.opacity") == "0"
+    expect(page.locator("#legend")).to_have_count(1)
+    expect(page.locator("#legend")).to_contain_text("each image's own peak")
+    page.keyboard.press("m")
+    for canvas in page.locator(".frame canvas").all():
+        expect(canvas).to_be_hidden()
+    # What the files are called is not sent.
+    assert page.evaluate("forms.at(-1)") == [["image", "image"]] * 3
+
+
+def test_images_side_by_side_stand_below_each_other_on_a_phone(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    _read(page, service, *several[:2])
+
+    def corners() -> list[tuple[float, float]]:
+        boxes = [image.bounding_box() for image in page.locator(".frame img").all()]
+        return [(box["x"], box["y"]) for box in boxes if box is not None]
+
+    (left, top), (right, same) = corners()
+    assert right > left
+    assert same == top
+    page.set_viewport_size({"width": 390, "height": 844})
+    (left, top), (same, lower) = corners()
+    assert same == left
+    assert lower > top
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert Axe().run(page).violations_count == 0
+
+
+def test_more_than_six_images_are_refused_before_they_are_sent(page: Page, lesion: Path) -> None:
+    sent = []
+    page.on("request", lambda asked: sent.append(asked.method))
+    page.set_input_files("#file", [lesion] * 7)
+    expect(page.get_by_role("alert")).to_contain_text("up to 6 images here; these are 7")
+    expect(page.locator("#shown")).to_be_hidden()
+    assert "POST" not in sent
+
+
+def test_the_pdf_of_several_images_is_one_page(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    _read(page, service, *several)
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Save as PDF").click()
+    with pdfium.PdfDocument(Path(download.value.path())) as document:
+        assert len(document) == 1
+        assert "3 images of one lesion" in document[0].get_textpage().get_text_range()
+
+
+def test_addresses_of_images_are_given_back(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    """The browser would keep the images otherwise until the page is closed."""
+    page.evaluate(
+        """() => {
+            const revoke = URL.revokeObjectURL;
+            window.revoked = [];
+            URL.revokeObjectURL = (address) => { window.revoked.push(address); revoke(address); };
+        }"""
+    )
+    _read(page, service, *several)
+    addresses = page.locator(".frame img").evaluate_all("images => images.map(({ src }) => src)")
+    assert len(set(addresses)) == 3
+    assert page.evaluate("revoked") == []
+    page.get_by_role("button", name="Another image").click()
+    expect(page.locator(".frame img")).to_have_count(0)
+    assert page.evaluate("revoked") == addresses
+
+
+def test_one_image_after_several_looks_as_before(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    _read(page, service, *several)
+    page.set_input_files("#file", several[0])
+    expect(page.get_by_alt_text("The image you chose")).to_be_visible()
+    expect(page.locator(".frame img")).to_have_count(1)
+    expect(page.locator("#answer")).to_be_visible(timeout=60_000)
+    expect(page.locator("#judged")).to_be_hidden()
+    expect(page.locator("figcaption")).to_be_hidden()
+    expect(page.locator("#legend")).to_contain_text("this image's own peak")
+
+
+def test_a_model_for_single_images_says_so(
+    page: Page, service: Service, several: list[Path]
+) -> None:
+    told = "This model has no threshold for several images of one lesion. Send one image."
+    _read(page, service, several[0])
+    page.route("**/v1/predict*", lambda route: route.fulfill(status=422, json={"detail": told}))
+    page.set_input_files("#file", several)
+    expect(page.get_by_role("alert")).to_have_text(told)
+    expect(page.locator("#answer")).to_be_hidden()

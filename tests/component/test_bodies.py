@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
-from serve.answers import image_bytes
+from serve.answers import MAX_FIELDS, images_of
 from serve.bodies import MAX_BODY_BYTES
 from serve.middleware import install_middleware
 from serve.problems import install_problem_handlers
@@ -25,8 +25,9 @@ def client() -> TestClient:
 
     @app.post("/read")
     async def read(request: Request) -> dict[str, Any]:
-        data = await image_bytes(request)
-        return {"size": len(data), "begins": data[:8].hex()}
+        first, *others = await images_of(request)
+        sizes = {"sizes": [len(first), *map(len, others)]} if others else {}
+        return {"size": len(first), "begins": first[:8].hex()} | sizes
 
     return TestClient(app)
 
@@ -141,3 +142,32 @@ def test_a_cut_form_is_told_from_one_without_an_image(client: TestClient, image:
     is_problem(
         client.post("/read", content=body[: len(body) // 2], headers=headers), 400, "bad_request"
     )
+
+
+def test_every_image_of_a_form_is_read_in_order(client: TestClient, image: bytes) -> None:
+    others = [image + bytes(1), image + bytes(2)]
+    sent = [("image", ("a.jpg", image)), *(("image", (None, other)) for other in others)]
+    sizes = client.post("/read", files=sent).json()["sizes"]
+    assert sizes == [len(image), len(image) + 1, len(image) + 2]
+
+
+def test_an_image_that_would_be_left_out_is_told(client: TestClient, image: bytes) -> None:
+    """An answer about fewer images than were sent would look like one about all of them."""
+    refused = client.post("/read", files=[("image", image), ("image2", image)])
+    assert "named image" in is_problem(refused, 422, "invalid_request")["detail"]
+    refused = client.post("/read", files=[("image", image), ("image", (None, "words"))])
+    is_problem(refused, 422, "no_image_field")
+
+
+def test_a_form_that_is_cut_in_its_last_image_is_refused(client: TestClient, image: bytes) -> None:
+    sent = [("image", ("a.jpg", image)), ("image", ("b.jpg", image))]
+    whole = httpx.Request("POST", "http://testserver/read", files=sent)
+    body = whole.read()
+    headers = {"Content-Type": whole.headers["Content-Type"]}
+    is_problem(client.post("/read", content=body[:-200], headers=headers), 400, "bad_request")
+
+
+def test_a_flood_of_files_is_refused(client: TestClient) -> None:
+    few, many = ([("image", bytes(9))] * num for num in (MAX_FIELDS, MAX_FIELDS + 1))
+    assert len(client.post("/read", files=few).json()["sizes"]) == MAX_FIELDS
+    is_problem(client.post("/read", files=many), 400, "bad_request")

@@ -23,6 +23,7 @@ from serve.described import Described
 from serve.lanes import Lane, OverloadedError
 from serve.model_client import BundleChangingError, ModelClient
 from serve.models import DeployedModel, LocalModel, NotReadyError
+from serve.readings import Reading
 from serve.uploads import MAX_REQUEST_PIXELS, Upload, uploads_of
 from tests.bundles import described
 
@@ -95,7 +96,8 @@ class _Replicas:
 
     def _predict(self, job: Job) -> Answer:
         version = self._draw()
-        said = None if job.known == version else described(version, self._versions[version])
+        here = described(version, self._versions[version])
+        said = None if job.known == here.key else here
         if job.image.shape[:2] != self._versions[version]:
             return Answer(None, said)
         return Answer(Prediction(np.zeros(7), np.full(7, 1 / 7), "refer", (), 0.0), said)
@@ -108,7 +110,7 @@ TWO = {"old": (96, 128), "new": (72, 96)}
 
 
 def test_no_request_is_lost_while_a_bundle_of_another_shape_is_taken_up() -> None:
-    async def ask() -> list[model_client.Reading]:
+    async def ask() -> list[Reading]:
         replicas: Any = _Replicas(TWO)
         asked = ModelClient(DeployedModel(replicas), replicas)
         return list(await asyncio.gather(*(asked.read(IMAGE) for _ in range(200))))

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import struct
 from collections.abc import Callable
@@ -8,18 +9,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from melanoma.bundle.deciding import Prediction
 from melanoma.errors import InvalidImageError
+from melanoma.evidence.several_images import MAX_IMAGES
 from serve.open_inference import (
     HEADER_LENGTH,
     InferenceRequestError,
+    Predicted,
     metadata,
     read_request,
     write_response,
 )
-from tests.bundles import described
+from tests.bundles import described, several_images
 
-DESCRIBED = described("v")
+DESCRIBED, SEVERAL = described("v"), several_images()
+FOR_LESIONS = described("v", several_images=SEVERAL)
 IMAGE = b"\xff\xd8\xffimage"
+REFERRED = Prediction(np.zeros(2), np.array([0.25, 0.75]), "refer", (), 0.0)
+
+
+def _alone(*predictions: Prediction) -> Predicted:
+    return Predicted(DESCRIBED, DESCRIBED.manifest.operating_point, predictions)
 
 
 def _json(**changes: Any) -> dict[str, Any]:
@@ -122,15 +132,14 @@ def test_pixels_are_limited_like_images() -> None:
 
 
 def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
-    probabilities, decisions = np.array([[0.25, 0.75]]), ["refer"]
     header = _json()
-    body, headers = write_response(_read(header), DESCRIBED, probabilities, decisions, warnings=[])
+    body, headers = write_response(_read(header), _alone(REFERRED))
     answer = json.loads(body)
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "melanoma", "v")
     assert [output["data"] for output in answer["outputs"]] == [[0.25, 0.75], ["refer"]]
     assert headers == {"Content-Type": "application/json"}
     header["outputs"] = [{"name": "decision", "parameters": {"binary_data": True}}]
-    body, headers = write_response(_read(header), DESCRIBED, probabilities, decisions, warnings=[])
+    body, headers = write_response(_read(header), _alone(REFERRED))
     length = int(headers[HEADER_LENGTH.title()])
     (output,) = json.loads(body[:length])["outputs"]
     assert output["parameters"]["binary_data_size"] == len(body) - length
@@ -139,10 +148,8 @@ def test_an_answer_gives_what_was_asked_in_the_form_asked() -> None:
 
 def test_an_answer_says_what_it_rests_on() -> None:
     """As /v1 does: a decision without a promise must not look like one with it."""
-    warnings = ["uncontracted", "uncontracted"]
-    body, _ = write_response(
-        _read(_json()), DESCRIBED, np.array([[0.25, 0.75]]), ["refer"], warnings=warnings
-    )
+    warned = dataclasses.replace(REFERRED, warnings=("uncontracted",))
+    body, _ = write_response(_read(_json()), _alone(warned, warned))
     told = json.loads(body)["parameters"]
     assert told["contract_status"] == metadata(DESCRIBED)["parameters"]["contract_status"] == "met"
     assert told["contract"] == DESCRIBED.contract_sentence
@@ -186,3 +193,49 @@ def test_a_flood_of_empty_elements_is_cut_off() -> None:
     header = json.dumps({"inputs": [asked]}).encode()
     with pytest.raises(InferenceRequestError, match="at most 32 elements"):
         read_request(header + bytes(4_000_000), str(len(header)))
+
+
+def _of_lesion(num: int, asked: Any = True) -> dict[str, Any]:
+    header = _json(shape=[num], data=[base64.b64encode(IMAGE).decode()] * num)
+    return header | {"parameters": {"one_lesion": asked}}
+
+
+def test_a_request_may_say_that_its_images_show_one_lesion() -> None:
+    assert not _read(_json()).one_lesion
+    assert not _read(_of_lesion(7, asked=False)).one_lesion
+    for num in (1, MAX_IMAGES):
+        asked = _read(_of_lesion(num))
+        assert asked.one_lesion
+        assert len(asked.images) == num
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [2, 40, 40, 3], "data": [0] * 9600}
+    assert _read({"inputs": [pixels], "parameters": {"one_lesion": True}}).one_lesion
+
+
+@pytest.mark.parametrize("asked", ["true", 1, None, [True], {}])
+def test_what_is_neither_true_nor_false_is_refused(asked: Any) -> None:
+    with pytest.raises(InferenceRequestError, match="one_lesion must be true or false"):
+        _read(_of_lesion(2, asked=asked))
+
+
+def test_a_lesion_has_at_most_six_images() -> None:
+    with pytest.raises(InferenceRequestError, match="N must be from 1 to 6"):
+        _read(_of_lesion(MAX_IMAGES + 1))
+
+
+def test_a_lesion_is_answered_with_the_contract_that_decided() -> None:
+    predicted = Predicted(FOR_LESIONS, SEVERAL, [REFERRED])
+    answer = json.loads(write_response(_read(_of_lesion(3)), predicted)[0])
+    assert [output["shape"] for output in answer["outputs"]] == [[1, 2], [1]]
+    told = answer["parameters"]
+    assert told["threshold"] == SEVERAL.threshold != DESCRIBED.manifest.operating_point.threshold
+    assert told["contract"] == FOR_LESIONS.several_images_sentence
+    assert "several images of one lesion" in told["contract"]
+
+
+def test_metadata_name_the_contract_for_lesions_if_there_is_one() -> None:
+    told = metadata(FOR_LESIONS)["parameters"]
+    assert told["one_lesion_threshold"] == SEVERAL.threshold
+    assert told["one_lesion_contract_status"] == "met"
+    assert told["one_lesion_contract"] == FOR_LESIONS.several_images_sentence
+    assert all(isinstance(value, str | int | float) for value in told.values())
+    assert not [name for name in metadata(DESCRIBED)["parameters"] if "one_lesion" in name]

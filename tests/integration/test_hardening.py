@@ -246,7 +246,9 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
             400,
             "bad_request",
         ),
-        ({"files": [("image", b"\xff\xd8\xff"), ("image", b"\xff\xd8\xff")]}, 400, "bad_request"),
+        ({"files": [("image", b"\xff\xd8\xff")] * 7}, 422, "too_many_images"),
+        ({"files": [("image", b"\xff\xd8\xff")] * 65}, 400, "bad_request"),
+        ({"files": [("image", b""), ("image", b"x")]}, 400, "empty_image"),
     ],
     ids=[
         "another field",
@@ -256,7 +258,9 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
         "garbage",
         "no charset",
         "1500 fields",
-        "two files",
+        "seven files",
+        "65 files",
+        "an empty file",
     ],
 )
 def test_a_form_that_holds_no_image_is_refused(

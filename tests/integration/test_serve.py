@@ -147,6 +147,47 @@ def test_a_bad_image_does_not_fail_its_neighbours(client: httpx.Client, image: b
     assert [answer.status_code for answer in answers] == [200 if i % 3 else 422 for i in range(12)]
 
 
+def test_several_images_of_a_lesion_are_answered_as_the_predictor_does(
+    client: httpx.Client, bundle_dir: Path, phantom_source: Path
+) -> None:
+    paths = sorted((phantom_source / "images").iterdir())[:3]
+    bundle = load_bundle(bundle_dir)
+    assert bundle.manifest.several_images is not None
+    expected = Predictor(bundle).predict_lesion(paths, explain=True)
+    files = [("image", (path.name, path.read_bytes())) for path in paths]
+    answer = client.post("/v1/predict?explain=guided_grad_cam", files=files).json()
+    found = np.array(list(answer["probabilities"].values()))
+    assert np.abs(found - expected.together.probabilities).max() < 1e-6
+    assert answer["decision"] == expected.together.decision
+    assert answer["warnings"][: len(expected.together.warnings)] == [*expected.together.warnings]
+    assert answer["num_images"] == 3
+    assert answer["threshold"] == expected.operating_point.threshold
+    assert answer["contract"]["unit"] == "up to 6 images of one lesion"
+    explanations = [answer["explanation"], *answer["further_explanations"]]
+    assert [each["method"] for each in explanations] == ["guided_grad_cam"] * 3
+    for path, explanation in zip(paths, explanations, strict=True):
+        alone = client.post("/v1/predict?explain=guided_grad_cam", content=path.read_bytes())
+        assert explanation["peak"] == pytest.approx(alone.json()["explanation"]["peak"], rel=1e-3)
+    with pdfium.PdfDocument(client.post("/v1/report", files=files).content) as document:
+        assert len(document) == 1
+        assert "3 images of one lesion" in document[0].get_textpage().get_text_range()
+
+
+def test_the_triton_client_asks_about_one_lesion(service: Service, image: bytes) -> None:
+    encoded = triton.InferInput("image", [2], "BYTES")
+    encoded.set_data_from_numpy(np.array([image, image], dtype=object))
+    with _triton(service) as asked:
+        headers = dict(service.authorization)
+        result = asked.infer(
+            "melanoma", [encoded], headers=headers, parameters={"one_lesion": True}
+        )
+        assert result.as_numpy("probabilities").shape == (1, 7)
+        assert result.as_numpy("decision").shape == (1,)
+        told = result.get_response()["parameters"]["contract"]
+        described = asked.get_model_metadata("melanoma", headers=dict(service.authorization))
+        assert told == described["parameters"]["one_lesion_contract"]
+
+
 def test_the_model_describes_itself(client: httpx.Client, bundle_dir: Path) -> None:
     body = client.get("/v1/model").json()
     assert body["model"]["version"] == load_bundle(bundle_dir).manifest.version
@@ -364,11 +405,15 @@ def test_nothing_of_an_image_is_ever_written(client: httpx.Client, tmp_path: Pat
     ):  # 20 KB, and 17 MB, which would not stay in memory by itself in starlette's forms
         data = _canary_image(canary, side)
         assert canary in data
-        name = f"{canary.decode()}.png"
+        name, small = f"{canary.decode()}.png", _canary_image(canary, 80)
+        several = [("image", (name, data)), ("image", (name, small)), ("image", (None, small))]
         for response in (
             client.post("/v1/predict?explain=guided_grad_cam", content=data),
             client.post("/v1/predict", files={"image": (name, data, "image/png")}),
             client.post("/v1/predict", files={"image": (name, data[:-100], "image/png")}),
+            client.post("/v1/predict?explain=grad_cam", files=several),
+            client.post("/v1/report", files=several),
+            client.post("/v1/predict", files=[*several, *several[1:] * 3]),  # too many
             client.post("/v1/report", content=data),
             client.post(f"/v1/predict?{canary.decode()}=1", content=data),
             client.get(f"/{canary.decode()}"),
