@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
 from benchmarks.hostile_files import HOSTILE
-from serve.answers import image_bytes
+from serve.answers import images_of
 from serve.bodies import MAX_BODY_BYTES
 from serve.middleware import install_middleware
 from serve.openapi import IMAGE
@@ -30,7 +30,8 @@ def client() -> TestClient:
 
     @app.post("/read")
     async def read(request: Request) -> dict[str, Any]:
-        image = Upload(await image_bytes(request)).decode()
+        (data,) = await images_of(request)
+        image = Upload(data).decode()
         return {"mean": float(np.asarray(image).mean()), "size": image.size}
 
     return TestClient(app)
