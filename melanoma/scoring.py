@@ -9,11 +9,14 @@ import functools
 import hashlib
 import json
 import logging
-from typing import Any
+import math
+import time
+from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
-from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
 from melanoma.errors import DataError
@@ -21,7 +24,7 @@ from melanoma.evaluation import BATCH
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
-from melanoma.judging import in_threads, judge, read_stored
+from melanoma.judging import judge_batches, read_stored
 from melanoma.places import check_images
 from melanoma.submission import Submission
 
@@ -114,18 +117,55 @@ def _score_parts(
         {"start": start, "part": path.name} for start, path in parts.items() if not path.is_file()
     ]
     done = sum(min(CHUNK, num - start) for start, path in parts.items() if path.is_file())
+    log.info("%d images to score%s.", num - done, f"; {done} are scored already" if done else "")
     (out / PARTS).mkdir(exist_ok=True)
+
+    def report(now: int) -> None:
+        if progress is not None:
+            progress(done + now, num)
+
     executor.map(
         work,
         missing,
         num_workers=num_workers,
-        progress=None if progress is None else lambda now, _: progress(done + now, num),
+        progress=_Announced(num - done, CHUNK * num_workers, report),
         total=num - done,
     )
     table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
     write_parquet(out / SCORES, table)
     remove_folder(out / PARTS)
     return table
+
+
+class _Announced:
+    """Passes progress on, and says once how long the rest will take.
+
+    Args:
+        total: number of images to score.
+        enough: number of images after which the rate is known: a part of each worker.
+        progress: called with the images done.
+    """
+
+    def __init__(self, total: int, enough: int, progress: Callable[[int], object]) -> None:
+        self._total, self._enough, self._progress = total, enough, progress
+        self._started = time.monotonic()
+
+    def __call__(self, done: int, _: int) -> None:
+        if self._enough <= done < self._total:
+            seconds = (time.monotonic() - self._started) / done * (self._total - done)
+            log.info(
+                "The other %d images will take about %s.", self._total - done, _duration(seconds)
+            )
+            self._enough = self._total
+        self._progress(done)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words, rounded up to whole units."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds > 2 * size:
+            return f"{math.ceil(seconds / size)} {unit}"
+    return f"{max(1, math.ceil(seconds))} seconds"
 
 
 def _image_names(folder: AnyPath) -> list[str]:
@@ -166,17 +206,11 @@ class ScoreFiles:
     def __call__(self, item: Item) -> list[Row]:
         """Score the part that begins at start; return a row for each image to count progress."""
         names = self.names[item["start"] : item["start"] + CHUNK]
-        bundle = self._predictor.bundle
-        rows = [
-            row
-            for start in range(0, len(names), BATCH)
-            for row in self._rows(names[start : start + BATCH], bundle)
-        ]
+        batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+        found = judge_batches(self._predictor, batches, self._read)
+        rows = [{"path": shown(name), **row} for name, row in zip(names, found, strict=True)]
         write_parquet(to_path(self.parts) / item["part"], pd.DataFrame(rows))
         return [{"path": shown(name)} for name in names]
 
-    def _rows(self, names: tuple[str, ...], bundle: Bundle) -> list[dict[str, Any]]:
-        paths = [str(to_path(self.folder) / name) for name in names]
-        images = in_threads(functools.partial(read_stored, bundle=bundle), paths)
-        rows = judge(self._predictor, images)
-        return [{"path": shown(name), **row} for name, row in zip(names, rows, strict=True)]
+    def _read(self, name: str) -> np.ndarray | tuple[str, str]:
+        return read_stored(str(to_path(self.folder) / name), self._predictor.bundle)

@@ -28,6 +28,8 @@ NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
 OTHER_CANCER = "other_cancer_likely"
 UNUSUAL = "unusual_image"
+IMAGES_IN_CACHE = 8
+"""Images that are resized at a time on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Prediction:
         decision: refer, no_referral or cannot_assess.
         warnings: codes of what limits the prediction.
         feature_distance: distance from the validation images, of which 5 % are farther than 1
-            (melanoma/bundle/drift.py).
+            (melanoma/bundle/drift.py); NaN from `decide`.
         heatmap: ``(h, w)`` float32 Grad-CAM of the targets, unscaled, over the whole letterbox;
             None if not requested.
     """
@@ -51,6 +53,19 @@ class Prediction:
     warnings: tuple[str, ...]
     feature_distance: float
     heatmap: FloatArray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What shows of N images before anything is decided.
+
+    Attributes:
+        feature_maps: ``(N, K, h, w)`` of each mirrored copy.
+        unusual: ``(N,)``, which images are not assessed.
+    """
+
+    feature_maps: list[torch.Tensor]
+    unusual: BoolArray
 
 
 class Predictor:
@@ -93,6 +108,30 @@ class Predictor:
             extract=self._extract,
         )
 
+    @property
+    def has_own_threads(self) -> bool:
+        """Whether the network computes in threads of its own, which several calls can share."""
+        return isinstance(self._extract, OnnxFeatures)
+
+    def inputs(self, stored: Uint8Array) -> torch.Tensor:
+        """Return the network's input ``(N, 3, h, w)`` of stored images ``(N, H, W, 3)``."""
+        images = torch.from_numpy(stored)
+        if not self.has_own_threads:
+            return self.bundle.preprocess(images.to(self._device))
+        # A few images at a time stay in the cache of a core.
+        parts = torch.split(images, IMAGES_IN_CACHE)
+        return torch.cat([self.bundle.preprocess(part, in_planes=True) for part in parts])
+
+    def feature_maps(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return the feature map ``(N, K, h, w)`` of each mirrored copy of some inputs."""
+        with torch.no_grad():
+            return tta_features(self._extract, inputs, self.bundle.manifest.tta)
+
+    def logits(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return the mean logits ``(N, C)`` of the feature maps of mirrored copies."""
+        with torch.no_grad():
+            return average_logits(self._model, feature_maps)
+
     def predict(self, images: Sequence[Image], *, explain: bool = False) -> list[Prediction]:
         """Predict some images as one batch, with Grad-CAM of the targets if requested.
 
@@ -111,20 +150,36 @@ class Predictor:
             OSError: if a file cannot be read.
             FloatingPointError: if a logit is not finite.
         """
-        stored = np.stack([self._stored(image) for image in images])
-        inputs = self.bundle.preprocess(torch.from_numpy(stored).to(self._device))
-        with torch.no_grad():
-            feature_maps = tta_features(self._extract, inputs, self.bundle.manifest.tta)
-            if explain:
+        seen, heatmaps = self.see([self._stored(image) for image in images]), None
+        feature_maps = seen.feature_maps
+        if explain:
+            with torch.no_grad():
                 explained = explain_feature_maps(
                     self._model, feature_maps, class_indices=self.bundle.task.target_indices
                 )
-                logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
-            else:
-                logits, heatmaps = average_logits(self._model, feature_maps), None
-        distances = self.bundle.manifest.features.distance(feature_maps[0])
-        unusual = self.bundle.manifest.usual_images.are_unusual(stored)
-        return self.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
+            logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
+        else:
+            logits = self.logits(feature_maps)
+        far = self.bundle.manifest.features.distance(feature_maps[0])
+        return self.interpret(logits.float().cpu().numpy(), far, seen.unusual, heatmaps)
+
+    def see(self, stored: Sequence[Uint8Array]) -> "Seen":
+        """Return what the network's features and the descriptors show of some stored images.
+
+        Threads may call it side by side. `decide` does the rest.
+        """
+        images = np.stack(stored)
+        unusual = self.bundle.manifest.usual_images.are_unusual(images)
+        return Seen(self.feature_maps(self.inputs(images)), unusual)
+
+    def decide(self, seen: "Seen") -> list[Prediction]:
+        """Return the predictions for what was seen, without heatmaps and feature distances.
+
+        Raises:
+            FloatingPointError: if a logit is not finite.
+        """
+        logits = self.logits(seen.feature_maps).float().cpu().numpy()
+        return self.interpret(logits, np.full(len(logits), np.nan), seen.unusual)
 
     def _stored(self, image: Image) -> Uint8Array:
         """Return an image as a prepared data set stores it; an array of that shape is not changed.
