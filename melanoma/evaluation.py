@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from melanoma.arrays import FloatArray
 from melanoma.bundle.bundle import Bundle, library_versions, load_bundle
 from melanoma.bundle.known_images import is_known
 from melanoma.bundle.predictor import Predictor
@@ -27,7 +28,7 @@ from melanoma.imaging.fingerprint import fingerprint
 from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, to_path
-from melanoma.judging import in_threads, judge, read_stored
+from melanoma.judging import embeddings_for, in_threads, judge, read_stored
 from melanoma.submission import Submission
 from melanoma.task import Task
 
@@ -45,6 +46,7 @@ def evaluate(
     num_workers: int = 1,
     skip_bad: bool = False,
     known: str | AnyPath | None = None,
+    embeddings: str | AnyPath | None = None,
     submission: str | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -68,6 +70,7 @@ def evaluate(
             refusing them.
         known: the prepared data set that the bundle was trained on. Reference models are fitted to
             its records; None fits them to a prepared data set's own train split.
+        embeddings: for a bundle that takes them, the embeddings of the images.
         submission: a challenge (isic2018, isic2019 or isic2020) whose table is written too,
             OUT/submission_<challenge>.csv.
         executor: where images are scored; None takes this process.
@@ -90,14 +93,14 @@ def evaluate(
     learned = asked.prepared if known is None else open_prepared(to_path(known))
     if learned is not None and learned.task != bundle.task:
         learned = None
+    vectors = embeddings_for(bundle, embeddings, asked.rows["image_id"].tolist())
     executor.start(num_workers)  # An unreachable cluster must not cost an access.
     with new_folder(out, replace_if=EVALUATION) as work:
         # Log before anything is predicted, because an evaluation that crashes may still have shown
         # something.
         accesses = asked.log_access(bundle)
-        scored = _predict(
-            bundle_dir, data_dir, asked.rows, executor, num_workers=num_workers, progress=progress
-        )
+        score = ScoreRows(str(bundle_dir.resolve()), str(data_dir.resolve()), asked.rows, vectors)
+        scored = _predict(score, executor, num_workers=num_workers, progress=progress)
         left_out = asked.left_out(scored, work, skip_bad=skip_bad)
         if challenge is not None:
             columns = [f"probability_{name}" for name in bundle.task.classes]
@@ -256,13 +259,7 @@ def _unreadable(scored: pd.DataFrame) -> list[Rejection]:
 
 
 def _predict(
-    bundle_dir: AnyPath,
-    data_dir: AnyPath,
-    rows: pd.DataFrame,
-    executor: Executor,
-    *,
-    num_workers: int,
-    progress: Progress | None,
+    score: "ScoreRows", executor: Executor, *, num_workers: int, progress: Progress | None
 ) -> pd.DataFrame:
     """Predict all rows.
 
@@ -270,11 +267,11 @@ def _predict(
         The table of predictions.parquet in the order of rows, with the reason and detail of each
         image that could not be judged.
     """
+    rows = score.rows
     chunks = [
         {"start": start, "stop": min(start + BATCH, len(rows))}
         for start in range(0, len(rows), BATCH)
     ]
-    score = ScoreRows(str(bundle_dir.resolve()), str(data_dir.resolve()), rows)
     found = executor.map(score, chunks, num_workers=num_workers, progress=progress, total=len(rows))
     scored = pd.DataFrame(found).sort_values("position").set_index("position")
     kept = ["image_id", "lesion_id", "group", "split", "label", *RECORDED]
@@ -290,12 +287,14 @@ class ScoreRows:
     Attributes:
         bundle_dir: folder of the bundle.
         data_dir: a prepared data set, or a SOURCE folder.
-        rows: the records of everything that is scored.
+        rows: the records of the N images that are scored.
+        embeddings: ``(N, F)``, if the bundle takes them in place of images.
     """
 
     bundle_dir: str
     data_dir: str
     rows: pd.DataFrame
+    embeddings: FloatArray | None = None
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
@@ -315,7 +314,8 @@ class ScoreRows:
         positions = range(item["start"], item["stop"])
         images = self.images(positions)
         described = in_threads(_described, images)
-        rows = judge(self._predictor, images)
+        embedded = None if self.embeddings is None else self.embeddings[list(positions)]
+        rows = judge(self._predictor, images, embedded)
         return [
             {"position": position, **description, **row}
             for position, description, row in zip(positions, described, rows, strict=True)

@@ -9,11 +9,16 @@ import functools
 import hashlib
 import json
 import logging
-from typing import Any
+import math
+import time
+from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
-from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.arrays import FloatArray
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.deciding import Decider
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
 from melanoma.errors import DataError
@@ -21,7 +26,8 @@ from melanoma.evaluation import BATCH
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
 from melanoma.io.files import claim_folder, locked, read_parquet, write_parquet
 from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
-from melanoma.judging import in_threads, judge, read_stored
+from melanoma.judging import embeddings_for, in_threads, judge, judge_batches, read_stored
+from melanoma.lesion_scores import LESION_SCORES, lesion_scores, read_lesions
 from melanoma.places import check_images
 from melanoma.submission import Submission
 
@@ -38,6 +44,8 @@ def score(
     *,
     num_workers: int = 1,
     submission: str | None = None,
+    lesions: str | AnyPath | None = None,
+    embeddings: str | AnyPath | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -59,6 +67,10 @@ def score(
         num_workers: number of workers that score.
         submission: a challenge (isic2018, isic2019 or isic2020) whose table is written too,
             OUT/submission_<challenge>.csv; also for a scoring that is finished.
+        lesions: a CSV file with the columns image and lesion_id; the images of each lesion are also
+            judged together, and OUT/lesions.parquet is written.
+        embeddings: for a bundle that takes them, the embeddings of the images, by file name without
+            suffix.
         executor: where images are scored; None takes this process.
         progress: called with (images done, images in all).
 
@@ -68,7 +80,7 @@ def score(
 
     Raises:
         BundleError: if the bundle cannot be loaded.
-        DataError: if there is no image, or OUT holds something else.
+        DataError: if there is no image, OUT holds something else, or a table does not fit.
         SettingError: if the bundle's task cannot answer the challenge.
     """
     bundle_dir, folder, out = to_path(bundle_dir), to_path(folder), to_path(out)
@@ -77,6 +89,11 @@ def score(
     challenge = None if submission is None else Submission.of(submission, bundle.task)
     if challenge is not None:
         challenge.check_names(names)
+    decider = Decider(bundle.manifest)
+    of_lesions = {} if lesions is None else read_lesions(to_path(lesions), names)
+    if of_lesions:
+        decider.check_num_images(max(map(len, of_lesions.values())))
+    vectors = embeddings_for(bundle, embeddings, [_stem(name) for name in names])
     with locked(out):
         listed = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         claim_folder(
@@ -91,11 +108,14 @@ def score(
                 str(folder.resolve()),
                 str((out / PARTS).resolve()),
                 tuple(names),
+                vectors,
             )
             table = _score_parts(work, out, executor, num_workers, progress)
         if challenge is not None:
             columns = [f"probability_{name}" for name in bundle.task.classes]
             challenge.write(out, table["path"].tolist(), table[columns].to_numpy())
+        if of_lesions:
+            write_parquet(out / LESION_SCORES, lesion_scores(table, of_lesions, decider))
     return table
 
 
@@ -114,18 +134,55 @@ def _score_parts(
         {"start": start, "part": path.name} for start, path in parts.items() if not path.is_file()
     ]
     done = sum(min(CHUNK, num - start) for start, path in parts.items() if path.is_file())
+    log.info("%d images to score%s.", num - done, f"; {done} are scored already" if done else "")
     (out / PARTS).mkdir(exist_ok=True)
+
+    def report(now: int) -> None:
+        if progress is not None:
+            progress(done + now, num)
+
     executor.map(
         work,
         missing,
         num_workers=num_workers,
-        progress=None if progress is None else lambda now, _: progress(done + now, num),
+        progress=_Announced(num - done, CHUNK * num_workers, report),
         total=num - done,
     )
     table = pd.concat([read_parquet(path) for path in parts.values()], ignore_index=True)
     write_parquet(out / SCORES, table)
     remove_folder(out / PARTS)
     return table
+
+
+class _Announced:
+    """Passes progress on, and says once how long the rest will take.
+
+    Args:
+        total: number of images to score.
+        enough: number of images after which the rate is known: a part of each worker.
+        progress: called with the images done.
+    """
+
+    def __init__(self, total: int, enough: int, progress: Callable[[int], object]) -> None:
+        self._total, self._enough, self._progress = total, enough, progress
+        self._started = time.monotonic()
+
+    def __call__(self, done: int, _: int) -> None:
+        if self._enough <= done < self._total:
+            seconds = (time.monotonic() - self._started) / done * (self._total - done)
+            log.info(
+                "The other %d images will take about %s.", self._total - done, _duration(seconds)
+            )
+            self._enough = self._total
+        self._progress(done)
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words, rounded up to whole units."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds > 2 * size:
+            return f"{math.ceil(seconds / size)} {unit}"
+    return f"{max(1, math.ceil(seconds))} seconds"
 
 
 def _image_names(folder: AnyPath) -> list[str]:
@@ -145,6 +202,10 @@ def _image_names(folder: AnyPath) -> list[str]:
     return [str(path.relative_to(folder)) for path in readable]  # type: ignore[arg-type]
 
 
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoreFiles:
     """Scores parts of a list of image files and writes each part once it is complete.
@@ -153,13 +214,15 @@ class ScoreFiles:
         bundle_dir: folder of the bundle.
         folder: folder of the images.
         parts: folder to write to.
-        names: paths of the images below their folder.
+        names: paths of the N images below their folder.
+        embeddings: ``(N, F)``, if the bundle takes them in place of images.
     """
 
     bundle_dir: str
     folder: str
     parts: str
     names: tuple[str, ...]
+    embeddings: FloatArray | None = None
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
@@ -168,17 +231,15 @@ class ScoreFiles:
     def __call__(self, item: Item) -> list[Row]:
         """Score the part that begins at start; return a row for each image to count progress."""
         names = self.names[item["start"] : item["start"] + CHUNK]
-        bundle = self._predictor.bundle
-        rows = [
-            row
-            for start in range(0, len(names), BATCH)
-            for row in self._rows(names[start : start + BATCH], bundle)
-        ]
+        batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+        if self.embeddings is None:
+            found = judge_batches(self._predictor, batches, self._read)
+        else:
+            embedded = self.embeddings[item["start"] :]
+            found = judge(self._predictor, in_threads(self._read, names), embedded[: len(names)])
+        rows = [{"path": shown(name), **row} for name, row in zip(names, found, strict=True)]
         write_parquet(to_path(self.parts) / item["part"], pd.DataFrame(rows))
         return [{"path": shown(name)} for name in names]
 
-    def _rows(self, names: tuple[str, ...], bundle: Bundle) -> list[dict[str, Any]]:
-        paths = [str(to_path(self.folder) / name) for name in names]
-        images = in_threads(functools.partial(read_stored, bundle=bundle), paths)
-        rows = judge(self._predictor, images)
-        return [{"path": shown(name), **row} for name, row in zip(names, rows, strict=True)]
+    def _read(self, name: str) -> np.ndarray | tuple[str, str]:
+        return read_stored(str(to_path(self.folder) / name), self._predictor.bundle)

@@ -525,6 +525,7 @@ def _add_evaluation(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="DIR",
         help="folder of lesion masks, a PNG named after each image id, for --scorecard",
     )
+    _add_embeddings(evaluate)
     _add_submission(evaluate)
     _add_address(evaluate)
 
@@ -572,6 +573,15 @@ def _add_compare(commands: Any, run: Mapping[str, Command]) -> None:
         type=path,
         metavar="DIR",
         help="folder for comparison.json and a page; it replaces an earlier comparison",
+    )
+
+
+def _add_embeddings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--embeddings",
+        type=path,
+        metavar="TABLE",
+        help="parquet file with the embeddings of the images, for a bundle trained on embeddings",
     )
 
 
@@ -674,6 +684,16 @@ def _add_serving(commands: Any, run: Mapping[str, Command]) -> None:
         metavar="N",
         help="scoring actors (default %(default)s)",
     )
+    score.add_argument(
+        "--lesions",
+        type=path,
+        metavar="CSV",
+        help=(
+            "CSV with the columns image and lesion_id: also judge the images of each lesion"
+            " together and write lesions.parquet"
+        ),
+    )
+    _add_embeddings(score)
     _add_submission(score)
     _add_address(score)
 

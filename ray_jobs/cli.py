@@ -435,6 +435,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             num_workers=args.workers,
             skip_bad=args.skip_bad,
             known=args.known,
+            embeddings=args.embeddings,
             submission=args.submission,
             executor=RayExecutor(),
             progress=progress,
@@ -482,6 +483,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 def _score(args: argparse.Namespace) -> int:
+    from melanoma.lesion_scores import LESION_SCORES
     from melanoma.scoring import SCORES, score
     from melanoma.submission import submission_file
     from ray_jobs.executor import RayExecutor
@@ -494,6 +496,8 @@ def _score(args: argparse.Namespace) -> int:
             args.out,
             num_workers=args.workers,
             submission=args.submission,
+            lesions=args.lesions,
+            embeddings=args.embeddings,
             executor=RayExecutor(),
             progress=progress,
         )
@@ -511,6 +515,9 @@ def _score(args: argparse.Namespace) -> int:
     if args.submission is not None:
         value["submission"] = str(args.out / submission_file(args.submission))
         text += f"\nsubmission {value['submission']}"
+    if args.lesions is not None:
+        value["lesions"] = str(args.out / LESION_SCORES)
+        text += f"\nlesions {value['lesions']}"
     _print(args, value, text)
     return DONE
 

@@ -3,6 +3,7 @@
 Evaluation, the server and the tests share it. Knows nothing of requests.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from melanoma.arrays import Uint8Array
+from melanoma.arrays import BoolArray, FloatArray, Uint8Array
 from melanoma.bundle.backend import OnnxFeatures
 from melanoma.bundle.bundle import Bundle
 from melanoma.bundle.deciding import Decider, LesionPrediction, Prediction
@@ -23,6 +24,21 @@ from melanoma.training.networks import average_logits, features
 
 Image = str | AnyPath | PIL.Image.Image | Uint8Array
 """An image file, or an image in memory."""
+IMAGES_IN_CACHE = 8
+"""Images that are resized at a time on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What shows of N images before anything is decided.
+
+    Attributes:
+        feature_maps: ``(N, K, h, w)`` of each mirrored copy.
+        unusual: ``(N,)``, which images are not assessed.
+    """
+
+    feature_maps: list[torch.Tensor]
+    unusual: BoolArray
 
 
 class Predictor:
@@ -65,6 +81,30 @@ class Predictor:
             extract=self._extract,
         )
 
+    @property
+    def has_own_threads(self) -> bool:
+        """Whether the network computes in threads of its own, which several calls can share."""
+        return isinstance(self._extract, OnnxFeatures)
+
+    def inputs(self, stored: Uint8Array) -> torch.Tensor:
+        """Return the network's input ``(N, 3, h, w)`` of stored images ``(N, H, W, 3)``."""
+        images = torch.from_numpy(stored)
+        if not self.has_own_threads:
+            return self.bundle.preprocess(images.to(self._device))
+        # A few images at a time stay in the cache of a core.
+        parts = torch.split(images, IMAGES_IN_CACHE)
+        return torch.cat([self.bundle.preprocess(part, in_planes=True) for part in parts])
+
+    def feature_maps(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return the feature map ``(N, K, h, w)`` of each mirrored copy of some inputs."""
+        with torch.no_grad():
+            return tta_features(self._extract, inputs, self.bundle.manifest.tta)
+
+    def logits(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return the mean logits ``(N, C)`` of the feature maps of mirrored copies."""
+        with torch.no_grad():
+            return average_logits(self._model, feature_maps)
+
     def predict(self, images: Sequence[Image], *, explain: bool = False) -> list[Prediction]:
         """Predict some images as one batch, with Grad-CAM of the targets if requested.
 
@@ -83,20 +123,43 @@ class Predictor:
             OSError: if a file cannot be read.
             FloatingPointError: if a logit is not finite.
         """
-        stored = np.stack([self._stored(image) for image in images])
-        inputs = self.bundle.preprocess(torch.from_numpy(stored).to(self._device))
-        with torch.no_grad():
-            feature_maps = tta_features(self._extract, inputs, self.bundle.manifest.tta)
-            if explain:
+        seen, heatmaps = self.see([self._stored(image) for image in images]), None
+        feature_maps = seen.feature_maps
+        if explain:
+            with torch.no_grad():
                 explained = explain_feature_maps(
                     self._model, feature_maps, class_indices=self.bundle.task.target_indices
                 )
-                logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
-            else:
-                logits, heatmaps = average_logits(self._model, feature_maps), None
-        distances = self.bundle.manifest.features.distance(feature_maps[0])
-        unusual = self.bundle.manifest.usual_images.are_unusual(stored)
-        return self.decider.interpret(logits.float().cpu().numpy(), distances, unusual, heatmaps)
+            logits, heatmaps = explained.logits, explained.heatmaps.cpu().numpy()
+        else:
+            logits = self.logits(feature_maps)
+        far = self.bundle.manifest.features.distance(feature_maps[0])
+        return self.decider.interpret(logits.float().cpu().numpy(), far, seen.unusual, heatmaps)
+
+    def see(self, stored: Sequence[Uint8Array], embeddings: FloatArray | None = None) -> "Seen":
+        """Return what the network's features and the descriptors show of some stored images.
+
+        Threads may call it side by side. `decide` does the rest.
+
+        Args:
+            stored: N stored images, ``(H, W, 3)`` uint8 each.
+            embeddings: ``(N, F)``, in place of the network's features if the bundle takes them.
+        """
+        images = np.stack(stored)
+        unusual = self.bundle.manifest.usual_images.are_unusual(images)
+        if embeddings is None:
+            return Seen(self.feature_maps(self.inputs(images)), unusual)
+        vectors = torch.from_numpy(embeddings).to(self._device)
+        return Seen([vectors[:, :, None, None]], unusual)
+
+    def decide(self, seen: "Seen") -> list[Prediction]:
+        """Return the predictions for what was seen, without heatmaps and feature distances.
+
+        Raises:
+            FloatingPointError: if a logit is not finite.
+        """
+        logits = self.logits(seen.feature_maps).float().cpu().numpy()
+        return self.decider.interpret(logits, np.full(len(logits), np.nan), seen.unusual)
 
     def predict_lesion(self, images: Sequence[Image], *, explain: bool = False) -> LesionPrediction:
         """Predict several images of one lesion: each, and all together.

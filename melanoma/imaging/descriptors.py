@@ -72,6 +72,9 @@ def _sharpness(grey: FloatArray) -> list[float]:
 def without_padding(stored: Uint8Array) -> Uint8Array:
     """Return the part of a stored image inside the padding of the letterbox."""
     red, green, blue = PADDING_RGB
+    edges = (stored[0], stored[-1], stored[:, 0], stored[:, -1])
+    if all((edge != PADDING_RGB).any() for edge in edges):
+        return stored  # Its box is the whole; most images fill the frame.
     content = (stored[..., 0] != red) | (stored[..., 1] != green) | (stored[..., 2] != blue)
     rows, columns = np.flatnonzero(content.any(axis=1)), np.flatnonzero(content.any(axis=0))
     if not len(rows):

@@ -32,10 +32,11 @@ def letterbox(image: Image.Image, shape: tuple[int, int]) -> Uint8Array:
     height, width = shape
     scale = min(width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    fitted = image.resize(size, Image.Resampling.BILINEAR)
+    if size == (width, height):
+        return np.asarray(fitted)
     framed = Image.new("RGB", (width, height), PADDING_RGB)
-    framed.paste(
-        image.resize(size, Image.Resampling.BILINEAR), letterbox_box(image.size, shape)[:2]
-    )
+    framed.paste(fitted, letterbox_box(image.size, shape)[:2])
     return np.asarray(framed)
 
 

@@ -32,8 +32,13 @@ class Preprocess(Strict):
         """Return the ``(H, W, 3)`` uint8 image that prepare would store and `__call__` takes."""
         return letterbox(image, self.stored_shape)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, *, in_planes: bool = False) -> Tensor:
         """Resize and normalise ``(N, H, W, 3)`` uint8 images.
+
+        Args:
+            images: the images.
+            in_planes: whether to keep each colour of an image together in memory, as ONNX Runtime
+                takes it, and not the colours of each pixel. The values are the same.
 
         Returns:
             Network input, ``(N, 3, h, w)`` float32.
@@ -47,19 +52,23 @@ class Preprocess(Strict):
                 f" {tuple(images.shape)}."
             )
         return self.normalise(
-            resize(to_float(images), (self.data.input_height, self.data.input_width))
+            resize(
+                to_float(images, in_planes=in_planes),
+                (self.data.input_height, self.data.input_width),
+            )
         )
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise ``(N, 3, H, W)`` images in [0, 1]."""
         mean = torch.tensor(self.data.mean, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(self.data.std, device=images.device).view(1, 3, 1, 1)
-        return (images - mean) / std
+        return (images - mean).div_(std)
 
 
-def to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor, *, in_planes: bool = False) -> Tensor:
     """Turn ``(N, H, W, 3)`` uint8 into ``(N, 3, H, W)`` float32 in [0, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    planes = images.permute(0, 3, 1, 2)
+    return (planes.contiguous() if in_planes else planes).float() / 255
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,7 +20,7 @@ from melanoma.evaluation import evaluate
 from melanoma.executor import Item, LocalExecutor, Row
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import read_json
-from melanoma.scoring import CHUNK, SCORES, score
+from melanoma.scoring import CHUNK, SCORES, _duration, score
 from melanoma.task import TASKS
 from melanoma.training.checkpoints import HASH, STATE
 from melanoma.training.engine import predict
@@ -271,6 +271,32 @@ def test_a_scoring_cut_short_goes_on(
     assert scored == [0, 4, 8, 4, 8]
     assert table["path"].tolist() == sorted(path.name for path in folder.iterdir())
     assert CHUNK > 4
+
+
+def test_a_long_scoring_says_how_long_it_takes(
+    bundle_dir: Path,
+    phantom_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("melanoma.scoring.CHUNK", 2)
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for path in sorted((phantom_source / "images").iterdir())[:6]:
+        shutil.copy(path, folder / path.name)
+    with caplog.at_level("INFO"):
+        score(bundle_dir, folder, tmp_path / "out")
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "6 images to score."
+    assert [text for text in said if text.startswith("The other 4 images will take about ")]
+    assert len(said) == 2
+    assert [_duration(seconds) for seconds in (0.1, 119.5, 121, 7300)] == [
+        "1 seconds",
+        "120 seconds",
+        "3 minutes",
+        "3 hours",
+    ]
 
 
 def test_a_folder_without_images_is_refused(bundle_dir: Path, tmp_path: Path) -> None:

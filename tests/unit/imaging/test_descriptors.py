@@ -104,3 +104,14 @@ def test_ham10000_skin_tone_is_that_outside_the_published_masks(shared: Path) ->
             apart.append(abs(skin_tone(image) - skin_tone(painted)))
     assert len(apart) > 60
     assert np.mean(apart) < 4
+
+
+@pytest.mark.parametrize("edges", range(16))
+def test_padding_is_found_behind_any_of_the_four_edges(edges: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 100, (24, 32, 3), dtype=np.uint8)
+    top, bottom, left, right = (2 * bool(edges & bit) for bit in (1, 2, 4, 8))
+    whole = np.empty_like(stored)
+    whole[:] = PADDING_RGB
+    box = np.s_[top : 24 - bottom, left : 32 - right]
+    whole[box] = stored[box]
+    np.testing.assert_array_equal(without_padding(whole), stored[box])

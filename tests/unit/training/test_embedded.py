@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
+from melanoma.bundle.predictor import Predictor
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.data.embeddings import read_embeddings
 from melanoma.errors import DataError, SettingError
+from melanoma.evaluation import evaluate
+from melanoma.scoring import score
 from melanoma.training.run import on_embeddings, train
 from tests.tasks import MELANOMA_INDEX
 
@@ -87,3 +90,45 @@ def test_settings_for_images_do_not_fit_embeddings(
 ) -> None:
     with pytest.raises(SettingError, match=r"model\.embedding_size must be that of"):
         train(prepared.folder, tmp_path / "run", tiny_config, embeddings=_written(table, tmp_path))
+
+
+def test_evaluation_and_scoring_take_the_table(
+    table: pd.DataFrame,
+    prepared: PreparedData,
+    phantom_source: Path,
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    path = _written(table, tmp_path)
+    config = on_embeddings(tiny_config, path)
+    bundle = train(prepared.folder, tmp_path / "run", config, embeddings=path).bundle
+    with pytest.raises(DataError, match="Pass --embeddings TABLE"):
+        evaluate(bundle, prepared.folder, tmp_path / "none")
+    report = evaluate(bundle, prepared.folder, tmp_path / "evidence", embeddings=path)
+    assert report["image"]["auroc"]["value"] > 0.95
+    scores = score(bundle, phantom_source / "images", tmp_path / "scores", embeddings=path)
+    evaluated = pd.read_parquet(tmp_path / "evidence" / "predictions.parquet")
+    by_image = scores.assign(image_id=scores["path"].str.removesuffix(".jpg")).set_index("image_id")
+    both = by_image.loc[evaluated["image_id"]]
+    assert np.allclose(both["logit_mel"], evaluated["logit_mel"], atol=1e-5)
+
+
+def test_a_bundle_on_images_takes_no_table(
+    table: pd.DataFrame, bundle_dir: Path, prepared: PreparedData, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="Leave --embeddings out"):
+        evaluate(
+            bundle_dir, prepared.folder, tmp_path / "out", embeddings=_written(table, tmp_path)
+        )
+
+
+def test_a_bundle_on_embeddings_refuses_images(
+    table: pd.DataFrame, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    path = _written(table, tmp_path)
+    bundle = train(
+        prepared.folder, tmp_path / "run", on_embeddings(tiny_config, path), embeddings=path
+    ).bundle
+    image = np.full((*prepared.stored_shape, 3), 128, dtype=np.uint8)
+    with pytest.raises(SettingError, match="not images"):
+        Predictor(load_bundle(bundle)).predict([image])

@@ -1,0 +1,73 @@
+"""`melanoma score --lesions`: a table of images and a table of lesions."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma.bundle.bundle import load_bundle
+from melanoma.bundle.deciding import Decider
+from melanoma.bundle.predictor import Predictor
+from melanoma.errors import DataError
+from melanoma.lesion_scores import LESION_SCORES, lesion_scores, read_lesions
+from melanoma.scoring import score
+
+
+@pytest.fixture
+def images(phantom_source: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted((phantom_source / "images").glob("*.jpg"))[:5]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def _table(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    pd.DataFrame(rows, columns=["image", "lesion_id"]).to_csv(folder / "lesions.csv", index=False)
+    return folder / "lesions.csv"
+
+
+def test_a_lesion_has_the_mean_of_its_images(
+    bundle_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in images.iterdir())
+    stems = [Path(name).stem for name in names]
+    rows = [(names[0], "a"), (stems[1], "a"), (names[2], "b")]
+    scores = score(bundle_dir, images, tmp_path / "out", lesions=_table(tmp_path, rows))
+    found = pd.read_parquet(tmp_path / "out" / LESION_SCORES).set_index("lesion_id")
+    assert found["num_images"].to_dict() == {"a": 2, "b": 1}
+    predictor = Predictor(load_bundle(bundle_dir))
+    joined = predictor.predict_lesion([images / names[0], images / names[1]]).together
+    columns = [f"probability_{name}" for name in predictor.bundle.task.classes]
+    assert np.allclose(found.loc["a", columns].to_numpy(float), joined.probabilities, atol=1e-5)
+    assert found.loc["a", "decision"] == joined.decision
+    alone = scores.set_index("path").loc[names[2], columns]
+    assert np.allclose(found.loc["b", columns].to_numpy(float), alone.to_numpy(float))
+
+
+def test_a_lesion_with_an_unreadable_image_is_not_assessed(bundle_dir: Path) -> None:
+    manifest = load_bundle(bundle_dir).manifest
+    names = manifest.task.classes
+    nothing = {f"{kind}_{name}": np.nan for kind in ("logit", "probability") for name in names}
+    row = {"path": "x.jpg", "decision": "cannot_assess", "reason": "unreadable", "detail": ""}
+    scores = pd.DataFrame([{**row, **nothing}])
+    (row,) = lesion_scores(scores, {"a": ["x.jpg"]}, Decider(manifest)).to_dict("records")
+    assert (row["decision"], row["reason"]) == ("cannot_assess", "unreadable_image")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("none.jpg", "a")], "is not below FOLDER"),
+        ([("x", "a")], "could be several files"),
+        ([("one/x.jpg", "a"), ("one/x.jpg", "b")], "two lesions"),
+        ([(f"i{number}.jpg", "a") for number in range(7)], "at most 6 images"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(
+    rows: list[tuple[str, str]], said: str, tmp_path: Path
+) -> None:
+    names = ["one/x.jpg", "two/x.jpg", *(f"i{number}.jpg" for number in range(7))]
+    with pytest.raises(DataError, match=said):
+        read_lesions(_table(tmp_path, rows), names)
