@@ -172,8 +172,8 @@ def test_a_read_only_data_set_is_found_out_before_anything_starts(
         raise DataError("the data set must be writable for its access log")
 
     monkeypatch.setattr(PreparedData, "check_writable", refuse)
-    monkeypatch.setattr("ray_jobs.cluster.connect", lambda **_: pytest.fail("Ray was started"))
-    for module in ("ray_jobs.executor", "ray_jobs.trainer"):
+    # The cluster comes last: the others import from it, and would keep what is put there now.
+    for module in ("ray_jobs.executor", "ray_jobs.trainer", "ray_jobs.cluster"):
         monkeypatch.setattr(f"{module}.connect", lambda **_: pytest.fail("Ray was started"))
     places = {"BUNDLE": bundle_dir, "DATA": copied, "OUT": tmp_path / "out"}
     assert main([str(places.get(word, word)) for word in words]) == BAD_INPUT
