@@ -46,11 +46,11 @@ from melanoma.training.engine import (
     TrainState,
     fit,
     predict,
-    selection_score,
     start_state,
 )
 from melanoma.training.networks import start_model
 from melanoma.training.plan import Training
+from melanoma.training.selection import selection_score
 
 NORM = 6
 DRO_RATE = 1.0

@@ -65,6 +65,7 @@ def recontract(
             data,
             work,
             best_epochs=bundle.manifest.best_epochs,
+            teacher_sha256=bundle.manifest.teacher_sha256,
             origin=bundle,
         )
 

@@ -20,7 +20,7 @@ from melanoma.training.checkpoints import (
     whole_checkpoints,
 )
 from melanoma.training.checkpoints import aside as new_name_aside
-from melanoma.training.engine import SELECTION
+from melanoma.training.selection import SELECTION
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's list of checkpoints. Its layout is private, so pyproject.toml pins Ray's minor version."""

@@ -5,7 +5,7 @@ All computation is in `melanoma`.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from melanoma.errors import is_deterministic, root_cause
 from melanoma.io.storage import AnyPath, as_file_system
 from melanoma.training.checkpoints import State, read_state, reported, save_state
 from melanoma.training.distributed import World
-from melanoma.training.engine import SELECTION
 from melanoma.training.job import TrainJob
+from melanoma.training.selection import SELECTION
 from melanoma.training.worker import train_worker
 from ray_jobs.checkpoints import mend
 from ray_jobs.cluster import (
@@ -66,13 +66,19 @@ def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
         return [_train(job, bundle) for job in jobs]
     say(f"Training {len(jobs)} networks, {at_once} at a time.")
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="runs")
+    runs = [pool.submit(_train, job, bundle) for job in jobs]
     try:
-        return list(pool.map(lambda job: _train(job, bundle), jobs))
+        # A run that fails does not stop the others, which then need not be trained again.
+        wait(runs)
     except BaseException:
         # The threads wait for Ray, so they end when it does. The runs can be resumed.
         pool.shutdown(wait=False, cancel_futures=True)
         ray.shutdown()
         raise
+    for job, run in zip(jobs, runs, strict=True):
+        if run.exception() is not None:
+            say(f"{job.name} failed.")
+    return [run.result() for run in runs]
 
 
 def _train(job: TrainJob, bundle: Bundle) -> AnyPath:

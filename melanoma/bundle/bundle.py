@@ -38,9 +38,8 @@ from melanoma.bundle.manifest import (
 )
 from melanoma.bundle.probes import record_probes, replay_probes
 from melanoma.errors import BundleError, DataError
-from melanoma.evidence.contract import unit_of
+from melanoma.evidence.contract import SEVERAL_IMAGES, unit_of
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
-from melanoma.evidence.several_images import UNIT
 from melanoma.explain.subject import Subject
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.cache import local_folder
@@ -320,7 +319,7 @@ def _contract_follows(manifest: BundleManifest, calibration: bytes) -> bool:
         return False
     pairs = [(manifest.operating_point, alone, unit_of(manifest.group_columns))]
     if manifest.several_images is not None:
-        pairs.append((manifest.several_images, several, UNIT))
+        pairs.append((manifest.several_images, several, SEVERAL_IMAGES))
     return all(_follows(point, units, unit, manifest) for point, units, unit in pairs)
 
 

@@ -1,7 +1,8 @@
 """Opens the calibration split, once, and makes the contracts of a network.
 
-One is for one image, the other for several images of one lesion. Each keeps its promise with the
-error of this access; that both do is a little less likely.
+One is for one image, the other for several images of one lesion. Each spends the error of this
+access, so each keeps its promise with the confidence that it names; that at least one of the two is
+broken can be nearly twice as likely.
 
 All else that follows from data was decided before (melanoma/bundle/held_out.py).
 """
@@ -22,7 +23,7 @@ from melanoma.data.accesses import calibration_access, declared_accesses
 from melanoma.data.dataset import ImageDataset, PreparedData
 from melanoma.errors import DataError
 from melanoma.evidence.calibration import Calibrator
-from melanoma.evidence.contract import error_at, targets_needed, unit_of
+from melanoma.evidence.contract import SEVERAL_IMAGES, error_at, targets_needed, unit_of
 from melanoma.evidence.operating_point import (
     OperatingPoint,
     Promise,
@@ -30,7 +31,7 @@ from melanoma.evidence.operating_point import (
     select_operating_point,
 )
 from melanoma.evidence.reference_models import hardest
-from melanoma.evidence.several_images import UNIT, Units, lesion_units
+from melanoma.evidence.several_images import Units, lesion_units
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.task import Task
 from melanoma.training.engine import predict
@@ -72,12 +73,12 @@ def calibrate(
     Raises:
         DataError: if the data set has no calibration split, or if that split holds no target.
     """
-    if len(fixed.held.folds) > 1 and _is_too_small(config, data):
+    if len(fixed.held.folds) > 1 and is_too_small(config, data):
         return _calibrate_out_of_fold(model, config, data, fixed)
     return _calibrate_on_split(model, config, data, fixed)
 
 
-def _is_too_small(config: TrainConfig, data: PreparedData) -> bool:
+def is_too_small(config: TrainConfig, data: PreparedData) -> bool:
     """Return whether the calibration split has too few targets for a promise at any access."""
     if not data.manifest.num_targets("calibration"):
         return True
@@ -169,12 +170,12 @@ class _Draw:
         of_images = self._contract(images, self.promise)
         if of_images is None:
             raise DataError(
-                f"The calibration split must hold {self.task.noun[1]} like those of the train"
-                " split; all that were drawn differ in light, colour or sharpness. Draw the splits"
-                " at random, or leave --splits out."
+                f"The images that place the threshold must hold {self.task.noun[1]} like those of"
+                " the train split; all that were drawn differ in light, colour or sharpness. Draw"
+                " the splits at random, or leave --splits out."
             )
         lesions = lesion_units(rows, logits, unusual, self.task, seed=self.seed)
-        of_lesions = self._contract(lesions, dataclasses.replace(self.promise, unit=UNIT))
+        of_lesions = self._contract(lesions, dataclasses.replace(self.promise, unit=SEVERAL_IMAGES))
         if of_lesions is None:
             return of_images[0], None, of_images[1]
         both = pd.concat([of_images[1], of_lesions[1]], ignore_index=True)

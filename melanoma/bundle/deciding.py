@@ -130,8 +130,13 @@ class Decider:
         """Return the prediction for the images of one lesion together.
 
         Args:
-            predictions: those of its images, as many as `check_num_images` allows.
+            predictions: those of its images.
+
+        Raises:
+            NumImagesError: if there are none, or more than six.
+            OneImageOnlyError: if there are several and no contract for several.
         """
+        self.check_num_images(len(predictions))
         images, point = tuple(predictions), self.manifest.several_images
         if len(images) == 1 or point is None:
             return LesionPrediction(images[0], images, self.manifest.operating_point)

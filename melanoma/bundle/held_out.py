@@ -113,9 +113,22 @@ def compare_held_out(
         is_target[chosen],
         task.target_scores(probabilities)[chosen],
         reference[chosen],
-        rows["source"].iloc[chosen].tolist(),
+        _strata(held).iloc[chosen].tolist(),
         columns=_known(data, held.folds),
     )
+
+
+def _strata(held: HeldOut) -> pd.Series:
+    """Return the source of each image, and with several folds its fold too.
+
+    Scores of different networks, and of reference models fitted without different folds, are not on
+    one scale: a model that saw fewer targets gives lower scores to a fold that has more of them.
+    Only images of one fold are therefore compared with each other.
+    """
+    sources = held.rows["source"]
+    if len(held.folds) == 1:
+        return sources
+    return sources + " fold " + held.rows["fold"].astype(str)
 
 
 def _known(data: PreparedData, folds: Iterable[int]) -> tuple[str, ...]:

@@ -99,6 +99,8 @@ class BundleManifest(Strict):
             one network.
         validation: the scores that chose it; of an ensemble, those of every network on the fold
             that it was trained without.
+        teacher_sha256: hash of the table of a teacher from which the network learned besides the
+            labels; empty if there was none.
         versions: the versions of the libraries that wrote the bundle.
         origin: the bundle from which the network was taken, if `recontract` wrote this one. All
             that follows from data is then of the data of the new contract.
@@ -127,6 +129,7 @@ class BundleManifest(Strict):
     validation: dict[str, float]
     versions: dict[str, str]
     several_images: OperatingPoint | None = None
+    teacher_sha256: str = ""
     origin: Origin | None = None
     lesion_claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -118,7 +118,7 @@ Reference standards, images of each:
 {_standards(data)}
 
 Licence of the images: **not stated**; that of their publisher holds for the bundle too. HAM10000 is
-not for commercial use. {_start(draft, weights)}
+not for commercial use. {_start(draft, weights)}{_teacher(draft)}
 
 ## Choice of the network
 
@@ -262,6 +262,17 @@ def _several_images(draft: BundleManifest) -> str:
 {sentence} Targets, others: {found.num_target}, {found.num_other}; misses allowed:
 {found.misses_allowed}; specificity, one-sided lower bound: {found.specificity:.3f},
 {found.specificity_low:.3f}."""
+
+
+def _teacher(draft: BundleManifest) -> str:
+    if not draft.teacher_sha256:
+        return ""
+    share = draft.training_config.loss.teacher_share
+    return f"""
+
+Of each label, {share:.0%} were the probabilities of another model (a table with sha256
+`{draft.teacher_sha256[:16]}`). It may have learnt from the images of the validation fold, whose
+figures are then optimistic."""
 
 
 def _architecture(draft: BundleManifest) -> str:

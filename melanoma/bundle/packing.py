@@ -36,6 +36,7 @@ def pack(
     *,
     best_epochs: tuple[int, ...],
     weights: str = "none",
+    teacher_sha256: str = "",
     origin: Bundle | None = None,
     table: AnyPath | None = None,
 ) -> BundleManifest:
@@ -48,6 +49,7 @@ def pack(
         work: folder of this node for the files of the bundle.
         best_epochs: the epoch of each network, from 1, for the manifest.
         weights: what the run started from (none, imagenet or a file), for the model card.
+        teacher_sha256: hash of the table from which the network learned too; empty without one.
         origin: the bundle of the network, if it was trained on other data.
         table: file for the probabilities of the held-out images, as a teacher's table.
 
@@ -80,6 +82,7 @@ def pack(
         training_config=config,
         best_epochs=best_epochs,
         validation=fixed.validation,
+        teacher_sha256=teacher_sha256,
         versions=library_versions(),
         origin=None if origin is None else _origin(origin.manifest),
     )

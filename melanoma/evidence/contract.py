@@ -25,7 +25,9 @@ from melanoma.task import Task
 Reason = Literal["too_few_targets", "uninformative", "accesses_spent"]
 Basis = Literal["split", "out_of_fold"]
 CONFIDENCE = 0.95
-"""One-sided, of all contracts on one calibration split together."""
+"""One-sided, of all contracts for one kind of unit on one calibration split together."""
+SEVERAL_IMAGES = "up to 6 images of one lesion"
+"""The unit of a contract for several images of one lesion."""
 PATIENT = "patient_id"
 """The column that decides where images are grouped by several."""
 
@@ -74,7 +76,8 @@ class Contract(Strict):
         targets: the classes that must be referred.
         reason: why it is unmet (too_few_targets, uninformative, accesses_spent), else None.
         target_sensitivity: the promised sensitivity, in (0, 1).
-        confidence: the one-sided confidence of all contracts on the split together, in (0, 1).
+        confidence: the one-sided confidence of all contracts for this unit on the split together,
+            in (0, 1).
         access: the number of this network among those calibrated on the split, from 1.
         accesses_declared: number of networks declared before the first one; 0 if none was.
         error: the probability of a broken promise that this access may spend.
@@ -146,8 +149,8 @@ class Contract(Strict):
         limits = ""
         if self.basis == "out_of_fold":
             limits += (
-                " This is approximate: each image was scored by networks trained without it, not by"
-                " this one."
+                " This is approximate: each image was scored by a network trained without it, not"
+                " by all of them, and the same images chose the epochs and fitted the calibrator."
             )
         if self.num_target_unassessed:
             limits += (
@@ -155,7 +158,7 @@ class Contract(Strict):
             )
         if task.malignant:
             limits += " Other cancers are not looked for."
-        several = self.unit.startswith("up to")
+        several = self.unit == SEVERAL_IMAGES
         where = (
             "On several images of one lesion, judged together, like those"
             if several

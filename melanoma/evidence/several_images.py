@@ -13,7 +13,6 @@ from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.task import Task
 
 MIN_IMAGES, MAX_IMAGES = 2, 6
-UNIT = f"up to {MAX_IMAGES} images of one lesion"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,9 @@ from melanoma.explain.measures import (
 )
 from melanoma.explain.methods import METHODS
 from melanoma.explain.subject import Explainer, Subject
+from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import tta_features
+from melanoma.training.ensemble import Ensemble, networks_of
 from melanoma.training.networks import features, head
 
 MIN_GROUPS = 50
@@ -260,10 +262,15 @@ def _with_shuffled_labels(subject: Subject, shown: Shown) -> dict[str, Subject]:
     occurring = set(np.unique(shown.labels).tolist())
     if len(occurring) < 2 or not occurring & set(subject.targets):
         return {}
-    if not isinstance(_last_layer(subject.model), nn.Linear):
+    networks = networks_of(subject.model)
+    if not all(isinstance(_last_layer(network), nn.Linear) for network in networks):
         return {}
     shuffled = np.random.default_rng(_SEED).permutation(shown.labels)
-    model = _with_last_layer(subject.model, _pooled(subject, shown.images), shuffled)
+    changed = [
+        _with_last_layer(network, _pooled(network, subject.preprocess, shown.images), shuffled)
+        for network in networks
+    ]
+    model = changed[0] if len(changed) == 1 else Ensemble(changed)
     return {"shuffled": dataclasses.replace(subject, model=model)}
 
 
@@ -273,14 +280,14 @@ def _last_layer(model: nn.Module) -> Any:
     return network.get_classifier() if hasattr(model, "get_classifier") else None
 
 
-def _pooled(subject: Subject, images: Uint8Array) -> FloatArray:
+def _pooled(model: nn.Module, preprocess: Preprocess, images: Uint8Array) -> FloatArray:
     """Return what the last layer sees, ``(N, K)``."""
     found = []
     for batch in _batches(images):
-        inputs = subject.preprocess(torch.from_numpy(batch))
+        inputs = preprocess(torch.from_numpy(batch))
         with torch.no_grad():
-            model: Any = subject.model
-            found.append(model.forward_head(features(model, inputs), pre_logits=True).numpy())
+            network: Any = model
+            found.append(network.forward_head(features(model, inputs), pre_logits=True).numpy())
     return np.concatenate(found)
 
 

@@ -36,6 +36,22 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
+def repeated_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return other keys where a key occurs again, so that a repeated image is changed anew.
+
+    Args:
+        keys: ``(N,)``, those of the images in the order in which an epoch shows them. The first
+            time, a key stays what it is.
+    """
+    by_key = np.argsort(keys, kind="stable")
+    same = np.concatenate([[False], keys[by_key][1:] == keys[by_key][:-1]])
+    starts = np.maximum.accumulate(np.where(same, 0, np.arange(len(keys))))
+    times = np.empty(len(keys), np.uint64)
+    times[by_key] = np.arange(len(keys)) - starts
+    with np.errstate(over="ignore"):  # Arithmetic modulo 2^64 is intended.
+        return np.where(times > 0, _mix(keys + _GOLDEN * times), keys)
+
+
 def uniform_draws(
     keys: NDArray[np.uint64], *, seed: int, epoch: int, num: int = NUM_DRAWS
 ) -> Tensor:

@@ -8,11 +8,10 @@ import dataclasses
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from melanoma.imaging.augmentation import NUM_DRAWS, image_keys, uniform_draws
+from melanoma.imaging.augmentation import NUM_DRAWS, image_keys, repeated_keys, uniform_draws
 from melanoma.imaging.mixing import NUM_MIX_DRAWS, Mixing, draw_mixing
 from melanoma.imaging.random_ops import num_op_draws, random_ops
 from melanoma.training.plan import Training
@@ -82,16 +81,14 @@ def batches(
         num_depth_draws: draws of each image for stochastic depth, after those of augmentation.
         pin: whether the images go to a GPU.
     """
-    config = training.config
+    size = training.config.optim.batch_size
     reader = _Reader(training, epoch, num_draws=NUM_DRAWS + num_depth_draws, pin=pin)
-    order = training.order(epoch)
-    size = config.optim.batch_size
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        ahead = thread.submit(reader, order[:size])
+        ahead = thread.submit(reader, slice(0, size))
         for step in range(1, training.steps_per_epoch + 1):
             batch = ahead.result()
             if step < training.steps_per_epoch:
-                ahead = thread.submit(reader, order[step * size : (step + 1) * size])
+                ahead = thread.submit(reader, slice(step * size, (step + 1) * size))
             yield batch
 
 
@@ -101,10 +98,11 @@ class _Reader:
     def __init__(self, training: Training, epoch: int, *, num_draws: int, pin: bool) -> None:
         self._training, self._pin = training, pin
         self._mixes = training.mixes(epoch)
+        self._order = training.order(epoch)
         # What few runs draw comes last, so that the other draws stay the same.
         for_ops = num_op_draws(training.config.augment)
         draws = uniform_draws(
-            image_keys(training.train.image_ids),
+            repeated_keys(image_keys(training.train.image_ids)[self._order]),
             seed=training.config.seed,
             epoch=epoch,
             num=num_draws + for_ops + NUM_MIX_DRAWS * self._mixes,
@@ -113,34 +111,36 @@ class _Reader:
             (num_draws, num_draws + for_ops), dim=1
         )
 
-    def __call__(self, positions: np.ndarray) -> Batch:
-        """Return this rank's share of the images at some positions."""
-        training, batch = self._training, torch.from_numpy(positions)
-        share = list(training.world.share(len(batch)))
-        targets, mine, mixed = training.targets[batch], batch[share], None
+    def __call__(self, part: slice) -> Batch:
+        """Return this rank's share of a part of the epoch's order."""
+        training, places = self._training, torch.arange(len(self._order))[part]
+        share = list(training.world.share(len(places)))
+        batch = torch.from_numpy(self._order[part])
+        targets, offsets, mixed = training.targets[batch], training.offsets[batch], None
         if self._mixes:
-            others = batch.roll(-1)
-            mixing = draw_mixing(self._mix_draws[batch], training.config.augment)
+            others = places.roll(-1)
+            mixing = draw_mixing(self._mix_draws[places], training.config.augment)
             kept = mixing.share[:, None]
-            targets = kept * targets + (1 - kept) * training.targets[others]
+            targets = kept * targets + (1 - kept) * targets.roll(-1, dims=0)
+            offsets = kept * offsets + (1 - kept) * offsets.roll(-1, dims=0)
             mixed = Mixed(
                 self._images(others[share]),
                 self._draws[others[share]],
                 Mixing(mixing.blend[share], mixing.box[share]),
             )
         return Batch(
-            self._images(mine),
-            self._draws[mine],
+            self._images(places[share]),
+            self._draws[places[share]],
             targets[share],
-            training.offsets[mine],
+            offsets[share],
             float(targets.double().sum()),
             mixed,
         )
 
-    def _images(self, positions: Tensor) -> Tensor:
+    def _images(self, places: Tensor) -> Tensor:
         images = random_ops(
-            self._training.train.images(positions.tolist()),
-            self._op_draws[positions],
+            self._training.train.images(self._order[places.numpy()].tolist()),
+            self._op_draws[places],
             self._training.config.augment,
         )
         return images.pin_memory() if self._pin else images

@@ -15,7 +15,7 @@ import torch
 
 from melanoma.io.files import sha256_of
 from melanoma.io.storage import AnyPath
-from melanoma.training.engine import SELECTION, selection_score
+from melanoma.training.selection import SELECTION, selection_score
 
 STATE, HASH = "state.pt", "state.sha256"
 PREFIX = "checkpoint_"

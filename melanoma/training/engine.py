@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -33,22 +33,6 @@ from melanoma.training.networks import freeze, head, parameter_groups, train_mod
 from melanoma.training.plan import Training
 from melanoma.training.precision import autocast, full_precision
 from melanoma.training.stochastic_depth import depth_layers, set_depth_draws
-
-SELECTION = "within_source_auroc"
-"""What chooses the epoch. Among sources, recognising the camera would be rewarded."""
-
-
-def selection_score(row: Mapping[str, float]) -> float:
-    """Return the score of an epoch by which the best one is chosen.
-
-    Args:
-        row: the scores of the epoch. Where no source holds both targets and others, the AUROC over
-            all images counts; an epoch without any finite score counts as 0, because comparisons
-            with NaN are always false.
-    """
-    score = row[SELECTION] if math.isfinite(row[SELECTION]) else row.get("auroc", 0.0)
-    return score if math.isfinite(score) else 0.0
-
 
 PREDICT_BATCH = 64
 

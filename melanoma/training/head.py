@@ -6,12 +6,14 @@ fold, setting and seed reads them again. Knows nothing of bundles.
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +27,15 @@ from melanoma.training.losses import focal_terms
 from melanoma.training.networks import features
 from melanoma.training.plan import Training
 from melanoma.training.precision import full_precision
+from melanoma.training.selection import selection_score
 
 if TYPE_CHECKING:
     from melanoma.training.engine import TrainState
 
 MAX_ITERATIONS = 200
 _BATCH = 64
+_FORMAT = 1
+"""Raised when preprocessing changes, so that older features are computed anew."""
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
@@ -59,12 +64,16 @@ def fit_head(
     """Fit the head once for each strength of its penalty; each counts as an epoch.
 
     The loss is that of the run, over all training images at once, plus the penalty. It is minimised
-    by L-BFGS on standardised features.
+    by L-BFGS on standardised features. In the end the network has the best of these heads, by the
+    score that chooses an epoch.
 
     Args:
         training: the run.
         state: changed in place.
         on_epoch_end: called on every rank after every fit.
+
+    Raises:
+        FloatingPointError: if a feature or the loss is not finite.
     """
     classifier, validation = classifier_of(state.model), training.validation
     started = time.monotonic()
@@ -73,16 +82,18 @@ def fit_head(
         torch.from_numpy(np.stack([known[name] for name in images.image_ids])).double()
         for images in (training.train, validation)
     )
+    if not (torch.isfinite(learned).all() and torch.isfinite(seen).all()):
+        raise FloatingPointError(
+            "The features of the backbone must be finite; some are not. Use other start weights."
+        )
     mean, deviation = learned.mean(dim=0), learned.std(dim=0).clamp(min=1e-6)
-    learned = (learned - mean) / deviation
+    learned, best = (learned - mean) / deviation, None
     while state.epoch < training.config.optim.epochs:
         weight, bias, loss = _solve(training, learned, penalty=strength(state.epoch))
         trained = time.monotonic()
         weight = weight / deviation
         bias = bias - weight @ mean
-        with torch.no_grad():
-            classifier.weight.copy_(weight)
-            classifier.bias.copy_(bias)
+        _put(classifier, weight, bias)
         logits = (seen @ weight.T + bias).float().numpy()
         state.epoch += 1
         scores = validation_scores(
@@ -100,6 +111,17 @@ def fit_head(
         )
         started = time.monotonic()
         on_epoch_end(state)
+        score = selection_score(state.history[-1])
+        if best is None or score > best[0]:
+            best = score, weight, bias
+    if best is not None:
+        _put(classifier, *best[1:])
+
+
+def _put(classifier: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
 
 
 def _solve(training: Training, images: Tensor, *, penalty: float) -> tuple[Tensor, Tensor, float]:
@@ -126,7 +148,10 @@ def _solve(training: Training, images: Tensor, *, penalty: float) -> tuple[Tenso
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        return weight.detach(), bias.detach(), float(data_loss())
+        loss = float(data_loss())
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The loss of the head must stay finite; it was {loss}.")
+    return weight.detach(), bias.detach(), loss
 
 
 def frozen_features(training: Training, model: nn.Module) -> dict[str, np.ndarray]:
@@ -145,7 +170,9 @@ def frozen_features(training: Training, model: nn.Module) -> dict[str, np.ndarra
         }
     ids = sorted(name for images in datasets for name in images.image_ids)
     path = cache_folder() / f"features-{_key(training, model, ids)}.npy"
-    if not path.is_file():
+    # All ranks compute their share if one of them, perhaps on another node, lacks the file.
+    lacking = torch.tensor(float(not path.is_file()), device=next(model.parameters()).device)
+    if float(training.world.sum(lacking)) > 0:
         found = {
             name: vector
             for images in datasets
@@ -167,8 +194,18 @@ def _key(training: Training, model: nn.Module, ids: Iterable[str]) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     shown = dataclasses.replace(training.config.data, validation_fold=0)
-    backbone, stored = training.config.model.backbone, training.preprocess.stored_shape
-    digest.update(repr((training.content, shown, stored, backbone, list(ids))).encode())
+    described = (
+        _FORMAT,
+        torch.__version__,
+        timm.__version__,
+        next(model.parameters()).device.type,
+        training.content,
+        training.config.model.backbone,
+        training.preprocess.stored_shape,
+        shown,
+        list(ids),
+    )
+    digest.update(repr(described).encode())
     return digest.hexdigest()
 
 

@@ -21,8 +21,8 @@ from melanoma.training.checkpoints import (
     whole_checkpoints,
 )
 from melanoma.training.distributed import World
-from melanoma.training.engine import selection_score
 from melanoma.training.job import TrainJob
+from melanoma.training.selection import selection_score
 from melanoma.training.worker import train_worker
 
 log = logging.getLogger(__name__)

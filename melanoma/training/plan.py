@@ -131,7 +131,7 @@ class Training:
 
 
 def _rows_of(teacher: pd.DataFrame, image_ids: pd.Series) -> Tensor:
-    return torch.from_numpy(teacher.loc[image_ids].to_numpy(dtype=np.float32))
+    return torch.from_numpy(teacher.loc[image_ids].to_numpy(dtype=np.float32, copy=True))
 
 
 def epoch_order(num: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from melanoma.bundle.contracting import is_too_small
 from melanoma.bundle.manifest import MANIFEST, BundleManifest, read_manifest
 from melanoma.bundle.packing import pack
 from melanoma.config import TrainConfig
@@ -129,7 +130,7 @@ def run_job(job: TrainJob, executor: Executor) -> TrainResult:
         if not finished:
             data.check_writable()
             # Before the folder is claimed, so that a mistyped setting does not occupy its name.
-            check_network(job, data.task.num_classes)
+            check_network(job, data.task.num_classes, num_folds=data.manifest.num_folds)
         _claim(job, content=data.content_hash)
         if not finished:
             if not (job.bundle_dir / MANIFEST).is_file():
@@ -153,10 +154,18 @@ def _result(job: TrainJob, manifest: BundleManifest) -> TrainResult:
     )
 
 
+def _identified(weights: str) -> str:
+    """Return the start weights by name, or those of a file by their hash."""
+    if weights in ("none", "imagenet"):
+        return weights
+    path = to_path(weights)
+    return sha256_of(path) if path.is_file() else weights
+
+
 def _claim(job: TrainJob, *, content: str) -> None:
     described = {
         "config": dataclasses.asdict(job.config),
-        "weights": job.weights,
+        "weights": _identified(job.weights),
         "all_folds": job.all_folds,
         "embeddings": None if job.embeddings is None else sha256_of(job.embeddings),
         "teacher": None if job.teacher is None else sha256_of(job.teacher),
@@ -204,6 +213,7 @@ class Pack:
                 work,
                 best_epochs=epochs,
                 weights=job.weights,
+                teacher_sha256="" if job.teacher is None else sha256_of(job.teacher),
                 table=job.run_dir / OUT_OF_FOLD if job.all_folds else None,
             )
         return [{"bundle": str(job.bundle_dir)}]
@@ -224,6 +234,12 @@ def check_data(job: TrainJob, data: PreparedData) -> None:
     _check_embeddings(job, data)
     if job.teacher is not None:
         read_teacher(job.teacher, data)
+        if job.all_folds and is_too_small(job.config, data):
+            raise DataError(
+                "The calibration split has too few targets for a promise, and the folds cannot take"
+                " its place, because the teacher may have learnt from all of them. Leave --teacher"
+                " or --folds out, or prepare the data set with a larger --calibration-fraction."
+            )
     if not data.manifest.num_targets("calibration") and not job.all_folds:
         raise DataError(
             f"The calibration split must hold {data.task.noun[1]}; it has none. Prepare the data"
@@ -251,7 +267,7 @@ def _check_fold(job: TrainJob, data: PreparedData) -> None:
         )
 
 
-def check_network(job: TrainJob, num_classes: int) -> None:
+def check_network(job: TrainJob, num_classes: int, *, num_folds: int = 1) -> None:
     """Check, before any worker starts, that the network can be built and its weights loaded.
 
     Logs how much of a file of weights fits the network.
@@ -280,7 +296,7 @@ def check_network(job: TrainJob, num_classes: int) -> None:
             f"{job.config.model.backbone} must train with one worker, because workers do not share"
             f" the statistics of its batch norms; {job.num_workers} are set. Pass --workers 1."
         )
-    if job.weights == "none" or job.history_path.is_file():
+    if job.weights == "none" or all(run.history_path.is_file() for run in job.runs(num_folds)):
         return
     if job.weights == "imagenet":
         if not timm.is_model_pretrained(job.config.model.backbone):

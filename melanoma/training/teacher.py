@@ -60,7 +60,9 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
             f" {TRAINED_ON}; it lacks {', '.join(missing)}. Add them."
         )
     _check_origin(table, data, where)
-    table = table.astype({"image_id": str}).drop_duplicates("image_id").set_index("image_id")
+    table = table.astype({"image_id": str}).set_index("image_id")
+    if table.index.has_duplicates:
+        raise DataError(f"{where} must name every image once; some occur twice. Remove the copies.")
     ids = data.rows(TRAIN)["image_id"]
     num_missing = int((~ids.isin(table.index)).sum())
     if num_missing:
@@ -68,14 +70,15 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
             f"{where} must hold every image of the train split; it lacks {num_missing} of"
             f" {len(ids)}. Score them too."
         )
-    found = table.loc[ids, wanted].astype(np.float64)
-    sums = found.sum(axis=1)
+    found: pd.DataFrame = table.loc[ids, wanted].apply(pd.to_numeric, errors="coerce")
+    sums = found.sum(axis=1, skipna=False)
     if not ((found >= 0).all(axis=None) and np.allclose(sums, 1, atol=1e-3)):
         raise DataError(
             f"{where} must hold probabilities, which are at least 0 and sum to 1 for each image;"
             " some do not. Pass calibrated probabilities, not logits."
         )
-    return found.div(sums, axis=0)
+    shares: pd.DataFrame = found.div(sums, axis=0)
+    return shares
 
 
 def _check_origin(table: pd.DataFrame, data: PreparedData, where: str) -> None:
@@ -103,6 +106,8 @@ def _columns(data: PreparedData) -> list[str]:
 
 
 def _read(path: AnyPath) -> pd.DataFrame:
+    if not path.is_file():
+        raise DataError(f"--teacher must be a file; {path} is not there. Correct the path.")
     try:
         if path.suffix.lower() == ".csv":
             with path.open("rb") as file:

@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.training.checkpoints import HASH, STATE, read_state, reported, save_state
-from melanoma.training.engine import SELECTION
+from melanoma.training.selection import SELECTION
 from ray_jobs import checkpoints
 from ray_jobs.checkpoints import SNAPSHOT, mend
 

@@ -76,10 +76,13 @@ def test_all_folds_train_side_by_side_and_resume(
     assert json.loads(out)["best_epochs"] == [1, 1, 1]
     run = tmp_path / "smoke"
     weights = (run / "bundle" / "model.safetensors").read_bytes()
+    states = {path: path.stat().st_mtime_ns for path in run.glob("fold_*/checkpoints/*/state.pt")}
     shutil.rmtree(run / "bundle")
     (run / "result.json").unlink()
     assert main([*command, "--folds", "all", "--json"]) == DONE
     assert (run / "bundle" / "model.safetensors").read_bytes() == weights
+    assert states == {path: path.stat().st_mtime_ns for path in states}
+    assert states
 
 
 @pytest.mark.usefixtures("ray_cluster")

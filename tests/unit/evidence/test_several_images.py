@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 
+from melanoma.evidence.contract import SEVERAL_IMAGES
 from melanoma.evidence.several_images import MAX_IMAGES, lesion_units
 from tests.tasks import CLASSES, HAM, MELANOMA_INDEX
 
@@ -21,6 +22,10 @@ def _rows(*lesions: tuple[str, int, int]) -> pd.DataFrame:
 def _units(rows: pd.DataFrame, logits: np.ndarray, unusual: np.ndarray | None = None):  # type: ignore[no-untyped-def]
     usual = np.zeros(len(rows), dtype=bool)
     return lesion_units(rows, logits, usual if unusual is None else unusual, HAM, seed=0)
+
+
+def test_the_unit_of_the_contract_says_how_many() -> None:
+    assert f"up to {MAX_IMAGES} images of one lesion" == SEVERAL_IMAGES
 
 
 def test_logits_are_averaged_over_the_images_of_a_lesion() -> None:

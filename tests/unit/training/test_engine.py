@@ -13,19 +13,19 @@ import torch.multiprocessing as mp
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.errors import SettingError
+from melanoma.training.batches import batches
 from melanoma.training.distributed import World
 from melanoma.training.engine import (
-    SELECTION,
     TrainState,
     fit,
     input_size,
     learning_rate_factor,
     predict,
-    selection_score,
     start_state,
 )
 from melanoma.training.networks import build_model
 from melanoma.training.plan import Training, epoch_order
+from melanoma.training.selection import SELECTION, selection_score
 from tests.tasks import CLASSES
 
 # Largest difference of any weight: sums are made in another order, and Muon raises small singular
@@ -266,6 +266,18 @@ def test_class_sampling_shows_rare_classes_more_often(
     there = share > 0
     assert np.allclose(counts(0), share / share.sum())
     assert np.allclose(counts(1)[there], 1 / there.sum(), atol=0.02)
+
+
+def test_a_repeated_image_is_changed_anew(prepared: PreparedData, tiny_config: TrainConfig) -> None:
+    config = tiny_config.with_overrides(["optim.class_sampling=1", "optim.batch_size=64"])
+    training = Training.on(config, prepared)
+    order = training.order(0)[: 64 * training.steps_per_epoch]
+    read = list(batches(training, 0, num_depth_draws=0, pin=False))
+    draws = torch.cat([batch.draws for batch in read])
+    often = int(np.bincount(order).argmax())
+    places = np.flatnonzero(order == often)
+    assert len(places) > 1
+    assert len(draws[places].unique(dim=0)) == len(places)
 
 
 def test_mixing_ends_before_the_last_epochs(

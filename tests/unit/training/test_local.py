@@ -6,9 +6,9 @@ import torch
 
 from melanoma.config import TrainConfig
 from melanoma.training.checkpoints import PREFIX, STATE
-from melanoma.training.engine import SELECTION
 from melanoma.training.job import TrainJob
 from melanoma.training.local import LocalSession
+from melanoma.training.selection import SELECTION
 
 
 def _session(run: Path) -> LocalSession:

@@ -50,6 +50,8 @@ def test_a_table_is_read_whatever_its_order(
         (lambda t: t.assign(trained_on="calibration"), "it was trained on calibration"),
         (lambda t: t.iloc[3:], "it lacks 3 of"),
         (lambda t: t.assign(probability_mel=2.0), "sum to 1"),
+        (lambda t: t.assign(probability_mel="much"), "sum to 1"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "every image once"),
     ],
 )
 def test_a_table_that_may_not_teach_is_refused(
