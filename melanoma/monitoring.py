@@ -29,7 +29,8 @@ from melanoma.io.storage import AnyPath, to_path
 from melanoma.task import Task
 
 IDS, SCORE, GROUPS = ("request_id", "image_id"), "score", (PATIENT, "lesion_id")
-DECISION, VERSION, UNASSESSED = "decision", "version", "cannot_assess"
+DECISION, VERSION, NUM_IMAGES = "decision", "version", "num_images"
+UNASSESSED = "cannot_assess"
 _MAX_LINES = 3
 
 
@@ -135,6 +136,9 @@ def _usable(table: Table, manifest: BundleManifest) -> tuple[pd.DataFrame, dict[
                 " are of another version. Name that bundle, or correct the column."
             )
         rows = _without(rows, others, "another bundle", left_out)
+    if table.first((NUM_IMAGES,)) is not None:  # their promise and threshold are others
+        several = pd.to_numeric(rows[NUM_IMAGES], errors="coerce") > 1
+        rows = _without(rows, several, "several images of one lesion", left_out)
     if table.first((DECISION,)) is not None:
         rows[DECISION] = rows[DECISION].str.casefold()
         allowed = (*get_args(Decision), "")

@@ -12,9 +12,9 @@ from melanoma.bundle.manifest import TORCH, WEIGHTS, BundleManifest, CpuBackend
 from melanoma.bundle.usual_images import every_image
 from melanoma.config import DataConfig, ModelConfig, TrainConfig
 from melanoma.evidence.calibration import Calibrator
+from melanoma.evidence.contract import SEVERAL_IMAGES
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
 from melanoma.evidence.reference_models import INFORMATIVE_CONFIDENCE, Comparison
-from melanoma.evidence.several_images import UNIT
 from melanoma.imaging.preprocess import Preprocess
 from serve.described import Described
 from tests.tasks import HAM
@@ -55,7 +55,7 @@ def made_up_manifest(**changes: Any) -> BundleManifest:
 def several_images(*, num_target: int = 60) -> OperatingPoint:
     """Return a threshold and a contract for several images of one lesion, which is met if there
     are enough lesions with melanoma."""
-    promise = Promise(HAM.targets, 0.9, INFORMATIVE, UNIT, "made up")
+    promise = Promise(HAM.targets, 0.9, INFORMATIVE, SEVERAL_IMAGES, "made up")
     return select_operating_point(np.full(num_target, 0.7), np.full(60, 0.1), promise)
 
 

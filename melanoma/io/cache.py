@@ -1,7 +1,8 @@
 """Caches files of object storage on a node's own disk, under their hash.
 
 Only files whose hash is known are fetched. A cached copy is compared with that hash before its
-first use in a process.
+first use in a process. Features of frozen networks lie in the same folder
+(melanoma/training/head.py).
 """
 
 import contextlib

@@ -92,6 +92,15 @@ def test_only_what_the_promise_speaks_of_counts(
     assert found["not_understood"]["taken_as_other"] == {"something rare": 1}
 
 
+def test_several_images_of_a_lesion_have_another_promise(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["a,0.99,melanoma,1", "b,0.0,melanoma,3", "c,0.99,melanoma,"]
+    outcomes = _outcomes(tmp_path, *rows, header=f"{HEAD},num_images")
+    _, found = _run(bundle, outcomes, capsys)
+    assert found["left_out"] == {"several images of one lesion": 1}
+
+
 def test_a_lesion_counts_once_if_its_patient_is_not_known(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
