@@ -9,6 +9,7 @@ import pypdfium2
 import pytest
 
 from melanoma.bundle.bundle import Bundle, load_bundle
+from melanoma.evidence.calibration import Calibrator
 from melanoma.evidence.evaluated import Evaluated
 from melanoma.evidence.intervals import clopper_pearson
 from melanoma.evidence.report import write_report
@@ -262,3 +263,71 @@ def test_without_lesion_ids_there_is_no_lesion_level(bundle: Bundle, tmp_path: P
     report = _report(bundle, _mixed().assign(lesion_id=""), tmp_path)
     assert "lesion" not in report
     assert "per lesion" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture
+def several(bundle: Bundle) -> Bundle:
+    """The same, with a threshold of its own for several images."""
+    point = dataclasses.replace(bundle.operating_point, threshold=0.4)
+    identity = Calibrator.identity(len(CLASSES))
+    manifest = dataclasses.replace(bundle.manifest, several_images=point, calibrator=identity)
+    return dataclasses.replace(bundle, manifest=manifest)
+
+
+def _with_logits(table: pd.DataFrame) -> pd.DataFrame:
+    logits = {
+        f"logit_{name}": np.log(table[f"probability_{name}"].clip(lower=1e-9)) for name in CLASSES
+    }
+    return table.assign(**logits)
+
+
+def _several(bundle: Bundle, table: pd.DataFrame, folder: Path) -> Any:
+    evaluated = _evaluated(
+        bundle,
+        _with_logits(table),
+        split="test",
+        population="some, test",
+        same_splits=True,
+        calibrator=bundle.manifest.calibrator,
+        several_images=bundle.manifest.several_images,
+    )
+    return write_report(evaluated, folder)["several_images"]
+
+
+def test_lesions_with_several_images_are_judged_together(several: Bundle, tmp_path: Path) -> None:
+    """The mean of the logits of 0.9 and 0.2 is that of 0.6; alone, one of them is missed."""
+    rows = [
+        ("M0", "M0", MELANOMA_INDEX, 0.9),
+        ("M0", "M0", MELANOMA_INDEX, 0.2),
+        ("M1", "M1", MELANOMA_INDEX, 0.9),  # one image: no unit here
+        ("N0", "N0", NEVUS, 0.1),
+        ("N0", "N0", NEVUS, 0.2),
+        ("N0", "N0", NEVUS, 0.3),
+    ]
+    found = _several(several, _table(rows), tmp_path)
+    together, alone = found["together"], found["one_image"]
+    assert (together["num"], together["num_target"], alone["num"]) == (2, 1, 2)
+    assert found["mean_images"] == pytest.approx(2.5)
+    assert together["threshold"] == 0.4
+    assert alone["threshold"] == 0.5
+    assert together["sensitivity"]["value"] == 1.0
+    assert found["contract"]["num_target"] == 1
+    assert "Several images of one lesion" in (tmp_path / "report.html").read_text()
+
+
+def test_an_unusual_image_leaves_its_lesion_out_of_the_table(
+    several: Bundle, tmp_path: Path
+) -> None:
+    rows = [(name, name, MELANOMA_INDEX, 0.9) for name in ("M0", "M0", "M1", "M1")]
+    rows += [("N0", "N0", NEVUS, 0.1)] * 2
+    table = _table(rows)
+    table.loc[0, "decision"] = "cannot_assess"
+    found = _several(several, table, tmp_path)
+    assert found["together"]["num_target"] == 1
+    assert found["contract"]["num_target_unassessed"] == 1
+
+
+def test_without_such_lesions_there_is_no_table(several: Bundle, tmp_path: Path) -> None:
+    rows = [("M0", "M0", MELANOMA_INDEX, 0.9), ("N0", "N0", NEVUS, 0.1)]
+    assert _several(several, _table(rows), tmp_path) is None
+    assert "Several images of one lesion" not in (tmp_path / "report.html").read_text()
