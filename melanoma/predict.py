@@ -84,25 +84,28 @@ def predict_files(
         ),
         strict=True,
     )
-    point = predictor.bundle.operating_point
-    joined: dict[str, Any] = {}
+    point, task, joined = predictor.bundle.operating_point, predictor.bundle.task, {}
     if one_lesion:
-        for result in results:
-            result.pop("decision", None)
+        results = tuple(_without_decision(result) for result in results)
         usable = [prediction for prediction in predictions if prediction is not None]
         if len(usable) == len(paths):
             found = predictor.decider.of_lesion(usable)
-            point, task = found.operating_point, predictor.bundle.task
+            point = found.operating_point
             joined = {"lesion": {"num_images": len(usable), **_answer(found.together, task)}}
     return {
         "results": list(results),
         **joined,
-        "target": predictor.bundle.task.noun[0],
+        "target": task.noun[0],
         "threshold": point.threshold,
         "contract": dataclasses.asdict(point.contract),
-        "contract_sentence": point.contract.sentence(predictor.bundle.task),
+        "contract_sentence": point.contract.sentence(task),
         "disclaimer": DISCLAIMER,
     }
+
+
+def _without_decision(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of one of several images of a lesion: its decision counts for nothing."""
+    return {name: value for name, value in result.items() if name != "decision"}
 
 
 def _check_output(explain: str | None, out: Path | None, *, dicom: bool) -> None:

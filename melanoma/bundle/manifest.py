@@ -36,6 +36,7 @@ MAX_BYTES = {
     KNOWN_IMAGES: 2**30,
 }
 """Every file that a bundle may hold besides its manifest, and its largest size, bytes."""
+MAX_NETWORKS = 64
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _REMEDY = "Take the bundle from its source again."
 
@@ -212,6 +213,11 @@ def parse_manifest(data: bytes) -> BundleManifest:
         raise BundleError(
             f"The bundle's {MANIFEST} must list {', '.join(MAX_BYTES)} with their sha256 and"
             f" nothing else; it lists something else. {_REMEDY}"
+        )
+    if not 1 <= manifest.num_networks <= MAX_NETWORKS:
+        raise BundleError(
+            f"The bundle's {MANIFEST} must describe 1 to {MAX_NETWORKS} networks; it describes"
+            f" {manifest.num_networks}. {_REMEDY}"
         )
     num_classes = manifest.task.num_classes
     if len(manifest.calibrator.bias) != num_classes or any(

@@ -65,6 +65,7 @@ def test_a_missing_file_is_refused(name: str, copied: Path) -> None:
         (lambda m: m.pop("operating_point"), "damaged at operating_point"),
         (lambda m: m["task"]["classes"].pop(), "about the classes|a number for each of 6 classes"),
         (lambda m: m["task"].update(targets=["wart"]), "targets of a task"),
+        (lambda m: m.update(best_epochs=[]), "must describe 1 to 64 networks; it describes 0"),
         (lambda m: m.update(format_version=99), "format version of the bundle must be 6; it is 99"),
         (
             lambda m: m["operating_point"].update(threshold=0.9),
