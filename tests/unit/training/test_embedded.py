@@ -1,5 +1,6 @@
 """A head on embeddings from outside, from the table to the bundle."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,20 @@ def _written(table: pd.DataFrame, folder: Path) -> Path:
 
 
 def test_a_bundle_comes_from_embeddings_alone(
-    table: pd.DataFrame, prepared: PreparedData, tiny_config: TrainConfig, tmp_path: Path
+    table: pd.DataFrame,
+    prepared: PreparedData,
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A copy without a log, and a registry of its own: this is the first access.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert isinstance(prepared.folder, Path)
+    ignored = shutil.ignore_patterns("*.jsonl")
+    folder = Path(shutil.copytree(prepared.folder, tmp_path / "data", ignore=ignored))
     path = _written(table, tmp_path)
     config = on_embeddings(tiny_config, path)
-    result = train(prepared.folder, tmp_path / "run", config, embeddings=path)
+    result = train(folder, tmp_path / "run", config, embeddings=path)
     bundle = load_bundle(result.bundle)
     assert bundle.manifest.architecture.embedding_size == 5
     assert result.validation["auroc"] > 0.95
