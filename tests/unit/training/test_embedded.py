@@ -1,6 +1,5 @@
 """A head on embeddings from outside, from the table to the bundle."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from melanoma.errors import DataError, SettingError
 from melanoma.evaluation import evaluate
 from melanoma.scoring import score
 from melanoma.training.run import on_embeddings, train
+from tests.datasets import copied
 from tests.tasks import MELANOMA_INDEX
 
 
@@ -43,12 +43,10 @@ def test_a_bundle_comes_from_embeddings_alone(
 ) -> None:
     # A copy without a log, and a registry of its own: this is the first access.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert isinstance(prepared.folder, Path)
-    ignored = shutil.ignore_patterns("*.jsonl")
-    folder = Path(shutil.copytree(prepared.folder, tmp_path / "data", ignore=ignored))
+    data = copied(prepared, tmp_path / "data")
     path = _written(table, tmp_path)
     config = on_embeddings(tiny_config, path)
-    result = train(folder, tmp_path / "run", config, embeddings=path)
+    result = train(data.folder, tmp_path / "run", config, embeddings=path)
     bundle = load_bundle(result.bundle)
     assert bundle.manifest.architecture.embedding_size == 5
     assert result.validation["auroc"] > 0.95
