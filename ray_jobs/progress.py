@@ -65,7 +65,7 @@ def show_log() -> None:
 
 
 @contextlib.contextmanager
-def training_progress(run_dir: AnyPath, name: str = "") -> Iterator[None]:
+def training_progress(run_dir: AnyPath, name: str = "", epochs: int = 0) -> Iterator[None]:
     """Show the progress of training while the block runs.
 
     The workers write it to progress.json and history.jsonl in the run's folder.
@@ -73,10 +73,11 @@ def training_progress(run_dir: AnyPath, name: str = "") -> Iterator[None]:
     Args:
         run_dir: the folder of the run.
         name: what the run is called, if several train at once.
+        epochs: of the run.
     """
     stop = threading.Event()
     thread = threading.Thread(
-        target=_watch, args=(run_dir, f"{name}: " if name else "", stop), daemon=True
+        target=_watch, args=(run_dir, f"{name}: " if name else "", epochs, stop), daemon=True
     )
     thread.start()
     try:
@@ -86,11 +87,10 @@ def training_progress(run_dir: AnyPath, name: str = "") -> Iterator[None]:
         thread.join()
 
 
-def _watch(run_dir: AnyPath, prefix: str, stop: threading.Event) -> None:
+def _watch(run_dir: AnyPath, prefix: str, epochs: int, stop: threading.Event) -> None:
     history, progress = run_dir / "history.jsonl", run_dir / "progress.json"
     shown = len(_text(history).splitlines())
     with tqdm(file=sys.stderr, unit=" steps", disable=not sys.stderr.isatty()) as bar:
-        epochs = 0
         while True:
             ended = stop.wait(0.5 if isinstance(run_dir, Path) else REMOTE_SECONDS)
             if text := _text(progress):

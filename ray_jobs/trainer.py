@@ -114,7 +114,7 @@ def _fit(job: TrainJob, bundle: Bundle) -> Checkpoint:
     """
     for failures in range(MAX_FAILURES + 1):
         try:
-            with training_progress(job.run_dir, job.name):
+            with training_progress(job.run_dir, job.name, job.config.optim.epochs):
                 result = _trainer(job, bundle).fit()
             break
         except WorkerGroupError as error:
