@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from melanoma.bundle.deciding import Decider, Prediction
+from melanoma.data.names import shown
+from melanoma.data.tables import read_file
 from melanoma.errors import DataError
 from melanoma.evidence.several_images import MAX_IMAGES
 from melanoma.io.storage import AnyPath
@@ -19,18 +21,26 @@ def read_lesions(path: AnyPath, names: list[str]) -> dict[str, list[str]]:
     """Return the paths of the images of each lesion, sorted.
 
     Args:
-        path: a CSV file with the columns image (the path of an image below FOLDER, or its file name
-            with or without suffix) and lesion_id.
+        path: a CSV or parquet file with the columns image (the path of an image below FOLDER, or
+            its file name with or without suffix) and lesion_id.
         names: the paths of all images below FOLDER.
 
     Raises:
-        DataError: if a column is missing, or an image is not there, has two lesions or could be
-            several files, or a lesion has more than six images.
+        DataError: if it is no table, a column or a cell is missing, an image is not there, has two
+            lesions or could be several files, or a lesion has more than six images.
     """
-    with path.open("rb") as file:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = read_file(path, "--lesions")
     if missing := {"image", "lesion_id"} - set(table.columns):
-        raise DataError(f"--lesions must have the column {min(missing)}; it is missing. Add it.")
+        raise DataError(
+            f"--lesions must have the columns image and lesion_id; {shown(path.name)} lacks"
+            f" {' and '.join(sorted(missing))}. Add what is missing."
+        )
+    table = table[["image", "lesion_id"]].astype(str)
+    if blank := int((table == "").any(axis=1).sum()):
+        raise DataError(
+            f"--lesions must name an image and a lesion in every row; {blank} of {len(table)} do"
+            " not. Complete or remove them."
+        )
     places: dict[str, set[str]] = {}
     for name in names:
         last = name.rpartition("/")[2]

@@ -57,8 +57,8 @@ def predict_files(
     Returns:
         results (for each file a dict with decision, warnings, probabilities, score and the paths of
         what was written, or with an error), target, threshold, contract, contract_sentence and
-        disclaimer. Of one lesion, no image has a decision of its own, and if all could be used,
-        lesion is a dict with num_images, decision, warnings, probabilities and score.
+        disclaimer. Of one lesion, no image has a decision of its own; lesion is a dict with
+        num_images, decision, warnings, probabilities and score, or None if an image has an error.
 
     Raises:
         BundleError: if the bundle cannot be loaded.
@@ -74,6 +74,7 @@ def predict_files(
     make = METHODS[check_method(explain)].make if explain else None
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     if one_lesion:
+        _check_different(paths)
         predictor.decider.check_num_images(len(paths))
     explainer = make(predictor.bundle.subject()) if make else None
     writer = _Writer(predictor.bundle, out, explain, explainer, dicom)
@@ -84,7 +85,8 @@ def predict_files(
         ),
         strict=True,
     )
-    point, task, joined = predictor.bundle.operating_point, predictor.bundle.task, {}
+    point, task = predictor.bundle.operating_point, predictor.bundle.task
+    joined: dict[str, Any] = {"lesion": None} if one_lesion else {}
     if one_lesion:
         results = tuple(_without_decision(result) for result in results)
         usable = [prediction for prediction in predictions if prediction is not None]
@@ -101,6 +103,23 @@ def predict_files(
         "contract_sentence": point.contract.sentence(task),
         "disclaimer": DISCLAIMER,
     }
+
+
+def _check_different(paths: Sequence[Path]) -> None:
+    """Check that no image counts twice.
+
+    Raises:
+        DataError: if one does.
+    """
+    seen: set[bytes] = set()
+    for path in filter(Path.is_file, paths):
+        content = path.read_bytes()
+        if content in seen:
+            raise DataError(
+                f"The images of one lesion must differ; {path} is given twice, perhaps under"
+                " another name. Give it once."
+            )
+        seen.add(content)
 
 
 def _without_decision(result: dict[str, Any]) -> dict[str, Any]:
@@ -250,10 +269,18 @@ def describe_predictions(found: dict[str, Any]) -> str:
     """Return the answers of `predict_files` as text for people, with contract and disclaimer."""
     answers = [_describe(result, found) for result in found["results"] if "error" not in result]
     if "lesion" in found:
-        num = found["lesion"]["num_images"]
-        images = f"{num} images of one lesion, judged together" if num > 1 else "1 image"
-        answers.append(_describe({"image": images, **found["lesion"]}, found))
+        answers.append(_describe_lesion(found))
     return "\n".join([*answers, found["contract_sentence"], found["disclaimer"]])
+
+
+def _describe_lesion(found: dict[str, Any]) -> str:
+    if found["lesion"] is None:
+        num = sum("error" in result for result in found["results"])
+        total = len(found["results"])
+        return f"{'':14} the lesion is not judged, because {num} of {total} images cannot be used"
+    num = found["lesion"]["num_images"]
+    images = f"{num} images of one lesion, judged together" if num > 1 else "1 image"
+    return _describe({"image": images, **found["lesion"]}, found)
 
 
 def _describe(result: dict[str, Any], found: dict[str, Any]) -> str:

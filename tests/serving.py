@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import secrets
 import socket
@@ -98,6 +99,13 @@ class Deployer:
         return self.service
 
 
+def _all_cpus_are_free() -> bool:
+    """Return whether nothing holds a CPU of the cluster."""
+    # After an error, Ray Data's actors are in a cycle of references, which holds their CPUs.
+    gc.collect()
+    return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+
 @contextlib.contextmanager
 def local_serve(folder: Path, where: str = "deployment") -> Iterator[Deployer]:
     """Start Serve on a free port; give what deploys to it; the folder is for the API keys."""
@@ -118,4 +126,4 @@ def local_serve(folder: Path, where: str = "deployment") -> Iterator[Deployer]:
     finally:
         serve.shutdown()
         # What comes next may need all CPUs, and Ray would wait for them silently.
-        wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+        wait_for(_all_cpus_are_free)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from melanoma.arrays import FloatArray
+from melanoma.data.names import shown
+from melanoma.data.tables import read_file
 from melanoma.errors import DataError
-from melanoma.io.files import read_parquet
 from melanoma.io.storage import AnyPath
 
 ID, VECTOR = "image_id", "embedding"
@@ -53,19 +54,18 @@ def read_embeddings(path: AnyPath) -> Embeddings:
     """Read a table of embeddings.
 
     Args:
-        path: a parquet file with the column image_id and either a column embedding with a list of
-            numbers or one column for each number.
+        path: a parquet or CSV file with the column image_id and either a column embedding with a
+            list of numbers or one column for each number.
 
     Raises:
         DataError: if the file is damaged, lacks a column, names an image twice, or holds vectors
             that differ in length or are not finite.
     """
-    table = read_parquet(path)
-    where = f"--embeddings {path.name}"
+    table, where = read_file(path, "--embeddings"), f"--embeddings {shown(path.name)}"
     if ID not in table.columns or len(table.columns) < 2:
         raise DataError(
             f"{where} must have the column {ID} and a column {VECTOR} with lists of numbers, or a"
-            " column for each number; it does not."
+            f" column for each number; it has {', '.join(table.columns[:6])}. Rename its columns."
         )
     ids = table[ID].astype(str)
     if ids.duplicated().any():
@@ -74,10 +74,16 @@ def read_embeddings(path: AnyPath) -> Embeddings:
             " occurs twice. Remove one of the rows."
         )
     vectors = _vectors(table)
-    if vectors is None or not np.isfinite(vectors).all():
+    if vectors is None:
         raise DataError(
-            f"{where} must hold finite numbers, as many for every image; it does not. Compute the"
-            " embeddings again."
+            f"{where} must hold numbers, as many for every image; it does not. Leave out columns of"
+            " other things, or compute the embeddings again."
+        )
+    broken = ~np.isfinite(vectors).all(axis=1)
+    if broken.any():
+        raise DataError(
+            f"{where} must hold finite numbers; the embeddings of {int(broken.sum())} images, such"
+            f" as {shown(ids[broken].iloc[0])!r}, do not. Compute them again."
         )
     return Embeddings(vectors, ids)
 

@@ -20,9 +20,8 @@ from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.data.diagnoses import BENIGN, DIAGNOSIS_COLUMNS, MALIGNANT, ONE_HOT, class_in
 from melanoma.data.metadata import ALIASES
 from melanoma.data.names import image_id_of, shown
-from melanoma.data.tables import read_table
+from melanoma.data.tables import read_file
 from melanoma.errors import DataError
-from melanoma.io.files import read_parquet
 from melanoma.io.storage import AnyPath
 from melanoma.task import TASKS, Task
 
@@ -205,17 +204,8 @@ def read_predictions(path: AnyPath) -> PredictionTable:
         DataError: if it is no such table, has no image ids, or names an image twice.
     """
     name = shown(path.name)
-    if not path.is_file():
-        raise DataError(
-            f"A table of predictions must be a file, parquet or CSV; {path} is none. `melanoma"
-            " evaluate` writes OUT/predictions.parquet."
-        )
-    if path.suffix.lower() == ".parquet":
-        rows = read_parquet(path)
-        rows = rows.rename(columns=lambda column: str(column).strip().casefold())
-        rows = rows.astype(object).where(rows.notna(), "")
-    else:
-        rows = read_table(path, name).rows
+    rows = read_file(path, "A table of predictions (`melanoma evaluate` writes one)")
+    rows = rows.astype(object).where(rows.notna(), "")
     column = next((alias for alias in IDS if alias in rows.columns), None)
     if column is None or rows.empty:
         raise DataError(

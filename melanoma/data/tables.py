@@ -1,7 +1,7 @@
-"""Reads one CSV table as people save it, whatever its separator, byte order mark and blanks.
+"""Reads tables as people save them: parquet, or CSV with any separator, byte order mark and blanks.
 
-Every value stays text. Nothing is repaired by guessing: a table that can be read in several ways is
-refused, and the message names the line. Knows nothing of data sets.
+Every value of a CSV table stays text. Nothing is repaired by guessing: a table that can be read in
+several ways is refused, and the message names the line. Knows nothing of data sets.
 """
 
 import csv
@@ -15,6 +15,7 @@ import pandas as pd
 
 from melanoma.data.names import shown
 from melanoma.errors import DataError
+from melanoma.io.files import read_parquet
 from melanoma.io.storage import AnyPath
 
 _SEPARATORS = ",;\t|"
@@ -84,6 +85,28 @@ def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()
     _, header = next(lines, (1, []))
     rows = [_fit(values, len(header), line, name) for line, values in lines]
     return _table(name, header, rows)
+
+
+def read_file(path: AnyPath, what: str) -> pd.DataFrame:
+    """Read a parquet table, or one that `read_table` reads; parquet is told by the suffix.
+
+    Args:
+        path: its file.
+        what: what it is, for messages, such as the option that names it.
+
+    Returns:
+        Its rows. The names of its columns have no blanks around them and are in lower case.
+
+    Raises:
+        DataError: if it is not there, or is no such table.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{what} must be a file, parquet or CSV; {path} is not there. Correct the path."
+        )
+    if path.suffix.lower() != ".parquet":
+        return read_table(path).rows
+    return read_parquet(path).rename(columns=lambda column: str(column).strip().casefold())
 
 
 def read_rows(path: AnyPath) -> list[list[str]]:

@@ -28,9 +28,11 @@ def verdict(evaluated: Evaluated, level: Level, *, num_target_unassessed: int) -
         else "none"
     )
     low, high = clopper_pearson(referred, num_target, confidence=2 * confidence - 1)
+    were, aim = ("were", "promised") if promised else ("would be", "aimed at, not promised:")
     words = (
-        f"{referred} of {num_target} {evaluated.task.noun[1]} were referred, {point.contract.unit} "
-        f"(one-sided 95 % bounds {low:.3f} and {high:.3f}; promised {target:.2f})."
+        f"{referred} of {num_target} {evaluated.task.noun[1]} {were} referred,"
+        f" {point.contract.unit} (one-sided 95 % bounds {low:.3f} and {high:.3f}; {aim}"
+        f" {target:.2f})."
     )
     if num_target_unassessed:
         words += f" {num_target_unassessed} more got cannot_assess."

@@ -125,7 +125,8 @@ def read_parquet(path: AnyPath) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for a damaged page.
         raise DataError(
-            f"{path} must be a parquet table; it is damaged ({error}). Restore it from a copy."
+            f"{path} must be a parquet table; it is damaged, or another kind of file ({error})."
+            " Restore it from a copy, or write it again."
         ) from error
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 
 from melanoma.arrays import FloatArray
 from melanoma.data.dataset import PreparedData
+from melanoma.data.names import shown
+from melanoma.data.tables import read_file
 from melanoma.errors import DataError
-from melanoma.io.files import read_parquet
 from melanoma.io.storage import AnyPath
 
 OUT_OF_FOLD = "out_of_fold.parquet"
@@ -50,14 +51,16 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
         DataError: if the table lacks a column or an image, if its model was trained on other
             splits, on calibration or on test, or if its values are no probabilities.
     """
-    table, where, wanted = _read(path), f"--teacher {path.name}", _columns(data)
+    table, where = read_file(path, "--teacher"), f"--teacher {shown(path.name)}"
+    wanted = [name.casefold() for name in _columns(data)]
     missing = [
         name for name in ("image_id", *wanted, SPLIT_HASH, TRAINED_ON) if name not in table.columns
     ]
     if missing:
         raise DataError(
-            f"{where} must have the columns image_id, {', '.join(wanted)}, {SPLIT_HASH} and"
-            f" {TRAINED_ON}; it lacks {', '.join(missing)}. Add them."
+            f"{where} must have the columns image_id, probability_CLASS for each class,"
+            f" {SPLIT_HASH} and {TRAINED_ON}; it lacks {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}. Add them."
         )
     _check_origin(table, data, where)
     table = table.astype({"image_id": str}).set_index("image_id")
@@ -77,7 +80,7 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
             f"{where} must hold probabilities, which are at least 0 and sum to 1 for each image;"
             " some do not. Pass calibrated probabilities, not logits."
         )
-    shares: pd.DataFrame = found.div(sums, axis=0)
+    shares: pd.DataFrame = found.div(sums, axis=0).set_axis(_columns(data), axis=1)
     return shares
 
 
@@ -103,18 +106,3 @@ def _check_origin(table: pd.DataFrame, data: PreparedData, where: str) -> None:
 
 def _columns(data: PreparedData) -> list[str]:
     return [f"probability_{name}" for name in data.task.classes]
-
-
-def _read(path: AnyPath) -> pd.DataFrame:
-    if not path.is_file():
-        raise DataError(f"--teacher must be a file; {path} is not there. Correct the path.")
-    try:
-        if path.suffix.lower() == ".csv":
-            with path.open("rb") as file:
-                return pd.read_csv(file, dtype={"image_id": str, SPLIT_HASH: str, TRAINED_ON: str})
-        return read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--teacher must be a parquet or CSV file; {path.name} cannot be read as one"
-            f" ({type(error).__name__}). Write it again."
-        ) from error

@@ -79,7 +79,20 @@ def test_a_bad_image_leaves_the_lesion_without_an_answer(
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     paths = [str(images[0]), str(tmp_path / "bad.jpg")]
     assert main(["predict", str(bundle_dir), *paths, "--one-lesion", "--json"]) == BAD_INPUT
-    assert "lesion" not in json.loads(capsys.readouterr().out)
+    assert json.loads(capsys.readouterr().out)["lesion"] is None
+    assert main(["predict", str(bundle_dir), *paths, "--one-lesion"]) == BAD_INPUT
+    told = capsys.readouterr().out
+    assert "the lesion is not judged, because 1 of 2 images cannot be used" in told
+
+
+def test_an_image_does_not_count_twice(
+    bundle_dir: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "again.jpg"
+    again.write_bytes(images[0].read_bytes())
+    command = ["predict", str(bundle_dir), str(images[0]), str(again), "--one-lesion"]
+    assert main(command) == BAD_INPUT
+    assert "again.jpg is given twice" in capsys.readouterr().err
 
 
 def test_more_than_six_images_are_refused(

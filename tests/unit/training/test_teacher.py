@@ -76,7 +76,7 @@ def test_a_row_of_other_splits_says_who_has_seen_them(
 
 def test_what_is_no_table_is_refused(prepared: PreparedData, tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_text("no table")
-    with pytest.raises(DataError, match="--teacher must be a parquet or CSV file"):
+    with pytest.raises(DataError, match="must be a parquet table"):
         read_teacher(tmp_path / "table.parquet", prepared)
 
 
