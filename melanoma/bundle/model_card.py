@@ -14,6 +14,7 @@ from melanoma.bundle.manifest import BundleManifest
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
 from melanoma.data.splits import SPLITS
+from melanoma.evidence.contract import Contract
 from melanoma.evidence.levels import Level
 from melanoma.evidence.reference_models import SOURCE, Comparison
 from melanoma.evidence.strata import by_column
@@ -58,7 +59,7 @@ _STARD = (
     ("Data sources, annotation, exclusions", "the section Data; docs/data.md"),
     ("Partitions and their independence", "groups never cross a split; the section Data"),
     ("Index test, version, input", "the bundle itself; the settings below"),
-    ("Cut-off, fixed beforehand", "the section Contract: calibration alone placed it"),
+    ("Cut-off, fixed beforehand", "the section Contract says on which images"),
     ("Reference standard", "the section Data; readers, blinding, time to biopsy: " + _NOT_DONE),
     ("Indeterminate results", "cannot_assess; the section Contract and " + _REPORT),
     ("Sample size", "the section Contract; power: " + _REPORT),
@@ -99,10 +100,7 @@ def model_card(draft: BundleManifest, data: PreparedData, held_out: Level, *, we
   such networks. Not for care of patients, not for self-examination.
 - Output: {", ".join(task.classes)} ({task.name}); {", ".join(task.targets)} must be referred.
   {_others(draft)}
-- Network: {_architecture(draft)}, input {config.data.input_width} x {config.data.input_height} px,
-  averaged over {config.data.tta} mirrored copies. Feature maps on a CPU:
-  {draft.cpu_backend.name}, {draft.cpu_backend.num_other_decisions} other decisions on
-  {draft.cpu_backend.num_images} images.
+- Network: {_architecture(draft)}.
 
 ## Data
 
@@ -132,12 +130,12 @@ not for commercial use. {_start(draft, weights)}{_teacher(draft)}
 |---|---|
 | status | {contract.status}{f", {contract.reason}" if contract.reason else ""} |
 | promised sensitivity, confidence | {contract.target_sensitivity}, {contract.confidence} |
-| number of this network on the calibration split | {contract.access} |
+| basis | {_basis(contract)} |
 | error that it may spend | {contract.error:.4f} |
 | unit | {contract.unit} |
 | targets, others | {contract.num_target}, {contract.num_other} |
 | further targets that got cannot_assess | {contract.num_target_unassessed} |
-| misses allowed | {contract.misses_allowed} |
+| misses allowed | {max(0, contract.misses_allowed)} |
 | expected sensitivity | {contract.sensitivity_expected:.3f} |
 | specificity, one-sided lower bound | {contract.specificity:.3f}, {contract.specificity_low:.3f} |
 
@@ -154,9 +152,8 @@ not for commercial use. {_start(draft, weights)}{_teacher(draft)}
 - The promise holds for images like those of the calibration split. Other clinics and cameras were
   not looked at; the threshold is not valid for them without new calibration. What is known of skin
   tones, ages, sexes and sites, {_REPORT} shows.
-- A heatmap shows where the network looked. It does not show where disease is.
 - Probabilities are for a share of {contract.target_share:.1%} of {task.noun[1]}, that of the images
-  that the calibrator was fitted to.
+  that the calibrator was fitted to.{_heatmaps(draft)}
 
 ## TRIPOD+AI
 
@@ -276,8 +273,33 @@ figures are then optimistic."""
 
 
 def _architecture(draft: BundleManifest) -> str:
-    backbone, num = draft.training_config.model.backbone, draft.num_networks
-    return backbone if num == 1 else f"{num} times {backbone}, whose logits are averaged"
+    config, num, backend = draft.training_config, draft.num_networks, draft.cpu_backend
+    times = "" if num == 1 else f"{num} times "
+    averaged = "" if num == 1 else ", whose logits are averaged"
+    if config.model.embedding_size:
+        return (
+            f"{times}a linear layer{averaged}, on embeddings of {config.model.embedding_size}"
+            " numbers by a\n  model outside this bundle, which gives no heatmaps"
+        )
+    return f"""{times}{config.model.backbone}{averaged}, input {config.data.input_width} x
+  {config.data.input_height} px, averaged over {config.data.tta} mirrored copies. Feature maps on a
+  CPU: {backend.name}, {backend.num_other_decisions} other decisions on {backend.num_images}
+  images"""
+
+
+def _heatmaps(draft: BundleManifest) -> str:
+    if draft.training_config.model.embedding_size:
+        return ""
+    return "\n- A heatmap shows where the network looked. It does not show where disease is."
+
+
+def _basis(contract: Contract) -> str:
+    if contract.basis == "out_of_fold":
+        return (
+            "approximate: held-out images of the folds; the calibration split has too few targets"
+            " and stayed closed"
+        )
+    return f"calibration split, on which this is network number {contract.access}"
 
 
 def _strata_of(draft: BundleManifest) -> str:

@@ -78,7 +78,8 @@ class Contract(Strict):
         target_sensitivity: the promised sensitivity, in (0, 1).
         confidence: the one-sided confidence of all contracts for this unit on the split together,
             in (0, 1).
-        access: the number of this network among those calibrated on the split, from 1.
+        access: the number of this network among those calibrated on the split, from 1; 1 if the
+            basis is out_of_fold, where the split is not opened.
         accesses_declared: number of networks declared before the first one; 0 if none was.
         error: the probability of a broken promise that this access may spend.
         sensitivity_expected: the mean of the Beta law of the true sensitivity, (n - m*) / (n + 1).

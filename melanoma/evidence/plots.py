@@ -118,7 +118,7 @@ def plot_reliability(
         axes.plot([scores[chosen].mean()] * 2, [low, high], color=MUTED, lw=1.4)
         axes.plot(scores[chosen].mean(), is_target[chosen].mean(), "o", color=INK, ms=6)
         axes.annotate(
-            f"{chosen.sum()}",
+            f"n={chosen.sum()}",
             (scores[chosen].mean(), high),
             ha="center",
             va="bottom",
@@ -157,7 +157,8 @@ def plot_decision_curve(
 
 def plot_confusion(matrix: IntArray, classes: Sequence[str]) -> Figure:
     """Draw a ``(C, C)`` confusion matrix, shaded by the share within each true class."""
-    figure, axes = new_axes("Likeliest class (across) of each true class (down)", "", "")
+    title = "Images by class (shade: share of the true class)"
+    figure, axes = new_axes(title, "likeliest class", "true class")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1.2)
     for (row, column), count in np.ndenumerate(matrix):

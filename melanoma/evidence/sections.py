@@ -151,12 +151,12 @@ def _classes(report: Mapping[str, Any]) -> Section:
         ]
         for name, cell in report["by_class"].items()
     ]
-    targets = ", ".join(names.get(name, name) for name in report["task"]["targets"])
+    nouns = html.escape(report["task"]["noun"][1])
     return Section(
         "Referred by class",
         ["", "units", "referred", "share"],
         rows,
-        f"Only {html.escape(targets)} must be referred. Other cancers are not looked for.",
+        f"Only {nouns} must be referred. Other cancers are not looked for.",
     )
 
 

@@ -118,7 +118,7 @@ def test_the_card_holds_the_figures_of_the_manifest(
     card = (bundle_dir / "MODEL_CARD.md").read_text()
     contract = manifest["operating_point"]["contract"]
     for line in (
-        f"| number of this network on the calibration split | {contract['access']} |",
+        f"| basis | calibration split, on which this is network number {contract['access']} |",
         f"| targets, others | {contract['num_target']}, {contract['num_other']} |",
         f"| misses allowed | {contract['misses_allowed']} |",
         f"| expected sensitivity | {contract['sensitivity_expected']:.3f} |",
