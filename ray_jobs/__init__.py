@@ -1,1 +1,1 @@
-"""Runs the pipelines on Ray. Only `ray_jobs.cli` imports the search and the server."""
+"""Runs the pipelines on Ray. Only `ray_jobs.commands` imports the search and the server."""

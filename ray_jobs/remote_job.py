@@ -14,8 +14,8 @@ from pathlib import Path
 import aiohttp
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from ray_jobs.arguments import MARK
 from ray_jobs.progress import say
+from ray_jobs.results import MARK
 
 PASSED_ON = ("MELANOMA_DEBUG",)
 POLL_SECONDS = 2.0

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import tomllib
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from melanoma.data.prepare_config import PrepareConfig
 from melanoma.evidence.sequential import chances_of_verdict
 from melanoma.io.files import sha256_of
 from melanoma.task import DEFAULT_TASK, TASKS
-from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, build_parser
-from ray_jobs.cli import _contract_code, main
+from ray_jobs.arguments import DONE, FOUND, NAMED_OR_PATH, contract_code
+from ray_jobs.cli import build_parser, main
 from tests.clusters import BIN
 from tests.manifests import of_kind, pod_specs
 
@@ -50,7 +49,7 @@ def test_the_command_has_the_defaults_of_the_code(
     words: list[str], config: PrepareConfig | PhantomConfig
 ) -> None:
     """The parser must not import the code, so it repeats the defaults for --help."""
-    args = vars(build_parser(defaultdict(lambda: lambda _: DONE), "0").parse_args(words))
+    args = vars(build_parser().parse_args(words))
     options = {"folds": "num_folds", "lesions": "num_lesions"}
     given = {options.get(name, name): value for name, value in args.items()}
     defaults = dataclasses.asdict(config) | ({"task": DEFAULT_TASK} if "task" in given else {})
@@ -127,7 +126,7 @@ def test_an_unmet_contract_fails_a_command_that_requires_it(
 ) -> None:
     import argparse
 
-    assert _contract_code(argparse.Namespace(require_contract=required), status) == expected
+    assert contract_code(argparse.Namespace(require_contract=required), status) == expected
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -14,12 +14,12 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from melanoma.errors import DataError
-from ray_jobs.arguments import FAILED, build_parser
-from ray_jobs.cli import _COMMANDS
+from ray_jobs.arguments import FAILED
+from ray_jobs.cli import build_parser
 from ray_jobs.remote_job import JobLog, RemoteJob, follow
 from ray_jobs.submit import _exit_code, _interrupted, check_paths, submit
 
-PARSER = build_parser(dict.fromkeys(_COMMANDS, lambda _: 0), "0")
+PARSER = build_parser()
 
 
 @pytest.mark.parametrize(
