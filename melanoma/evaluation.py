@@ -103,28 +103,14 @@ def evaluate(
         scored = _predict(score, executor, num_workers=num_workers, progress=progress)
         left_out = asked.left_out(scored, work, skip_bad=skip_bad)
         if challenge is not None:
-            columns = [f"probability_{name}" for name in bundle.task.classes]
-            challenge.write(work, scored["image_id"].tolist(), scored[columns].to_numpy())
-        predictions = _usable(scored, left_out, bundle.task)
-        split_hash = "" if asked.prepared is None else asked.prepared.manifest.split_hash
-        same_splits = split_hash == bundle.manifest.split_hash
-        evaluated = Evaluated(
-            task=bundle.task,
-            operating_point=bundle.operating_point,
-            calibrator=bundle.manifest.calibrator,
-            several_images=bundle.manifest.several_images,
-            **_identity(bundle),
-            predictions=predictions.drop(columns="fingerprint"),
-            split=asked.name,
-            population=f"{asked.population}, {asked.name}",
-            accesses=accesses,
-            same_splits=same_splits,
+            challenge.write_scores(work, scored["image_id"].tolist(), scored)
+        evaluated = _evaluated(
+            bundle,
+            asked,
+            scored,
             left_out=left_out,
+            accesses=accesses,
             train=None if learned is None else learned.rows("train"),
-            known=frozenset() if same_splits else _known(bundle, predictions, asked.rows),
-            data_hash=_data_hash(asked.rows),
-            split_hash=split_hash,
-            versions=library_versions(),
         )
         return write_report(evaluated, work)
 
@@ -184,6 +170,45 @@ def read_asked(bundle: Bundle, data_dir: AnyPath, *, split: str | None, skip_bad
     for note in external.notes:
         log.info("%s", note)
     return Asked(EXTERNAL, shown(data_dir.resolve().name), external.rows, external=external)
+
+
+def _evaluated(
+    bundle: Bundle,
+    asked: Asked,
+    scored: pd.DataFrame,
+    *,
+    left_out: Mapping[str, Mapping[str, int]],
+    **known: Any,
+) -> Evaluated:
+    """Return what was predicted, with what is known of the bundle and of the images.
+
+    Args:
+        bundle: what predicted.
+        asked: what was asked of it.
+        scored: the rows of all images.
+        left_out: reason -> class -> number.
+        known: further attributes of the result.
+    """
+    predictions = _usable(scored, left_out, bundle.task)
+    split_hash = "" if asked.prepared is None else asked.prepared.manifest.split_hash
+    same_splits = split_hash == bundle.manifest.split_hash
+    return Evaluated(
+        task=bundle.task,
+        operating_point=bundle.operating_point,
+        calibrator=bundle.manifest.calibrator,
+        several_images=bundle.manifest.several_images,
+        **_identity(bundle),
+        predictions=predictions.drop(columns="fingerprint"),
+        split=asked.name,
+        population=f"{asked.population}, {asked.name}",
+        same_splits=same_splits,
+        left_out=left_out,
+        known=frozenset() if same_splits else _known(bundle, predictions, asked.rows),
+        data_hash=_data_hash(asked.rows),
+        split_hash=split_hash,
+        versions=library_versions(),
+        **known,
+    )
 
 
 def _usable(

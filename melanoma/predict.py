@@ -19,6 +19,7 @@ from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.dicom_objects import Finding, check_installed, overlay_of, report_of
 from melanoma.errors import DataError, InvalidImageError
+from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.explain.methods import METHODS, check_method
 from melanoma.explain.overlay import heatmap_on, overlay
 from melanoma.explain.subject import Explainer
@@ -85,18 +86,32 @@ def predict_files(
         ),
         strict=True,
     )
-    point, task = predictor.bundle.operating_point, predictor.bundle.task
-    joined: dict[str, Any] = {"lesion": None} if one_lesion else {}
-    if one_lesion:
-        results = tuple(_without_decision(result) for result in results)
-        usable = [prediction for prediction in predictions if prediction is not None]
-        if len(usable) == len(paths):
-            found = predictor.decider.of_lesion(usable)
-            point = found.operating_point
-            joined = {"lesion": {"num_images": len(usable), **_answer(found.together, task)}}
+    if not one_lesion:
+        return {"results": list(results), **_basis(predictor, predictor.bundle.operating_point)}
+    point, answer = _judged_together(predictor, predictions)
     return {
-        "results": list(results),
-        **joined,
+        "results": [_without_decision(result) for result in results],
+        "lesion": answer,
+        **_basis(predictor, point),
+    }
+
+
+def _judged_together(
+    predictor: Predictor, predictions: Sequence[Prediction | None]
+) -> tuple[OperatingPoint, dict[str, Any] | None]:
+    """Return what decided about a lesion and the answer, None if one of its images has none."""
+    usable = [prediction for prediction in predictions if prediction is not None]
+    if len(usable) < len(predictions):
+        return predictor.bundle.operating_point, None
+    found = predictor.decider.of_lesion(usable)
+    answer = _answer(found.together, predictor.bundle.task)
+    return found.operating_point, {"num_images": len(usable), **answer}
+
+
+def _basis(predictor: Predictor, point: OperatingPoint) -> dict[str, Any]:
+    """Return what the answers rest on."""
+    task = predictor.bundle.task
+    return {
         "target": task.noun[0],
         "threshold": point.threshold,
         "contract": dataclasses.asdict(point.contract),

@@ -12,13 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from melanoma.arrays import FloatArray
 from melanoma.bundle.bundle import load_bundle
-from melanoma.bundle.deciding import Decider
+from melanoma.bundle.deciding import NO_CONTRACT, Decider
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
 from melanoma.errors import DataError
@@ -29,7 +30,7 @@ from melanoma.io.storage import AnyPath, files_below, remove_folder, to_path
 from melanoma.judging import embeddings_for, in_threads, judge, judge_batches, read_stored
 from melanoma.lesion_scores import LESION_SCORES, lesion_scores, read_lesions
 from melanoma.places import check_images
-from melanoma.submission import Submission
+from melanoma.submission import Submission, submission_file
 
 SCORES, PARTS = "scores.parquet", "parts"
 CHUNK = 16 * BATCH
@@ -112,11 +113,74 @@ def score(
             )
             table = _score_parts(work, out, executor, num_workers, progress)
         if challenge is not None:
-            columns = [f"probability_{name}" for name in bundle.task.classes]
-            challenge.write(out, table["path"].tolist(), table[columns].to_numpy())
+            challenge.write_scores(out, table["path"].tolist(), table)
         if of_lesions:
             write_parquet(out / LESION_SCORES, lesion_scores(table, of_lesions, decider))
     return table
+
+
+def describe_scores(
+    table: pd.DataFrame, out: AnyPath, *, submission: str | None = None, with_lesions: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Return what `score` wrote as plain values, and as text for people.
+
+    Args:
+        table: what it returned.
+        out: the folder that it wrote to.
+        submission: the challenge whose table it wrote too, if any.
+        with_lesions: whether it judged lesions too.
+    """
+    unusable = int((table["reason"] != "").sum())
+    why = _why_not_assessed(table)
+    found: dict[str, Any] = {
+        "scores": str(out / SCORES),
+        "num_images": len(table),
+        "decisions": _decisions(table),
+        "cannot_assess": why,
+        "num_unusable": unusable,
+    }
+    lines = [
+        f"{len(table)} images: {_listed(found['decisions'])}; {unusable} could not be scored",
+        f"scores {found['scores']}",
+    ]
+    if why:
+        lines.insert(1, f"cannot_assess: {_listed(why)}")
+    if NO_CONTRACT in why:
+        lines.insert(2, "without a contract nothing is decided; `melanoma bundle verify` says why")
+    if submission is not None:
+        found["submission"] = str(out / submission_file(submission))
+        lines.append(f"submission {found['submission']}")
+    if with_lesions:
+        lesions = read_parquet(out / LESION_SCORES)
+        others = len(table) - int(lesions["num_images"].sum())
+        found |= {
+            "lesions": str(out / LESION_SCORES),
+            "num_lesions": len(lesions),
+            "lesion_decisions": _decisions(lesions),
+            "num_without_lesion": others,
+        }
+        lines += [
+            f"{len(lesions)} lesions: {_listed(found['lesion_decisions'])}; {others} images are of"
+            " none of them",
+            f"lesions {found['lesions']}",
+        ]
+    return found, "\n".join(lines)
+
+
+def _decisions(table: pd.DataFrame) -> dict[str, int]:
+    return {str(name): int(num) for name, num in table["decision"].value_counts().items()}
+
+
+def _why_not_assessed(table: pd.DataFrame) -> dict[str, int]:
+    """Return how many images are not assessed, by the codes that tell why."""
+    judged = table["reason"] == ""
+    codes = table["detail"].where(judged, table["reason"])[table["decision"] == "cannot_assess"]
+    counts = codes.str.split(", ").explode().value_counts()
+    return {str(code): int(num) for code, num in counts.items()}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{num} {name}" for name, num in sorted(counts.items()))
 
 
 def _score_parts(

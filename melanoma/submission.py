@@ -179,6 +179,11 @@ class Submission:
             )
         return path
 
+    def write_scores(self, folder: AnyPath, names: Sequence[str], scores: pd.DataFrame) -> AnyPath:
+        """Write the table from scores with the column probability_CLASS of each class."""
+        columns = [f"probability_{name}" for name in self.task.classes]
+        return self.write(folder, names, scores[columns].to_numpy())
+
     def _confidences(self, probabilities: FloatArray) -> FloatArray:
         if self.challenge.only_melanoma:
             return self.task.target_scores(probabilities)[:, None]

@@ -75,7 +75,7 @@ def positive(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: if it is not at least 1.
     """
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; it is {text!r}")
     return int(text)
 

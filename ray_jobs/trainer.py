@@ -51,7 +51,8 @@ RESIZE_SECONDS = 30.0
 def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
     """Train runs with Ray Train and return the folder of the best checkpoint of each.
 
-    As many runs train at once as the cluster has room for.
+    As many runs train at once as the cluster has room for; those with a frozen backbone train one
+    after another.
 
     Args:
         jobs: the runs, all with the same resources.
@@ -61,8 +62,9 @@ def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
     bundle = worker_bundle(first, node_resources())
     wait_for_room(bundle, first.least)
     at_once = min(len(jobs), num_placeable(node_resources(), bundle) // first.least)
-    if at_once <= 1:
-        # In the main thread, Ray ends a run in order when the user interrupts it.
+    # Of frozen backbones the first run computes the features, and the others read them. In the main
+    # thread, Ray ends a run in order when the user interrupts it.
+    if at_once <= 1 or first.config.optim.head_only:
         return [_train(job, bundle) for job in jobs]
     say(f"Training {len(jobs)} networks, {at_once} at a time.")
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="runs")

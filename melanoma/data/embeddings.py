@@ -83,7 +83,7 @@ def read_embeddings(path: AnyPath) -> Embeddings:
     if broken.any():
         raise DataError(
             f"{where} must hold finite numbers; the embeddings of {int(broken.sum())} images, such"
-            f" as {shown(ids[broken].iloc[0])!r}, do not. Compute them again."
+            f" as {shown(ids.iloc[int(broken.argmax())])!r}, do not. Compute them again."
         )
     return Embeddings(vectors, ids)
 

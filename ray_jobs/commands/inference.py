@@ -75,9 +75,7 @@ def _score_options(command: argparse.ArgumentParser) -> None:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from melanoma.lesion_scores import LESION_SCORES
-    from melanoma.scoring import SCORES, score
-    from melanoma.submission import submission_file
+    from melanoma.scoring import describe_scores, score
     from ray_jobs.executor import RayExecutor
     from ray_jobs.progress import counted
 
@@ -93,24 +91,10 @@ def _score(args: argparse.Namespace) -> int:
             executor=RayExecutor(),
             progress=progress,
         )
-    decisions = {str(name): int(num) for name, num in table["decision"].value_counts().items()}
-    unusable = int((table["reason"] != "").sum())
-    scores = args.out / SCORES
-    value = {
-        "scores": str(scores),
-        "num_images": len(table),
-        "decisions": decisions,
-        "num_unusable": unusable,
-    }
-    counts = ", ".join(f"{num} {name}" for name, num in sorted(decisions.items()))
-    text = f"{len(table)} images: {counts}; {unusable} could not be scored\nscores {scores}"
-    if args.submission is not None:
-        value["submission"] = str(args.out / submission_file(args.submission))
-        text += f"\nsubmission {value['submission']}"
-    if args.lesions is not None:
-        value["lesions"] = str(args.out / LESION_SCORES)
-        text += f"\nlesions {value['lesions']}"
-    print_result(args, value, text)
+    found, text = describe_scores(
+        table, args.out, submission=args.submission, with_lesions=args.lesions is not None
+    )
+    print_result(args, found, text)
     return DONE
 
 
@@ -189,7 +173,7 @@ def _serve_options(command: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 1 to 65535; it is {text!r}")
     return int(text)
 

@@ -1,7 +1,7 @@
 """The command `train`, and the options that it shares with the search."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.arguments import (
     PREPARED,
@@ -15,6 +15,10 @@ from ray_jobs.arguments import (
 )
 from ray_jobs.commands.settings import add_settings, config_of
 from ray_jobs.results import print_result
+
+if TYPE_CHECKING:
+    from melanoma.training.job import TrainJob
+    from melanoma.training.run import TrainResult
 
 
 def add_commands(commands: Any) -> None:
@@ -132,17 +136,26 @@ def _train(args: argparse.Namespace) -> int:
         embeddings=args.embeddings,
     )
     result = run_job(job, RayExecutor())
-    validation = result.validation
-    within = validation.get("within_source_auroc")
+    print_result(args, result.as_dict(), _describe(job, result))
+    return contract_code(args, result.contract.status)
+
+
+def _describe(job: "TrainJob", result: "TrainResult") -> str:
+    """Return the result as text for people."""
+    scores = result.validation
+    within = scores.get("within_source_auroc")
     also = "" if within is None else f", within sources {within:.3f}"
     best = ", ".join(map(str, result.best_epochs))
-    epochs = f"epochs {best} of the folds" if args.folds else f"epoch {best}"
-    text = (
-        f"best {epochs}; validation AUROC {validation['auroc']:.3f}{also},"
-        " specificity at 90 % sensitivity"
-        f" {validation['specificity_at_sensitivity_90']:.3f} (with the mirrored copies of"
-        " prediction; optimistic, because they chose the epoch)\ncontract"
-        f" {result.contract.status}: {result.contract_sentence}\nbundle {result.bundle}"
-    )
-    print_result(args, result.as_dict(), text)
-    return contract_code(args, result.contract.status)
+    epochs = f"epochs {best} of the folds" if job.all_folds else f"epoch {best}"
+    copies = "" if job.config.data.tta == 1 else "with the mirrored copies of prediction; "
+    lines = [
+        f"best {epochs}; validation AUROC {scores['auroc']:.3f}{also}, specificity at 90 %"
+        f" sensitivity {scores['specificity_at_sensitivity_90']:.3f} ({copies}optimistic, because"
+        " they chose the epoch)",
+        f"contract {result.contract.status}: {result.contract_sentence}",
+        f"bundle {result.bundle}",
+    ]
+    if job.teacher is not None:
+        share = job.config.loss.teacher_share
+        lines.insert(0, f"{share:.0%} of each label came from the teacher {job.teacher.name}")
+    return "\n".join(lines)

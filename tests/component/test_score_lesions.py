@@ -11,7 +11,7 @@ from melanoma.bundle.deciding import Decider
 from melanoma.bundle.predictor import Predictor
 from melanoma.errors import DataError
 from melanoma.lesion_scores import LESION_SCORES, lesion_scores, read_lesions
-from melanoma.scoring import score
+from melanoma.scoring import describe_scores, score
 
 
 @pytest.fixture
@@ -44,6 +44,25 @@ def test_a_lesion_has_the_mean_of_its_images(
     assert found.loc["a", "decision"] == joined.decision
     alone = scores.set_index("path").loc[names[2], columns]
     assert np.allclose(found.loc["b", columns].to_numpy(float), alone.to_numpy(float))
+    said, text = describe_scores(scores, tmp_path / "out", with_lesions=True)
+    assert (said["num_lesions"], said["num_without_lesion"]) == (2, 2)
+    assert sum(said["lesion_decisions"].values()) == 2
+    assert "2 images are of none of them" in text
+
+
+def test_why_images_are_not_assessed_is_said(tmp_path: Path) -> None:
+    rows = [
+        ("refer", "", ""),
+        ("cannot_assess", "", "contract_not_met, unusual_image"),
+        ("cannot_assess", "", "contract_not_met"),
+        ("cannot_assess", "blank_image", "The image is one colour."),
+    ]
+    table = pd.DataFrame(rows, columns=["decision", "reason", "detail"])
+    said, text = describe_scores(table, tmp_path)
+    assert said["cannot_assess"] == {"contract_not_met": 2, "unusual_image": 1, "blank_image": 1}
+    assert said["num_unusable"] == 1
+    assert "cannot_assess: 1 blank_image, 2 contract_not_met, 1 unusual_image" in text
+    assert "nothing is decided" in text
 
 
 def test_a_lesion_with_an_unreadable_image_is_not_assessed(bundle_dir: Path) -> None:
@@ -63,6 +82,7 @@ def test_a_lesion_with_an_unreadable_image_is_not_assessed(bundle_dir: Path) -> 
         ([("x", "a")], "could be several files"),
         ([("one/x.jpg", "a"), ("one/x.jpg", "b")], "two lesions"),
         ([(f"i{number}.jpg", "a") for number in range(7)], "at most 6 images"),
+        ([("i0.jpg", "a"), ("i1.jpg", "")], "1 of 2 do not"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(

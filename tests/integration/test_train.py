@@ -59,7 +59,7 @@ def test_a_run_folder_is_never_shared_by_other_settings(
         )
         == BAD_INPUT
     )
-    assert "pass another --name" in capsys.readouterr().err
+    assert "another --name" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_cluster")

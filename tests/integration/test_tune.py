@@ -195,7 +195,7 @@ def test_a_finished_search_is_only_reported(
         "auroc",
     ]
     assert main(other) == BAD_INPUT
-    assert "pass another --name" in capsys.readouterr().err
+    assert "another --name" in capsys.readouterr().err
 
 
 def test_calibration_and_test_are_never_read(

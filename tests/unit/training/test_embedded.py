@@ -62,11 +62,10 @@ def test_a_number_in_each_column_is_the_same(table: pd.DataFrame, tmp_path: Path
     )
     ids = table["image_id"].tolist()[:3]
     (tmp_path / "wide").mkdir()
-    both = [
-        read_embeddings(_written(table, tmp_path)),
-        read_embeddings(_written(wide, tmp_path / "wide")),
-    ]
-    assert np.array_equal(both[0].of(ids), both[1].of(ids))
+    wide.to_csv(tmp_path / "wide.csv", index=False, sep=";")
+    paths = (_written(table, tmp_path), _written(wide, tmp_path / "wide"), tmp_path / "wide.csv")
+    first, *others = (read_embeddings(path).of(ids) for path in paths)
+    assert all(np.allclose(first, other, rtol=1e-6) for other in others)
 
 
 def test_an_image_without_an_embedding_is_refused_before_training(
@@ -85,7 +84,10 @@ def test_an_image_without_an_embedding_is_refused_before_training(
         (lambda t: t.rename(columns={"image_id": "id"}), "must have the column image_id"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "name every image once"),
         (lambda t: t.assign(embedding=[[1.0]] + [[1.0, 2.0]] * (len(t) - 1)), "as many for every"),
-        (lambda t: t.assign(embedding=[[np.nan]] * len(t)), "finite numbers"),
+        (
+            lambda t: t.assign(embedding=[[np.nan]] * len(t)),
+            r"the embeddings of \d+ images, such as",
+        ),
     ],
 )
 def test_a_bad_table_is_refused(table, tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]

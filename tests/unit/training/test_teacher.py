@@ -76,6 +76,8 @@ def test_a_row_of_other_splits_says_who_has_seen_them(
 
 def test_what_is_no_table_is_refused(prepared: PreparedData, tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_text("no table")
+    with pytest.raises(DataError, match="--teacher must be a file, parquet or CSV"):
+        read_teacher(tmp_path / "missing.csv", prepared)
     with pytest.raises(DataError, match="must be a parquet table"):
         read_teacher(tmp_path / "table.parquet", prepared)
 
