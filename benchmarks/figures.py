@@ -189,6 +189,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "machine",
             "search-efficiency",
             "growth",
+            "recipes",
+            "seed-bundles",
         )
     },
 }

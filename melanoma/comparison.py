@@ -155,6 +155,8 @@ def _pair(
     tables: tuple[PredictionTable, PredictionTable], task: Task | None, *, common: bool
 ) -> _Pairs:
     a, b = tables
+    for table in tables:
+        table.scores(task)  # a table without them is refused before anything else is asked for
     both = a.rows.index.intersection(b.rows.index).sort_values()
     only = len(a.rows) - len(both), len(b.rows) - len(both)
     if both.empty:

@@ -197,7 +197,8 @@ def describe_audit(found: dict[str, Any]) -> str:
             if num
             else "no leak: no two groups show one lesion"
         ),
-        f"{len(leaks['possible_pairs'])} more pairs may; a person must look at them",
+        f"{len(leaks['possible_pairs'])} more pairs may show one lesion: too alike to dismiss, too"
+        " little to say so. Look at them",
     ]
     if views["num"]:
         lines.append(

@@ -1,13 +1,17 @@
 """A bundle's network gets a contract on the data of another site."""
 
+import copy
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from melanoma.bundle.bundle import load_bundle, verify_bundle
 from melanoma.bundle.manifest import WEIGHTS
+from melanoma.bundle.packing import pack
+from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData, open_prepared
 from melanoma.data.phantom.config import PhantomConfig
 from melanoma.data.phantom.layout import write_phantom
@@ -16,6 +20,7 @@ from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError
 from melanoma.executor import LocalExecutor
 from melanoma.recontract import recontract
+from melanoma.training.ensemble import Ensemble
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -67,6 +72,29 @@ def test_the_network_stays_and_the_contract_is_of_the_site(
         len(known)
         >= len(data.records) + len(pd.read_parquet(bundle_dir / "known_images.parquet")) - 1
     )
+
+
+def test_an_ensemble_gets_a_contract_of_the_site_too(
+    trained: torch.nn.Module,
+    tiny_config: TrainConfig,
+    unopened: PreparedData,
+    fresh: Path,
+    tmp_path: Path,
+) -> None:
+    networks = [trained, *(copy.deepcopy(trained) for _ in range(2))]
+    (tmp_path / "three").mkdir()
+    packed = pack(
+        Ensemble(networks), tiny_config, unopened, tmp_path / "three", best_epochs=(8, 9, 10)
+    )
+    assert packed.num_networks == 3
+    manifest = recontract(tmp_path / "three", fresh, tmp_path / "out")
+    assert manifest.files[WEIGHTS] == packed.files[WEIGHTS]
+    assert (manifest.num_networks, manifest.best_epochs) == (3, (8, 9, 10))
+    contract = manifest.operating_point.contract
+    assert (contract.population, contract.basis) == ("Site B", "split")
+    assert [found for found in verify_bundle(tmp_path / "out") if "contract" not in found] == []
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "3 times test_convnext, whose logits are averaged" in card
 
 
 def test_the_images_of_a_contract_are_not_new_to_the_next_one(
