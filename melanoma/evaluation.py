@@ -178,7 +178,8 @@ def _evaluated(
     scored: pd.DataFrame,
     *,
     left_out: Mapping[str, Mapping[str, int]],
-    **known: Any,
+    accesses: list[dict[str, Any]],
+    train: pd.DataFrame | None,
 ) -> Evaluated:
     """Return what was predicted, with what is known of the bundle and of the images.
 
@@ -187,7 +188,8 @@ def _evaluated(
         asked: what was asked of it.
         scored: the rows of all images.
         left_out: reason -> class -> number.
-        known: further attributes of the result.
+        accesses: every access to this split so far.
+        train: records to fit the reference models to; None if there are none.
     """
     predictions = _usable(scored, left_out, bundle.task)
     split_hash = "" if asked.prepared is None else asked.prepared.manifest.split_hash
@@ -208,7 +210,8 @@ def _evaluated(
         data_hash=_data_hash(asked.rows),
         split_hash=split_hash,
         versions=library_versions(),
-        **known,
+        accesses=accesses,
+        train=train,
     )
 
 

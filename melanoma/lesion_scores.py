@@ -1,5 +1,6 @@
 """Joins the scores of images to those of lesions, for `melanoma score --lesions`."""
 
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,19 @@ def read_lesions(path: AnyPath, names: list[str]) -> dict[str, list[str]]:
             f"--lesions must have the columns image and lesion_id; {shown(path.name)} lacks"
             f" {' and '.join(sorted(missing))}. Add what is missing."
         )
-    table = table[["image", "lesion_id"]].astype(str)
-    if blank := int((table == "").any(axis=1).sum()):
+    table = table[["image", "lesion_id"]].fillna("").astype(str).map(_plain)
+    if (blank := int((table == "").any(axis=1).sum())) or table.empty:
         raise DataError(
-            f"--lesions must name an image and a lesion in every row; {blank} of {len(table)} do"
-            " not. Complete or remove them."
+            f"--lesions must name an image and a lesion in every row; {blank} of {len(table)} rows"
+            " do not. Complete or remove them."
+            if blank
+            else "--lesions must have a row for every image of a lesion; it has none. Add them."
         )
     places: dict[str, set[str]] = {}
     for name in names:
         last = name.rpartition("/")[2]
         for alias in (name, last, last.rpartition(".")[0]):
-            places.setdefault(alias, set()).add(name)
+            places.setdefault(_plain(alias), set()).add(name)
     found: dict[str, list[str]] = {}
     lesion_of: dict[str, str] = {}
     for image, lesion in zip(table["image"], table["lesion_id"], strict=True):
@@ -65,6 +68,11 @@ def read_lesions(path: AnyPath, names: list[str]) -> dict[str, list[str]]:
                 f" {len(images)}. Leave some out."
             )
     return lesions
+
+
+def _plain(text: str) -> str:
+    """Return a text without blanks around it, in the Unicode form of tables."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def lesion_scores(

@@ -3,6 +3,7 @@
 It runs in this process, because a few images need no cluster.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from melanoma.explain.subject import Explainer
 from melanoma.imaging.decode import check_content, decode_image, format_of
 from melanoma.imaging.dicom import Dicom
 from melanoma.imaging.png_writer import to_png
-from melanoma.io.files import write_bytes
+from melanoma.io.files import sha256_of, write_bytes
+from melanoma.io.storage import AnyPath
 from melanoma.task import Task
 
 _WRITTEN = {"overlay": "heatmap", "report": "report", "overlay_dicom": "heatmap"}
@@ -75,8 +77,8 @@ def predict_files(
     make = METHODS[check_method(explain)].make if explain else None
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     if one_lesion:
-        _check_different(paths)
         predictor.decider.check_num_images(len(paths))
+        _check_different(paths)
     explainer = make(predictor.bundle.subject()) if make else None
     writer = _Writer(predictor.bundle, out, explain, explainer, dicom)
     results, predictions = zip(
@@ -102,7 +104,8 @@ def _judged_together(
     """Return what decided about a lesion and the answer, None if one of its images has none."""
     usable = [prediction for prediction in predictions if prediction is not None]
     if len(usable) < len(predictions):
-        return predictor.bundle.operating_point, None
+        several = predictor.bundle.manifest.several_images if len(predictions) > 1 else None
+        return several or predictor.bundle.operating_point, None
     found = predictor.decider.of_lesion(usable)
     answer = _answer(found.together, predictor.bundle.task)
     return found.operating_point, {"num_images": len(usable), **answer}
@@ -120,21 +123,21 @@ def _basis(predictor: Predictor, point: OperatingPoint) -> dict[str, Any]:
     }
 
 
-def _check_different(paths: Sequence[Path]) -> None:
+def _check_different(paths: Sequence[AnyPath]) -> None:
     """Check that no image counts twice.
 
     Raises:
         DataError: if one does.
     """
-    seen: set[bytes] = set()
-    for path in filter(Path.is_file, paths):
-        content = path.read_bytes()
-        if content in seen:
-            raise DataError(
-                f"The images of one lesion must differ; {path} is given twice, perhaps under"
-                " another name. Give it once."
-            )
-        seen.add(content)
+    seen: dict[str, AnyPath] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # a file that cannot be read gets an error of its own
+            first = seen.setdefault(sha256_of(path), path)
+            if first is not path:
+                raise DataError(
+                    f"The images of one lesion must differ; {first} and {path} are the same. Give"
+                    " it once."
+                )
 
 
 def _without_decision(result: dict[str, Any]) -> dict[str, Any]:

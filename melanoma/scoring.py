@@ -22,6 +22,7 @@ from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.deciding import NO_CONTRACT, Decider
 from melanoma.bundle.predictor import Predictor
 from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
+from melanoma.data.prediction_tables import UNASSESSED
 from melanoma.errors import DataError
 from melanoma.evaluation import BATCH
 from melanoma.executor import Executor, Item, LocalExecutor, Progress, Row
@@ -68,8 +69,8 @@ def score(
         num_workers: number of workers that score.
         submission: a challenge (isic2018, isic2019 or isic2020) whose table is written too,
             OUT/submission_<challenge>.csv; also for a scoring that is finished.
-        lesions: a CSV file with the columns image and lesion_id; the images of each lesion are also
-            judged together, and OUT/lesions.parquet is written.
+        lesions: a CSV or parquet file with the columns image and lesion_id; the images of each
+            lesion are also judged together, and OUT/lesions.parquet is written.
         embeddings: for a bundle that takes them, the embeddings of the images, by file name without
             suffix.
         executor: where images are scored; None takes this process.
@@ -131,52 +132,55 @@ def describe_scores(
         with_lesions: whether it judged lesions too.
     """
     unusable = int((table["reason"] != "").sum())
-    why = _why_not_assessed(table)
     found: dict[str, Any] = {
         "scores": str(out / SCORES),
         "num_images": len(table),
-        "decisions": _decisions(table),
-        "cannot_assess": why,
+        **_counts(table),
         "num_unusable": unusable,
     }
     lines = [
         f"{len(table)} images: {_listed(found['decisions'])}; {unusable} could not be scored",
+        *_reasons(found),
         f"scores {found['scores']}",
     ]
-    if why:
-        lines.insert(1, f"cannot_assess: {_listed(why)}")
-    if NO_CONTRACT in why:
-        lines.insert(2, "without a contract nothing is decided; `melanoma bundle verify` says why")
     if submission is not None:
         found["submission"] = str(out / submission_file(submission))
         lines.append(f"submission {found['submission']}")
     if with_lesions:
         lesions = read_parquet(out / LESION_SCORES)
-        others = len(table) - int(lesions["num_images"].sum())
+        counts, others = _counts(lesions), len(table) - int(lesions["num_images"].sum())
         found |= {
             "lesions": str(out / LESION_SCORES),
             "num_lesions": len(lesions),
-            "lesion_decisions": _decisions(lesions),
+            **{f"lesion_{name}": value for name, value in counts.items()},
             "num_without_lesion": others,
         }
         lines += [
-            f"{len(lesions)} lesions: {_listed(found['lesion_decisions'])}; {others} images are of"
-            " none of them",
+            f"{len(lesions)} lesions: {_listed(counts['decisions'])}; {others} images are of none"
+            " of them",
+            *_reasons(counts),
             f"lesions {found['lesions']}",
         ]
     return found, "\n".join(lines)
 
 
-def _decisions(table: pd.DataFrame) -> dict[str, int]:
-    return {str(name): int(num) for name, num in table["decision"].value_counts().items()}
+def _counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return how many rows have each decision, and how many each code for none."""
+    codes = table["detail"].where(table["reason"] == "", table["reason"])
+    codes = codes[table["decision"] == UNASSESSED].str.split(", ").explode()
+    return {
+        name: {str(key): int(num) for key, num in column.value_counts().items()}
+        for name, column in (("decisions", table["decision"]), (UNASSESSED, codes))
+    }
 
 
-def _why_not_assessed(table: pd.DataFrame) -> dict[str, int]:
-    """Return how many images are not assessed, by the codes that tell why."""
-    judged = table["reason"] == ""
-    codes = table["detail"].where(judged, table["reason"])[table["decision"] == "cannot_assess"]
-    counts = codes.str.split(", ").explode().value_counts()
-    return {str(code): int(num) for code, num in counts.items()}
+def _reasons(found: dict[str, Any]) -> list[str]:
+    """Return lines that tell why some get no decision."""
+    why = found[UNASSESSED]
+    lines = [f"{UNASSESSED}: {_listed(why)}"] if why else []
+    if NO_CONTRACT in why:
+        lines.append("without a contract nothing is decided; `melanoma bundle verify` says why")
+    return lines
 
 
 def _listed(counts: dict[str, int]) -> str:

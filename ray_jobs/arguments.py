@@ -150,7 +150,7 @@ def add_embeddings(command: argparse.ArgumentParser) -> None:
         "--embeddings",
         type=path,
         metavar="TABLE",
-        help="parquet file with the embeddings of the images, for a bundle trained on embeddings",
+        help="table with the embeddings of the images, for a bundle trained on embeddings",
     )
 
 

@@ -64,7 +64,8 @@ def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
     at_once = min(len(jobs), num_placeable(node_resources(), bundle) // first.least)
     # Of frozen backbones the first run computes the features, and the others read them. In the main
     # thread, Ray ends a run in order when the user interrupts it.
-    if at_once <= 1 or first.config.optim.head_only:
+    is_frozen = first.config.optim.head_only and first.embeddings is None
+    if at_once <= 1 or is_frozen:
         return [_train(job, bundle) for job in jobs]
     say(f"Training {len(jobs)} networks, {at_once} at a time.")
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="runs")

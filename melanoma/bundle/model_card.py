@@ -135,7 +135,7 @@ not for commercial use. {_start(draft, weights)}{_teacher(draft)}
 | unit | {contract.unit} |
 | targets, others | {contract.num_target}, {contract.num_other} |
 | further targets that got cannot_assess | {contract.num_target_unassessed} |
-| misses allowed | {max(0, contract.misses_allowed)} |
+| misses allowed | {_misses(contract)} |
 | expected sensitivity | {contract.sensitivity_expected:.3f} |
 | specificity, one-sided lower bound | {contract.specificity:.3f}, {contract.specificity_low:.3f} |
 
@@ -149,7 +149,7 @@ not for commercial use. {_start(draft, weights)}{_teacher(draft)}
 
 ## Limits
 
-- The promise holds for images like those of the calibration split. Other clinics and cameras were
+- The promise holds for images like those that placed the threshold. Other clinics and cameras were
   not looked at; the threshold is not valid for them without new calibration. What is known of skin
   tones, ages, sexes and sites, {_REPORT} shows.
 - Probabilities are for a share of {contract.target_share:.1%} of {task.noun[1]}, that of the images
@@ -216,6 +216,8 @@ def _standards(data: PreparedData) -> str:
 def _start(draft: BundleManifest, weights: str) -> str:
     if draft.origin is not None:
         return "Start weights: see the card of the bundle that trained the network."
+    if draft.training_config.model.embedding_size:
+        return "The model that computed the embeddings: **not stated**."
     if weights == "none":
         return "Start weights: none, the network began at random."
     if weights != "imagenet":
@@ -257,7 +259,7 @@ def _several_images(draft: BundleManifest) -> str:
     sentence = found.sentence(draft.task)
     return f"""For several images of one lesion, whose logits are averaged: **{found.status}**.
 {sentence} Targets, others: {found.num_target}, {found.num_other}; misses allowed:
-{found.misses_allowed}; specificity, one-sided lower bound: {found.specificity:.3f},
+{_misses(found)}; specificity, one-sided lower bound: {found.specificity:.3f},
 {found.specificity_low:.3f}."""
 
 
@@ -281,10 +283,14 @@ def _architecture(draft: BundleManifest) -> str:
             f"{times}a linear layer{averaged}, on embeddings of {config.model.embedding_size}"
             " numbers by a\n  model outside this bundle, which gives no heatmaps"
         )
+    copies = "" if config.data.tta == 1 else f", averaged over {config.data.tta} mirrored copies"
     return f"""{times}{config.model.backbone}{averaged}, input {config.data.input_width} x
-  {config.data.input_height} px, averaged over {config.data.tta} mirrored copies. Feature maps on a
-  CPU: {backend.name}, {backend.num_other_decisions} other decisions on {backend.num_images}
-  images"""
+  {config.data.input_height} px{copies}. Feature maps on a CPU: {backend.name},
+  {backend.num_other_decisions} other decisions on {backend.num_images} images"""
+
+
+def _misses(contract: Contract) -> str:
+    return "none: too few targets" if contract.misses_allowed < 0 else str(contract.misses_allowed)
 
 
 def _heatmaps(draft: BundleManifest) -> str:

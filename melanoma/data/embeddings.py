@@ -54,8 +54,8 @@ def read_embeddings(path: AnyPath) -> Embeddings:
     """Read a table of embeddings.
 
     Args:
-        path: a parquet or CSV file with the column image_id and either a column embedding with a
-            list of numbers or one column for each number.
+        path: a parquet file with the column image_id and a column embedding with a list of numbers
+            for each image, or a parquet or CSV file with a column for each number.
 
     Raises:
         DataError: if the file is damaged, lacks a column, names an image twice, or holds vectors
@@ -64,8 +64,9 @@ def read_embeddings(path: AnyPath) -> Embeddings:
     table, where = read_file(path, "--embeddings"), f"--embeddings {shown(path.name)}"
     if ID not in table.columns or len(table.columns) < 2:
         raise DataError(
-            f"{where} must have the column {ID} and a column {VECTOR} with lists of numbers, or a"
-            f" column for each number; it has {', '.join(table.columns[:6])}. Rename its columns."
+            f"{where} must have the column {ID} and a column {VECTOR} with lists of numbers"
+            f" (parquet), or a column for each number; it has {', '.join(table.columns[:6])}."
+            " Rename its columns."
         )
     ids = table[ID].astype(str)
     if ids.duplicated().any():
@@ -92,7 +93,10 @@ def _vectors(table: pd.DataFrame) -> FloatArray | None:
     """Return the vectors ``(N, F)`` of a table, or None if they are not numbers of one length."""
     try:
         if VECTOR in table.columns:
-            return np.stack([np.asarray(each, dtype=np.float32) for each in table[VECTOR]])
-        return table.drop(columns=ID).to_numpy(dtype=np.float32)
+            vectors = np.stack([np.asarray(each, dtype=np.float32) for each in table[VECTOR]])
+        else:
+            numbers = table.drop(columns=ID).replace("", np.nan)  # a blank cell of a CSV table
+            vectors = numbers.to_numpy(dtype=np.float32)
     except (TypeError, ValueError):
         return None
+    return vectors if vectors.ndim == 2 else None

@@ -204,7 +204,7 @@ def read_predictions(path: AnyPath) -> PredictionTable:
         DataError: if it is no such table, has no image ids, or names an image twice.
     """
     name = shown(path.name)
-    rows = read_file(path, "A table of predictions (`melanoma evaluate` writes one)")
+    rows = read_file(path, "A table of predictions (`evaluate` writes OUT/predictions.parquet)")
     rows = rows.astype(object).where(rows.notna(), "")
     column = next((alias for alias in IDS if alias in rows.columns), None)
     if column is None or rows.empty:

@@ -20,11 +20,12 @@ from melanoma.io.storage import AnyPath
 
 _SEPARATORS = ",;\t|"
 _HEAD_BYTES = 2**20
+_PARQUET = b"PAR1"
 _OTHER_FILES = {
     b"PK\x03\x04": "an Excel workbook or another zip archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"\x89HDF": "an HDF5 file",
-    b"PAR1": "a parquet file",
+    _PARQUET: "a parquet file",
     b"\x1f\x8b": "compressed with gzip",
 }
 _INVISIBLE = re.compile("[\ufeff\u200b-\u200d\u2060]")
@@ -88,7 +89,7 @@ def read_table(path: AnyPath, name: str = "", *, only_with: Collection[str] = ()
 
 
 def read_file(path: AnyPath, what: str) -> pd.DataFrame:
-    """Read a parquet table, or one that `read_table` reads; parquet is told by the suffix.
+    """Read a parquet table, or one that `read_table` reads.
 
     Args:
         path: its file.
@@ -98,15 +99,26 @@ def read_file(path: AnyPath, what: str) -> pd.DataFrame:
         Its rows. The names of its columns have no blanks around them and are in lower case.
 
     Raises:
-        DataError: if it is not there, or is no such table.
+        DataError: if it is not there, is no such table, or names a column twice.
     """
     if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is not there"
+        raise DataError(f"{what} must be a file, parquet or CSV; {path} {found}. Correct the path.")
+    with path.open("rb") as file:
+        is_parquet = file.read(len(_PARQUET)) == _PARQUET
+    if is_parquet or path.suffix.lower() == ".parquet":
+        rows = read_parquet(path)
+        rows.columns = pd.Index([str(column).strip().casefold() for column in rows.columns])
+        repeated = rows.columns[rows.columns.duplicated()].tolist()
+    else:
+        table = read_table(path)
+        rows, repeated = table.rows, list(table.repeated)
+    if repeated:
         raise DataError(
-            f"{what} must be a file, parquet or CSV; {path} is not there. Correct the path."
+            f"{what} must name each column once; {shown(path.name)} has several called"
+            f" {repeated[0]}, if blanks and case are ignored. Keep one of them."
         )
-    if path.suffix.lower() != ".parquet":
-        return read_table(path).rows
-    return read_parquet(path).rename(columns=lambda column: str(column).strip().casefold())
+    return rows
 
 
 def read_rows(path: AnyPath) -> list[list[str]]:

@@ -141,22 +141,21 @@ def _two_by_two(report: Mapping[str, Any]) -> Section:
 
 
 def _classes(report: Mapping[str, Any]) -> Section:
-    names = report["task"]["names"]
+    names, targets = report["task"]["names"], report["task"]["targets"]
     rows = [
         [
-            html.escape(names.get(name, name)),
+            html.escape(names.get(name, name) + (" (target)" if name in targets else "")),
             str(cell["num"]),
             str(cell["referred"]),
             interval(cell) if cell["num"] else "none here",
         ]
         for name, cell in report["by_class"].items()
     ]
-    nouns = html.escape(report["task"]["noun"][1])
     return Section(
         "Referred by class",
         ["", "units", "referred", "share"],
         rows,
-        f"Only {nouns} must be referred. Other cancers are not looked for.",
+        "Only targets must be referred. Other cancers are not looked for.",
     )
 
 

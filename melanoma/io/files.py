@@ -150,7 +150,7 @@ def claim_folder(folder: AnyPath, described: Any) -> bool:
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(
                 f"A run folder must be new or hold this run; {folder} holds something else. Choose"
-                " another folder, or another --name below it."
+                " another folder (train and tune: another --name)."
             )
         write_json(path, described)
         return False
@@ -158,8 +158,8 @@ def claim_folder(folder: AnyPath, described: Any) -> bool:
     if differing:
         raise DataError(
             f"Run folder {folder} must hold a run with the same settings and data; it holds one"
-            f" that differs in {', '.join(differing[:4])}. Choose another folder, or another --name"
-            " below it."
+            f" that differs in {', '.join(differing[:4])}. Choose another folder (train and tune:"
+            " another --name)."
         )
     return True
 
@@ -215,7 +215,7 @@ def locked(folder: AnyPath) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(
                 f"Run folder {folder} is locked by another process. Wait for it or choose another"
-                " folder (train and tune: pass another --name)."
+                " folder (train and tune: another --name)."
             ) from error
         yield
 

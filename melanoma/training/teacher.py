@@ -52,7 +52,7 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
             splits, on calibration or on test, or if its values are no probabilities.
     """
     table, where = read_file(path, "--teacher"), f"--teacher {shown(path.name)}"
-    wanted = [name.casefold() for name in _columns(data)]
+    wanted = _columns(data)
     missing = [
         name for name in ("image_id", *wanted, SPLIT_HASH, TRAINED_ON) if name not in table.columns
     ]
@@ -80,7 +80,7 @@ def read_teacher(path: AnyPath, data: PreparedData) -> pd.DataFrame:
             f"{where} must hold probabilities, which are at least 0 and sum to 1 for each image;"
             " some do not. Pass calibrated probabilities, not logits."
         )
-    shares: pd.DataFrame = found.div(sums, axis=0).set_axis(_columns(data), axis=1)
+    shares: pd.DataFrame = found.div(sums, axis=0)
     return shares
 
 

@@ -63,10 +63,10 @@ def _score_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--lesions",
         type=path,
-        metavar="CSV",
+        metavar="TABLE",
         help=(
-            "CSV with the columns image and lesion_id: also judge the images of each lesion"
-            " together and write lesions.parquet"
+            "CSV or parquet file with the columns image and lesion_id: also judge the images of"
+            " each lesion together and write lesions.parquet"
         ),
     )
     add_embeddings(command)

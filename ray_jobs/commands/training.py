@@ -88,8 +88,8 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         type=path,
         metavar="TABLE",
         help=(
-            "parquet file with image_id and the embedding of each image by a model outside, which"
-            " stands in for the network; a linear head is trained on it"
+            "parquet or CSV file with image_id and the embedding of each image by a model outside,"
+            " which stands in for the network; a linear head is trained on it"
         ),
     )
     command.add_argument(

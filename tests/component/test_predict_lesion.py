@@ -92,7 +92,7 @@ def test_an_image_does_not_count_twice(
     again.write_bytes(images[0].read_bytes())
     command = ["predict", str(bundle_dir), str(images[0]), str(again), "--one-lesion"]
     assert main(command) == BAD_INPUT
-    assert "again.jpg is given twice" in capsys.readouterr().err
+    assert "again.jpg are the same" in capsys.readouterr().err
 
 
 def test_more_than_six_images_are_refused(

@@ -82,7 +82,8 @@ def test_a_lesion_with_an_unreadable_image_is_not_assessed(bundle_dir: Path) -> 
         ([("x", "a")], "could be several files"),
         ([("one/x.jpg", "a"), ("one/x.jpg", "b")], "two lesions"),
         ([(f"i{number}.jpg", "a") for number in range(7)], "at most 6 images"),
-        ([("i0.jpg", "a"), ("i1.jpg", "")], "1 of 2 do not"),
+        ([("i0.jpg", "a"), ("i1.jpg", "")], "1 of 2 rows do not"),
+        ([], "it has none"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(
@@ -91,3 +92,17 @@ def test_a_table_that_does_not_fit_is_refused(
     names = ["one/x.jpg", "two/x.jpg", *(f"i{number}.jpg" for number in range(7))]
     with pytest.raises(DataError, match=said):
         read_lesions(_table(tmp_path, rows), names)
+
+
+def test_names_match_in_any_form_of_unicode_and_in_parquet(tmp_path: Path) -> None:
+    decomposed = "La\u0308sion.jpg"  # as macOS names files
+    wanted = {"a": [decomposed], "1": ["b.jpg"]}
+    rows = [("L\u00e4sion.jpg", "a"), (" b.jpg", "1")]
+    names = [decomposed, "b.jpg"]
+    assert read_lesions(_table(tmp_path, rows), names) == wanted
+    table = pd.DataFrame(rows, columns=["Image", "lesion_id"])
+    table.to_parquet(tmp_path / "lesions.parquet")
+    assert read_lesions(tmp_path / "lesions.parquet", names) == wanted
+    table.assign(lesion_id=["a", None]).to_parquet(tmp_path / "lesions.parquet")
+    with pytest.raises(DataError, match="1 of 2 rows do not"):
+        read_lesions(tmp_path / "lesions.parquet", names)

@@ -202,6 +202,8 @@ def test_a_small_calibration_split_makes_an_ensembles_contract_approximate(
     groups = prepared.rows("train").query("dx == 'mel'")["group"].nunique()
     assert contract.basis == "out_of_fold"
     assert contract.num_target + contract.num_target_unassessed == groups
+    card = (tmp_path / "run" / "bundle" / "MODEL_CARD.md").read_text()
+    assert "| basis | approximate: held-out images of the folds" in card
     assert open_prepared(folder).accesses("calibration") == before
 
 

@@ -1,9 +1,10 @@
 import csv
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from melanoma.data.tables import read_rows, read_table
+from melanoma.data.tables import read_file, read_rows, read_table
 from melanoma.errors import DataError
 
 ROWS = [["image_id", "dx", "patient_id"], ["A", "mel", "P 1"], ["B", "nv", "Zoë"]]
@@ -89,3 +90,30 @@ def test_long_lines_are_read_whole(tmp_path: Path) -> None:
             [["image_id", "dx"], *([f"I{number}", "x" * 1000] for number in range(2000))]
         )
     assert len(read_table(tmp_path / "t.csv", only_with=["image_id"]).rows) == 2000
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.pq", "table.csv"])
+def test_parquet_is_told_by_its_first_bytes(name: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({" Image_ID": ["a", "b"], "value": [1, 2]})
+    if name.endswith("csv"):
+        frame.to_csv(tmp_path / name, index=False)
+    else:
+        frame.to_parquet(tmp_path / name)
+    found = read_file(tmp_path / name, "--table")
+    assert found["image_id"].tolist() == ["a", "b"]
+    assert found["value"].astype(int).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("write", ["to_csv", "to_parquet"])
+def test_a_column_named_twice_is_refused(write: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image_id": ["a"], "Image_ID": ["b"]})
+    getattr(frame, write)(tmp_path / "table", index=False)
+    with pytest.raises(DataError, match="several called image_id"):
+        read_file(tmp_path / "table", "--table")
+
+
+def test_a_table_that_is_not_there_is_called_by_its_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--table must be a file.* is not there"):
+        read_file(tmp_path / "table.csv", "--table")
+    with pytest.raises(DataError, match=r"--table must be a file.* is a folder"):
+        read_file(tmp_path, "--table")

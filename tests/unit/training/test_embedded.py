@@ -52,6 +52,9 @@ def test_a_bundle_comes_from_embeddings_alone(
     assert result.validation["auroc"] > 0.95
     assert result.contract.status == "met"
     assert verify_bundle(result.bundle) == []
+    card = (result.bundle / "MODEL_CARD.md").read_text()
+    assert "Network: a linear layer, on embeddings of 5 numbers" in card
+    assert "heatmap shows" not in card
 
 
 def test_a_number_in_each_column_is_the_same(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -83,6 +86,8 @@ def test_an_image_without_an_embedding_is_refused_before_training(
     [
         (lambda t: t.rename(columns={"image_id": "id"}), "must have the column image_id"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "name every image once"),
+        (lambda t: t.assign(embedding=1.0), "as many for every"),
+        (lambda t: t.assign(Image_ID="x"), "several called image_id"),
         (lambda t: t.assign(embedding=[[1.0]] + [[1.0, 2.0]] * (len(t) - 1)), "as many for every"),
         (
             lambda t: t.assign(embedding=[[np.nan]] * len(t)),
