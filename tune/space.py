@@ -11,6 +11,7 @@ import numpy as np
 
 from melanoma.arrays import FloatArray
 from melanoma.config import TrainConfig
+from melanoma.errors import SettingError
 
 GAMMA, TAU, FACTOR, LR, DROP_PATH = "gamma", "tau", "target_factor", "lr", "drop_path"
 MAX_DROP_PATH = 0.3
@@ -71,7 +72,15 @@ class SearchSpace:
             also: lr, drop_path or both. The learning rate is searched within a factor of 3 of the
                 base; the drop path rate from 0 to 0.3, or to the rate of the base if that is
                 higher.
+
+        Raises:
+            SettingError: if the backbone is frozen and more than the loss is to be searched.
         """
+        if base.optim.head_only and also:
+            raise SettingError(
+                f"--also {' '.join(sorted(also))} must be left out with optim.head_only: the head"
+                " of a frozen backbone has neither a learning rate nor drop paths."
+            )
         ranges = {
             GAMMA: Range(0.0, 5.0, least=1.0),
             TAU: Range(0.0, 1.0),

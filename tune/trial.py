@@ -34,7 +34,7 @@ from melanoma.io.files import read_json, read_parquet, write_json, write_parquet
 from melanoma.io.storage import AnyPath, as_file_system, remove_folder
 from melanoma.task import Task
 from melanoma.training.distributed import World
-from melanoma.training.engine import TrainState, fit, predict, start_state
+from melanoma.training.engine import TrainState, fit, predict_validation, start_state
 from melanoma.training.networks import start_model
 from melanoma.training.plan import Training
 from tune.columns import ERROR, FOLD, METRIC
@@ -246,10 +246,7 @@ def _out_of_fold(training: Training, state: TrainState) -> pd.DataFrame:
 
     Choosing an epoch on this fold would make its scores optimistic.
     """
-    tta = training.config.data.tta
-    predictions = predict(
-        state.evaluated, training.validation, training.preprocess, world=training.world, tta=tta
-    )
+    predictions = predict_validation(training, state)
     logits = {
         f"logit_{name}": predictions.logits[:, index]
         for index, name in enumerate(training.task.classes)

@@ -27,6 +27,9 @@ from melanoma.training.embedded import EmbeddingHead
 from melanoma.training.engine import predict
 from melanoma.training.teacher import teacher_table
 
+MAX_ONNX_BYTES = 2_000_000_000
+"""An ONNX model is one message of protobuf, at most 2 GiB long. Larger networks run in torch."""
+
 
 def pack(
     model: nn.Module,
@@ -129,8 +132,9 @@ def _choose_backend(
 
 
 def _export(model: nn.Module, input_size: tuple[int, int]) -> bytes | None:
-    """Return the network for ONNX Runtime, or None if ONNX cannot express it or it needs none."""
-    if isinstance(model, EmbeddingHead):
+    """Return the network for ONNX Runtime, or None if it needs none or ONNX cannot hold it."""
+    num_bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if isinstance(model, EmbeddingHead) or num_bytes > MAX_ONNX_BYTES:
         return None
     try:
         return export_features(model, input_size)

@@ -26,7 +26,7 @@ from melanoma.imaging.preprocess import Preprocess
 from melanoma.imaging.tta import FeatureExtractor
 from melanoma.training.batches import Batch, batches
 from melanoma.training.distributed import World
-from melanoma.training.head import fit_head
+from melanoma.training.head import fit_head, frozen_logits
 from melanoma.training.losses import focal_terms
 from melanoma.training.muon import Muon
 from melanoma.training.networks import freeze, head, parameter_groups, train_mode, tta_logits
@@ -301,6 +301,19 @@ def _pixels(
         return pixels
     others = augmented(batch.mixed.images, batch.mixed.draws)
     return mix(pixels, others, batch.mixed.mixing.to(device))
+
+
+def predict_validation(training: Training, state: TrainState) -> Predictions:
+    """Predict the validation fold with all mirrored copies.
+
+    A frozen backbone does not run again: its features are kept.
+    """
+    model, images = state.evaluated, training.validation
+    if training.config.optim.head_only:
+        logits = frozen_logits(training, model)
+        return Predictions(images.image_ids, images.labels.numpy(), logits)
+    tta = training.config.data.tta
+    return predict(model, images, training.preprocess, world=training.world, tta=tta)
 
 
 def predict(

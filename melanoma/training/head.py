@@ -185,6 +185,15 @@ def frozen_features(training: Training, model: nn.Module) -> dict[str, np.ndarra
     return dict(zip(ids, np.load(path, allow_pickle=False), strict=True))
 
 
+def frozen_logits(training: Training, model: nn.Module) -> np.ndarray:
+    """Return the logits ``(N, C)`` float32 of the validation images, from their kept features."""
+    known, classifier = frozen_features(training, model), classifier_of(model)
+    images = np.stack([known[name] for name in training.validation.image_ids])
+    with torch.no_grad(), full_precision(classifier.weight.device):
+        logits: Tensor = classifier(torch.from_numpy(images).to(classifier.weight.device))
+    return logits.cpu().numpy()
+
+
 def _key(training: Training, model: nn.Module, ids: Iterable[str]) -> str:
     """Return a hash of all that the features depend on."""
     last = {id(value) for value in classifier_of(model).parameters()}

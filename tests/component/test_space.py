@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from melanoma.config import TrainConfig
+from melanoma.errors import SettingError
 from melanoma.presets import smoke
 from tune.space import SearchSpace, plain, to_config
 
@@ -41,3 +42,10 @@ def test_every_corner_of_the_space_is_a_valid_setting(place: float) -> None:
 @pytest.mark.parametrize("config", [BASE, plain(BASE)])
 def test_a_setting_is_found_again_by_its_sample(config: TrainConfig) -> None:
     assert to_config(SPACE.sample_of(config), BASE) == config
+
+
+def test_a_frozen_backbone_has_no_learning_rate_to_search() -> None:
+    frozen = smoke().with_overrides(["optim.head_only=true"])
+    assert "lr" not in SearchSpace.around(frozen).ranges
+    with pytest.raises(SettingError, match="--also lr must be left out"):
+        SearchSpace.around(frozen, also=["lr"])

@@ -89,7 +89,9 @@ def test_a_backend_that_changes_a_decision_or_too_much_is_not_used() -> None:
     assert (other.name, other.num_other_decisions) == ("torch", 4)
 
 
+@pytest.mark.parametrize("why", ["it cannot be expressed", "it is too large"])
 def test_a_network_that_cannot_be_exported_is_served_by_torch(
+    why: str,
     trained: torch.nn.Module,
     unopened: PreparedData,
     tiny_config: TrainConfig,
@@ -99,7 +101,10 @@ def test_a_network_that_cannot_be_exported_is_served_by_torch(
     def fail(*_: object) -> bytes:
         raise torch.onnx.OnnxExporterError("no such operator")
 
-    monkeypatch.setattr("melanoma.bundle.packing.export_features", fail)
+    if why == "it is too large":
+        monkeypatch.setattr("melanoma.bundle.packing.MAX_ONNX_BYTES", 1000)
+    else:
+        monkeypatch.setattr("melanoma.bundle.packing.export_features", fail)
     (tmp_path / "bundle").mkdir()
     pack(trained, tiny_config, unopened, tmp_path / "bundle", best_epochs=(1,))
     bundle = load_bundle(tmp_path / "bundle")

@@ -17,7 +17,7 @@ from melanoma.errors import DataError
 from melanoma.evidence.metrics import validation_scores
 from melanoma.training import head
 from melanoma.training.distributed import World
-from melanoma.training.engine import fit, predict, start_state
+from melanoma.training.engine import fit, predict, predict_validation, start_state
 from melanoma.training.networks import build_model
 from melanoma.training.plan import Training
 from melanoma.training.run import train
@@ -94,6 +94,23 @@ def test_features_are_computed_once_for_all_folds_and_settings(
         next(changed.parameters()).add_(0.1)
     with pytest.raises(pytest.fail.Exception):
         _fitted(config, prepared, changed)
+
+
+def test_the_validation_fold_is_predicted_without_the_backbone(
+    prepared: PreparedData, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training.on(config, prepared)
+    model = build_model(config.model, len(CLASSES))
+    state = fit(training, model, start_state(model, config), lambda _: None)
+    expected = predict(model, training.validation, training.preprocess, tta=config.data.tta)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the backbone ran again")
+
+    monkeypatch.setattr(head, "_extract", refuse)
+    found = predict_validation(training, state)
+    assert found.image_ids == expected.image_ids
+    assert np.allclose(found.logits, expected.logits, atol=1e-4)
 
 
 def test_a_head_becomes_a_bundle_that_predicts_from_images(
