@@ -23,7 +23,7 @@ serve: setup
 	$(BIN)/melanoma serve $(BUNDLE)
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=25
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -54,13 +54,15 @@ def _describe(args: argparse.Namespace) -> int:
     )
     by_class = pd.crosstab(part, records["dx"], margins=True, margins_name="all")
     by_source = pd.crosstab(records["source"].replace("", "(not named)"), records["split"])
-    groups = records.groupby("split")["group"].nunique().to_dict()
     of_targets = records[records["dx"].isin(data.task.targets)]
-    target_groups = of_targets.groupby("split")["group"].nunique().reindex(groups, fill_value=0)
+    groups, target_groups = (
+        {str(split): int(num) for split, num in rows.groupby("split")["group"].nunique().items()}
+        for rows in (records, of_targets)
+    )
     value = {
         **to_plain(manifest),
         "groups": groups,
-        "target_groups": target_groups.to_dict(),
+        "target_groups": target_groups,
         "sources": by_source.T.to_dict(),
         "notes": notes,
     }
@@ -78,7 +80,9 @@ def _describe(args: argparse.Namespace) -> int:
         f"task {manifest.task.name}: targets {', '.join(manifest.task.targets)}",
         f"images\n{by_class}\n\n{by_source}\n",
         f"groups, of them with {data.task.noun[0]}: "
-        + "; ".join(f"{split} {num}, {target_groups[split]}" for split, num in groups.items()),
+        + "; ".join(
+            f"{split} {num}, {target_groups.get(split, 0)}" for split, num in groups.items()
+        ),
         f"largest groups: {largest}",
         *(line for line in (left_out_sentence(manifest.left_out, manifest.task), *notes) if line),
         f"split hash {manifest.split_hash}",
