@@ -144,6 +144,17 @@ def contract_code(args: argparse.Namespace, status: str) -> int:
     return FOUND if args.require_contract and status != "met" else DONE
 
 
+def add_scoring_workers(command: argparse.ArgumentParser) -> None:
+    """Add the number of workers that score images."""
+    command.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="scoring actors (default %(default)s)",
+    )
+
+
 def add_embeddings(command: argparse.ArgumentParser) -> None:
     """Add the option that names the embeddings of the images."""
     command.add_argument(

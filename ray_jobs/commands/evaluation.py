@@ -11,11 +11,11 @@ from ray_jobs.arguments import (
     add_address,
     add_command,
     add_embeddings,
+    add_scoring_workers,
     add_submission,
     named_or_path,
     names,
     path,
-    positive,
 )
 from ray_jobs.results import print_result
 
@@ -59,13 +59,7 @@ def _evaluate_options(command: argparse.ArgumentParser) -> None:
         choices=("train", "calibration", "test"),
         help="split of a prepared data set (default test; every access is logged)",
     )
-    command.add_argument(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="scoring actors (default %(default)s)",
-    )
+    add_scoring_workers(command)
     command.add_argument(
         "--skip-bad",
         action="store_true",

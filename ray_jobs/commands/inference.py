@@ -12,9 +12,9 @@ from ray_jobs.arguments import (
     add_command,
     add_embeddings,
     add_insecure,
+    add_scoring_workers,
     add_submission,
     path,
-    positive,
 )
 from ray_jobs.results import print_result
 
@@ -53,13 +53,7 @@ def _score_options(command: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="folder for scores.parquet, new or of the same scoring",
     )
-    command.add_argument(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="scoring actors (default %(default)s)",
-    )
+    add_scoring_workers(command)
     command.add_argument(
         "--lesions",
         type=path,
@@ -122,11 +116,7 @@ def _predict_options(command: argparse.ArgumentParser) -> None:
         help="judge all images together, as images of one lesion (at most 6)",
     )
     command.add_argument("--out", type=path, metavar="DIR", help="folder for what is written")
-    command.add_argument(
-        "--allow-uncontracted",
-        action="store_true",
-        help="give decisions although the contract is not met, with a warning",
-    )
+    _add_uncontracted(command)
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -149,6 +139,14 @@ def _predict(args: argparse.Namespace) -> int:
     return BAD_INPUT if unusable else DONE
 
 
+def _add_uncontracted(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-uncontracted",
+        action="store_true",
+        help="give decisions although the contract is not met, with a warning",
+    )
+
+
 def _serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=path, metavar="BUNDLE", help=BUNDLE)
     command.add_argument(
@@ -164,11 +162,7 @@ def _serve_options(command: argparse.ArgumentParser) -> None:
         metavar="P",
         help="port to listen on (default %(default)s)",
     )
-    command.add_argument(
-        "--allow-uncontracted",
-        action="store_true",
-        help="give decisions although the contract is not met, with a warning",
-    )
+    _add_uncontracted(command)
     add_insecure(command)
 
 
