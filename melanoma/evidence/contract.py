@@ -133,16 +133,11 @@ class Contract(Strict):
         if self.reason == "uninformative":
             return f"No promise: {self._why_uninformative(nouns)}"
         if self.reason == "too_few_targets":
-            return (
-                f"No promise: calibration needs at least {self.num_target_needed} {nouns},"
-                f" {self.unit}; there were {self.num_target}. Prepare the data set with a larger"
-                " calibration fraction, or with more lesions."
-            )
+            return f"No promise: {self._why_too_few(nouns)}"
         needed = f"needs {self.num_target_needed} {nouns}" if self.error else "has no error left"
         return (
-            f"No promise: {self.access - 1} other networks were calibrated on these images before."
-            f" Number {self.access} {needed}; there are {self.num_target}. Prepare a data set with"
-            " new lesions."
+            f"No promise: {self._calibrated_before} Number {self.access} {needed}; there are"
+            f" {self.num_target}. Prepare a data set with new lesions."
         )
 
     def _promise(self, task: Task) -> str:
@@ -171,6 +166,29 @@ class Contract(Strict):
             f" {self.target_sensitivity:.0%} of {task.noun[1]} are referred.{limits} Not checked"
             " for your clinic or camera."
         )
+
+    def _why_too_few(self, nouns: str) -> str:
+        if self.error:
+            return (
+                f"calibration needs at least {self.num_target_needed} {nouns}, {self.unit}; there"
+                f" were {self.num_target}. Prepare the data set with a larger calibration"
+                " fraction, or with more lesions."
+            )
+        first = targets_needed(
+            target_sensitivity=self.target_sensitivity,
+            error=error_at(1, declared=self.accesses_declared, confidence=self.confidence),
+        )
+        return (
+            f"{self._calibrated_before} Number {self.access} has no error left, and each of those"
+            f" declared needs at least {first} {nouns}, {self.unit}; there were {self.num_target}."
+            " Prepare a data set with new lesions, more of them for calibration."
+        )
+
+    @property
+    def _calibrated_before(self) -> str:
+        num = self.access - 1
+        others = "1 other network was" if num == 1 else f"{num} other networks were"
+        return f"{others} calibrated on these images before."
 
     def _why_uninformative(self, nouns: str) -> str:
         if self.difference_low <= -1:

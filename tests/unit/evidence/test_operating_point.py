@@ -237,6 +237,19 @@ def test_accesses_can_be_spent(access: int, declared: int, said: str) -> None:
     assert said in contract.sentence(HAM)
 
 
+@pytest.mark.parametrize(
+    ("access", "declared", "said"),
+    [
+        (2, 1, "1 other network was calibrated on these images before. Number 2 has no error"),
+        (4, 3, "no error left, and each of those declared needs at least 39 melanomas"),
+    ],
+)
+def test_all_that_stands_against_a_promise_is_said(access: int, declared: int, said: str) -> None:
+    scores = (np.full(37, 0.9), np.full(50, 0.1))
+    contract = _select(*scores, access=access, accesses_declared=declared).contract
+    assert said in contract.sentence(HAM)
+
+
 def test_a_network_that_knows_no_more_than_the_camera_promises_nothing() -> None:
     contract = _select(np.full(100, 0.9), np.full(500, 0.1), comparison=UNINFORMATIVE).contract
     assert (contract.status, contract.reason) == ("unmet", "uninformative")
