@@ -189,6 +189,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "machine",
             "search-efficiency",
             "growth",
+            "kept-memory",
             "recipes",
             "seed-bundles",
         )

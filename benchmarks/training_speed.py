@@ -71,7 +71,7 @@ CASES = (
 )
 
 
-class _Images:
+class RandomImages:
     """Random images in memory, in place of `ImageDataset`, and read in the same way."""
 
     def __init__(self, case: Case) -> None:
@@ -87,7 +87,8 @@ class _Images:
         return torch.from_numpy(np.stack([self._images[index] for index in indices]))
 
 
-def _config(case: Case, optimizer: str) -> TrainConfig:
+def settings(case: Case, optimizer: str) -> TrainConfig:
+    """Return the preset `cpu` with the network, the sizes and the optimizer of a case."""
     height, width = case.size
     return cpu().with_overrides(
         [
@@ -102,13 +103,14 @@ def _config(case: Case, optimizer: str) -> TrainConfig:
     )
 
 
-def _model(case: Case, device: torch.device) -> nn.Module:
-    config = _config(case, "adamw").model
+def new_model(case: Case, device: torch.device) -> nn.Module:
+    """Return a case's network with random weights."""
+    config = settings(case, "adamw").model
     return start_model(config, TASK.num_classes, weights="none", seed=0, device=device).train()
 
 
-def _loops(
-    case: Case, images: _Images, device: torch.device, world: World
+def plain_loops(
+    case: Case, images: RandomImages, device: torch.device, world: World
 ) -> dict[str, Callable[[], None]]:
     """Return the passes alone and the plain loop, one epoch each, on images resized in advance."""
     stored = images.images(list(range(len(images))))
@@ -117,7 +119,7 @@ def _loops(
     weights = torch.ones(TASK.num_classes, device=device)
 
     def loop(*, is_plain: bool) -> Callable[[], None]:
-        model = _model(case, device)
+        model = new_model(case, device)
         model = world.wrap(model) if is_plain else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         kept = small.to(device)
@@ -141,11 +143,11 @@ def _loops(
     return {BOUND: loop(is_plain=False), PLAIN: loop(is_plain=True)}
 
 
-def _engine(
+def engine_loop(
     case: Case, images: Any, optimizer: str, device: torch.device, world: World
 ) -> Callable[[], None]:
     """Return a function that runs one epoch of the engine."""
-    config, model = _config(case, optimizer), _model(case, device)
+    config, model = settings(case, optimizer), new_model(case, device)
     state, wrapped = start_state(model, config, world), world.wrap(model)
     training = Training(
         config,
@@ -170,10 +172,10 @@ def measure(case: Case, device: torch.device, world: World) -> dict[str, Any]:
     The loops run in turn; a first round warms up and does not count.
     """
     torch.manual_seed(0)
-    images = _Images(case)
-    runs = _loops(case, images, device, world) | {
-        ADAMW: _engine(case, images, "adamw", device, world),
-        MUON: _engine(case, images, "muon", device, world),
+    images = RandomImages(case)
+    runs = plain_loops(case, images, device, world) | {
+        ADAMW: engine_loop(case, images, "adamw", device, world),
+        MUON: engine_loop(case, images, "muon", device, world),
     }
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(REPEATS + 1):

@@ -21,6 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from melanoma.errors import DataError
 from ray_jobs.local_ray import safe_defaults
+from ray_jobs.memory import keep_memory
 from ray_jobs.preflight import check_address, check_temp_dir
 from ray_jobs.progress import say
 
@@ -72,6 +73,7 @@ def connect(*, num_workers: int = 1) -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         return
     check_temp_dir()
+    keep_memory()
     with safe_defaults():
         ray.init(
             address="local",

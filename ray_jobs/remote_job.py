@@ -14,6 +14,7 @@ from pathlib import Path
 import aiohttp
 from ray.job_submission import JobDetails, JobSubmissionClient
 
+from ray_jobs.memory import KEPT
 from ray_jobs.progress import say
 from ray_jobs.results import MARK
 
@@ -59,9 +60,8 @@ class RemoteJob:
         Raises:
             RuntimeError: if the head refuses the job, or does not answer.
         """
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
-            MARK: mark
-        }
+        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment = KEPT | passed_on | {MARK: mark}
         try:
             self.client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "ray_jobs.cli", *words]),

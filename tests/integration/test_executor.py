@@ -1,6 +1,7 @@
 """The same work in this process and on Ray gives the same bytes."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from melanoma.training.job import TrainJob
 from melanoma.training.run import run_job
 from ray_jobs.cluster import has_dashboard
 from ray_jobs.executor import RayExecutor
+from ray_jobs.memory import KEPT
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 EXECUTORS: dict[str, Executor] = {"local": LocalExecutor(), "ray": RayExecutor()}
@@ -93,3 +95,8 @@ def test_evaluations_and_scores_are_the_same(
     for table in ("evidence/predictions.parquet", "scores/scores.parquet"):
         local, ray = (pd.read_parquet(tmp_path / name / table) for name in EXECUTORS)
         pd.testing.assert_frame_equal(local, ray, check_exact=True)
+
+
+def test_the_processes_of_a_local_cluster_keep_their_memory() -> None:
+    rows = RayExecutor().map(lambda item: [{**item, **os.environ}], [{"item": 1}], num_workers=1)
+    assert {name: rows[0].get(name) for name in KEPT} == KEPT
