@@ -32,6 +32,7 @@ KEPT = (
     "cannot_assess",
     "calibration",
     "contract",
+    "several_images",
 )
 """The parts of a report that are kept: none names an image."""
 _MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n.*?<!-- end of figures -->", re.DOTALL)
@@ -155,6 +156,33 @@ def classes_table(reports: Mapping[str, Report]) -> str:
     return table(["class", "units", "referred"], rows)
 
 
+def lesions_table(reports: Mapping[str, Report]) -> str:
+    """Return several images of each lesion beside one image of it, in the first report."""
+    found = next(iter(reports.values()))["several_images"]
+    both = found["together"], found["one_image"]
+    rows = [
+        ["lesions, of them melanomas", *(f"{each['num']}, {each['num_target']}" for each in both)]
+    ]
+    rows += [[title, *(number(each[name]) for each in both)] for title, name in _OF_LESIONS.items()]
+    rows.append(
+        ["expected calibration error", *(f"{each['calibration']['ece']:.3f}" for each in both)]
+    )
+    promise = found["contract"]
+    told = f"{promise['status']}: {promise['referred']} of {promise['num_target']} referred"
+    rows.append(["the promise for several images here", told, "-"])
+    images = f"{found['mean_images']:.1f} images on average"
+    return table(["the same lesions", f"all images together, {images}", "one image of each"], rows)
+
+
+_OF_LESIONS = {
+    "AUROC": "auroc",
+    "specificity at 90 % sensitivity": AT_90,
+    "macro-F1": "macro_f1",
+    "sensitivity at the threshold": "sensitivity",
+    "specificity at the threshold": "specificity",
+}
+
+
 def rows_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return rows of ready cells, all with the same keys."""
     return table(list(rows[0]), [list(row.values()) for row in rows])
@@ -166,6 +194,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ham10000-sources": ("ham10000", strata_table),
     "ham10000-classes": ("ham10000", classes_table),
     "external": ("external", reports_table),
+    "several-images": ("several-images", lesions_table),
+    "several-images-one": ("several-images", short_table),
     **{
         name: (name, rows_table)
         for name in (
