@@ -47,7 +47,7 @@ CASES = (
 PREDICTION, PEAK = "prediction", "peak, GiB"
 
 
-def _measure(case: Case) -> dict[str, float]:
+def measure(case: Case) -> dict[str, float]:
     """Return the images per second of each loop, and the largest memory of the process."""
     device, world, images = torch.device("cpu"), World(), RandomImages(case)
     model = new_model(case, device)
@@ -71,7 +71,7 @@ def _child(index: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(joblib.cpu_count())
     found: dict[str, float] = {}
-    thread = threading.Thread(target=lambda: found.update(_measure(CASES[index])))
+    thread = threading.Thread(target=lambda: found.update(measure(CASES[index])))
     thread.start()
     thread.join()
     print(json.dumps(found))

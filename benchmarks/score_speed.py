@@ -32,6 +32,7 @@ from melanoma.executor import Executor, LocalExecutor
 from melanoma.judging import BATCHES_AT_ONCE, read_stored
 from melanoma.scoring import score
 from ray_jobs.executor import RayExecutor
+from ray_jobs.memory import keep_memory
 
 READY_BATCHES = 8
 """Different batches of tensors in memory; they are used again and again."""
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="on Ray Data; 0: in this process")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
+    keep_memory()  # as the processes of a local Ray do
     found = measure(
         args.bundle.resolve(),
         args.folder.resolve(),

@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,11 @@ class RandomImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, indices: list[int]) -> Tensor:
+    def feature_map(self, indices: Sequence[int]) -> None:
+        """Return that these images are not embeddings."""
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Return images ``(N, H, W, 3)``."""
         return torch.from_numpy(np.stack([self._images[index] for index in indices]))
 
 
@@ -154,7 +158,7 @@ def engine_loop(
         images,
         images,
         Preprocess(case.stored, config.data),
-        torch.ones(len(images)),
+        F.one_hot(images.labels, TASK.num_classes).float(),
         torch.zeros(len(images), TASK.num_classes),
         TASK,
         world=world,

@@ -2,8 +2,7 @@
 
 A step allocates and frees the same large tensors again and again. The C library (glibc) gives those
 of 32 MiB and more back to the system each time, and the system clears every page of them before the
-next step may use it. `benchmarks/kept_memory.py` measures what that costs. A process that keeps its
-memory needs no more of it at its peak.
+next step may use it. `benchmarks/kept_memory.py` measures what that costs, and what keeping costs.
 """
 
 import ctypes

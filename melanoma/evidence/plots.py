@@ -120,12 +120,14 @@ def plot_reliability(
         axes.annotate(
             f"n={chosen.sum()}",
             (scores[chosen].mean(), high),
+            (0, 4),  # above a point that stands at the end of its interval
+            textcoords="offset points",
             ha="center",
             va="bottom",
             fontsize=7,
             color=INK,
         )
-    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.08))
+    axes.set(xlim=(-0.05, 1.05), ylim=(0, 1.1))
     return figure
 
 

@@ -1,9 +1,14 @@
 """What the benchmarks compute from their measurements."""
 
 import pytest
+import torch
 
 from benchmarks.http_load import Asked, closed_rate
+from benchmarks.kept_memory import PREDICTION, measure
 from benchmarks.timing import side_by_side
+from benchmarks.training_speed import ADAMW, MUON, PLAIN, Case
+from benchmarks.training_speed import measure as training_speed
+from melanoma.training.distributed import World
 
 
 def test_the_rate_of_a_closed_loop_is_that_of_the_steady_state() -> None:
@@ -24,3 +29,16 @@ def test_calls_side_by_side_are_timed_by_thread() -> None:
     times = side_by_side(lambda: called.append(None), at_once=2, seconds=0.0)
     assert [len(each) for each in times] == [1, 1]
     assert len(called) == 2
+
+
+TINY = Case("test_convnext", (36, 48), (36, 48), 4, 2)
+
+
+def test_the_loops_whose_speed_is_compared_run() -> None:
+    rates = training_speed(TINY, torch.device("cpu"), World())
+    assert min(rates[name] for name in (PLAIN, ADAMW, MUON)) > 0
+
+
+def test_a_process_measures_training_and_prediction() -> None:
+    found = measure(TINY)
+    assert min(found[name] for name in (PLAIN, ADAMW, PREDICTION)) > 0
