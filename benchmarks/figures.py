@@ -195,7 +195,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ham10000-classes": ("ham10000", classes_table),
     "external": ("external", reports_table),
     "several-images": ("several-images", lesions_table),
-    "several-images-one": ("several-images", short_table),
+    "frozen": ("several-images", short_table),
     **{
         name: (name, rows_table)
         for name in (
@@ -221,6 +221,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
             "growth",
             "kept-memory",
             "recipes",
+            "score-speed",
             "seed-bundles",
         )
     },

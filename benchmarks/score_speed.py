@@ -1,6 +1,7 @@
 """Compares `melanoma score` on a local folder with the bundle's network alone, in one run.
 
     python -m benchmarks.score_speed BUNDLE FOLDER [--images N] [--pairs N] [--workers N]
+        [--keep TITLE]
 
 The network alone gets tensors that are ready in memory, in batches as large as those of `score`,
 with the library that the bundle uses on a CPU: one batch after the other, and two side by side. The
@@ -12,6 +13,7 @@ whose start and whose workers' start count, and no CPU time is given.
 
 import argparse
 import dataclasses
+import json
 import statistics
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figures import FIGURES, keep, write_pages
 from benchmarks.machine import report
 from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.predictor import Predictor
@@ -34,6 +37,8 @@ from melanoma.scoring import score
 from ray_jobs.executor import RayExecutor
 from ray_jobs.memory import keep_memory
 
+NAME = "score-speed"
+TWO = "network, two batches"
 READY_BATCHES = 8
 """Different batches of tensors in memory; they are used again and again."""
 
@@ -92,7 +97,7 @@ def measure(bundle: Path, folder: Path, *, images: int, pairs: int, workers: int
     bare = Bare(predictor, _ready(predictor, paths), min(len(paths), 2048))
     executor: Executor = RayExecutor() if workers else LocalExecutor()
     executor.start(workers or 1)
-    rates: dict[str, list[float]] = {"network": [], "network, two batches": [], "score": []}
+    rates: dict[str, list[float]] = {"network": [], TWO: [], "score": []}
     cpu_ms: dict[str, list[float]] = {name: [] for name in rates}
     with tempfile.TemporaryDirectory() as place:
         few = Path(place)
@@ -100,7 +105,7 @@ def measure(bundle: Path, folder: Path, *, images: int, pairs: int, workers: int
             (few / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
         runs: dict[str, tuple[int, Callable[[], float]]] = {
             "network": (bare.num_images, lambda: bare.run(1)),
-            "network, two batches": (bare.num_images, lambda: bare.run(BATCHES_AT_ONCE)),
+            TWO: (bare.num_images, lambda: bare.run(BATCHES_AT_ONCE)),
             "score": (
                 len(paths),
                 lambda: _scored(bundle, few, len(paths), workers or 1, executor),
@@ -129,7 +134,7 @@ def measure(bundle: Path, folder: Path, *, images: int, pairs: int, workers: int
         "backend": predictor.bundle.manifest.cpu_backend.name,
         "images/s": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
         "score over network": ratios("network"),
-        "score over network, two batches": ratios("network, two batches"),
+        f"score over {TWO}": ratios(TWO),
         **(
             {}
             if workers
@@ -139,6 +144,29 @@ def measure(bundle: Path, folder: Path, *, images: int, pairs: int, workers: int
             }
         ),
     }
+
+
+def row_of(title: str, found: dict[str, Any]) -> dict[str, str]:
+    """Return what the docs show of a measurement."""
+    rates = {name: statistics.median(values) for name, values in found["images/s"].items()}
+    ratios = [found[f"score over {other}"]["median"] for other in ("network", TWO)]
+    return {
+        "network": title,
+        "images": f"{found['images']:,}",
+        "network alone, images/s": f"{rates['network']:.0f}",
+        "`score`, images/s": f"{rates['score']:.0f}",
+        "`score` over network": f"{ratios[0]:.2f}",
+        "over two batches side by side": f"{ratios[1]:.2f}",
+    }
+
+
+def keep_row(title: str, found: dict[str, Any]) -> None:
+    """Keep a measurement for the docs, in place of an older one of the same title."""
+    path = FIGURES / f"{NAME}.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    kept = {row["network"]: row for row in rows} | {title: row_of(title, found)}
+    keep(NAME, list(kept.values()))
+    write_pages()
 
 
 def main() -> None:
@@ -152,6 +180,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="on Ray Data; 0: in this process")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--keep", metavar="TITLE", help="keep the figures for the docs")
     args = parser.parse_args()
     keep_memory()  # as the processes of a local Ray do
     found = measure(
@@ -162,6 +191,8 @@ def main() -> None:
         workers=args.workers,
     )
     report("score_speed", found, args.json)
+    if args.keep:
+        keep_row(args.keep, found)
 
 
 if __name__ == "__main__":
