@@ -40,6 +40,10 @@ class OneImageOnlyError(DataError):
     """A lesion has several images, and the bundle has no contract for that."""
 
 
+class RepeatedImageError(DataError):
+    """Two images of one lesion are the same, so that one of them would count twice."""
+
+
 class InvalidImageError(DataError):
     """An image cannot be used.
 

@@ -9,13 +9,14 @@ import pandas as pd
 from melanoma.bundle.deciding import Decider, Prediction
 from melanoma.data.names import shown
 from melanoma.data.tables import read_file
-from melanoma.errors import DataError
+from melanoma.errors import DataError, RepeatedImageError
 from melanoma.evidence.several_images import MAX_IMAGES
 from melanoma.io.storage import AnyPath
 from melanoma.judging import judged_row
 
 LESION_SCORES = "lesions.parquet"
 _UNREADABLE = "unreadable_image"
+_REPEATED = "repeated_image"
 
 
 def read_lesions(path: AnyPath, names: list[str]) -> dict[str, list[str]]:
@@ -80,7 +81,8 @@ def lesion_scores(
 ) -> pd.DataFrame:
     """Return a row for each lesion: its images, logits, probabilities and decision.
 
-    A lesion with an image that could not be judged gets cannot_assess, and no numbers.
+    A lesion with an image that could not be judged, or with one image under two names, gets
+    cannot_assess, and no numbers.
 
     Args:
         scores: the table of scores.parquet.
@@ -110,4 +112,7 @@ def _judged(images: pd.DataFrame, decider: Decider) -> dict[str, Any]:
         )
         for _, row in images.iterrows()
     ]
-    return judged_row(task, decider.of_lesion(predictions).together)
+    try:
+        return judged_row(task, decider.of_lesion(predictions).together)
+    except RepeatedImageError:
+        return judged_row(task, (_REPEATED, "two images of the lesion are the same"))

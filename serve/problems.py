@@ -10,7 +10,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
-from melanoma.errors import InvalidImageError, NumImagesError, OneImageOnlyError
+from melanoma.errors import (
+    InvalidImageError,
+    NumImagesError,
+    OneImageOnlyError,
+    RepeatedImageError,
+)
 from serve.bodies import RefusedError
 from serve.in_flight import in_flight
 from serve.lanes import OverloadedError
@@ -145,6 +150,10 @@ async def _one_image_only(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 422, "one_image_only", str(error))
 
 
+async def _repeated_image(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 422, "repeated_image", str(error))
+
+
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code, detail = _MESSAGES.get(
@@ -233,6 +242,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(InvalidImageError, _invalid_image)
     app.add_exception_handler(NumImagesError, _too_many_images)
     app.add_exception_handler(OneImageOnlyError, _one_image_only)
+    app.add_exception_handler(RepeatedImageError, _repeated_image)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(BundleChangingError, _bundle_changing)
     app.add_exception_handler(InferenceRequestError, _invalid_inference)

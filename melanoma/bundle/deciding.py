@@ -4,13 +4,14 @@ Predictor and server share it. Knows nothing of networks or requests.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.manifest import BundleManifest
-from melanoma.errors import NumImagesError, OneImageOnlyError
+from melanoma.errors import NumImagesError, OneImageOnlyError, RepeatedImageError
 from melanoma.evidence.operating_point import Decision, OperatingPoint, decide
 from melanoma.evidence.several_images import MAX_IMAGES
 
@@ -18,6 +19,8 @@ NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
 OTHER_CANCER = "other_cancer_likely"
 UNUSUAL = "unusual_image"
+_SAME_IMAGE = 1e-4
+"""Logits of one image differ by less, whatever images are in its batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +138,10 @@ class Decider:
         Raises:
             NumImagesError: if there are none, or more than six.
             OneImageOnlyError: if there are several and no contract for several.
+            RepeatedImageError: if two of them are of the same image.
         """
         self.check_num_images(len(predictions))
+        _check_different([prediction.logits for prediction in predictions])
         images, point = tuple(predictions), self.manifest.several_images
         if len(images) == 1 or point is None:
             return LesionPrediction(images[0], images, self.manifest.operating_point)
@@ -162,3 +167,13 @@ class Decider:
         if decision == "no_referral" and likeliest in task.malignant:
             warnings = (*warnings, OTHER_CANCER)
         return decision, warnings
+
+
+def _check_different(logits: Sequence[FloatArray]) -> None:
+    """Check that no two logits come from one image; those of different images never agree."""
+    for (one, first), (other, second) in itertools.combinations(enumerate(logits, 1), 2):
+        if np.allclose(first, second, rtol=0, atol=_SAME_IMAGE):
+            raise RepeatedImageError(
+                f"The images of one lesion must differ; images {one} and {other} are the same. Give"
+                " each once."
+            )

@@ -200,13 +200,13 @@ def test_the_order_of_images_changes_no_decision(client: TestClient) -> None:
 
 def test_images_can_be_referred_together_that_are_not_alone() -> None:
     """The threshold is that for several images; near it they are judged otherwise than alone."""
-    lesion = _expected(143, 143)
+    lesion = _expected(143, 144)
     assert [image.decision for image in lesion.images] == ["no_referral"] * 2
     assert lesion.together.decision == "refer"
 
 
 def test_an_unusual_image_among_others_stops_the_decision(client: TestClient) -> None:
-    answer = client.post("/v1/predict", **_form(150, 30, 150)).json()
+    answer = client.post("/v1/predict", **_form(150, 30, 151)).json()
     assert answer["decision"] == "cannot_assess"
     assert answer["warnings"] == [UNUSUAL]
 
@@ -225,6 +225,12 @@ def test_seven_images_are_refused_before_any_is_decoded(
     assert "1 to 6 images; there are 7" in is_problem(refused, 422, "too_many_images")["detail"]
     assert classifier.num_predicted == 0
     assert client.post("/v1/predict", **_form(*range(100, 106))).json()["num_images"] == 6
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/report"])
+def test_an_image_that_is_sent_twice_does_not_count_twice(client: TestClient, path: str) -> None:
+    refused = is_problem(client.post(path, **_form(100, 150, 100)), 422, "repeated_image")
+    assert "images 1 and 3 are the same" in refused["detail"]
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/report"])
@@ -288,11 +294,11 @@ def test_an_unmet_contract_decides_nothing_unless_the_operator_wants_it() -> Non
         (lenient, "refer", "uncontracted"),
     ):
         with _client(_Classifier(here)) as client:
-            answer = client.post("/v1/predict", **_form(150, 150)).json()
+            answer = client.post("/v1/predict", **_form(150, 151)).json()
             assert (answer["decision"], answer["warnings"]) == (decision, [warning])
             assert answer["contract"]["status"] == "unmet"
     with _client(_Classifier(*[strict] * 3, *[lenient] * 30)) as client:
-        found = [client.post("/v1/predict", **_form(150, 150)).json() for _ in range(3)]
+        found = [client.post("/v1/predict", **_form(150, 151)).json() for _ in range(3)]
         assert found[-1]["decision"] == "refer"
         assert all((each["decision"] == "refer") == (each["warnings"] == ["uncontracted"])
                    for each in found)  # fmt: skip
@@ -336,6 +342,8 @@ def test_the_protocol_refuses_lesions_as_predict_does(client: TestClient) -> Non
     seven = tuple(range(100, 107))
     is_problem(_infer(client, seven, one_lesion=True), 400, "invalid_inference_request")
     assert _infer(client, seven).status_code == 200
+    is_problem(_infer(client, (100, 100), one_lesion=True), 422, "repeated_image")
+    assert _infer(client, (100, 100)).status_code == 200
     with _client(_Classifier(described("v"))) as other:
         is_problem(_infer(other, (100, 110), one_lesion=True), 422, "one_image_only")
 

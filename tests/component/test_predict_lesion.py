@@ -67,8 +67,8 @@ def test_one_image_is_decided_as_ever(
 def test_an_unusual_image_leaves_the_lesion_unassessed(bundle_dir: Path) -> None:
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=True)
     height, width = predictor.bundle.preprocess.stored_shape
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = predictor.predict_lesion([noise, noise])
+    noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    found = predictor.predict_lesion(list(noise))
     assert found.together.decision == "cannot_assess"
     assert UNUSUAL in found.together.warnings
 

@@ -75,6 +75,17 @@ def test_a_lesion_with_an_unreadable_image_is_not_assessed(bundle_dir: Path) -> 
     assert (row["decision"], row["reason"]) == ("cannot_assess", "unreadable_image")
 
 
+def test_an_image_under_two_names_does_not_count_twice(
+    bundle_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    first = min(images.iterdir())
+    (images / "copy.jpg").write_bytes(first.read_bytes())
+    rows = [(first.name, "a"), ("copy.jpg", "a")]
+    score(bundle_dir, images, tmp_path / "out", lesions=_table(tmp_path, rows))
+    (row,) = pd.read_parquet(tmp_path / "out" / LESION_SCORES).to_dict("records")
+    assert (row["decision"], row["reason"]) == ("cannot_assess", "repeated_image")
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

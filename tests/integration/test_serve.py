@@ -173,9 +173,10 @@ def test_several_images_of_a_lesion_are_answered_as_the_predictor_does(
         assert "3 images of one lesion" in document[0].get_textpage().get_text_range()
 
 
-def test_the_triton_client_asks_about_one_lesion(service: Service, image: bytes) -> None:
+def test_the_triton_client_asks_about_one_lesion(service: Service, phantom_source: Path) -> None:
+    paths = sorted((phantom_source / "images").iterdir())[:2]
     encoded = triton.InferInput("image", [2], "BYTES")
-    encoded.set_data_from_numpy(np.array([image, image], dtype=object))
+    encoded.set_data_from_numpy(np.array([path.read_bytes() for path in paths], dtype=object))
     with _triton(service) as asked:
         headers = dict(service.authorization)
         result = asked.infer(
@@ -405,8 +406,9 @@ def test_nothing_of_an_image_is_ever_written(client: httpx.Client, tmp_path: Pat
     ):  # 20 KB, and 17 MB, which would not stay in memory by itself in starlette's forms
         data = _canary_image(canary, side)
         assert canary in data
-        name, small = f"{canary.decode()}.png", _canary_image(canary, 80)
-        several = [("image", (name, data)), ("image", (name, small)), ("image", (None, small))]
+        name = f"{canary.decode()}.png"
+        one, other = (_canary_image(canary, size) for size in (96, 112))
+        several = [("image", (name, data)), ("image", (name, one)), ("image", (None, other))]
         for response in (
             client.post("/v1/predict?explain=guided_grad_cam", content=data),
             client.post("/v1/predict", files={"image": (name, data, "image/png")}),
