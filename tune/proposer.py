@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 from melanoma.arrays import FloatArray
 from tune.space import Sample, SearchSpace
@@ -105,7 +106,8 @@ class Posterior:
         scaled = (values - self._mean) / self._scale
         squared, same_fold = _squared(places, places), folds[:, None] == folds[None, :]
         scales = itertools.product(_LENGTHS, _SIGNALS, _NOISES, _FOLDS)
-        processes = [_condition(squared, same_fold, scaled, *each) for each in scales]
+        with _one_thread():
+            processes = [_condition(squared, same_fold, scaled, *each) for each in scales]
         likelihoods = np.array([process.log_likelihood for process in processes])
         weights = np.exp(likelihoods - likelihoods.max())
         kept = np.flatnonzero(weights > _LEAST_WEIGHT)
@@ -117,7 +119,8 @@ class Posterior:
     def at(self, places: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return mean ``(M,)`` and covariance ``(M, M)`` of the values of settings ``(M, D)``."""
         squared, cross = _squared(places, places), _squared(places, self._places)
-        each = [process.at(squared, cross) for process in self._processes]
+        with _one_thread():
+            each = [process.at(squared, cross) for process in self._processes]
         means = np.array([mean for mean, _ in each])
         mean = self._weights @ means
         covariance = np.tensordot(self._weights, np.array([one for _, one in each]), 1)
@@ -141,6 +144,11 @@ class Posterior:
         best = np.mean([(mean[:, None] + moves * z).max(axis=0) for z in _NORMAL], axis=0)
         gains: FloatArray = best - mean.max()
         return gains
+
+
+def _one_thread() -> threadpool_limits:
+    """Return a block whose algebra runs in one thread: more would wait for each other."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _condition(
