@@ -156,6 +156,15 @@ def classes_table(reports: Mapping[str, Report]) -> str:
     return table(["class", "units", "referred"], rows)
 
 
+_OF_LESIONS = {
+    "AUROC": "auroc",
+    "specificity at 90 % sensitivity": AT_90,
+    "macro-F1": "macro_f1",
+    "sensitivity at the threshold": "sensitivity",
+    "specificity at the threshold": "specificity",
+}
+
+
 def lesions_table(reports: Mapping[str, Report]) -> str:
     """Return several images of each lesion beside one image of it, in the first report."""
     found = next(iter(reports.values()))["several_images"]
@@ -172,15 +181,6 @@ def lesions_table(reports: Mapping[str, Report]) -> str:
     rows.append(["the promise for several images here", told, "-"])
     images = f"{found['mean_images']:.1f} images on average"
     return table(["the same lesions", f"all images together, {images}", "one image of each"], rows)
-
-
-_OF_LESIONS = {
-    "AUROC": "auroc",
-    "specificity at 90 % sensitivity": AT_90,
-    "macro-F1": "macro_f1",
-    "sensitivity at the threshold": "sensitivity",
-    "specificity at the threshold": "specificity",
-}
 
 
 def rows_table(rows: Sequence[Mapping[str, str]]) -> str:

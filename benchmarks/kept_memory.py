@@ -14,8 +14,8 @@ import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,8 @@ def _child(index: int) -> None:
     """Measure one case in a thread, as Ray Train does, and print what was found."""
     torch.manual_seed(0)
     torch.set_num_threads(joblib.cpu_count())
-    found: dict[str, float] = {}
-    thread = threading.Thread(target=lambda: found.update(measure(CASES[index])))
-    thread.start()
-    thread.join()
-    print(json.dumps(found))
+    with ThreadPoolExecutor(1) as threads:
+        print(json.dumps(threads.submit(measure, CASES[index]).result()))
 
 
 def _found(index: int, *, kept: bool) -> dict[str, float]:

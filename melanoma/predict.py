@@ -19,7 +19,7 @@ from melanoma.bundle.deciding import Prediction
 from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
 from melanoma.dicom_objects import Finding, check_installed, overlay_of, report_of
-from melanoma.errors import DataError, InvalidImageError
+from melanoma.errors import DataError, InvalidImageError, RepeatedImageError
 from melanoma.evidence.operating_point import OperatingPoint
 from melanoma.explain.methods import METHODS, check_method
 from melanoma.explain.overlay import heatmap_on, overlay
@@ -78,7 +78,7 @@ def predict_files(
     predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
     if one_lesion:
         predictor.decider.check_num_images(len(paths))
-        _check_different(paths)
+        _check_different_files(paths)
     explainer = make(predictor.bundle.subject()) if make else None
     writer = _Writer(predictor.bundle, out, explain, explainer, dicom)
     results, predictions = zip(
@@ -123,18 +123,18 @@ def _basis(predictor: Predictor, point: OperatingPoint) -> dict[str, Any]:
     }
 
 
-def _check_different(paths: Sequence[AnyPath]) -> None:
+def _check_different_files(paths: Sequence[AnyPath]) -> None:
     """Check that no image counts twice.
 
     Raises:
-        DataError: if one does.
+        RepeatedImageError: if one does.
     """
     seen: dict[str, AnyPath] = {}
     for path in paths:
         with contextlib.suppress(OSError):  # a file that cannot be read gets an error of its own
             first = seen.setdefault(sha256_of(path), path)
             if first is not path:
-                raise DataError(
+                raise RepeatedImageError(
                     f"The images of one lesion must differ; {first} and {path} are the same. Give"
                     " it once."
                 )

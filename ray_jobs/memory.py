@@ -1,4 +1,4 @@
-"""Lets processes on CPUs keep the memory that they free, for the next step of a training.
+"""Lets processes keep the memory that they free, for the next step of a training on CPUs.
 
 A step allocates and frees the same large tensors again and again. The C library (glibc) gives those
 of 32 MiB and more back to the system each time, and the system clears every page of them before the
@@ -10,8 +10,8 @@ import os
 
 KEPT = {
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    # Only the main arena is unlimited, and Ray trains in threads.
+    "MALLOC_TRIM_THRESHOLD_": "-1",  # never
+    # Any other arena holds at most 64 MiB in one piece, and Ray trains in a thread, which gets one.
     "MALLOC_ARENA_MAX": "1",
 }
 """The environment of processes that keep their memory; other C libraries ignore it.
@@ -24,7 +24,7 @@ _PARAMETERS = {"MALLOC_MMAP_MAX_": -4, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_ARE
 def keep_memory() -> None:
     """Keep freed memory in this process and in those that it starts from now on.
 
-    What the environment says already stays.
+    What the environment says already stays. Threads that run already keep their own arenas.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for name, value in KEPT.items():

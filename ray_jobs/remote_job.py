@@ -18,7 +18,7 @@ from ray_jobs.memory import KEPT
 from ray_jobs.progress import say
 from ray_jobs.results import MARK
 
-PASSED_ON = ("MELANOMA_DEBUG",)
+PASSED_ON = ("MELANOMA_DEBUG", *KEPT)
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 180.0
 SILENT_SECONDS = 60.0

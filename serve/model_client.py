@@ -172,7 +172,7 @@ class ModelClient:
     ) -> LesionReading:
         """Return the prediction for all images of one lesion together, by one bundle.
 
-        It raises what `read` and `check_num_images` raise.
+        It raises what `read`, `check_num_images` and `Decider.of_lesion` raise.
 
         Args:
             sources: 1 to 6 images; their exceptions are passed on.

@@ -121,10 +121,10 @@ class Posterior:
         squared, cross = _squared(places, places), _squared(places, self._places)
         with _one_thread():
             each = [process.at(squared, cross) for process in self._processes]
-        means = np.array([mean for mean, _ in each])
-        mean = self._weights @ means
-        covariance = np.tensordot(self._weights, np.array([one for _, one in each]), 1)
-        covariance += (self._weights[:, None] * (means - mean)).T @ (means - mean)
+            means = np.array([mean for mean, _ in each])
+            mean = self._weights @ means
+            covariance = np.tensordot(self._weights, np.array([one for _, one in each]), 1)
+            covariance += (self._weights[:, None] * (means - mean)).T @ (means - mean)
         return self._mean + self._scale * mean, self._scale**2 * covariance
 
     def gains(self, places: FloatArray) -> FloatArray:
@@ -147,7 +147,7 @@ class Posterior:
 
 
 def _one_thread() -> threadpool_limits:
-    """Return a block whose algebra runs in one thread: more would wait for each other."""
+    """Return a context in which BLAS uses one thread: on small matrices several only wait."""
     return threadpool_limits(1, user_api="blas")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.manifest import BundleManifest
+from melanoma.bundle.probes import PROBE_TOLERANCE
 from melanoma.errors import NumImagesError, OneImageOnlyError, RepeatedImageError
 from melanoma.evidence.operating_point import Decision, OperatingPoint, decide
 from melanoma.evidence.several_images import MAX_IMAGES
@@ -19,8 +20,6 @@ NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
 OTHER_CANCER = "other_cancer_likely"
 UNUSUAL = "unusual_image"
-_SAME_IMAGE = 1e-4
-"""Logits of one image differ by less, whatever images are in its batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +169,13 @@ class Decider:
 
 
 def _check_different(logits: Sequence[FloatArray]) -> None:
-    """Check that no two logits come from one image; those of different images never agree."""
+    """Check that no two logits come from one image.
+
+    Those of one image agree as far as those of replicas; those of two hardly ever agree in all
+    classes.
+    """
     for (one, first), (other, second) in itertools.combinations(enumerate(logits, 1), 2):
-        if np.allclose(first, second, rtol=0, atol=_SAME_IMAGE):
+        if np.allclose(first, second, rtol=0, atol=PROBE_TOLERANCE):
             raise RepeatedImageError(
                 f"The images of one lesion must differ; images {one} and {other} are the same. Give"
                 " each once."

@@ -169,7 +169,8 @@ class Predictor:
             explain: whether to compute heatmaps.
 
         Raises:
-            DataError: if there are more than six, or the bundle has no contract for several.
+            DataError: if there are more than six, two are the same, or the bundle has no contract
+                for several.
             InvalidImageError: if a file is not an image that can be judged.
             OSError: if a file cannot be read.
             FloatingPointError: if a logit is not finite.

@@ -118,6 +118,7 @@ def test_cpus_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: told.update(options))
+    monkeypatch.setattr(cluster, "keep_memory", lambda: None)
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     cluster.connect()

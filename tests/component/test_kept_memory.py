@@ -20,13 +20,13 @@ import resource, threading
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use_and_free():
-    bytearray(b"x") * (100 << 20)
+    held = [bytearray(b"x") * (100 << 20) for _ in range(25)]
 def count():
     use_and_free()
     before = faults()
-    for _ in range(10):
+    for _ in range(2):
         use_and_free()
-    print((faults() - before) // 10)
+    print((faults() - before) // 50)
 """
 IN_A_THREAD = "thread = threading.Thread(target=count); thread.start(); thread.join()"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -8,7 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
@@ -16,6 +17,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 from melanoma.errors import DataError
 from ray_jobs.arguments import FAILED
 from ray_jobs.cli import build_parser
+from ray_jobs.memory import KEPT
 from ray_jobs.remote_job import JobLog, RemoteJob, follow
 from ray_jobs.submit import _exit_code, _interrupted, check_paths, submit
 
@@ -237,6 +239,17 @@ def test_a_log_that_cannot_be_shown_is_no_stream_that_broke_off(
 )
 def test_the_exit_code_is_one_of_ours(code: int | None, ours: int) -> None:
     assert _exit_code(_details(JobStatus.FAILED, code)) == ours
+
+
+def test_a_job_keeps_memory_as_this_machine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    for name in KEPT.keys() - {"MALLOC_ARENA_MAX"}:
+        monkeypatch.delenv(name, raising=False)
+    client = SimpleNamespace(submit_job=lambda **asked: sent.update(asked))
+    RemoteJob(client, "http://head:8265", "job").start(["train"], Path("code"), "mark")  # type: ignore[arg-type]
+    environment = sent["runtime_env"]["env_vars"]
+    assert environment.items() >= (KEPT | {"MALLOC_ARENA_MAX": "4"}).items()
 
 
 class Away:
