@@ -179,9 +179,8 @@ class Contract(Strict):
             error=error_at(1, declared=self.accesses_declared, confidence=self.confidence),
         )
         return (
-            f"{self._calibrated_before} Number {self.access} has no error left. Each of the"
-            f" {self.accesses_declared} networks declared needs at least {first} {nouns},"
-            f" {self.unit}; there were {self.num_target}."
+            f"{self._calibrated_before} Number {self.access} has no error left. Each declared"
+            f" network needs at least {first} {nouns}, {self.unit}; there were {self.num_target}."
             " Prepare a data set with new lesions, more of them for calibration."
         )
 

@@ -241,7 +241,7 @@ def test_accesses_can_be_spent(access: int, declared: int, said: str) -> None:
     ("access", "declared", "said"),
     [
         (2, 1, "1 other network was calibrated on these images before. Number 2 has no error"),
-        (4, 3, "no error left. Each of the 3 networks declared needs at least 39 melanomas"),
+        (4, 3, "no error left. Each declared network needs at least 39 melanomas"),
     ],
 )
 def test_all_that_stands_against_a_promise_is_said(access: int, declared: int, said: str) -> None:
