@@ -4,17 +4,15 @@ Predictor and server share it. Knows nothing of networks or requests.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.manifest import BundleManifest
-from melanoma.bundle.probes import PROBE_TOLERANCE
 from melanoma.errors import NumImagesError, OneImageOnlyError, RepeatedImageError
 from melanoma.evidence.operating_point import Decision, OperatingPoint, decide
-from melanoma.evidence.several_images import MAX_IMAGES
+from melanoma.evidence.several_images import MAX_IMAGES, repeats
 
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
@@ -169,14 +167,9 @@ class Decider:
 
 
 def _check_different(logits: Sequence[FloatArray]) -> None:
-    """Check that no two logits come from one image.
-
-    Those of one image agree as far as those of replicas; those of two hardly ever agree in all
-    classes.
-    """
-    for (one, first), (other, second) in itertools.combinations(enumerate(logits, 1), 2):
-        if np.allclose(first, second, rtol=0, atol=PROBE_TOLERANCE):
-            raise RepeatedImageError(
-                f"The images of one lesion must differ; images {one} and {other} are the same. Give"
-                " each once."
-            )
+    """Check that no two logits come from one image."""
+    for first, second in repeats(np.stack(logits)):
+        raise RepeatedImageError(
+            f"The images of one lesion must differ; images {first + 1} and {second + 1} are the"
+            " same. Give each once."
+        )

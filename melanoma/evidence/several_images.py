@@ -1,7 +1,8 @@
 """Several images of one lesion as one unit: which images, and their averaged logits.
 
 Server, contract and report judge such units alike: the logits of the images are averaged before the
-calibrator, and a lesion with an unusual image is not assessed. Knows nothing of networks.
+calibrator, an image counts once, and a lesion with an unusual image is not assessed. Knows nothing
+of networks.
 """
 
 import dataclasses
@@ -13,6 +14,9 @@ from melanoma.arrays import BoolArray, FloatArray, IntArray
 from melanoma.task import Task
 
 MIN_IMAGES, MAX_IMAGES = 2, 6
+SAME_IMAGE = 1e-3
+"""How far apart logits of one image may be: replicas differ by less, and two images hardly ever
+agree in all classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +44,17 @@ class Units:
         return len(self.labels)
 
 
+def repeats(logits: FloatArray) -> list[tuple[int, int]]:
+    """Return the pairs of positions whose logits ``(N, C)`` come from one image."""
+    gaps = np.abs(logits[:, None] - logits[None]).max(axis=2)
+    first, second = np.nonzero(np.triu(gaps <= SAME_IMAGE, k=1))
+    return list(zip(first.tolist(), second.tolist(), strict=True))
+
+
 def lesion_units(
     rows: pd.DataFrame, logits: FloatArray, unusual: BoolArray, task: Task, *, seed: int
 ) -> Units:
-    """Return the lesions with at least two images; of more than six, six are drawn.
+    """Return the lesions with at least two different images; of more than six, six are drawn.
 
     Args:
         rows: N records with image_id, lesion_id, group and label.
@@ -64,11 +75,19 @@ def lesion_units(
     )
     table["harmless"] = ~task.is_target(table["label"].to_numpy())
     with_logits = pd.concat([table, pd.DataFrame(logits[order].astype(np.float64))], axis=1)
-    known = with_logits[with_logits["lesion"] != ""]
-    drawn = known[known.groupby("lesion").cumcount() < MAX_IMAGES]
+    columns = list(range(logits.shape[1]))
+    known = with_logits[(with_logits["lesion"] != "").to_numpy()]
+    known = known[known.groupby("lesion")["lesion"].transform("size") >= MIN_IMAGES]
+    again = {
+        rows.index[other]
+        for _, rows in known.groupby("lesion")
+        for _, other in repeats(rows[columns].to_numpy())
+    }
+    different = known.drop(index=list(again))
+    drawn = different[different.groupby("lesion").cumcount() < MAX_IMAGES]
     several = drawn[drawn.groupby("lesion")["lesion"].transform("size") >= MIN_IMAGES]
     by_lesion = several.sort_values("harmless", kind="stable").groupby("lesion", sort=True)
-    first, columns = by_lesion.first(), list(range(logits.shape[1]))
+    first = by_lesion.first()
     return Units(
         by_lesion[columns].mean().to_numpy(),
         first["label"].to_numpy(),
