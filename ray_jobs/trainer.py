@@ -61,13 +61,13 @@ def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
     connect(num_workers=first.num_workers)
     bundle = worker_bundle(first, node_resources())
     wait_for_room(bundle, first.least)
-    at_once = min(len(jobs), num_placeable(node_resources(), bundle) // first.least)
-    # Of frozen backbones the first run computes the features, and the others read them. In the main
-    # thread, Ray ends a run in order when the user interrupts it.
-    is_frozen = first.config.optim.head_only and first.embeddings is None
-    if at_once <= 1 or is_frozen:
+    at_once = max(1, min(len(jobs), num_placeable(node_resources(), bundle) // first.least))
+    if first.config.optim.head_only and first.embeddings is None:
+        at_once = 1  # the first run computes the features of the backbone, and the others read them
+    networks = f"{len(jobs)} networks, {at_once} at a time" if len(jobs) > 1 else "one network"
+    say(f"Training {networks}, on {_workers(first)} with {bundle}.")
+    if at_once == 1:  # in the main thread, where Ray ends a run in order on an interrupt
         return [_train(job, bundle) for job in jobs]
-    say(f"Training {len(jobs)} networks, {at_once} at a time.")
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="runs")
     runs = [pool.submit(_train, job, bundle) for job in jobs]
     try:
@@ -82,6 +82,13 @@ def launch(jobs: Sequence[TrainJob]) -> list[AnyPath]:
         if run.exception() is not None:
             say(f"{job.name} failed.")
     return [run.result() for run in runs]
+
+
+def _workers(job: TrainJob) -> str:
+    if job.num_workers == 1:
+        return "one worker"
+    least = "" if job.least == job.num_workers else f"{job.least} to "
+    return f"{least}{job.num_workers} workers, each"
 
 
 def _train(job: TrainJob, bundle: Bundle) -> AnyPath:

@@ -131,7 +131,7 @@ def run_job(job: TrainJob, executor: Executor) -> TrainResult:
             data.check_writable()
             # Before the folder is claimed, so that a mistyped setting does not occupy its name.
             check_network(job, data.task.num_classes, num_folds=data.manifest.num_folds)
-        _claim(job, content=data.content_hash)
+        _claim(job, data)
         if not finished:
             if not (job.bundle_dir / MANIFEST).is_file():
                 checkpoints = tuple(map(str, executor.launch(job.runs(data.manifest.num_folds))))
@@ -162,27 +162,40 @@ def _identified(weights: str) -> str:
     return sha256_of(path) if path.is_file() else weights
 
 
-def _claim(job: TrainJob, *, content: str) -> None:
+def _claim(job: TrainJob, data: PreparedData) -> None:
     described = {
         "config": dataclasses.asdict(job.config),
         "weights": _identified(job.weights),
         "all_folds": job.all_folds,
         "embeddings": None if job.embeddings is None else sha256_of(job.embeddings),
         "teacher": None if job.teacher is None else sha256_of(job.teacher),
-        "content": content,
+        "content": data.content_hash,
     }
     if not claim_folder(job.run_dir, described):
         return
     if (job.run_dir / RESULT).is_file():
         log.info("Run %s is already finished.", job.run_dir)
-    elif job.history_path.is_file():
-        epochs = [json.loads(line)["epoch"] for line in job.history_path.read_text().splitlines()]
-        log.info(
-            "Resuming run %s after epoch %d of %d.",
-            job.run_dir,
-            max(epochs, default=0),
-            job.config.optim.epochs,
-        )
+    else:
+        trained = [
+            f"{num} ({run.name})" if run.name else str(num)
+            for run in job.runs(data.manifest.num_folds)
+            if (num := _num_trained(run))
+        ]
+        if trained:
+            log.info(
+                "Resuming run %s. Epochs trained, of %d: %s.",
+                job.run_dir,
+                job.config.optim.epochs,
+                ", ".join(trained),
+            )
+
+
+def _num_trained(run: TrainJob) -> int:
+    """Return how many epochs a run has behind it."""
+    if not run.history_path.is_file():
+        return 0
+    epochs = [json.loads(line)["epoch"] for line in run.history_path.read_text().splitlines()]
+    return max(epochs, default=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,8 @@ _HOLDERS = (
 )
 """Keys under which the checkpoints of training scripts keep the network."""
 _COMPILED = "_orig_mod."
+_COUNTER = ".num_batches_tracked"
+"""The counters of batch norms, which no output depends on. Many files lack them."""
 _LEAST_SHARE = 0.5
 """The smallest share of tensors that must match; with fewer, most weights would stay random."""
 
@@ -43,7 +45,7 @@ class WeightsReport:
 
     Attributes:
         matched: names of the tensors that were loaded.
-        missing: names of the network's tensors that the file lacks.
+        missing: names of the network's tensors that the file lacks, without counters of batches.
         unused: names of the file's tensors that were not loaded.
     """
 
@@ -90,9 +92,8 @@ def load_weights(model: nn.Module, path: AnyPath) -> WeightsReport:
             _misfit(path.name, type(model).__name__, file=file, given=given, own=own)
         )
     model.load_state_dict(matched, strict=False)
-    return WeightsReport(
-        sorted(matched), sorted(set(own) - set(matched)), sorted(set(given) - set(matched))
-    )
+    missing = {name for name in set(own) - set(matched) if not name.endswith(_COUNTER)}
+    return WeightsReport(sorted(matched), sorted(missing), sorted(set(given) - set(matched)))
 
 
 def _matching(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def test_all_folds_train_side_by_side_and_resume(
     command = ["train", str(prepared.folder), str(tmp_path), *settings, "--cpus-per-worker", "1"]
     assert main([*command, "--folds", "all", "--json"]) == DONE
     out, err = capsys.readouterr()
-    assert "Training 3 networks, 3 at a time" in err
+    assert "Training 3 networks, 3 at a time, on one worker with 1 CPU." in err
     assert all(f"fold {fold}: epoch 1 of 1" in err for fold in range(3))
     assert json.loads(out)["best_epochs"] == [1, 1, 1]
     run = tmp_path / "smoke"
@@ -80,6 +80,7 @@ def test_all_folds_train_side_by_side_and_resume(
     shutil.rmtree(run / "bundle")
     (run / "result.json").unlink()
     assert main([*command, "--folds", "all", "--json"]) == DONE
+    assert "Epochs trained, of 1: 1 (fold 0), 1 (fold 1), 1 (fold 2)." in capsys.readouterr().err
     assert (run / "bundle" / "model.safetensors").read_bytes() == weights
     assert states == {path: path.stat().st_mtime_ns for path in states}
     assert states

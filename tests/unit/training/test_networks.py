@@ -56,6 +56,15 @@ def test_weights_load_as_far_as_they_match(suffix: str, tmp_path: Path) -> None:
     assert f"{len(report.matched)} tensors matched" in str(report)
 
 
+def test_counters_of_batches_are_not_called_missing(tmp_path: Path) -> None:
+    config = ModelConfig("tf_efficientnet_lite0", layer_scale=None)
+    state = build_model(config, 1000).state_dict()
+    weights = {name: value for name, value in state.items() if "num_batches_tracked" not in name}
+    save_file(weights, tmp_path / "weights.safetensors")
+    report = load_weights(build_model(config, 7), tmp_path / "weights.safetensors")
+    assert report.missing == ["classifier.bias", "classifier.weight"]
+
+
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
