@@ -4,6 +4,7 @@ Predictor and server share it. Knows nothing of networks or requests.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from melanoma.arrays import BoolArray, FloatArray
 from melanoma.bundle.manifest import BundleManifest
 from melanoma.errors import NumImagesError, OneImageOnlyError, RepeatedImageError
 from melanoma.evidence.operating_point import Decision, OperatingPoint, decide
-from melanoma.evidence.several_images import MAX_IMAGES, repeats
+from melanoma.evidence.several_images import MAX_IMAGES, same_image
 
 NO_CONTRACT = "contract_not_met"
 UNCONTRACTED = "uncontracted"
@@ -168,8 +169,9 @@ class Decider:
 
 def _check_different(logits: Sequence[FloatArray]) -> None:
     """Check that no two logits come from one image."""
-    for first, second in repeats(np.stack(logits)):
-        raise RepeatedImageError(
-            f"The images of one lesion must differ; images {first + 1} and {second + 1} are the"
-            " same. Give each once."
-        )
+    for (one, first), (other, second) in itertools.combinations(enumerate(logits, 1), 2):
+        if same_image(first, second):
+            raise RepeatedImageError(
+                f"The images of one lesion must differ; images {one} and {other} are the same. Give"
+                " each once."
+            )

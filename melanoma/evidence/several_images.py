@@ -6,6 +6,7 @@ of networks.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -44,11 +45,9 @@ class Units:
         return len(self.labels)
 
 
-def repeats(logits: FloatArray) -> list[tuple[int, int]]:
-    """Return the pairs of positions whose logits ``(N, C)`` come from one image."""
-    gaps = np.abs(logits[:, None] - logits[None]).max(axis=2)
-    first, second = np.nonzero(np.triu(gaps <= SAME_IMAGE, k=1))
-    return list(zip(first.tolist(), second.tolist(), strict=True))
+def same_image(first: FloatArray, second: FloatArray) -> bool:
+    """Return whether logits ``(C,)`` come from one image."""
+    return bool(np.abs(first - second).max() <= SAME_IMAGE)
 
 
 def lesion_units(
@@ -77,14 +76,13 @@ def lesion_units(
     with_logits = pd.concat([table, pd.DataFrame(logits[order].astype(np.float64))], axis=1)
     columns = list(range(logits.shape[1]))
     known = with_logits[(with_logits["lesion"] != "").to_numpy()]
-    known = known[known.groupby("lesion")["lesion"].transform("size") >= MIN_IMAGES]
-    again = {
-        rows.index[other]
-        for _, rows in known.groupby("lesion")
-        for _, other in repeats(rows[columns].to_numpy())
-    }
-    different = known.drop(index=list(again))
-    drawn = different[different.groupby("lesion").cumcount() < MAX_IMAGES]
+    values = known[columns].to_numpy()
+    chosen = [
+        position
+        for positions in known.groupby("lesion").indices.values()
+        for position in _different(values, positions)
+    ]
+    drawn = known.iloc[chosen]
     several = drawn[drawn.groupby("lesion")["lesion"].transform("size") >= MIN_IMAGES]
     by_lesion = several.sort_values("harmless", kind="stable").groupby("lesion", sort=True)
     first = by_lesion.first()
@@ -96,3 +94,14 @@ def lesion_units(
         by_lesion.size().to_numpy(),
         first["position"].to_numpy(),
     )
+
+
+def _different(logits: FloatArray, positions: Iterable[int]) -> list[int]:
+    """Return the first six of some positions whose images differ."""
+    chosen: list[int] = []
+    for position in positions:
+        if len(chosen) == MAX_IMAGES:
+            break
+        if not any(same_image(logits[position], logits[other]) for other in chosen):
+            chosen.append(position)
+    return chosen
