@@ -318,8 +318,8 @@ def test_lesions_with_several_images_are_judged_together(several: Bundle, tmp_pa
 def test_an_unusual_image_leaves_its_lesion_out_of_the_table(
     several: Bundle, tmp_path: Path
 ) -> None:
-    rows = [(name, name, MELANOMA_INDEX, 0.9) for name in ("M0", "M0", "M1", "M1")]
-    rows += [("N0", "N0", NEVUS, 0.1)] * 2
+    rows = [(name, name, MELANOMA_INDEX, p) for name in ("M0", "M1") for p in (0.9, 0.8)]
+    rows += [("N0", "N0", NEVUS, p) for p in (0.1, 0.2)]
     table = _table(rows)
     table.loc[0, "decision"] = "cannot_assess"
     found = _several(several, table, tmp_path)
