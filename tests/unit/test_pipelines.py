@@ -20,6 +20,7 @@ from melanoma.evaluation import evaluate
 from melanoma.executor import Item, LocalExecutor, Row
 from melanoma.imaging.preprocess import Preprocess
 from melanoma.io.files import read_json
+from melanoma.scorecard import write_scorecard
 from melanoma.scoring import CHUNK, SCORES, _duration, score
 from melanoma.task import TASKS
 from melanoma.training.checkpoints import HASH, STATE
@@ -177,6 +178,20 @@ def test_an_ensemble_leaves_a_teacher_that_has_not_seen_its_images(
     )
     calibrator = load_bundle(ensemble_dir / "bundle").manifest.calibrator
     assert np.allclose(teacher.loc[rows["image_id"]], calibrator(seen.logits), atol=1e-5)
+
+
+def test_the_heatmaps_of_an_ensemble_get_a_scorecard(
+    prepared: PreparedData, phantom_source: Path, ensemble_dir: Path, tmp_path: Path
+) -> None:
+    data, bundle, out = tmp_path / "dataset", ensemble_dir / "bundle", tmp_path / "evidence"
+    shutil.copytree(prepared.folder, data)  # the access is logged beside the data
+    evaluate(bundle, data, out)
+    found = write_scorecard(bundle, data, out, masks=phantom_source / "masks")
+    assert found["bundle"]["weights_sha256"] == load_bundle(bundle).manifest.weights_sha256
+    for method in found["methods"].values():
+        assert all(method["measures"].values())
+        for check in ("random_similarity", "shuffled_similarity"):
+            assert method["measures"][check]["value"] < method["measures"]["stability"]["value"]
 
 
 def test_an_ensemble_can_teach_one_network(

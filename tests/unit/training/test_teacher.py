@@ -10,6 +10,7 @@ import torch
 from melanoma.config import TrainConfig
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import DataError
+from melanoma.io.storage import to_path
 from melanoma.training.plan import Training
 from melanoma.training.teacher import read_teacher, teacher_table
 from tests.tasks import CLASSES, MELANOMA_INDEX
@@ -28,6 +29,17 @@ def _written(table: pd.DataFrame, folder: Path, name: str = "table.parquet") -> 
     else:
         table.to_parquet(folder / name)
     return folder / name
+
+
+def test_a_table_may_lie_in_object_storage(
+    table: pd.DataFrame, prepared: PreparedData, tmp_path: Path
+) -> None:
+    there = to_path(f"memory://bucket/{tmp_path.name}/table.parquet")
+    there.write_bytes(_written(table, tmp_path).read_bytes())
+    found = read_teacher(there, prepared)
+    assert np.allclose(found.to_numpy(), table.iloc[:, 1 : 1 + len(CLASSES)].to_numpy())
+    with pytest.raises(DataError, match="--teacher must be a file, parquet or CSV"):
+        read_teacher(there.parent / "missing.parquet", prepared)
 
 
 @pytest.mark.parametrize("name", ["table.parquet", "table.csv"])
