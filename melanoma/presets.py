@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from melanoma.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from melanoma.config import (
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from melanoma.errors import SettingError
 
 
@@ -39,6 +46,29 @@ def cpu() -> TrainConfig:
             warmup_epochs=1,
             ema_decay=0.998,
             progressive_resizing=((0.38, 0.6), (0.84, 0.8)),
+        ),
+    )
+
+
+def lite0() -> TrainConfig:
+    """Return the best known run on CPUs, from ImageNet weights of EfficientNet-Lite0."""
+    return TrainConfig(
+        data=DataConfig(
+            input_height=144, input_width=192, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), tta=4
+        ),
+        augment=AugmentConfig(mixup=0.9),
+        model=ModelConfig(backbone="tf_efficientnet_lite0", drop_path=0.2),
+        loss=LossConfig(tau=0),
+        optim=OptimConfig(
+            epochs=28,
+            batch_size=32,
+            lr=1e-3,
+            layer_decay=0.85,
+            frozen_layers=4,
+            warmup_epochs=1,
+            ema_decay=0.998,
+            class_sampling=0.5,
+            progressive_resizing=((0.35, 0.5), (0.75, 0.67)),
         ),
     )
 
@@ -81,6 +111,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "smoke": smoke,
     "cpu_quick": cpu_quick,
     "cpu": cpu,
+    "lite0": lite0,
     "gpu": gpu,
     "frozen_dinov3": frozen_dinov3,
     "frozen_in22k": frozen_in22k,

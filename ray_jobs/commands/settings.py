@@ -29,7 +29,8 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         "--preset",
         default="cpu_quick",
         metavar="NAME",
-        help="smoke, cpu_quick, cpu or gpu (default %(default)s)",
+        help="smoke, cpu_quick, cpu, lite0, gpu, frozen_in22k or frozen_dinov3"
+        " (default %(default)s)",
     )
     command.add_argument(
         "--set",

@@ -15,6 +15,7 @@ import pytest
 from melanoma.config import DISCLAIMER
 from melanoma.data.dataset import PreparedData
 from melanoma.errors import BundleError, DataError, SettingError, UserError
+from melanoma.presets import PRESETS
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED, FOUND
 from ray_jobs.cli import main
 
@@ -315,6 +316,13 @@ def test_dicom_objects_need_their_packages_and_a_folder(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main([*words, "--out", str(tmp_path / "out")]) == BAD_INPUT
     assert "pip install 'melanoma[dicom]'" in capsys.readouterr().err
+
+
+def test_the_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(PRESETS) <= words
 
 
 def test_a_mistyped_path_takes_no_name(prepared: PreparedData, tmp_path: Path) -> None:
