@@ -83,3 +83,11 @@ def test_every_module_of_the_science_has_a_layer() -> None:
         if not any(module == name or module.startswith(f"{name}.") for name in named)
     ]
     assert not without
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """A tag can be moved; what a workflow may sign and push with must not change unseen."""
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    used = re.findall(r"uses: *(.*)", "".join(path.read_text() for path in workflows))
+    assert used
+    assert [line for line in used if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", line)] == []
