@@ -1,6 +1,7 @@
 """Every code that an answer may carry has words for people."""
 
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,13 @@ def test_every_code_has_words() -> None:
     words = json.loads((Path(serve.__file__).parent / "page" / "words.json").read_text())
     assert set(words["verdicts"]) == set(get_args(Decision))
     assert {NO_CONTRACT, OTHER_CANCER, UNCONTRACTED, UNUSUAL} <= set(words["warnings"])
+
+
+def test_the_docs_name_every_warning() -> None:
+    words = json.loads((Path(serve.__file__).parent / "page" / "words.json").read_text())
+    docs = (Path(serve.__file__).parents[1] / "docs" / "serving.md").read_text()
+    rows = docs.split("| warning | meaning |\n|---|---|\n")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)`", rows, re.MULTILINE)) == sorted(words["warnings"])
 
 
 def test_several_images_have_words_of_their_own() -> None:
