@@ -19,7 +19,7 @@ from melanoma.data.external import EXTERNAL, External, read_external
 from melanoma.data.left_out import left_out_sentence
 from melanoma.data.manifest import MANIFEST
 from melanoma.data.names import shown
-from melanoma.data.rejections import REJECTED, Rejection, write_rejections
+from melanoma.data.rejections import Rejection, write_rejections
 from melanoma.errors import DataError
 from melanoma.evidence.evaluated import RECORDED, Evaluated
 from melanoma.evidence.report import write_report
@@ -29,6 +29,7 @@ from melanoma.imaging.skin_tone import skin_tone
 from melanoma.io.files import new_folder
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.judging import embeddings_for, in_threads, judge, read_stored
+from melanoma.places import REJECTED
 from melanoma.submission import Submission
 from melanoma.task import Task
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from melanoma.bundle.deciding import Decider, Prediction
-from melanoma.data.names import shown
+from melanoma.data.names import shown, without_suffix
 from melanoma.data.tables import read_file
 from melanoma.errors import DataError, RepeatedImageError
 from melanoma.evidence.several_images import MAX_IMAGES
@@ -48,7 +48,7 @@ def read_lesions(path: AnyPath, names: list[str]) -> dict[str, list[str]]:
     places: dict[str, set[str]] = {}
     for name in names:
         last = name.rpartition("/")[2]
-        for alias in (name, last, last.rpartition(".")[0]):
+        for alias in (name, last, without_suffix(last)):
             places.setdefault(_plain(alias), set()).add(name)
     found: dict[str, list[str]] = {}
     lesion_of: dict[str, str] = {}

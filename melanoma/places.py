@@ -1,12 +1,14 @@
 """Checks that a folder is what a command takes, before anything slow is imported.
 
-Knows only the name of the file that makes such a folder complete, not what it holds.
+Knows only the names of the files that mark such a folder, not what it holds.
 """
 
 from melanoma.errors import BundleError, DataError
 from melanoma.io.storage import AnyPath
 
 MANIFEST = "manifest.json"
+REJECTED = "rejected.csv"
+"""The images that a refused `prepare` could not use."""
 
 
 def check_dataset(folder: AnyPath) -> None:

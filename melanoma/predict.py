@@ -18,6 +18,7 @@ from melanoma.bundle.bundle import Bundle, load_bundle
 from melanoma.bundle.deciding import Prediction
 from melanoma.bundle.predictor import Predictor
 from melanoma.config import DISCLAIMER
+from melanoma.data.names import without_suffix
 from melanoma.dicom_objects import Finding, check_installed, overlay_of, report_of
 from melanoma.errors import DataError, InvalidImageError, RepeatedImageError
 from melanoma.evidence.operating_point import OperatingPoint
@@ -67,7 +68,8 @@ def predict_files(
         BundleError: if the bundle cannot be loaded.
         DataError: if out is given and nothing to write, or the other way round, or if the images
             cannot be judged as one lesion.
-        SettingError: if there is no such kind of heatmap, or DICOM cannot be written.
+        SettingError: if there is no such kind of heatmap, DICOM cannot be written, or the bundle
+            judges embeddings.
     """
     _check_output(explain, out, dicom=dicom)
     if one_lesion and dicom:
@@ -75,7 +77,9 @@ def predict_files(
             "--dicom writes a report for each image alone. Leave --one-lesion or --dicom out."
         )
     make = METHODS[check_method(explain)].make if explain else None
-    predictor = Predictor(load_bundle(bundle_dir), allow_uncontracted=allow_uncontracted)
+    bundle = load_bundle(bundle_dir)
+    bundle.check_takes_images()
+    predictor = Predictor(bundle, allow_uncontracted=allow_uncontracted)
     if one_lesion:
         predictor.decider.check_num_images(len(paths))
         _check_different_files(paths)
@@ -163,7 +167,7 @@ def _stems(paths: Sequence[Path]) -> list[str]:
     stems: list[str] = []
     for path in paths:
         numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
-        candidates = (f"{path.stem}{number}" for number in numbers)
+        candidates = (f"{without_suffix(path.name)}{number}" for number in numbers)
         stems.append(next(stem for stem in candidates if stem not in stems))
     return stems
 

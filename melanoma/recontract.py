@@ -44,10 +44,12 @@ def recontract(
         BundleError: if the bundle cannot be loaded.
         DataError: if the data set has another task or another size of images, holds images that the
             network was trained on, or has no targets in a fold or in its calibration split.
+        SettingError: if the bundle judges embeddings.
     """
     data, out = open_prepared(to_path(dataset)), to_path(out)
     check_free(out)
     bundle = load_bundle(bundle_dir)
+    bundle.check_takes_images()
     _check(bundle, data)
     check_declared(data, accesses)
     data.check_writable()

@@ -21,7 +21,8 @@ from melanoma.arrays import FloatArray
 from melanoma.bundle.bundle import load_bundle
 from melanoma.bundle.deciding import NO_CONTRACT, Decider
 from melanoma.bundle.predictor import Predictor
-from melanoma.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, shown
+from melanoma.data.image_files import is_read
+from melanoma.data.names import OTHER_SUFFIXES, shown, without_suffix
 from melanoma.data.prediction_tables import UNASSESSED
 from melanoma.errors import DataError
 from melanoma.evaluation import BATCH
@@ -98,10 +99,14 @@ def score(
     vectors = embeddings_for(bundle, embeddings, [_stem(name) for name in names])
     with locked(out):
         listed = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        claim_folder(
-            out,
-            {"bundle": bundle.manifest.version, "folder": str(folder.resolve()), "images": listed},
-        )
+        described = {
+            "bundle": bundle.manifest.version,
+            "folder": str(folder.resolve()),
+            "images": listed,
+        }
+        if vectors is not None:
+            described["embeddings"] = hashlib.sha256(vectors.tobytes()).hexdigest()
+        claim_folder(out, described)
         if (out / SCORES).is_file():
             table = read_parquet(out / SCORES)
         else:
@@ -257,13 +262,13 @@ def _image_names(folder: AnyPath) -> list[str]:
     check_images(folder)
     paths = [
         path
-        for path in files_below(folder, IMAGE_SUFFIXES | OTHER_SUFFIXES)
+        for path in files_below(folder)
         if "masks" not in path.relative_to(folder).parts[:-1]  # type: ignore[arg-type]
     ]
-    readable = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    readable = [path for path in paths if is_read(path)]
     if not readable:
         raise DataError(f"FOLDER must hold JPEG, PNG, WebP or DICOM images; {folder} holds none.")
-    if num_other := len(paths) - len(readable):
+    if num_other := sum(path.suffix.lower() in OTHER_SUFFIXES for path in paths):
         log.info(
             "Images are JPEG, PNG, WebP or DICOM; %d with other suffixes are not scored.", num_other
         )
@@ -271,7 +276,7 @@ def _image_names(folder: AnyPath) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]
+    return without_suffix(name.rpartition("/")[2])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,11 +174,15 @@ def add_submission(command: argparse.ArgumentParser) -> None:
     )
 
 
-def check_new(folder: AnyPath) -> None:
+def check_new(folder: AnyPath, *, but: str | None = None) -> None:
     """Check an output folder on this machine; one in object storage is checked later.
+
+    Args:
+        folder: the folder.
+        but: name of a file that it may hold.
 
     Raises:
         DataError: if it is neither new nor empty.
     """
     if isinstance(folder, Path):
-        check_free(folder)
+        check_free(folder, but=but)

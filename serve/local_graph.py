@@ -77,6 +77,7 @@ def _check(service: LocalService) -> tuple[str, str]:
     from melanoma.io.storage import to_path
 
     bundle = load_bundle(to_path(service.bundle))
+    bundle.check_takes_images()
     return bundle.operating_point.contract.sentence(bundle.task), sha256_of(
         to_path(service.bundle) / MANIFEST
     )

@@ -18,6 +18,7 @@ def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundl
     Raises:
         BundleError: if the bundle cannot be loaded or is not the pinned one. The replica then never
             becomes ready.
+        SettingError: if the bundle judges embeddings.
     """
     keep_traces_out()
     assigned = ray.get_runtime_context().get_assigned_resources()
@@ -26,5 +27,6 @@ def load_in_replica(bundle_dir: str, manifest_sha256: str | None) -> tuple[Bundl
     # contract.
     torch.backends.cudnn.allow_tf32 = False
     bundle = load_bundle(to_path(bundle_dir), manifest_sha256=manifest_sha256)
+    bundle.check_takes_images()
     # Use a GPU only if the config asks for one; any other belongs to another process.
     return bundle, "cuda" if assigned.get("GPU", 0) > 0 and torch.cuda.is_available() else "cpu"

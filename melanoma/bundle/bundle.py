@@ -37,7 +37,7 @@ from melanoma.bundle.manifest import (
     parse_manifest,
 )
 from melanoma.bundle.probes import record_probes, replay_probes
-from melanoma.errors import BundleError, DataError
+from melanoma.errors import BundleError, DataError, SettingError
 from melanoma.evidence.contract import SEVERAL_IMAGES, unit_of
 from melanoma.evidence.operating_point import OperatingPoint, Promise, select_operating_point
 from melanoma.explain.subject import Subject
@@ -47,6 +47,7 @@ from melanoma.io.files import new_folder, sha256_of, write_bytes, write_json, wr
 from melanoma.io.storage import AnyPath, to_path
 from melanoma.io.typed import to_plain
 from melanoma.task import Task
+from melanoma.training.embedded import NO_IMAGES
 from melanoma.training.ensemble import build_networks
 
 
@@ -78,6 +79,11 @@ class Bundle:
     def preprocess(self) -> Preprocess:
         """The steps from stored images to the network's input."""
         return self.manifest.preprocessing
+
+    def check_takes_images(self) -> None:
+        """Raise SettingError if the bundle judges embeddings instead."""
+        if self.manifest.architecture.embedding_size:
+            raise SettingError(NO_IMAGES)
 
     def subject(self, device: str = "cpu") -> Subject:
         """Return the network as explainers take it."""

@@ -1,6 +1,6 @@
 """Finds the images below a SOURCE folder by the ids of its metadata, and says why one is missing.
 
-Opens an image only to compare copies.
+Opens a file only to compare copies, and to tell DICOM without a suffix.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from melanoma.data.names import (
     without_suffix,
 )
 from melanoma.errors import DataError
+from melanoma.imaging.dicom import MAGIC, MAGIC_AT
 from melanoma.io.files import sha256_of
 from melanoma.io.storage import AnyPath, to_path
 
@@ -194,6 +195,26 @@ def _in_hdf5(path: AnyPath) -> dict[str, AnyPath]:
         ) from error
 
 
+def is_read(path: AnyPath) -> bool:
+    """Return whether the name of a file says that it is an image of a format that is read.
+
+    Archives of hospitals name DICOM files by numbers, without a suffix. On this machine they are
+    told by their content; in object storage they need a suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    return (not suffix or suffix[1:].isdigit()) and isinstance(path, Path) and _is_dicom(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAGIC_AT + len(MAGIC))[MAGIC_AT:] == MAGIC
+    except OSError:
+        return False
+
+
 def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
     """Sort the files of a SOURCE folder by name.
 
@@ -214,7 +235,7 @@ def find_images(folder: AnyPath, files: Sequence[AnyPath]) -> ImageFiles:
             continue
         if path.suffix.lower() in _HDF5_SUFFIXES:
             archives.append(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+        elif is_read(path):
             by_stem.setdefault(_stem(path), []).append(path)
         elif path.suffix.lower() in OTHER_SUFFIXES:
             unread.setdefault(_stem(path), []).append(path)

@@ -21,7 +21,6 @@ from melanoma.data.pairs import read_pairs, reject_pairs
 from melanoma.data.prepare_config import PrepareConfig
 from melanoma.data.records import Source, read_source
 from melanoma.data.rejections import (
-    REJECTED,
     Rejection,
     faults_in,
     reject_conflicts,
@@ -40,6 +39,7 @@ from melanoma.imaging.letterbox import letterbox_shape
 from melanoma.io.files import new_folder, shared_folder, write_json, write_parquet, write_text
 from melanoma.io.storage import AnyPath, remove_folder, to_path
 from melanoma.io.typed import to_plain
+from melanoma.places import REJECTED
 from melanoma.task import Task
 
 DECODED = "decoded"

@@ -9,7 +9,6 @@ from melanoma.errors import InvalidImageError
 from melanoma.io.files import write_text
 from melanoma.io.storage import AnyPath
 
-REJECTED = "rejected.csv"
 WITHOUT_ROW, UNREADABLE, BLANK = "image_without_row", "image_unreadable", "blank_image"
 NOT_DERMOSCOPIC = "not_dermoscopic"
 """Of an image that its table calls clinical. It is left out without being a fault."""

@@ -455,9 +455,16 @@ def rename(path: AnyPath, target: AnyPath) -> None:
     path.rename(target)
 
 
-def check_free(folder: AnyPath) -> None:
-    """Raise DataError unless an output folder on this machine is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def check_free(folder: AnyPath, *, but: str | None = None) -> None:
+    """Raise DataError unless an output folder on this machine is new or empty.
+
+    Args:
+        folder: the folder.
+        but: name of a file that it may hold.
+    """
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != but for path in folder.iterdir())
+    ):
         raise occupied(folder)
 
 

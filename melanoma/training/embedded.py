@@ -6,6 +6,10 @@ from melanoma.errors import SettingError
 
 BACKBONE = "embeddings"
 """The name that stands for the model outside."""
+NO_IMAGES = (
+    "This bundle judges embeddings of a model outside, not images. Pass --embeddings TABLE to"
+    " `melanoma evaluate` or `melanoma score`."
+)
 
 
 class EmbeddingHead(nn.Module):
@@ -33,10 +37,7 @@ class EmbeddingHead(nn.Module):
         Raises:
             SettingError: always.
         """
-        raise SettingError(
-            "This bundle judges embeddings of a model outside, not images. Pass --embeddings TABLE"
-            " to `melanoma evaluate` or `melanoma score`."
-        )
+        raise SettingError(NO_IMAGES)
 
     def forward_head(self, feature_map: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits ``(N, C)`` of embeddings ``(N, F, 1, 1)``, or the embeddings."""

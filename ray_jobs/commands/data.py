@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from melanoma.places import REJECTED
 from ray_jobs.arguments import (
     DONE,
     NEW_FOLDER,
@@ -201,7 +202,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from melanoma.data.prepare_config import PrepareConfig
     from melanoma.task import read_task
 
-    check_new(args.out)  # before the slow imports, as are the settings
+    check_new(args.out, but=REJECTED)  # before the slow imports, as are the settings
     config = PrepareConfig(
         task=read_task(args.task),
         population=args.population,

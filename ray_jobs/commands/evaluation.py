@@ -93,6 +93,11 @@ def _evaluate_options(command: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     if args.masks is not None and not args.scorecard:
         raise SettingError("--masks is for --scorecard, which is not given. Add --scorecard.")
+    if args.scorecard and args.embeddings is not None:
+        raise SettingError(
+            "--scorecard measures heatmaps, and a bundle that judges embeddings has none. Leave it"
+            " out."
+        )
     from melanoma.data.left_out import left_out_sentence
     from melanoma.evaluation import evaluate
     from melanoma.evidence.summary import describe_evaluation

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import ray.data
 
+from melanoma.data.dataset import open_prepared
 from melanoma.data.prepare_config import PrepareConfig
 from melanoma.errors import DataError
 from ray_jobs.arguments import BAD_INPUT, DONE, FAILED
@@ -51,6 +52,10 @@ def test_all_bad_rows_are_found_in_one_pass(
         ("IMG_007_0", "image_with_two_labels"),
         ("IMG_008_0", "image_with_two_labels"),
     }
+    # The command that the message proposes takes the same folder.
+    words = ["data", "prepare", str(source), str(out), "--size", "64", "--folds", "2"]
+    assert main([*words, "--skip-bad"]) == DONE
+    assert open_prepared(out).manifest.num_images == 43
 
 
 def test_a_large_group_and_what_was_left_out_are_said(

@@ -94,6 +94,27 @@ def _pixels_of_noise() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
+def test_dicom_without_a_suffix_is_found_by_its_content(
+    drawn_source: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    folder = _as_dicom(drawn_source, tmp_path / "dicom")
+    images = sorted((folder / "images").iterdir())
+    for path in images:
+        path.rename(path.with_suffix(""))
+    table = pd.read_csv(folder / "metadata.csv")
+    table["image_id"] = table["image_id"].replace("IMG_000_0", "1.2.840.17")
+    table.to_csv(folder / "metadata.csv", index=False)
+    (folder / "images" / "IMG_000_0").rename(folder / "images" / "1.2.840.17")
+    for other in ("LICENSE", "notes.1"):
+        (folder / "images" / other).write_text("not an image" * 20)
+    manifest = prepare(folder, tmp_path / "out", SETTINGS)
+    assert manifest.num_images == len(images)
+    scores = score(bundle_dir, folder / "images", tmp_path / "scores")
+    assert len(scores) == len(images)
+    assert set(scores["reason"]) == {""}
+    assert "1.2.840.17" in set(scores["path"])
+
+
 def test_a_prediction_is_written_as_dicom(
     bundle_dir: Path, phantom_source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from melanoma.data.prepare import _work_folder
-from melanoma.data.rejections import REJECTED
 from melanoma.errors import DataError, SettingError, UserError
 from melanoma.io.files import (
     INCOMPLETE,
@@ -29,6 +28,7 @@ from melanoma.io.storage import (
     remove_folder,
     to_path,
 )
+from melanoma.places import REJECTED
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -13,8 +13,11 @@ from melanoma.data.dataset import PreparedData
 from melanoma.data.embeddings import read_embeddings
 from melanoma.errors import DataError, SettingError
 from melanoma.evaluation import evaluate
+from melanoma.predict import predict_files
+from melanoma.recontract import recontract
 from melanoma.scoring import score
 from melanoma.training.run import on_embeddings, train
+from serve.local_graph import LocalService, _check
 from tests.datasets import copied
 from tests.tasks import MELANOMA_INDEX
 
@@ -126,6 +129,15 @@ def test_evaluation_and_scoring_take_the_table(
     by_image = scores.assign(image_id=scores["path"].str.removesuffix(".jpg")).set_index("image_id")
     both = by_image.loc[evaluated["image_id"]]
     assert np.allclose(both["logit_mel"], evaluated["logit_mel"], atol=1e-5)
+    other = table.assign(embedding=[np.asarray(each) + 1 for each in table["embedding"]])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="differs in embeddings"):
+        score(
+            bundle,
+            phantom_source / "images",
+            tmp_path / "scores",
+            embeddings=_written(other, tmp_path / "other"),
+        )
 
 
 def test_a_bundle_on_images_takes_no_table(
@@ -147,3 +159,12 @@ def test_a_bundle_on_embeddings_refuses_images(
     image = np.full((*prepared.stored_shape, 3), 128, dtype=np.uint8)
     with pytest.raises(SettingError, match="not images"):
         Predictor(load_bundle(bundle)).predict([image])
+    with pytest.raises(SettingError, match="not images"):
+        predict_files(
+            bundle, [tmp_path / "a.jpg"], explain=None, out=None, allow_uncontracted=False
+        )
+    with pytest.raises(SettingError, match="not images"):
+        recontract(bundle, prepared.folder, tmp_path / "recontracted")
+    service = LocalService(str(bundle), "127.0.0.1", 8000, 1, False, False)
+    with pytest.raises(SettingError, match="not images"):
+        _check(service)
