@@ -136,7 +136,7 @@ class PredictionTable:
         Without columns of classes, labels 0 and 1 tell the others from the targets.
 
         Raises:
-            DataError: if a label means nothing in the task.
+            DataError: if a label means nothing in the task, or could mean two things.
         """
         column, num = self.first(LABELS), len(self.rows)
         classes, targets = np.full(num, -1), np.full(num, -1)
@@ -145,6 +145,9 @@ class PredictionTable:
         texts = self.rows[column].astype(str).str.strip().str.removesuffix(".0")
         has_classes = bool(self._of_classes or self.num_numbered)
         only_targets = not has_classes and set(texts) <= {"0", "1", ""}
+        ours = DECISION in self.rows.columns  # whose labels are indices
+        if has_classes and not ours and set(texts) <= {"0", "1", ""}:
+            self._check_indices(task, column)
         for place, text in enumerate(texts):
             if text and only_targets:
                 targets[place] = int(text)
@@ -153,6 +156,15 @@ class PredictionTable:
         if task is not None and not only_targets:
             targets = np.where(classes < 0, -1, task.is_target(classes).astype(np.int64))
         return classes, targets
+
+    def _check_indices(self, task: Task | None, column: str) -> None:
+        """Check that 0 and 1 cannot mean both classes and targets."""
+        if task is not None and (task.num_classes, task.target_indices) != (2, [1]):
+            raise DataError(
+                f"{self.name} must name classes of the task {task.name} in {column}; 0 and 1 could"
+                f" be the classes {task.classes[0]} and {task.classes[1]}, or tell the targets from"
+                " the others. Write the names of the classes."
+            )
 
     def _class(self, text: str, task: Task | None, column: str) -> int:
         if task is None:

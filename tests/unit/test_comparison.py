@@ -224,6 +224,7 @@ def test_models_of_different_tasks_are_refused(a: Path, tmp_path: Path) -> None:
         (lambda t: t.drop(columns="probability_nv"), "must have a column for each class"),
         (lambda t: t.assign(probability_nv="high"), "row 1 holds another text"),
         (lambda t: t.assign(label="wart"), "it says 'wart'"),
+        (lambda t: t.drop(columns="decision").assign(label=t["label"] % 2), "could be the classes"),
         (lambda t: t.assign(decision="perhaps"), "row 1 holds another word"),
         (lambda t: t.filter(["image_id", "label", "group"]), "or a column score"),
         (lambda t: t.assign(label=""), "240 without a label"),
